@@ -1,0 +1,39 @@
+"""``python -m transformer``: read the bundle, serve it."""
+
+import sys
+
+from transformer import bundle
+from transformer.model import TransformerModel
+from transformer.options import bundle_directory, parse
+from transformer.predictor_client import PredictorAddress
+from transformer.scoring import Scorer
+from transformer.server import TransformerServer
+
+
+def main() -> None:
+    """Serve until told to stop; a bundle that cannot be served ends the process with one line."""
+    options = parse()
+    try:
+        served = bundle.read(bundle_directory())
+    except bundle.BundleError as error:
+        sys.exit(f"transformer: {error}")
+    name = options.model_name or served.name
+    address = PredictorAddress(
+        host=options.predictor_host,
+        protocol=options.predictor_protocol,
+        model_name=name,
+        output=options.predictor_output,
+        use_ssl=options.predictor_use_ssl,
+    )
+    scorer = Scorer(
+        served,
+        address,
+        timeout_s=options.predictor_request_timeout_seconds,
+        unknown_category=options.unknown_category,
+    )
+    model = TransformerModel(name, scorer, options.max_candidates)
+    TransformerServer(options).start([model])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""KServe's data plane, with errors of ours and without what a served version must not allow."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kserve.errors import InvalidInput
+from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+
+from transformer.errors import InvalidRequest, NotImplementedHere
+
+
+class TransformerDataPlane(DataPlane):  # type: ignore[misc]
+    """Decodes V1 requests and CloudEvents as KServe does."""
+
+    def decode(self, body: object, headers: Mapping[str, str], *args: object, **kwargs: object) -> Any:  # noqa: ANN401
+        """Payload and CloudEvent attributes of a request.
+
+        Raises
+        ------
+        InvalidRequest
+            Where KServe raises `InvalidInput`, which its handler would log with the request's content.
+        """
+        try:
+            return super().decode(body, headers, *args, **kwargs)
+        except InvalidInput as error:
+            raise InvalidRequest(f"body: {error}") from error
+
+    def metadata(self) -> dict[str, Any]:
+        """Name, version and V2 protocol extensions of the server."""
+        return {**super().metadata(), "extensions": ["binary_tensor_data"]}
+
+
+class FixedRepository(ModelRepositoryExtension):  # type: ignore[misc]
+    """No loading and unloading by callers: what is served follows from the InferenceService's spec alone."""
+
+    async def load(self, model_name: str) -> None:
+        """Refuse."""
+        self._refuse()
+
+    async def unload(self, model_name: str) -> None:
+        """Refuse."""
+        self._refuse()
+
+    def _refuse(self) -> None:
+        raise NotImplementedHere("models are not loaded by request; set the InferenceService's storageUri")

@@ -1,0 +1,91 @@
+"""What can go wrong with a request, and the status that says so over REST and over gRPC.
+
+Each class carries its HTTP status and the name of its gRPC status code; each message names what came and
+what was expected. The adapters to the protocols need nothing else.
+"""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from itertools import islice
+
+#: Problems of one request that its answer spells out; the rest is counted.
+MAX_PROBLEMS = 20
+#: Seconds after which a client may try again when nothing better is known.
+RETRY_AFTER_S = 1
+
+
+class ServiceError(Exception):
+    """A request that was not answered with a prediction."""
+
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    grpc_code = "INTERNAL"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Response headers that belong to the error."""
+        if self.status is HTTPStatus.SERVICE_UNAVAILABLE:
+            return {"retry-after": str(RETRY_AFTER_S)}
+        return {}
+
+
+class InvalidRequest(ServiceError):
+    """The request's content is not what the model takes."""
+
+    status = HTTPStatus.BAD_REQUEST
+    grpc_code = "INVALID_ARGUMENT"
+
+
+class InvalidCandidates(InvalidRequest):
+    """Values that the signature does not allow.
+
+    Parameters
+    ----------
+    problems
+        One sentence for each problem, in the order of the candidates: ``instances[3].ssc_p: must be …``.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        shown = list(islice(problems, MAX_PROBLEMS))
+        if len(problems) > len(shown):
+            shown.append(f"and {len(problems) - len(shown)} more problems")
+        super().__init__("; ".join(shown))
+        self.problems = tuple(problems)
+
+
+class TooLarge(ServiceError):
+    """More bytes or candidates than one request may carry."""
+
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    grpc_code = "RESOURCE_EXHAUSTED"
+
+
+class NotImplementedHere(ServiceError):
+    """Something that the protocol knows and this service does not do."""
+
+    status = HTTPStatus.NOT_IMPLEMENTED
+    grpc_code = "UNIMPLEMENTED"
+
+
+class PredictorUnavailable(ServiceError):
+    """No predictor answers; the same request may succeed in a moment."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    grpc_code = "UNAVAILABLE"
+
+
+class PredictorTooSlow(ServiceError):
+    """The predictor did not answer within the request's deadline."""
+
+    status = HTTPStatus.GATEWAY_TIMEOUT
+    grpc_code = "DEADLINE_EXCEEDED"
+
+
+class EncodingRefused(PredictorUnavailable):
+    """The predictor's model takes other feature names than the ones it was sent."""
+
+
+class PredictorAnswer(ServiceError):
+    """The predictor answered with something that is not a probability for each candidate."""
+
+    status = HTTPStatus.BAD_GATEWAY
+    grpc_code = "INTERNAL"

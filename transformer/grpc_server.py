@@ -1,0 +1,106 @@
+"""The gRPC side: KServe's service with our decoding, our status codes and the version in the metadata."""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+from kserve.errors import ModelNotReady
+from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
+from kserve.protocol.grpc.interceptors import ExceptionToStatusInterceptor
+from kserve.protocol.grpc.server import GRPCServer
+from kserve.protocol.grpc.servicer import InferenceServicer
+from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+from kserve.utils.utils import to_headers
+
+from transformer import rpc
+from transformer.errors import ServiceError
+from transformer.model import VERSION_HEADER, TransformerModel
+
+logger = logging.getLogger("kserve.transformer")
+
+
+class GrpcServer(GRPCServer):  # type: ignore[misc]
+    """Serves one model over gRPC.
+
+    Parameters
+    ----------
+    port
+        Port to listen to, on every address.
+    data_plane, model_repository_extension, grace_period
+        As `kserve.protocol.grpc.server.GRPCServer`.
+    max_request_bytes
+        Bytes that a message may have.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        data_plane: DataPlane,
+        model_repository_extension: ModelRepositoryExtension,
+        *,
+        max_request_bytes: int,
+        grace_period: int,
+    ) -> None:
+        super().__init__(port, data_plane, model_repository_extension, {}, grace_period)
+        self._max_request_bytes = max_request_bytes
+
+    async def start(self, max_workers: int) -> None:
+        """Serve until `stop`.
+
+        Raises
+        ------
+        RuntimeError
+            If the port cannot be bound.
+        """
+        self._server = grpc.aio.server(
+            ThreadPoolExecutor(max_workers=max_workers),
+            interceptors=(StatusInterceptor(),),
+            options=[("grpc.max_receive_message_length", self._max_request_bytes), ("grpc.so_reuseport", 0)],
+        )
+        services.add_GRPCInferenceServiceServicer_to_server(
+            Servicer(self._data_plane, self._model_repository_extension), self._server
+        )
+        self._server.add_insecure_port(f"[::]:{self._port}")
+        await self._server.start()
+        logger.info("gRPC on port %d", self._port)
+        await self._server.wait_for_termination()
+
+
+class Servicer(InferenceServicer):  # type: ignore[misc]
+    """KServe's servicer, with inference of our own."""
+
+    async def ModelInfer(  # noqa: N802 (the service's own name)
+        self, request: pb.ModelInferRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ModelInferResponse:
+        """Score the candidates of one message."""
+        model: TransformerModel = self._data_plane.get_model_from_registry(request.model_name)
+        if not await self._data_plane.model_ready(request.model_name, True):
+            raise ModelNotReady(request.model_name)
+        decoded = model.decode_message(request)
+        answer, headers = await self._data_plane.infer(request.model_name, decoded, to_headers(context))
+        context.set_trailing_metadata([(VERSION_HEADER, headers[VERSION_HEADER])])
+        return rpc.encode(answer)
+
+
+class StatusInterceptor(ExceptionToStatusInterceptor):  # type: ignore[misc]
+    """Turns our errors into their status codes, and leaves KServe's to KServe."""
+
+    async def handle_exception(
+        self,
+        ex: Exception,
+        request_or_iterator: Any,  # noqa: ANN401
+        context: grpc.aio.ServicerContext,
+        method_name: str,
+    ) -> None:
+        """Abort the call with the error's status code."""
+        if not isinstance(ex, ServiceError):
+            await super().handle_exception(ex, request_or_iterator, context, method_name)
+            return
+        if ex.status >= 500:
+            logger.warning("%s: %s", ex.grpc_code, ex)
+        await context.abort(
+            grpc.StatusCode[ex.grpc_code], str(ex), trailing_metadata=tuple(ex.headers.items())
+        )

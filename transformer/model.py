@@ -1,0 +1,108 @@
+"""The adapter to `kserve.Model`: KServe's server on one side, the scorer on the other."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import kserve
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+
+from transformer import rpc, v1, v2
+from transformer.errors import NotImplementedHere
+from transformer.prediction import Request
+from transformer.scoring import Scorer
+from transformer.wire import forwarded
+
+#: Response header and gRPC metadata that name the version which gave the answer.
+VERSION_HEADER = "x-model-version"
+
+
+class TransformerModel(kserve.Model):  # type: ignore[misc]
+    """The transformer under the name that it is served by.
+
+    Parameters
+    ----------
+    name
+        Name in the protocols' paths and messages.
+    scorer
+        What answers.
+    max_candidates
+        Candidates that one request may carry.
+    """
+
+    def __init__(self, name: str, scorer: Scorer, max_candidates: int) -> None:
+        super().__init__(name, return_response_headers=True)
+        self.scorer = scorer
+        self._max_candidates = max_candidates
+        self._fields = scorer.bundle.signature.names
+        self._outputs = scorer.bundle.name
+        self.ready = True
+
+    def decode_v2(self, body: bytes, json_length: str | None) -> v2.V2Request:
+        """Read a V2 REST request; see `transformer.v2.decode`."""
+        return v2.decode(
+            body,
+            json_length,
+            model_name=self.name,
+            name=self._outputs,
+            fields=self._fields,
+            max_candidates=self._max_candidates,
+        )
+
+    def decode_message(self, message: pb.ModelInferRequest) -> v2.V2Request:
+        """Read a V2 gRPC request; see `transformer.rpc.decode`."""
+        return rpc.decode(
+            message, name=self._outputs, fields=self._fields, max_candidates=self._max_candidates
+        )
+
+    async def preprocess(self, payload: object, headers: Mapping[str, str] | None = None) -> Request:
+        """The decoded request: V2 comes decoded by its own endpoints, V1 as KServe leaves it."""
+        if isinstance(payload, v2.V2Request):
+            return payload
+        return v1.decode(payload, self._outputs, self._fields, self._max_candidates)
+
+    def validate(self, payload: Request) -> Request:
+        """Nothing: KServe would check the payload for the predictor's protocol, which is not the caller's."""
+        return payload
+
+    async def predict(
+        self,
+        payload: Request,
+        headers: Mapping[str, str] | None = None,
+        response_headers: dict[str, str] | None = None,
+    ) -> Any:  # noqa: ANN401 (each protocol has its own type of answer)
+        """The answer in the caller's protocol; its version is added to `response_headers`."""
+        prediction = await self.scorer.predict(payload.candidates, forwarded(headers or {}))
+        if response_headers is not None:
+            response_headers[VERSION_HEADER] = prediction.version
+        return payload.answer(prediction)
+
+    async def postprocess(
+        self,
+        result: Any,  # noqa: ANN401
+        headers: Mapping[str, str] | None = None,
+        response_headers: Mapping[str, str] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Nothing: the request has already put the answer into its caller's protocol."""
+        return result
+
+    async def explain(self, payload: Request, headers: Mapping[str, str] | None = None) -> Any:  # noqa: ANN401
+        """Not offered.
+
+        Raises
+        ------
+        NotImplementedHere
+            Always.
+        """
+        raise NotImplementedHere("explanations are not implemented; ask for a prediction with :predict")
+
+    def load(self) -> bool:
+        """KServe asks for this when the model is not ready; what was read at the start is all there is."""
+        return bool(self.ready)
+
+    def get_input_types(self) -> list[dict[str, Any]]:
+        """The raw fields as tensors of the model metadata endpoint."""
+        return v2.input_metadata(self.scorer.bundle.signature)
+
+    def get_output_types(self) -> list[dict[str, Any]]:
+        """The outputs of the model metadata endpoint."""
+        return v2.output_metadata(self._outputs)

@@ -1,0 +1,90 @@
+"""The transformer's command line: KServe's arguments and its own."""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from kserve.model_server import parser as kserve_parser
+
+from transformer.bundle import BundleError
+
+#: Where KServe's storage initializer puts the bundle.
+MOUNT = "/mnt/models"
+#: Seconds that the predictor has for one request; KServe's own default is 600.
+PREDICTOR_TIMEOUT_S = 10
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of ``python -m transformer``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m transformer",
+        parents=[kserve_parser],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Serve a bundle's encoding in front of a stock sklearn predictor, on KServe.",
+        epilog="The bundle is read from the directory that the environment variable STORAGE_URI names "
+        f"({MOUNT} if it is not set): KServe's storage initializer puts it there.",
+    )
+    parser.set_defaults(
+        model_name=None, predictor_request_timeout_seconds=PREDICTOR_TIMEOUT_S, enable_latency_logging=False
+    )
+    own = parser.add_argument_group("the transformer's own")
+    own.add_argument(
+        "--predictor_output",
+        default="predict_proba",
+        help="V2 output of the predictor that holds the probabilities: predict_proba for kserve-mlserver, "
+        "output-0 for kserve-sklearnserver",
+    )
+    own.add_argument(
+        "--unknown_category",
+        choices=["refuse", "ignore"],
+        default="refuse",
+        help="what becomes of a value that the signature does not list: an error, or encoded as none",
+    )
+    own.add_argument(
+        "--max_candidates", type=_positive, default=10_000, help="candidates that one request may carry"
+    )
+    own.add_argument(
+        "--max_request_bytes",
+        type=_positive,
+        default=8 * 2**20,
+        help="bytes that one request's body or message may have",
+    )
+    return parser
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line (or `arguments`).
+
+    An error ends the process with status 2, as argparse does.
+    """
+    options = parser().parse_args(arguments)
+    if not options.predictor_host:
+        parser().error("--predictor_host: is required, expected the predictor's host[:port]")
+    return options
+
+
+def bundle_directory(environment: Mapping[str, str] = os.environ) -> Path:
+    """The directory that `STORAGE_URI` names.
+
+    Raises
+    ------
+    BundleError
+        If it names something that is not on this machine.
+    """
+    uri = environment.get("STORAGE_URI") or MOUNT
+    parts = urlsplit(uri)
+    if parts.scheme not in {"", "file"}:
+        raise BundleError(
+            f"STORAGE_URI: must be a directory here, got {uri}; "
+            "in a cluster KServe's storage initializer downloads it and rewrites the variable"
+        )
+    return Path(parts.path)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
+    return number

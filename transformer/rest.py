@@ -1,0 +1,138 @@
+"""The REST side: KServe's application with our V2 endpoint, error answers and limit on request bodies."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
+from socket import socket
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from kserve.errors import ModelNotFound, ModelNotReady, ServerNotReady
+from kserve.protocol.rest.server import RESTServer
+from starlette.exceptions import HTTPException
+
+from transformer import v2
+from transformer.errors import PredictorUnavailable, ServiceError, TooLarge
+from transformer.model import TransformerModel
+
+logger = logging.getLogger("kserve.transformer")
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class RestServer(RESTServer):  # type: ignore[misc]
+    """Serves one model over REST.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As `kserve.protocol.rest.server.RESTServer`.
+    max_request_bytes
+        Bytes that a request's body may have.
+    """
+
+    def __init__(self, *args: Any, max_request_bytes: int, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, **kwargs)
+        self._max_request_bytes = max_request_bytes
+
+    def create_application(self) -> None:
+        """Build the application: KServe's routes and handlers, in an application of this server's own."""
+        app = FastAPI(title="Transformer", docs_url="/docs", redoc_url=None)
+        self._add_middlewares(app)
+        self._register_endpoints(app)
+        self._add_exception_handlers(app)
+        self.config.app = BodyLimit(app, self._max_request_bytes)
+
+    def _register_endpoints(self, app: FastAPI) -> None:
+        # First come, first served: KServe's own V2 handler parses twice, and answers 422 or 500 where the
+        # request is at fault.
+        app.add_api_route(
+            "/v2/models/{model_name}/infer", self._infer, methods=["POST"], response_model=None, tags=["V2"]
+        )
+        super()._register_endpoints(app)
+
+    def _add_exception_handlers(self, app: FastAPI) -> None:
+        super()._add_exception_handlers(app)
+        app.add_exception_handler(ServiceError, _service_error)
+        app.add_exception_handler(ModelNotFound, _not_found)
+        for not_ready in (ModelNotReady, ServerNotReady):
+            app.add_exception_handler(not_ready, _not_ready)
+        app.add_exception_handler(HTTPException, _http_error)
+
+    async def _infer(self, model_name: str, request: Request) -> Response:
+        """V2 inference of a model."""
+        model: TransformerModel = self.dataplane.get_model_from_registry(model_name)
+        if not await self.dataplane.model_ready(model_name, True):
+            raise ModelNotReady(model_name)
+        decoded = model.decode_v2(await request.body(), request.headers.get(v2.JSON_LENGTH_HEADER))
+        answer, headers = await self.dataplane.infer(model_name, decoded, dict(request.headers))
+        body, content_headers = v2.encode(answer)
+        return Response(body, headers={**headers, **content_headers})
+
+    def run(self, sockets: list[socket] | None = None) -> None:
+        """Serve in a worker process of its own until it is told to stop."""
+        self.create_application()
+        with asyncio.Runner(loop_factory=self.config.get_loop_factory()) as runner:
+            runner.run(self._serve_and_close(sockets))
+
+    async def _serve_and_close(self, sockets: list[socket] | None) -> None:
+        try:
+            await self._server.serve(sockets=sockets)
+        finally:
+            for model in self.dataplane.model_registry.get_models().values():
+                await model.scorer.close()
+
+
+class BodyLimit:
+    """Refuses a request's body while it comes in, as soon as it is too long.
+
+    Parameters
+    ----------
+    app
+        The ASGI application behind it.
+    max_bytes
+        Bytes that a body may have.
+    """
+
+    def __init__(self, app: FastAPI, max_bytes: int) -> None:
+        self.app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        received = 0
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                raise TooLarge(f"a request's body may have {self._max_bytes} bytes")
+            return message
+
+        await self.app(scope, limited, send)
+
+
+async def _service_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)  # noqa: S101 (registered for it)
+    if error.status >= 500:
+        logger.warning("%d: %s", error.status, error)
+    return JSONResponse({"error": str(error)}, error.status, headers=error.headers)
+
+
+async def _not_found(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, HTTPStatus.NOT_FOUND)
+
+
+async def _not_ready(request: Request, error: Exception) -> Response:
+    return await _service_error(request, PredictorUnavailable(str(error)))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 (registered for it)
+    text = f"{request.method} {request.url.path}: {error.detail}"
+    return JSONResponse({"error": text}, error.status_code, headers=error.headers)

@@ -1,0 +1,109 @@
+"""`kserve.ModelServer` with our REST and gRPC sides."""
+
+import asyncio
+from argparse import Namespace
+
+from kserve.constants.constants import FASTAPI_APP_IMPORT_STRING
+from kserve.model_server import ModelServer
+from kserve.protocol.rest.multiprocess.server import RESTServerMultiProcess
+
+from transformer.dataplane import FixedRepository, TransformerDataPlane
+from transformer.grpc_server import GrpcServer
+from transformer.model import TransformerModel
+from transformer.rest import RestServer
+
+#: Seconds in which requests that were accepted before a SIGTERM are answered; KServe's own.
+GRACE_PERIOD_S = 30
+
+
+class TransformerServer(ModelServer):  # type: ignore[misc]
+    """Serves one model over REST and gRPC.
+
+    Parameters
+    ----------
+    options
+        As `transformer.options.parse` gives them.
+    """
+
+    def __init__(self, options: Namespace) -> None:
+        super().__init__(
+            http_port=options.http_port,
+            grpc_port=options.grpc_port,
+            workers=options.workers,
+            max_threads=options.max_threads,
+            max_asyncio_workers=options.max_asyncio_workers,
+            enable_grpc=options.enable_grpc,
+            enable_latency_logging=options.enable_latency_logging,
+            access_log_format=options.access_log_format,
+            event_loop=options.event_loop,
+            timeout_keep_alive=options.timeout_keep_alive,
+            grace_period=GRACE_PERIOD_S,
+            ssl_certfile=options.ssl_certfile,
+            ssl_keyfile=options.ssl_keyfile,
+        )
+        self._options = options
+        self.dataplane = TransformerDataPlane(model_registry=self.registered_models)
+        self.model_repository_extension = FixedRepository(model_registry=self.registered_models)
+
+    def rest_server(self) -> RestServer:
+        """The REST side, not yet started."""
+        return RestServer(
+            FASTAPI_APP_IMPORT_STRING,
+            self.dataplane,
+            self.model_repository_extension,
+            self.http_port,
+            access_log_format=self.access_log_format,
+            workers=self.workers,
+            grace_period=self.grace_period,
+            event_loop=self.event_loop,
+            timeout_keep_alive=self.timeout_keep_alive,
+            ssl_certfile=self.ssl_certfile,
+            ssl_keyfile=self.ssl_keyfile,
+            max_request_bytes=self._options.max_request_bytes,
+        )
+
+    def grpc_server(self) -> GrpcServer:
+        """The gRPC side, not yet started."""
+        return GrpcServer(
+            self.grpc_port,
+            self.dataplane,
+            self.model_repository_extension,
+            max_request_bytes=self._options.max_request_bytes,
+            grace_period=self.grace_period,
+        )
+
+    def start(self, models: list[TransformerModel]) -> None:
+        """Serve until SIGTERM or SIGINT; what was accepted by then is answered.
+
+        With several workers, each is a process that serves REST; gRPC is served by the first process.
+        """
+        self._register_and_check_atleast_one_model_is_ready(models)
+        rest = self.rest_server()
+        if self.workers > 1:
+            self._rest_multiprocess_server = RESTServerMultiProcess(
+                FASTAPI_APP_IMPORT_STRING,
+                self.dataplane,
+                self.model_repository_extension,
+                self.http_port,
+                workers=self.workers,
+                grace_period=self.grace_period,
+                log_config_file=self._options.log_config_file,
+            )
+            self._rest_multiprocess_server._rest_server = rest  # noqa: SLF001 (it takes no other)
+            self.servers.append(self._rest_multiprocess_server.start())
+        else:
+            self._rest_server = rest
+            self.servers.append(rest.start())
+        if self.enable_grpc:
+            self._grpc_server = self.grpc_server()
+            self.servers.append(self._grpc_server.start(self.max_threads))
+        self.register_signal_handler()
+        with asyncio.Runner(loop_factory=rest.config.get_loop_factory()) as runner:
+            runner.run(self._serve_and_close(models))
+
+    async def _serve_and_close(self, models: list[TransformerModel]) -> None:
+        try:
+            await self._serve()
+        finally:
+            for model in models:
+                await model.scorer.close()

@@ -1,0 +1,172 @@
+"""Tensors of the V2 inference protocol: from JSON, from binary data, and as candidates."""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from transformer.errors import InvalidRequest
+from transformer.v1 import check_count, from_dicts, parse_json
+from transformer.validation import Candidates
+
+#: The V2 protocol's datatypes and their little-endian numpy form; BYTES has none.
+NUMPY_DTYPES = {
+    "BOOL": "?",
+    "INT8": "<i1",
+    "INT16": "<i2",
+    "INT32": "<i4",
+    "INT64": "<i8",
+    "UINT8": "<u1",
+    "UINT16": "<u2",
+    "UINT32": "<u4",
+    "UINT64": "<u8",
+    "FP16": "<f2",
+    "FP32": "<f4",
+    "FP64": "<f8",
+}
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One input: a column of `rows` values, as numpy array or list, strings as bytes or str."""
+
+    name: str
+    datatype: str
+    rows: int
+    values: Sequence[Any] | npt.NDArray[Any]
+
+
+def rows_of(name: str, shape: Sequence[int]) -> int:
+    """Number of candidates in a tensor of `shape`, which must be ``[n]`` or ``[n, 1]``.
+
+    Raises
+    ------
+    InvalidRequest
+        If it is another shape.
+    """
+    if not 1 <= len(shape) <= 2 or shape[0] < 1 or shape[1:] not in ([], [1]):
+        raise InvalidRequest(f"inputs.{name}: shape must be [n] or [n, 1], got {list(shape)[:8]}")
+    return shape[0]
+
+
+def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence[Any]) -> Tensor:
+    """A tensor of plain values, as JSON and gRPC's typed contents hold them.
+
+    Raises
+    ------
+    InvalidRequest
+        If the datatype is unknown or the shape asks for another number of values.
+    """
+    _known(name, datatype)
+    rows = rows_of(name, shape)
+    if len(values) != rows:
+        raise InvalidRequest(f"inputs.{name}: shape {list(shape)} wants {rows} values, got {len(values)}")
+    return Tensor(name, datatype, rows, values)
+
+
+def from_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> Tensor:
+    """A tensor of little-endian binary data; BYTES elements each follow their length in four bytes.
+
+    Raises
+    ------
+    InvalidRequest
+        If the datatype is unknown or the data does not fill the shape exactly.
+    """
+    _known(name, datatype)
+    rows = rows_of(name, shape)
+    if datatype == "BYTES":
+        return Tensor(name, datatype, rows, _raw_bytes(name, rows, raw))
+    dtype = np.dtype(NUMPY_DTYPES[datatype])
+    wanted = prod(shape) * dtype.itemsize
+    if len(raw) != wanted:
+        raise InvalidRequest(
+            f"inputs.{name}: shape {list(shape)} of {datatype} wants {wanted} bytes, got {len(raw)}"
+        )
+    return Tensor(name, datatype, rows, np.frombuffer(raw, dtype))
+
+
+def _known(name: str, datatype: str) -> None:
+    if datatype != "BYTES" and datatype not in NUMPY_DTYPES:
+        raise InvalidRequest(
+            f"inputs.{name}: datatype must be one of BYTES, {', '.join(NUMPY_DTYPES)}, got {datatype[:40]!a}"
+        )
+
+
+def _raw_bytes(name: str, rows: int, raw: bytes) -> list[bytes]:
+    values: list[bytes] = []
+    position = 0
+    while position < len(raw) and len(values) <= rows:
+        start = position + _LENGTH.size
+        end = start + _LENGTH.unpack_from(raw, position)[0] if start <= len(raw) else len(raw) + 1
+        if end > len(raw):
+            raise InvalidRequest(f"inputs.{name}[{len(values)}]: its length reaches past the end of the data")
+        values.append(raw[start:end])
+        position = end
+    if len(values) != rows:
+        got = f"more than {rows}" if len(values) > rows else len(values)
+        raise InvalidRequest(f"inputs.{name}: shape wants {rows} elements, got {got}")
+    return values
+
+
+def to_candidates(tensors: Sequence[Tensor], fields: tuple[str, ...], max_candidates: int) -> Candidates:
+    """Candidates from tensors: one tensor for each field, or one BYTES tensor of JSON objects.
+
+    Tensors of other names are passed over, as a candidate's other keys are.
+
+    Raises
+    ------
+    InvalidRequest
+        If there is no tensor, a name stands twice, the tensors differ in length, or a BYTES element is not
+        UTF-8 or not JSON.
+    TooLarge
+        If there are more than `max_candidates`.
+    """
+    if not tensors:
+        raise InvalidRequest("inputs: must be one tensor for each field, or one BYTES tensor of JSON objects")
+    first = tensors[0]
+    names = [tensor.name for tensor in tensors]
+    if len(set(names)) != len(names):
+        raise InvalidRequest(f"inputs: {max(names, key=names.count)[:40]!a} stands twice")
+    for tensor in tensors:
+        if tensor.rows != first.rows:
+            raise InvalidRequest(
+                f"inputs.{tensor.name}: must hold {first.rows} as inputs.{first.name} does, got {tensor.rows}"
+            )
+    check_count(first.rows, max_candidates)
+    if len(tensors) == 1 and first.datatype == "BYTES" and first.name not in fields:
+        return _json_objects(first, fields)
+    return Candidates(
+        rows=first.rows,
+        columns={tensor.name: _column(tensor) for tensor in tensors if tensor.name in fields},
+        locate=lambda row, field: f"inputs.{field}[{row}]",
+    )
+
+
+def _json_objects(tensor: Tensor, fields: tuple[str, ...]) -> Candidates:
+    path = f"inputs.{tensor.name}"
+    rows = []
+    for number, value in enumerate(tensor.values):
+        if not isinstance(value, (bytes, str)):
+            raise InvalidRequest(f"{path}[{number}]: must be a JSON object as a string")
+        try:
+            rows.append(parse_json(value))
+        except InvalidRequest as error:
+            raise InvalidRequest(f"{path}[{number}]: {str(error).removeprefix('body: ')}") from error
+    return from_dicts(rows, fields, path)
+
+
+def _column(tensor: Tensor) -> Sequence[Any] | npt.NDArray[Any]:
+    if tensor.datatype != "BYTES":
+        return tensor.values
+    column = []
+    for number, value in enumerate(tensor.values):
+        try:
+            column.append(value.decode() if isinstance(value, bytes) else value)
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(f"inputs.{tensor.name}[{number}]: is not UTF-8") from error
+    return column

@@ -1,0 +1,104 @@
+"""The V1 inference protocol: a JSON object of instances in, one of predictions out."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from transformer.errors import InvalidRequest, TooLarge
+from transformer.prediction import Prediction
+from transformer.validation import Candidates
+
+INSTANCES = "instances"
+
+
+@dataclass(frozen=True, slots=True)
+class V1Request:
+    """A V1 request of a model with the given name."""
+
+    name: str
+    candidates: Candidates
+
+    def answer(self, prediction: Prediction) -> dict[str, Any]:
+        """The prediction as V1's object of predictions, one for each instance."""
+        probability = f"{self.name}_probability"
+        return {
+            "predictions": [
+                {self.name: positive, probability: value}
+                for positive, value in zip(
+                    prediction.positive.tolist(), prediction.probabilities.tolist(), strict=True
+                )
+            ]
+        }
+
+
+def decode(payload: object, name: str, fields: tuple[str, ...], max_candidates: int) -> V1Request:
+    """Read a V1 request.
+
+    Parameters
+    ----------
+    payload
+        The body, parsed or as bytes of JSON.
+    name
+        Name of the bundle, and so of the answer's keys.
+    fields
+        Names of the signature's fields; other keys of a candidate are passed over.
+
+    Raises
+    ------
+    InvalidRequest
+        If it is not JSON or not of the form ``{"instances": [{candidate}, …]}``.
+    TooLarge
+        If there are more than `max_candidates`.
+    """
+    if isinstance(payload, (bytes, str)):
+        payload = parse_json(payload)
+    instances = payload.get(INSTANCES) if isinstance(payload, dict) else None
+    if not isinstance(instances, list) or not instances:
+        raise InvalidRequest('body: must be {"instances": [{candidate}, …]} with at least one candidate')
+    check_count(len(instances), max_candidates)
+    return V1Request(name, from_dicts(instances, fields, INSTANCES))
+
+
+def check_count(candidates: int, max_candidates: int) -> None:
+    """Refuse more candidates than one request may carry.
+
+    Raises
+    ------
+    TooLarge
+        If there are more than `max_candidates`.
+    """
+    if candidates > max_candidates:
+        raise TooLarge(f"a request may carry {max_candidates} candidates, got {candidates}")
+
+
+def parse_json(body: bytes | str) -> object:
+    """Parse a JSON text.
+
+    Raises
+    ------
+    InvalidRequest
+        If it is none; the message says where.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"body: is not JSON: {error}") from error
+
+
+def from_dicts(rows: list[Any], fields: tuple[str, ...], path: str) -> Candidates:
+    """Candidates from one dict each.
+
+    Raises
+    ------
+    InvalidRequest
+        If a row is not a dict; `path` names the list that it stands in.
+    """
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise InvalidRequest(f"{path}[{number}]: must be an object with the candidate's fields")
+    return Candidates(
+        rows=len(rows),
+        columns={field: [row.get(field) for row in rows] for field in fields},
+        locate=lambda row, field: f"{path}[{row}].{field}",
+    )

@@ -1,0 +1,158 @@
+"""What is said to a stock predictor, and what its answer means: messages without a connection.
+
+The forms are those that both stock servers understand; see the table of runtimes in ``predictor/``. A named
+message carries the feature names: scikit-learn, fitted on a DataFrame, refuses other names or another order.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+
+from transformer.errors import EncodingRefused, PredictorAnswer, PredictorUnavailable, ServiceError
+
+Matrix = npt.NDArray[np.float64]
+
+#: What scikit-learn 1.5 says of a frame or an array that its model was not fitted on.
+_REFUSALS = ("feature names should match", "features as input")
+#: Statuses of a predictor that is not there yet, or not any more.
+_UNAVAILABLE = {404, 429, 502, 503}
+#: How far from 1 the classes' probabilities of one row may add up to.
+_SUM_TOLERANCE = 1e-3
+
+
+def v1_body(matrix: Matrix, feature_names: Sequence[str] | None) -> bytes:
+    """A V1 request: a plain array, or one dict of named columns where `feature_names` are given."""
+    if feature_names is None:
+        return orjson.dumps({"instances": matrix}, option=orjson.OPT_SERIALIZE_NUMPY)
+    columns = {name: matrix[:, column].tolist() for column, name in enumerate(feature_names)}
+    return orjson.dumps({"instances": [columns]})
+
+
+def v2_body(matrix: Matrix, feature_names: Sequence[str] | None, output: str) -> bytes:
+    """A V2 REST request: one tensor, or one for each named column with the content type ``pd``."""
+    request: dict[str, Any] = {"outputs": [{"name": output}]}
+    if feature_names is None:
+        request["inputs"] = [
+            {
+                "name": "features",
+                "datatype": "FP64",
+                "shape": list(matrix.shape),
+                "data": np.ravel(matrix),
+            }
+        ]
+    else:
+        request["parameters"] = {"content_type": "pd"}
+        request["inputs"] = [
+            {
+                "name": name,
+                "datatype": "FP64",
+                "shape": [len(matrix)],
+                "data": np.ascontiguousarray(matrix[:, column]),
+            }
+            for column, name in enumerate(feature_names)
+        ]
+    return orjson.dumps(request, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def v2_message(
+    model_name: str, matrix: Matrix, feature_names: Sequence[str] | None, output: str
+) -> pb.ModelInferRequest:
+    """The same over gRPC, with typed contents: kserve-sklearnserver reads no raw ones with names."""
+    message = pb.ModelInferRequest(model_name=model_name)
+    message.outputs.add(name=output)
+    if feature_names is None:
+        tensor = message.inputs.add(name="features", datatype="FP64", shape=matrix.shape)
+        tensor.contents.fp64_contents.extend(np.ravel(matrix).tolist())
+        return message
+    message.parameters["content_type"].string_param = "pd"
+    for column, name in enumerate(feature_names):
+        tensor = message.inputs.add(name=name, datatype="FP64", shape=[len(matrix)])
+        tensor.contents.fp64_contents.extend(matrix[:, column].tolist())
+    return message
+
+
+def v1_probabilities(body: bytes, rows: int, classes: int) -> Matrix:
+    """Read `predict_proba` out of a V1 answer.
+
+    Returns
+    -------
+    ndarray of float64, shape (rows, classes)
+
+    Raises
+    ------
+    PredictorAnswer
+        If it is anything else.
+    """
+    return _probabilities(lambda: _json(body)["predictions"], rows, classes)
+
+
+def v2_probabilities(body: bytes, rows: int, classes: int, output: str) -> Matrix:
+    """Read `predict_proba` out of a V2 REST answer; see `v1_probabilities`."""
+
+    def read() -> Any:  # noqa: ANN401 (whatever the predictor sent)
+        tensor = next(tensor for tensor in _json(body)["outputs"] if tensor["name"] == output)
+        return np.reshape(tensor["data"], tensor["shape"])
+
+    return _probabilities(read, rows, classes)
+
+
+def message_probabilities(message: pb.ModelInferResponse, rows: int, classes: int, output: str) -> Matrix:
+    """Read `predict_proba` out of a gRPC answer; see `v1_probabilities`."""
+
+    def read() -> Any:  # noqa: ANN401 (whatever the predictor sent)
+        number = next(number for number, tensor in enumerate(message.outputs) if tensor.name == output)
+        tensor = message.outputs[number]
+        if tensor.datatype != "FP64":
+            raise ValueError(tensor.datatype)
+        if message.raw_output_contents:
+            values = np.frombuffer(message.raw_output_contents[number], "<f8")
+        else:
+            values = np.array(tensor.contents.fp64_contents)
+        return values.reshape(tuple(tensor.shape))
+
+    return _probabilities(read, rows, classes)
+
+
+def _json(body: bytes) -> Any:  # noqa: ANN401 (whatever the predictor sent)
+    return orjson.loads(body)
+
+
+def _probabilities(read: Callable[[], object], rows: int, classes: int) -> Matrix:
+    expected = f"expected the probabilities of {classes} classes for each of {rows} candidates"
+    try:
+        matrix = np.asarray(read(), dtype=np.float64)
+    except (KeyError, TypeError, ValueError, StopIteration, IndexError, AttributeError) as error:
+        raise PredictorAnswer(f"the predictor's answer cannot be read, {expected}") from error
+    if matrix.shape != (rows, classes):
+        raise PredictorAnswer(f"the predictor answered with shape {list(matrix.shape)}, {expected}")
+    sums = matrix.sum(axis=1)
+    if not (np.all(matrix >= 0) and np.all(matrix <= 1) and np.all(abs(sums - 1) <= _SUM_TOLERANCE)):
+        raise PredictorAnswer(f"the predictor answered with other numbers than probabilities, {expected}")
+    return matrix
+
+
+def failure(status: int, body: bytes) -> ServiceError:
+    """What an HTTP answer other than 200 means for the request."""
+    text = body.decode(errors="replace")
+    if any(refusal in text for refusal in _REFUSALS):
+        return EncodingRefused("the predictor's model takes other feature names than this version's")
+    if status in _UNAVAILABLE:
+        return PredictorUnavailable(f"the predictor is not ready: it answered with status {status}")
+    return PredictorAnswer(f"the predictor answered with status {status}")
+
+
+#: Request headers that reach the predictor when a call serves one request, beside every ``x-b3-*``.
+_FORWARDED = frozenset({"authorization", "x-request-id", "traceparent", "tracestate"})
+
+
+def forwarded(headers: Mapping[str, str]) -> dict[str, str]:
+    """Those of a request's headers (or gRPC metadata) that go on to the predictor."""
+    return {
+        name: value
+        for name, value in headers.items()
+        if name.lower() in _FORWARDED or name.lower().startswith("x-b3-")
+    }
