@@ -1,6 +1,7 @@
 """``python -m transformer``: read the bundle, serve it."""
 
 import sys
+from argparse import Namespace
 
 from transformer import bundle
 from transformer.model import TransformerModel
@@ -10,13 +11,8 @@ from transformer.scoring import Scorer
 from transformer.server import TransformerServer
 
 
-def main() -> None:
-    """Serve until told to stop; a bundle that cannot be served ends the process with one line."""
-    options = parse()
-    try:
-        served = bundle.read(bundle_directory())
-    except bundle.BundleError as error:
-        sys.exit(f"transformer: {error}")
+def transformer_model(served: bundle.Bundle, options: Namespace) -> TransformerModel:
+    """The model to serve: a bundle, and the predictor that the options name."""
     name = options.model_name or served.name
     address = PredictorAddress(
         host=options.predictor_host,
@@ -31,8 +27,17 @@ def main() -> None:
         timeout_s=options.predictor_request_timeout_seconds,
         unknown_category=options.unknown_category,
     )
-    model = TransformerModel(name, scorer, options.max_candidates)
-    TransformerServer(options).start([model])
+    return TransformerModel(name, scorer, options.max_candidates)
+
+
+def main() -> None:
+    """Serve until told to stop; a bundle that cannot be served ends the process with one line."""
+    options = parse()
+    try:
+        served = bundle.read(bundle_directory())
+    except bundle.BundleError as error:
+        sys.exit(f"transformer: {error}")
+    TransformerServer(options).start([transformer_model(served, options)])
 
 
 if __name__ == "__main__":

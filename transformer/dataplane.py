@@ -24,7 +24,8 @@ class TransformerDataPlane(DataPlane):  # type: ignore[misc]
         try:
             return super().decode(body, headers, *args, **kwargs)
         except InvalidInput as error:
-            raise InvalidRequest(f"body: {error}") from error
+            text = str(error).replace("Unrecognized request format", "is not JSON")
+            raise InvalidRequest(f"body: {text}") from error
 
     def metadata(self) -> dict[str, Any]:
         """Name, version and V2 protocol extensions of the server."""

@@ -68,7 +68,8 @@ class PredictorClient(ABC):
     ) -> Matrix:
         """Probabilities of each class for each row.
 
-        A call that lost its connection is sent once more: to score twice changes nothing.
+        A call that lost its connection, or met a predictor that is stopping, is sent once more: to score
+        twice changes nothing.
 
         Parameters
         ----------
@@ -99,7 +100,9 @@ class PredictorClient(ABC):
             async with asyncio.timeout(timeout_s):
                 try:
                     return await self._call(matrix, feature_names, classes, headers)
-                except ConnectionLost:
+                except EncodingRefused:
+                    raise
+                except PredictorUnavailable:
                     return await self._call(matrix, feature_names, classes, headers)
         except TimeoutError as error:
             raise PredictorTooSlow(f"the predictor did not answer within {timeout_s:g} s") from error
@@ -112,10 +115,6 @@ class PredictorClient(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Close the connections."""
-
-
-class ConnectionLost(PredictorUnavailable):
-    """The connection could not be made, or ended before the answer was complete."""
 
 
 class RestClient(PredictorClient):
@@ -166,7 +165,7 @@ class RestClient(PredictorClient):
                         raise PredictorAnswer(f"the predictor answered with more than {_MAX_ANSWER} bytes")
                 return response.status, bytes(content)
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
-            raise ConnectionLost(f"the predictor at {self.address.host} cannot be reached") from error
+            raise PredictorUnavailable(f"the predictor at {self.address.host} cannot be reached") from error
         except (aiohttp.ClientError, ValueError) as error:
             raise PredictorAnswer("the predictor's answer is not HTTP") from error
 
@@ -202,7 +201,7 @@ class GrpcClient(PredictorClient):
                 request, metadata=tuple((name.lower(), value) for name, value in headers.items())
             )
         except grpc.aio.AioRpcError as error:
-            raise _grpc_failure(error, self.address.host) from error
+            raise wire.grpc_failure(error.code(), error.details() or "") from error
         return wire.message_probabilities(answer, len(matrix), classes, self.address.output)
 
     async def close(self) -> None:
@@ -213,20 +212,6 @@ class GrpcClient(PredictorClient):
 def connect(address: PredictorAddress) -> PredictorClient:
     """A client for the address's protocol. Nothing is sent yet."""
     return GrpcClient(address) if address.protocol == "grpc-v2" else RestClient(address)
-
-
-def _grpc_failure(error: grpc.aio.AioRpcError, host: str) -> Exception:
-    details = error.details() or ""
-    refusal = wire.failure(502, details.encode())
-    if isinstance(refusal, EncodingRefused):
-        return refusal
-    if error.code() is grpc.StatusCode.UNAVAILABLE:
-        return ConnectionLost(f"the predictor at {host} cannot be reached")
-    if error.code() in {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.RESOURCE_EXHAUSTED}:
-        return PredictorUnavailable(f"the predictor is not ready: it answered with {error.code().name}")
-    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return PredictorTooSlow("the predictor did not answer in time")
-    return PredictorAnswer(f"the predictor answered with {error.code().name}")
 
 
 def _ca_bundle() -> bytes | None:

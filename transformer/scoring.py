@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from transformer.bundle import Bundle
 from transformer.encoder import Encoder
 from transformer.prediction import Prediction
@@ -58,7 +60,7 @@ class Scorer:
             timeout_s=self._timeout_s,
             headers=headers,
         )
-        positive = probabilities[:, self.bundle.positive_column]
+        positive = np.ascontiguousarray(probabilities[:, self.bundle.positive_column])
         return Prediction(self.bundle.version, positive, positive >= self.bundle.threshold)
 
     async def close(self) -> None:

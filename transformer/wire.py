@@ -5,14 +5,22 @@ message carries the feature names: scikit-learn, fitted on a DataFrame, refuses 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
+import grpc
 import numpy as np
 import numpy.typing as npt
 import orjson
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
-from transformer.errors import EncodingRefused, PredictorAnswer, PredictorUnavailable, ServiceError
+from transformer.errors import (
+    EncodingRefused,
+    PredictorAnswer,
+    PredictorTooSlow,
+    PredictorUnavailable,
+    ServiceError,
+)
 
 Matrix = npt.NDArray[np.float64]
 
@@ -20,6 +28,13 @@ Matrix = npt.NDArray[np.float64]
 _REFUSALS = ("feature names should match", "features as input")
 #: Statuses of a predictor that is not there yet, or not any more.
 _UNAVAILABLE = {404, 429, 502, 503}
+_UNAVAILABLE_CODES = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+#: What MLServer 1.7 says of a model that it has not loaded yet.
+_LOADING = "is not ready yet"
 #: How far from 1 the classes' probabilities of one row may add up to.
 _SUM_TOLERANCE = 1e-3
 
@@ -140,9 +155,24 @@ def failure(status: int, body: bytes) -> ServiceError:
     text = body.decode(errors="replace")
     if any(refusal in text for refusal in _REFUSALS):
         return EncodingRefused("the predictor's model takes other feature names than this version's")
-    if status in _UNAVAILABLE:
+    # MLServer says 400 while it loads its model, and 500 with a traceback as plain text while it stops.
+    stopping = status == HTTPStatus.INTERNAL_SERVER_ERROR and not text.startswith("{")
+    if status in _UNAVAILABLE or stopping or _LOADING in text:
         return PredictorUnavailable(f"the predictor is not ready: it answered with status {status}")
     return PredictorAnswer(f"the predictor answered with status {status}")
+
+
+def grpc_failure(code: grpc.StatusCode, details: str) -> ServiceError:
+    """What a gRPC status other than OK means for the request."""
+    if any(refusal in details for refusal in _REFUSALS):
+        return EncodingRefused("the predictor's model takes other feature names than this version's")
+    # MLServer says INVALID_ARGUMENT while it loads its model, and INTERNAL with a bare number while it stops.
+    stopping = code is grpc.StatusCode.INTERNAL and details.isdigit()
+    if code in _UNAVAILABLE_CODES or stopping or _LOADING in details:
+        return PredictorUnavailable(f"the predictor is not ready: it answered with {code.name}")
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return PredictorTooSlow("the predictor did not answer in time")
+    return PredictorAnswer(f"the predictor answered with {code.name}")
 
 
 #: Request headers that reach the predictor when a call serves one request, beside every ``x-b3-*``.

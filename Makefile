@@ -1,0 +1,38 @@
+# make run | make test | make check: see README.md.
+PYTHON ?= python3.11
+VENV := .venv/bin
+ARGS ?=
+
+.PHONY: help setup run test check lint lock clean
+
+help:  ## Show this list.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/ /' | sort | awk '{printf "make %-8s %s\n", $$1, substr($$0, index($$0, $$2))}'
+
+setup: .venv/service.stamp  ## Install the service and the stock predictor's environment.
+	@$(VENV)/python -m predictor install
+
+run: setup models/placement/v1/bundle.json  ## Train if need be, start the InferenceService, predict (ARGS=--once to end then).
+	@$(VENV)/placement up $(ARGS)
+
+models/placement/v1/bundle.json: | .venv/service.stamp
+	@$(VENV)/placement train --storage models --version v1
+
+test: .venv/dev.stamp  ## Run all tests (ARGS are pytest's).
+	@$(VENV)/python -m predictor install kserve-mlserver kserve-sklearnserver
+	@$(VENV)/python -m pytest $(ARGS)
+
+lint: .venv/dev.stamp  ## Check style and types.
+	@$(VENV)/ruff check .
+	@$(VENV)/ruff format --check .
+	@$(VENV)/mypy
+
+check: lint test  ## Lint, types and tests.
+
+lock: .venv/dev.stamp  ## Resolve all lock files anew.
+	@requirements/lock
+
+clean:  ## Remove what was installed, but no model.
+	@rm -rf .venv .runtimes .logs build *.egg-info
+
+.venv/%.stamp: requirements/%.txt requirements/uv.txt pyproject.toml
+	@requirements/install "$(PYTHON)" $*

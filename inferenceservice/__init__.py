@@ -1,0 +1,1 @@
+"""The InferenceService: its spec, running it on this machine, and rolling versions out."""

@@ -1,0 +1,149 @@
+"""The components of an InferenceService as processes here, started as KServe's controller would."""
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from inferenceservice.spec import InferenceService, SpecError, argument
+from predictor import environment
+from predictor.child import ChildProcess
+from predictor.process import PredictorProcess
+from predictor.runtimes import Runtime, UnknownRuntimeError, get_runtime
+
+Progress = Callable[[str], None]
+
+#: What a transformer sees of our environment; its container would see none of it either.
+_PASSED_ON = ("HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ")
+
+
+def runtime_of(service: InferenceService) -> Runtime:
+    """The stock runtime that the spec names.
+
+    Raises
+    ------
+    SpecError
+        If there is none of this name and version here, or it does not speak the hop's protocol.
+    """
+    try:
+        runtime = get_runtime(service.runtime)
+    except UnknownRuntimeError as error:
+        raise SpecError(f"spec.predictor.model.runtime: {error}") from error
+    if service.runtime_version not in {None, runtime.version}:
+        raise SpecError(
+            f"spec.predictor.model.runtimeVersion: must be {runtime.version}, the one of {runtime.name} "
+            f"that can be run here, got {service.runtime_version}"
+        )
+    protocol = hop_protocol(service)
+    if protocol not in runtime.protocols:
+        raise SpecError(
+            f"--predictor_protocol: must be one of {', '.join(runtime.protocols)} for {runtime.name}, "
+            f"got {protocol}"
+        )
+    return runtime
+
+
+def hop_protocol(service: InferenceService) -> str:
+    """Protocol between transformer and predictor; KServe's default is v1."""
+    return argument(service.transformer_args, "--predictor_protocol") or "v1"
+
+
+def start_predictor(
+    service: InferenceService, model_directory: Path, log: Path, progress: Progress
+) -> PredictorProcess:
+    """Start the stock server of the spec's runtime on free ports, installing it first if need be.
+
+    Raises
+    ------
+    SpecError, predictor.environment.InstallError, predictor.process.PredictorError
+        If it cannot be installed or started.
+    """
+    runtime = runtime_of(service)
+    python = environment.ensure(runtime, progress=progress)
+    env = dict(service.predictor_env)
+    for variable in ("MLSERVER_HTTP_PORT", "MLSERVER_GRPC_PORT"):
+        # Ports inside a pod are the pod's own; here every process shares them.
+        env.pop(variable, None)
+    return PredictorProcess(
+        runtime,
+        model_directory,
+        python=python,
+        model_name=service.name,
+        args=[text for text in service.predictor_args if not text.startswith("--http_port")],
+        env=env,
+        log=log,
+    )
+
+
+class TransformerProcess:
+    """A transformer, started at once on free ports.
+
+    Parameters
+    ----------
+    service
+        The spec, whose arguments and environment it gets.
+    bundle_directory
+        Where the storage initializer put the bundle.
+    predictor
+        The model server that it calls.
+    log
+        File for its output.
+    """
+
+    def __init__(
+        self, service: InferenceService, bundle_directory: Path, predictor: PredictorProcess, log: Path
+    ) -> None:
+        self.http_port, self.grpc_port = free_ports(2)
+        over_grpc = hop_protocol(service) == "grpc-v2"
+        predictor_port = predictor.grpc_port if over_grpc else predictor.http_port
+        arguments = (
+            *_model_name(service),
+            *service.transformer_args,
+            # The last one wins: ports and addresses are this machine's, not the pod's.
+            f"--predictor_host=127.0.0.1:{predictor_port}",
+            f"--http_port={self.http_port}",
+            f"--grpc_port={self.grpc_port}",
+        )
+        ours = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        self._child = ChildProcess(
+            [sys.executable, "-m", "transformer", *arguments],
+            env={**ours, **service.transformer_env, "STORAGE_URI": str(bundle_directory.resolve())},
+            log=log,
+        )
+
+    def poll(self) -> int | None:
+        """Exit status once it has ended, else None."""
+        return self._child.poll()
+
+    def tail(self) -> list[str]:
+        """Its last lines."""
+        return self._child.tail()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the transformer itself."""
+        return self._child.pid
+
+    def stop(self) -> int:
+        """End it: SIGTERM, then SIGKILL after its grace period. Returns its exit status."""
+        return self._child.stop(grace=35)
+
+
+def _model_name(service: InferenceService) -> tuple[str, ...]:
+    """KServe adds the name unless it is there; to a collocated container it adds nothing."""
+    if service.collocated or argument(service.transformer_args, "--model_name"):
+        return ()
+    return (f"--model_name={service.name}",)
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()

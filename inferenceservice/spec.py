@@ -1,0 +1,197 @@
+"""The parts of an InferenceService's spec that decide which processes run and how they find each other."""
+
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+#: Name that KServe gives to the transformer's container inside the predictor's pod (collocation).
+COLLOCATED_CONTAINER = "transformer-container"
+
+
+class SpecError(Exception):
+    """A spec that cannot be run here; the message names the field and what was expected."""
+
+
+class _Part(BaseModel):
+    # KServe's API server has the whole schema; here is only what decides how processes are started.
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class _Variable(_Part):
+    name: str
+    value: str | None = None
+    valueFrom: dict[str, Any] | None = None  # noqa: N815 (Kubernetes' own name)
+
+
+class _Container(_Part):
+    name: str = ""
+    args: list[str] = Field(default_factory=list)
+    env: list[_Variable] = Field(default_factory=list)
+
+
+class _Format(_Part):
+    name: str
+
+
+class _PredictorModel(_Part):
+    modelFormat: _Format  # noqa: N815
+    runtime: str
+    runtimeVersion: str | None = None  # noqa: N815
+    storageUri: str  # noqa: N815
+    args: list[str] = Field(default_factory=list)
+    env: list[_Variable] = Field(default_factory=list)
+
+
+class _Predictor(_Part):
+    model: _PredictorModel
+    containers: list[_Container] = Field(default_factory=list)
+
+
+class _Transformer(_Part):
+    containers: list[_Container] = Field(min_length=1)
+
+
+class _Spec(_Part):
+    predictor: _Predictor
+    transformer: _Transformer | None = None
+
+
+class _Metadata(_Part):
+    name: str
+    namespace: str = "default"
+
+
+class _Document(_Part):
+    metadata: _Metadata
+    spec: _Spec
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceService:
+    """What is run for one InferenceService.
+
+    Attributes
+    ----------
+    name, namespace
+        From the metadata.
+    runtime, runtime_version
+        The predictor's ClusterServingRuntime; no version means the runtime's own.
+    storage_uri
+        Where the bundle is.
+    predictor_args, predictor_env
+        What the spec sets on the model server.
+    transformer_args, transformer_env
+        What the spec sets on the transformer's container, `STORAGE_URI` included.
+    collocated
+        Whether both run in one pod.
+    """
+
+    name: str
+    namespace: str
+    runtime: str
+    runtime_version: str | None
+    storage_uri: str
+    predictor_args: tuple[str, ...]
+    predictor_env: Mapping[str, str]
+    transformer_args: tuple[str, ...]
+    transformer_env: Mapping[str, str]
+    collocated: bool
+
+
+def read(path: str | Path) -> InferenceService:
+    """Read the one InferenceService of a YAML file, or of a kustomize directory.
+
+    Raises
+    ------
+    SpecError
+        If it cannot be read, holds none or several, or misses what is needed to run it.
+    """
+    documents = [
+        document
+        for document in _documents(Path(path))
+        if isinstance(document, dict) and document.get("kind") == "InferenceService"
+    ]
+    if len(documents) != 1:
+        raise SpecError(f"{path}: must hold one InferenceService, got {len(documents)}")
+    try:
+        document = _Document.model_validate(documents[0])
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise SpecError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    return _service(document, path)
+
+
+def _documents(path: Path) -> list[Any]:
+    try:
+        text = _kustomized(path) if path.is_dir() else path.read_text()
+        return list(yaml.safe_load_all(text))
+    except OSError as error:
+        raise SpecError(f"{path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise SpecError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _kustomized(path: Path) -> str:
+    try:
+        done = subprocess.run(
+            ["kubectl", "kustomize", str(path)], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError as error:
+        raise SpecError(
+            f"{path}: is a kustomize directory and needs kubectl, which is not installed"
+        ) from error
+    if done.returncode:
+        raise SpecError(f"{path}: kubectl kustomize: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _service(document: _Document, path: str | Path) -> InferenceService:
+    predictor, transformer = document.spec.predictor, document.spec.transformer
+    model = predictor.model
+    if model.modelFormat.name != "sklearn":
+        raise SpecError(f"{path}: spec.predictor.model.modelFormat.name: must be sklearn")
+    collocated = [one for one in predictor.containers if one.name == COLLOCATED_CONTAINER]
+    if transformer is None and not collocated:
+        raise SpecError(
+            f"{path}: spec.transformer: is required, or {COLLOCATED_CONTAINER} in the predictor's pod"
+        )
+    container = collocated[0] if transformer is None else transformer.containers[0]
+    environment = _environment(container.env)
+    if transformer is not None and environment.get("STORAGE_URI") != model.storageUri:
+        raise SpecError(
+            f"{path}: spec.transformer.containers[0].env: STORAGE_URI must be the predictor's storageUri, "
+            f"{model.storageUri}, got {environment.get('STORAGE_URI')}"
+        )
+    return InferenceService(
+        name=document.metadata.name,
+        namespace=document.metadata.namespace,
+        runtime=model.runtime,
+        runtime_version=model.runtimeVersion,
+        storage_uri=model.storageUri,
+        predictor_args=tuple(model.args),
+        predictor_env=_environment(model.env),
+        transformer_args=tuple(container.args),
+        transformer_env=environment,
+        collocated=transformer is None,
+    )
+
+
+def _environment(variables: list[_Variable]) -> dict[str, str]:
+    """The variables with a value; those from Secrets and the like are the cluster's own."""
+    return {variable.name: variable.value or "" for variable in variables if variable.valueFrom is None}
+
+
+def argument(arguments: tuple[str, ...], name: str) -> str | None:
+    """Value of the last ``--name value`` or ``--name=value``, as argparse would take it, or None."""
+    found = None
+    for position, text in enumerate(arguments):
+        if text == name and position + 1 < len(arguments):
+            found = arguments[position + 1]
+        elif text.startswith(f"{name}="):
+            found = text.removeprefix(f"{name}=")
+    return found

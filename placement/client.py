@@ -1,0 +1,159 @@
+"""A client of the served model over V1, V2 or gRPC."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import aiohttp
+
+Candidate = Mapping[str, Any]
+
+#: Seconds for one request.
+TIMEOUT_S = 60
+
+
+class ClientError(Exception):
+    """A request without predictions; the message is the service's own where it gave one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Predictions of one request, a dict of outputs for each candidate, and the version that gave them."""
+
+    predictions: list[dict[str, Any]]
+    version: str
+
+
+class Client(Protocol):
+    """What each protocol's client does."""
+
+    async def fields(self) -> dict[str, str]:
+        """V2 datatype of each raw field, from the model's metadata."""
+
+    async def predict(self, candidates: Sequence[Candidate]) -> Answer:
+        """Predictions of one request."""
+
+    async def close(self) -> None:
+        """Close the connections."""
+
+
+class RestClient:
+    """V1 or V2 over REST."""
+
+    def __init__(self, url: str, model: str, protocol: str) -> None:
+        self._base = url.rstrip("/")
+        self._model = model
+        self._v2 = protocol == "v2"
+        self._datatypes: dict[str, str] = {}
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S))
+
+    async def fields(self) -> dict[str, str]:
+        """See `Client`."""
+        content, _ = await self._ask("GET", f"/v2/models/{self._model}")
+        self._datatypes = {tensor["name"]: tensor["datatype"] for tensor in content["inputs"]}
+        return self._datatypes
+
+    async def predict(self, candidates: Sequence[Candidate]) -> Answer:
+        """See `Client`."""
+        if self._v2:
+            if not self._datatypes:
+                await self.fields()
+            body: dict[str, Any] = {"inputs": tensors(candidates, self._datatypes)}
+            content, headers = await self._ask("POST", f"/v2/models/{self._model}/infer", body)
+            columns = {tensor["name"]: tensor["data"] for tensor in content["outputs"]}
+            return Answer(by_row(columns), headers["x-model-version"])
+        request: dict[str, Any] = {"instances": list(candidates)}
+        content, headers = await self._ask("POST", f"/v1/models/{self._model}:predict", request)
+        return Answer(content["predictions"], headers["x-model-version"])
+
+    async def close(self) -> None:
+        """See `Client`."""
+        await self._session.close()
+
+    async def _ask(self, method: str, path: str, body: object = None) -> tuple[Any, Mapping[str, str]]:
+        try:
+            async with self._session.request(method, self._base + path, json=body) as response:
+                content = await response.json(content_type=None)
+                if response.status != 200:
+                    raise ClientError(content["error"])
+                return content, response.headers
+        except (TimeoutError, aiohttp.ClientConnectionError) as error:
+            raise ClientError(
+                f"{self._base} does not answer; start it with `make run`, or set --url"
+            ) from error
+        except (aiohttp.ClientError, KeyError, TypeError, ValueError) as error:
+            raise ClientError(f"{self._base}{path} is not the placement service: {error}") from error
+
+
+class GrpcClient:
+    """V2 over gRPC."""
+
+    def __init__(self, address: str, model: str) -> None:
+        import grpc
+        from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
+
+        self._address = address
+        self._model = model
+        self._channel = grpc.aio.insecure_channel(address)
+        self._stub = services.GRPCInferenceServiceStub(self._channel)
+
+    async def fields(self) -> dict[str, str]:
+        """See `Client`."""
+        from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+
+        metadata = await self._ask(self._stub.ModelMetadata, pb.ModelMetadataRequest(name=self._model))
+        return {tensor.name: tensor.datatype for tensor in metadata.inputs}
+
+    async def predict(self, candidates: Sequence[Candidate]) -> Answer:
+        """See `Client`."""
+        from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+
+        request = pb.ModelInferRequest(model_name=self._model)
+        tensor = request.inputs.add(name="candidates", datatype="BYTES", shape=[len(candidates)])
+        tensor.contents.bytes_contents.extend(json.dumps(candidate).encode() for candidate in candidates)
+        answer = await self._ask(self._stub.ModelInfer, request)
+        contents = {"BOOL": "bool_contents", "FP64": "fp64_contents"}
+        columns = {
+            output.name: list(getattr(output.contents, contents[output.datatype]))
+            for output in answer.outputs
+        }
+        return Answer(by_row(columns), answer.model_version)
+
+    async def close(self) -> None:
+        """See `Client`."""
+        await self._channel.close()
+
+    async def _ask(self, method: Any, request: Any) -> Any:  # noqa: ANN401 (gRPC has no types)
+        import grpc
+
+        try:
+            return await method(request, timeout=TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE and not error.trailing_metadata():
+                raise ClientError(f"{self._address} does not answer over gRPC; set --url") from error
+            raise ClientError(error.details()) from error
+
+
+def connect(url: str, model: str, protocol: str) -> Client:
+    """A client for ``v1``, ``v2`` or ``grpc``; nothing is sent yet."""
+    return GrpcClient(url, model) if protocol == "grpc" else RestClient(url, model, protocol)
+
+
+def tensors(candidates: Sequence[Candidate], datatypes: Mapping[str, str]) -> list[dict[str, Any]]:
+    """One input tensor for each field that any of the candidates has."""
+    return [
+        {
+            "name": name,
+            "datatype": datatype,
+            "shape": [len(candidates)],
+            "data": [candidate.get(name) for candidate in candidates],
+        }
+        for name, datatype in datatypes.items()
+        if any(candidate.get(name) is not None for candidate in candidates)
+    ]
+
+
+def by_row(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Columns of equal length as one dict for each row."""
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -1,0 +1,128 @@
+"""Run the InferenceService on this machine: storage, stock predictor, transformer and one ingress port."""
+
+import argparse
+import asyncio
+import json
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from placement.progress import Steps
+
+if TYPE_CHECKING:
+    from inferenceservice.local import LocalService
+
+HELP = "run the InferenceService on this machine"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command's options."""
+    parser.add_argument(
+        "-f",
+        "--file",
+        type=Path,
+        default=Path("inferenceservice/placement.yaml"),
+        help="the spec, or a kustomize directory (then kubectl must be installed)",
+    )
+    parser.add_argument("--model", metavar="URI", help="serve this bundle instead of the spec's storageUri")
+    parser.add_argument("--port", type=int, default=8080, help="port of the ingress")
+    parser.add_argument("--grpc-port", type=int, default=8081, help="port of the ingress for gRPC")
+    parser.add_argument("--once", action="store_true", help="stop after the sample candidate's answer")
+    parser.add_argument("--json", action="store_true", help="print URLs and the sample's answer as JSON")
+    parser.add_argument("--logs", type=Path, default=Path(".logs"), help="directory for the components' logs")
+
+
+def errors() -> tuple[type[Exception], ...]:
+    """What this command tells in one line."""
+    from inferenceservice.ingress import IngressError
+    from inferenceservice.local import LocalServiceError
+    from inferenceservice.spec import SpecError
+    from placement.storage import StorageError
+    from predictor.environment import InstallError
+    from predictor.process import PredictorError
+    from predictor.runtimes import LaunchError
+    from transformer.bundle import BundleError
+
+    return (
+        BundleError,
+        IngressError,
+        InstallError,
+        LaunchError,
+        LocalServiceError,
+        PredictorError,
+        SpecError,
+        StorageError,
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until Ctrl-C or SIGTERM (or with --once: until the sample's answer)."""
+    return asyncio.run(_serve(options))
+
+
+async def _serve(options: argparse.Namespace) -> int:
+    from inferenceservice import spec
+    from inferenceservice.local import running
+
+    main_task = asyncio.current_task()
+    stopped = asyncio.Event()
+
+    def stop() -> None:
+        stopped.set()
+        if main_task is not None:
+            main_task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    steps = Steps()
+    try:
+        async with running(
+            spec.read(options.file),
+            model=options.model,
+            port=options.port,
+            grpc_port=options.grpc_port,
+            logs=options.logs,
+            progress=steps,
+        ) as (local, bundle):
+            sample = dict(bundle.reference.candidates[0])
+            answer = (await local.predict([sample]))["predictions"][0]
+            steps("ready")
+            _tell(options, local, bundle.version, sample, answer)
+            if not options.once:
+                await local.watch()
+    except asyncio.CancelledError:
+        if not stopped.is_set():
+            raise
+    steps("stopped")
+    return 0
+
+
+def _tell(
+    options: argparse.Namespace,
+    local: "LocalService",
+    version: str,
+    sample: dict[str, Any],
+    answer: dict[str, Any],
+) -> None:
+    url = f"{local.url}/v1/models/{local.service.name}:predict"
+    if options.json:
+        content = {
+            "url": local.url,
+            "grpc": local.grpc_address,
+            "version": version,
+            "candidate": sample,
+            "prediction": answer,
+        }
+        print(json.dumps(content), flush=True)
+        return
+    body = json.dumps({"instances": [sample]})
+    print(f"ready      {local.url}  (gRPC {local.grpc_address})")
+    print(f"version    {version}")
+    print(f"candidate  {json.dumps(sample)}")
+    print(f"prediction {json.dumps(answer)}")
+    print(f"\n  curl {url} -d {shlex.quote(body)}\n")
+    if not options.once:
+        print("Ctrl-C stops it.", flush=True)
+    sys.stdout.flush()

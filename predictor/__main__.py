@@ -1,0 +1,91 @@
+"""``python -m predictor``: show the stock runtimes, install their environments."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+
+from predictor.environment import InstallError, ensure
+from predictor.runtimes import DEFAULT_RUNTIME, RUNTIMES, Runtime, UnknownRuntimeError, get_runtime
+
+_COLUMNS = (
+    "name",
+    "image",
+    "version",
+    "protocols",
+    "python",
+    "scikit_learn",
+    "numpy",
+    "joblib",
+    "probability_output",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one of the commands and return the exit status."""
+    options = _arguments().parse_args(argv)
+    try:
+        if options.command == "install":
+            for name in options.runtime or [DEFAULT_RUNTIME]:
+                _install(get_runtime(name))
+        elif options.json:
+            sys.stdout.write(json.dumps([_row(runtime) for runtime in RUNTIMES.values()], indent=2) + "\n")
+        else:
+            _show()
+    except (InstallError, UnknownRuntimeError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the next install begins anew\n")
+        return 130
+    return 0
+
+
+def _arguments() -> argparse.ArgumentParser:
+    arguments = argparse.ArgumentParser(
+        prog="python -m predictor", description="KServe's stock scikit-learn runtimes."
+    )
+    commands = arguments.add_subparsers(dest="command", required=True)
+    show = commands.add_parser("list", help="show the runtimes that we support")
+    show.add_argument("--json", action="store_true", help="for programs")
+    install = commands.add_parser(
+        "install", help="install a runtime's pinned environment, if it is not there"
+    )
+    install.add_argument("runtime", nargs="*", help=f"{' | '.join(RUNTIMES)} (default: {DEFAULT_RUNTIME})")
+    return arguments
+
+
+def _install(runtime: Runtime) -> None:
+    start = time.monotonic()
+    python = ensure(runtime, progress=lambda line: _tell(f"{runtime.name}: {line}"))
+    _tell(f"{runtime.name}: {python} ({time.monotonic() - start:.1f} s)")
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def _row(runtime: Runtime) -> dict[str, str | list[str]]:
+    return {column: _plain(getattr(runtime, column)) for column in _COLUMNS}
+
+
+def _plain(value: str | tuple[str, ...]) -> str | list[str]:
+    return value if isinstance(value, str) else list(value)
+
+
+def _show() -> None:
+    rows = [
+        {name: value if isinstance(value, str) else " ".join(value) for name, value in _row(runtime).items()}
+        for runtime in RUNTIMES.values()
+    ]
+    for column in _COLUMNS:
+        label = column.replace("_", "-" if column == "scikit_learn" else " ")
+        sys.stdout.write("  ".join([f"{label:<18}", *(f"{row[column]:<22}" for row in rows)]).rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""Versions and processes that many tests share, because they take seconds to make."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from predictor.environment import ensure
+from predictor.process import PredictorProcess
+from predictor.runtimes import get_runtime
+from training.generator import generate
+from training.train import train
+
+
+@pytest.fixture(scope="session")
+def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a version that was trained on generated candidates."""
+    trained = train(generate(500), storage=tmp_path_factory.mktemp("storage"), estimator="forest-50")
+    return Path(trained.uri)
+
+
+@pytest.fixture(scope="session")
+def mlserver(trained_bundle: Path) -> Iterator[PredictorProcess]:
+    """A real MLServer that serves the trained version."""
+    runtime = get_runtime("kserve-mlserver")
+    with PredictorProcess(
+        runtime, trained_bundle, python=ensure(runtime), model_name="placement"
+    ) as process:
+        process.wait_ready()
+        yield process

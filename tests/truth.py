@@ -1,0 +1,35 @@
+"""What scikit-learn itself says: the score that every served answer is held against."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+from sklearn.feature_extraction import DictVectorizer
+
+from transformer.bundle import MODEL_FILE, Version, read
+
+
+def vectorizer_of(version: Version) -> DictVectorizer:
+    """A DictVectorizer as it was when the version was fitted."""
+    vectorizer = DictVectorizer(sparse=False, separator=version.vectorizer.separator)
+    vectorizer.feature_names_ = list(version.vectorizer.feature_names)
+    vectorizer.vocabulary_ = dict(version.vectorizer.index)
+    return vectorizer
+
+
+class Truth:
+    """A version's model and vectorizer in this process."""
+
+    def __init__(self, directory: Path) -> None:
+        self.bundle = read(directory)
+        self._model = joblib.load(directory / MODEL_FILE)
+        self._vectorizer = vectorizer_of(self.bundle)
+
+    def probabilities(self, candidates: Sequence[dict[str, Any]]) -> list[float]:
+        """Probability of the positive class for each candidate."""
+        frame = pd.DataFrame(self._vectorizer.transform(candidates), columns=self._vectorizer.feature_names_)
+        scores: np.ndarray = self._model.predict_proba(frame)
+        return scores[:, self.bundle.positive_column].tolist()
