@@ -16,8 +16,8 @@ import aiohttp
 from inferenceservice.components import TransformerProcess, start_predictor
 from inferenceservice.ingress import Backends, Ingress
 from inferenceservice.spec import InferenceService
-from placement import storage
 from predictor.process import PredictorProcess
+from storage import bundles
 from transformer.bundle import Bundle
 
 Progress = Callable[[str], None]
@@ -75,7 +75,7 @@ class LocalService:
         await self._ingress.start(*self._ports)
         self._progress(f"storage: {self.service.storage_uri}")
         directory = self._work / "models"
-        bundle = await asyncio.to_thread(storage.fetch, self.service.storage_uri, directory)
+        bundle = await asyncio.to_thread(bundles.fetch, self.service.storage_uri, directory)
         self._predictor = await asyncio.to_thread(
             start_predictor, self.service, directory, self._log("predictor"), self._progress
         )

@@ -1,1 +1,1 @@
-"""The command `placement`, and the storage that training and the local InferenceService share."""
+"""The command `placement`."""

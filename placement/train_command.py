@@ -14,8 +14,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--data", metavar="FILE.csv", help="labelled candidates (default: generated ones)")
     source.add_argument("--rows", type=int, default=2000, help="candidates to generate")
+    parser.add_argument(
+        "--task", metavar="FILE.json", help="other fields and classes than the placement's, for --data"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the generated candidates")
     parser.add_argument("--storage", metavar="URI", default="models", help="directory, or s3://bucket/prefix")
+    parser.add_argument("--name", default="placement", help="the model's name, and that of its output")
     parser.add_argument("--version", metavar="vN", help="the version's name (default: the next number)")
     parser.add_argument("--previous", metavar="URI", help="version that may still serve during the rollout")
     parser.add_argument("--estimator", metavar="NAME", default="auto", help="auto, or one by name")
@@ -24,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def errors() -> tuple[type[Exception], ...]:
     """What this command tells in one line."""
-    from placement.storage import StorageError
+    from storage.bundles import StorageError
     from training.candidates import TaskError
     from training.data import DataError
     from training.selection import UnknownEstimatorError
@@ -38,16 +42,19 @@ def run(options: argparse.Namespace) -> int:
     """Train, and print where the version is and how good it is."""
     steps = Steps()
     steps("loading scikit-learn")
-    from training.candidates import PLACEMENT
+    from training.candidates import PLACEMENT, Task, TaskError
     from training.data import read_csv
     from training.generator import generate
     from training.train import train
 
-    dataset = read_csv(options.data, PLACEMENT) if options.data else generate(options.rows, options.seed)
-    steps(f"data: {dataset.source}, {len(dataset.labels)} candidates")
+    if options.task and not options.data:
+        raise TaskError("--task: needs --data; only placement candidates can be generated")
+    task = Task.read(options.task) if options.task else PLACEMENT
+    dataset = read_csv(options.data, task) if options.data else generate(options.rows, options.seed)
     trained = train(
         dataset,
         storage=options.storage,
+        name=options.name,
         version=options.version,
         previous=options.previous,
         estimator=options.estimator,
@@ -58,10 +65,10 @@ def run(options: argparse.Namespace) -> int:
         content = {"uri": trained.uri, "version": bundle.version, "metrics": bundle.metrics}
         print(json.dumps({**content, "report": trained.report}))
         return 0
-    print(f"uri      {trained.uri}")
-    print(f"report   {trained.report}")
-    print(f"model    {bundle.model.estimator}")
+    print(f"uri       {trained.uri}")
+    print(f"report    {trained.report}")
+    print(f"model     {bundle.model.estimator}")
     for name, value in bundle.metrics.items():
-        print(f"{name:<9}{value:.4f}")
+        print(f"{name:<10}{value:.4f}")
     sys.stdout.flush()
     return 0

@@ -39,10 +39,10 @@ def errors() -> tuple[type[Exception], ...]:
     from inferenceservice.ingress import IngressError
     from inferenceservice.local import LocalServiceError
     from inferenceservice.spec import SpecError
-    from placement.storage import StorageError
     from predictor.environment import InstallError
     from predictor.process import PredictorError
     from predictor.runtimes import LaunchError
+    from storage.bundles import StorageError
     from transformer.bundle import BundleError
 
     return (
@@ -65,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
 async def _serve(options: argparse.Namespace) -> int:
     from inferenceservice import spec
     from inferenceservice.local import running
+    from training.candidates import SAMPLE, SIGNATURE
 
     main_task = asyncio.current_task()
     stopped = asyncio.Event()
@@ -86,7 +87,8 @@ async def _serve(options: argparse.Namespace) -> int:
             logs=options.logs,
             progress=steps,
         ) as (local, bundle):
-            sample = dict(bundle.reference.candidates[0])
+            # The tutorial's own candidate, or for another signature any candidate that is valid.
+            sample = SAMPLE if bundle.signature == SIGNATURE else dict(bundle.reference.candidates[0])
             answer = (await local.predict([sample]))["predictions"][0]
             steps("ready")
             _tell(options, local, bundle.version, sample, answer)

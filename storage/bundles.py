@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from placement.places import LocalPlace, Place, S3Place, TakenError
+from storage.places import LocalPlace, Place, S3Place, TakenError
 from transformer.bundle import BUNDLE_FILE, MODEL_FILE, Bundle, file_sha256, parse
 
 _NUMBERED = re.compile(r"v(\d+)")

@@ -134,11 +134,15 @@ class S3Place:
 
 
 def _s3_endpoint() -> str | None:
+    """Endpoint that the environment names; None leaves it to botocore and its files."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if url := os.environ.get(name):
+            return url
     endpoint = os.environ.get("S3_ENDPOINT")
-    if not endpoint or os.environ.get("AWS_ENDPOINT_URL"):
-        return None  # botocore reads AWS_ENDPOINT_URL itself
+    if not endpoint or "://" in endpoint:
+        return endpoint or None
     scheme = "http" if os.environ.get("S3_USE_HTTPS", "1") in ("0", "false") else "https"
-    return endpoint if "://" in endpoint else f"{scheme}://{endpoint}"
+    return f"{scheme}://{endpoint}"
 
 
 def _s3_code(error: OSError) -> str | None:

@@ -1,0 +1,1 @@
+"""Where bundles live: local directories and S3-compatible storage."""

@@ -1,0 +1,1 @@
+"""Offline: candidates -> DictVectorizer and classifier -> evaluation -> a bundle and its report."""

@@ -1,0 +1,97 @@
+"""A fitted model as a bundle: its file's bytes and all that the transformer needs to know of it."""
+
+import io
+import platform
+from collections import Counter
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+import sklearn
+
+from training.data import Dataset
+from training.encoding import SEPARATOR
+from training.estimators import Classifier
+from training.evaluation import THRESHOLD
+from training.fitting import Fitted
+from training.reference import make_reference
+from transformer.bundle import Bundle, Model, TrainingData, Vectorizer, Version
+from transformer.signature import Number
+
+#: Parts of about equal size that a number's histogram cuts the training data into.
+HISTOGRAM_BINS = 10
+
+
+def dump(model: Classifier) -> bytes:
+    """Content of ``model.joblib``: the same bytes for the same model."""
+    buffer = io.BytesIO()
+    joblib.dump(model, buffer, compress=3)
+    return buffer.getvalue()
+
+
+def make_bundle(
+    fitted: Fitted, name: str, version: str, model: bytes, previous: tuple[Version, ...] = ()
+) -> Bundle:
+    """Put together all that the transformer needs to know of a fitted model."""
+    dataset = fitted.dataset
+    task = dataset.task
+    return Bundle(
+        version=version,
+        signature=task.signature,
+        vectorizer=Vectorizer(feature_names=tuple(fitted.vectorizer.feature_names_), separator=SEPARATOR),
+        classes=task.classes,
+        positive_class=task.positive_class,
+        threshold=THRESHOLD,
+        reference=make_reference(
+            task.signature,
+            dataset.candidates,
+            fitted.vectorizer,
+            fitted.model,
+            task.classes.index(task.positive_class),
+        ),
+        name=name,
+        created=datetime.now(UTC).replace(microsecond=0),
+        model=Model(
+            sha256=sha256(model).hexdigest(),
+            estimator=" ".join(repr(fitted.model).split()),
+            libraries=_libraries(),
+        ),
+        metrics=fitted.evaluation.metrics,
+        training_data=TrainingData(
+            source=dataset.source,
+            rows=len(dataset.labels),
+            sha256=dataset.sha256,
+            histograms=_histograms(dataset),
+        ),
+        previous=previous,
+    )
+
+
+def _libraries() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "scikit-learn": sklearn.__version__,
+        "numpy": np.__version__,
+        "joblib": joblib.__version__,
+        "pandas": pd.__version__,
+    }
+
+
+def _histograms(dataset: Dataset) -> dict[str, dict[str, Any]]:
+    """How each field is distributed: numbers by deciles, from the signature's minimum to its maximum."""
+    histograms: dict[str, dict[str, Any]] = {}
+    for field in dataset.task.signature.fields:
+        values = [candidate[field.name] for candidate in dataset.candidates]
+        if isinstance(field, Number):
+            deciles = np.quantile(np.array(values, dtype=float), np.linspace(0, 1, HISTOGRAM_BINS + 1)[1:-1])
+            inner = [edge for edge in np.unique(deciles).tolist() if field.minimum < edge < field.maximum]
+            edges = [field.minimum, *inner, field.maximum]
+            counts, _ = np.histogram(values, edges)
+            histograms[field.name] = {"edges": edges, "counts": counts.tolist()}
+        else:
+            found = Counter(values)
+            histograms[field.name] = {category: found[category] for category in field.categories}
+    return histograms

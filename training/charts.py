@@ -1,0 +1,215 @@
+"""The report's charts: each function draws one, as inline SVG."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from training.data import Dataset
+from training.evaluation import THRESHOLD, Evaluation, Group
+from training.selection import Floats, Trial
+from training.svg import ACCENT, INK, LINE, MUTED, NEGATIVE, POSITIVE, figure, inline
+from transformer.signature import Number, RawField
+
+WIDTH, HEIGHT = 4.9, 3.3
+BINS = 20
+
+
+def probabilities(evaluation: Evaluation, positive: str, negative: str) -> str:
+    """Distribution of the probabilities: the positive class upwards, the negative class downwards."""
+    drawn = figure(WIDTH, HEIGHT)
+    axes = drawn.add_subplot()
+    edges = np.linspace(0, 1, BINS + 1)
+    for is_positive, colour, label in ((True, POSITIVE, positive), (False, NEGATIVE, negative)):
+        counts, _ = np.histogram(evaluation.probabilities[evaluation.positive == is_positive], edges)
+        heights = counts if is_positive else -counts
+        axes.bar(edges[:-1] + 0.5 / BINS, heights, width=0.86 / BINS, color=colour, label=label)
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+    axes.axvline(THRESHOLD, color=INK, linewidth=1, linestyle=(0, (3, 3)))
+    axes.set(xlabel=f"probability of {positive}", ylabel="candidates", xlim=(0, 1))
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):.0f}")
+    axes.grid(axis="x", visible=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(0.1, 1))
+    sure = np.mean(np.abs(evaluation.probabilities - 0.5) >= 0.4)
+    return inline(
+        drawn, "probabilities", f"Histogram of probabilities by class; {sure:.0%} are beyond 10 or 90%"
+    )
+
+
+def calibration(evaluation: Evaluation, positive: str) -> str:
+    """Probability against what came true, with 95% intervals."""
+    drawn = figure(WIDTH, HEIGHT)
+    axes = drawn.add_subplot()
+    means, parts, counts = evaluation.calibration
+    low, high = wilson(parts, counts)
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+    axes.vlines(means, low, high, color=ACCENT, alpha=0.45, linewidth=3)
+    axes.plot(means, parts, color=ACCENT, linewidth=1, alpha=0.5)
+    axes.scatter(means, parts, s=18 + 160 * counts / counts.max(), color=ACCENT, zorder=3)
+    axes.set(
+        xlabel=f"probability of {positive}", ylabel=f"were {positive}", xlim=(-0.04, 1.04), ylim=(-0.04, 1.04)
+    )
+    _percent(axes)
+    return inline(
+        drawn,
+        "calibration",
+        f"Calibration: on the diagonal, a probability of 70% is {positive} in 70 of 100 cases",
+    )
+
+
+def roc(evaluation: Evaluation) -> str:
+    """Receiver operating characteristic, with the point of the threshold."""
+    drawn = figure(WIDTH, HEIGHT)
+    axes = drawn.add_subplot()
+    false_rates, true_rates = evaluation.roc
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+    axes.fill_between(false_rates, true_rates, color=ACCENT, alpha=0.12, linewidth=0)
+    axes.plot(false_rates, true_rates, color=ACCENT)
+    negatives, positives = evaluation.confusion
+    at = negatives[1] / negatives.sum(), positives[1] / positives.sum()
+    axes.scatter(*at, s=60, color=ACCENT, zorder=3)
+    axes.annotate(
+        f"at {THRESHOLD:.0%}: finds {at[1]:.1%},\nwith {at[0]:.1%} false alarms",
+        at, (0.16, 0.72), arrowprops={"arrowstyle": "-", "color": MUTED}, color=INK,
+    )  # fmt: skip
+    area = evaluation.metrics["roc_auc"]
+    axes.text(0.97, 0.08, f"area {area:.3f}", ha="right", fontsize=15, color=ACCENT)
+    axes.set(
+        xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.02, 1.02), ylim=(-0.02, 1.04)
+    )
+    _percent(axes)
+    return inline(drawn, "roc", f"ROC curve with an area of {area:.3f}")
+
+
+def threshold(evaluation: Evaluation) -> str:
+    """Precision and recall if another threshold were set."""
+    drawn = figure(WIDTH, HEIGHT)
+    axes = drawn.add_subplot()
+    thresholds = np.linspace(0.01, 0.99, 99)
+    said = evaluation.probabilities[None, :] >= thresholds[:, None]
+    found = (said & evaluation.positive).sum(axis=1)
+    recall, total = found / evaluation.positive.sum(), said.sum(axis=1)
+    precision = np.where(total > 0, found / np.maximum(total, 1), np.nan)
+    for values, colour, label, style in (
+        (precision, ACCENT, "precision", "-"),
+        (recall, INK, "recall", (0, (5, 1.5))),
+    ):
+        axes.plot(thresholds, values, color=colour, label=label, linestyle=style)
+    axes.axvline(THRESHOLD, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+    axes.set(xlabel="threshold", xlim=(0, 1))
+    _percent(axes)
+    axes.legend(loc="lower left", bbox_to_anchor=(0.08, 0.05))
+    return inline(drawn, "threshold", "Precision rises and recall falls with the threshold")
+
+
+def importance(evaluation: Evaluation) -> str:
+    """Accuracy that is lost when a field is shuffled."""
+    ranked = evaluation.importances[::-1]
+    drawn = figure(WIDTH, max(1.6, 0.36 * len(ranked) + 0.5))
+    axes = drawn.add_subplot()
+    names = [item.field for item in ranked]
+    values = [max(item.mean, 0) for item in ranked]
+    axes.barh(names, values, color=ACCENT, height=0.56)
+    axes.errorbar(values, names, xerr=[item.error for item in ranked], fmt="none", ecolor=INK, elinewidth=1)
+    axes.set(xlabel="accuracy lost when the field is shuffled", xlim=(0, None))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    _names_at_left(axes)
+    best = evaluation.importances[0]
+    return inline(drawn, "importance", f"Importance of each field; {best.field} first, {best.mean:.1%}")
+
+
+def choice(trials: Sequence[Trial], chosen: Trial) -> str:
+    """Brier score of every estimator tried, with its standard error."""
+    ranked = list(trials)[::-1]
+    drawn = figure(WIDTH, max(1.6, 0.29 * len(ranked) + 0.5))
+    axes = drawn.add_subplot()
+    best = min(trials, key=lambda trial: trial.brier)
+    axes.axvspan(
+        best.brier - best.brier_error, best.brier + best.brier_error, color=ACCENT, alpha=0.1, linewidth=0
+    )
+    for trial in ranked:
+        colour = ACCENT if trial is chosen else MUTED
+        name = trial.estimator.name
+        axes.errorbar(
+            trial.brier, name, xerr=trial.brier_error, fmt="o", color=colour, elinewidth=2, markersize=7
+        )
+    axes.set(xlabel="Brier score, ± one standard error (less is better)", ylim=(-0.6, len(ranked) - 0.4))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    _names_at_left(axes)
+    axes.get_yticklabels()[ranked.index(chosen)].set_color(ACCENT)
+    axes.get_yticklabels()[ranked.index(chosen)].set_fontweight("bold")
+    return inline(
+        drawn, "choice", f"Brier scores of {len(trials)} estimators; chosen: {chosen.estimator.name}"
+    )
+
+
+def groups(rows: Sequence[Group], overall: float) -> str:
+    """Accuracy for the candidates of each category, with 95% intervals."""
+    ranked = list(rows)[::-1]
+    drawn = figure(WIDTH, max(1.6, 0.27 * len(ranked) + 0.5))
+    axes = drawn.add_subplot()
+    places = np.arange(len(ranked))
+    accuracies = np.array([group.accuracy for group in ranked])
+    low, high = wilson(accuracies, np.array([group.rows for group in ranked]))
+    axes.axvline(overall, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+    axes.hlines(places, low, high, color=ACCENT, alpha=0.45, linewidth=3)
+    axes.scatter(accuracies, places, color=ACCENT, s=34, zorder=3)
+    axes.set_yticks(places, [f"{group.field} {group.category}" for group in ranked])
+    axes.set(xlabel="accuracy, with 95% interval", ylim=(-0.6, len(ranked) - 0.4), xlim=(None, 1.004))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    _names_at_left(axes)
+    worst = min(rows, key=lambda group: group.accuracy)
+    return inline(
+        drawn,
+        "groups",
+        f"Accuracy by category; lowest for {worst.field} {worst.category}: {worst.accuracy:.1%}",
+    )
+
+
+def field(raw: RawField, dataset: Dataset) -> str:
+    """How one raw field is distributed in each class."""
+    drawn = figure(2.6, 1.55)
+    axes = drawn.add_subplot()
+    values = np.array([candidate[raw.name] for candidate in dataset.candidates])
+    truth = np.array(dataset.labels) == dataset.task.positive_class
+    if isinstance(raw, Number):
+        edges = np.histogram_bin_edges(values, 18)
+        for part, colour in ((truth, POSITIVE), (~truth, NEGATIVE)):
+            heights, _ = np.histogram(values[part], edges, density=True)
+            axes.stairs(heights, edges, fill=True, color=colour, alpha=0.4)
+            axes.stairs(heights, edges, color=colour, linewidth=1.3)
+    else:
+        places = np.arange(len(raw.categories))
+        for part, colour, shift in ((truth, POSITIVE, -0.2), (~truth, NEGATIVE, 0.2)):
+            shares = [np.mean(values[part] == category) for category in raw.categories]
+            axes.bar(places + shift, shares, width=0.38, color=colour, alpha=0.75)
+        axes.set_xticks(places, raw.categories)
+        axes.tick_params(axis="x", length=0)
+    axes.yaxis.set_visible(False)
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False)
+    return inline(drawn, f"field-{raw.name}", f"Distribution of {raw.name} in each class")
+
+
+def wilson(parts: Floats, counts: npt.NDArray[np.intp]) -> tuple[Floats, Floats]:
+    """95% interval of a part of so many, by Wilson's score: it stays within 0 and 1."""
+    z, n = 1.96, np.asarray(counts, dtype=float)
+    middle = (parts + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(parts * (1 - parts) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return middle - half, middle + half
+
+
+def _percent(axes: Axes) -> None:
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+
+
+def _names_at_left(axes: Axes) -> None:
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_color(LINE)

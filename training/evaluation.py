@@ -1,0 +1,168 @@
+"""How good the probabilities are for candidates that the model had not seen."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from sklearn.metrics import (
+    accuracy_score,
+    brier_score_loss,
+    f1_score,
+    log_loss,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+    roc_curve,
+)
+
+from training.data import Dataset
+from training.encoding import SEPARATOR
+from training.estimators import SEED, Classifier
+from training.selection import Floats, Trial, folds
+from transformer.signature import Category, Signature
+
+#: Probability from which on a candidate counts as positive.
+THRESHOLD = 0.5
+#: Groups of like probability that calibration is judged by.
+CALIBRATION_GROUPS = 10
+#: Times that each field is shuffled within each fold.
+SHUFFLES = 3
+
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Accuracy that is lost when one raw field is shuffled among unseen candidates, as part of 1."""
+
+    field: str
+    mean: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """How the unseen candidates with one category fared."""
+
+    field: str
+    category: str
+    rows: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that is known of a model's quality.
+
+    Attributes
+    ----------
+    positive, probabilities
+        Truth and out-of-fold probability of each candidate.
+    metrics
+        The figures that the bundle carries.
+    roc
+        False positive rates and true positive rates.
+    calibration
+        Mean probability, part that is positive and number of candidates, for each group that has any.
+    confusion
+        Candidates by truth (negative, positive) and by prediction.
+    """
+
+    positive: Bools
+    probabilities: Floats
+    metrics: dict[str, float]
+    roc: tuple[Floats, Floats]
+    calibration: tuple[Floats, Floats, npt.NDArray[np.intp]]
+    confusion: npt.NDArray[np.intp]
+    importances: list[Importance]
+    groups: list[Group]
+
+
+def evaluate(dataset: Dataset, features: pd.DataFrame, trial: Trial) -> Evaluation:
+    """Evaluate the chosen trial on the candidates that each fold's model had not seen.
+
+    The choice was made on the same folds; among so few estimators that flatters it by less than its error.
+    """
+    positive = np.array(dataset.labels) == dataset.task.positive_class
+    predicted = trial.probabilities >= THRESHOLD
+    rates = roc_curve(positive, trial.probabilities)
+    confusion = [
+        [int(np.sum((positive == t) & (predicted == p))) for p in (False, True)] for t in (False, True)
+    ]
+    return Evaluation(
+        positive=positive,
+        probabilities=trial.probabilities,
+        metrics=_metrics(positive, trial.probabilities),
+        roc=(rates[0], rates[1]),
+        calibration=_calibration(positive, trial.probabilities),
+        confusion=np.array(confusion),
+        importances=sorted(_importances(dataset, features, trial, positive), key=lambda i: -i.mean),
+        groups=list(_groups(dataset, positive == predicted)),
+    )
+
+
+def _metrics(positive: Bools, probabilities: Floats) -> dict[str, float]:
+    predicted = probabilities >= THRESHOLD
+    metrics = {
+        "accuracy": accuracy_score(positive, predicted),
+        "roc_auc": roc_auc_score(positive, probabilities),
+        "brier": brier_score_loss(positive, probabilities),
+        "log_loss": log_loss(positive, probabilities),
+        "f1": f1_score(positive, predicted),
+        "precision": precision_score(positive, predicted, zero_division=0.0),
+        "recall": recall_score(positive, predicted),
+    }
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _calibration(positive: Bools, probabilities: Floats) -> tuple[Floats, Floats, npt.NDArray[np.intp]]:
+    group = np.minimum((probabilities * CALIBRATION_GROUPS).astype(int), CALIBRATION_GROUPS - 1)
+    counts = np.bincount(group, minlength=CALIBRATION_GROUPS)
+    used = counts > 0
+    means = np.bincount(group, probabilities, CALIBRATION_GROUPS)[used] / counts[used]
+    parts = np.bincount(group, positive, CALIBRATION_GROUPS)[used] / counts[used]
+    return means, parts, counts[used]
+
+
+def _importances(
+    dataset: Dataset, features: pd.DataFrame, trial: Trial, positive: Bools
+) -> Iterator[Importance]:
+    """Shuffle all features of a raw field together: one at a time would make candidates that cannot exist."""
+    random, labels = np.random.default_rng(SEED), np.array(dataset.labels)
+    fields = dataset.task.signature.fields
+    lost: dict[str, list[float]] = {field.name: [] for field in fields}
+    for fit, held_out in folds(positive):
+        # Fitted again, since keeping every trial's models would fill the memory; it is the same model again.
+        model = trial.estimator.fit(features.iloc[fit], labels[fit].tolist())
+        unseen, truth = features.iloc[held_out], positive[held_out]
+        before = _accuracy(dataset, model, unseen, truth)
+        for field in fields:
+            columns = list(Signature(fields=(field,)).feature_names(SEPARATOR))
+            for _ in range(SHUFFLES):
+                shuffled = _shuffled(unseen, columns, random)
+                lost[field.name].append(before - _accuracy(dataset, model, shuffled, truth))
+    for name, values in lost.items():
+        yield Importance(name, float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values))))
+
+
+def _accuracy(dataset: Dataset, model: Classifier, features: pd.DataFrame, positive: Bools) -> float:
+    column = list(model.classes_).index(dataset.task.positive_class)
+    predicted = model.predict_proba(features)[:, column] >= THRESHOLD
+    return float(np.mean(predicted == positive))
+
+
+def _shuffled(features: pd.DataFrame, columns: list[str], random: np.random.Generator) -> pd.DataFrame:
+    values = features[columns].to_numpy()[random.permutation(len(features))]
+    return features.assign(**dict(zip(columns, values.T, strict=True)))
+
+
+def _groups(dataset: Dataset, right: Bools) -> Iterator[Group]:
+    for field in dataset.task.signature.fields:
+        if isinstance(field, Category):
+            values = np.array([candidate[field.name] for candidate in dataset.candidates])
+            for category in field.categories:
+                rows = right[values == category]
+                if len(rows):
+                    yield Group(field.name, category, len(rows), float(rows.mean()))

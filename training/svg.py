@@ -1,0 +1,93 @@
+"""Matplotlib figures as inline SVG that takes its colours and its type from the page around it."""
+
+import io
+import re
+from contextlib import AbstractContextManager
+from html import escape
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+# Matplotlib knows no CSS, so each of the page's colours is drawn as a stand-in that is then replaced.
+INK, MUTED, LINE, POSITIVE, NEGATIVE, ACCENT = (f"#a1b2c{digit}" for digit in range(1, 7))
+_VARIABLES = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    LINE: "var(--line)",
+    POSITIVE: "var(--positive)",
+    NEGATIVE: "var(--negative)",
+    ACCENT: "var(--accent)",
+}
+_STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": LINE,
+    "axes.grid": True,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 10,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "hatch.color": LINE,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "lines.linewidth": 2,
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "xtick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "xtick.labelsize": 9,
+    "ytick.color": LINE,
+    "ytick.labelcolor": MUTED,
+    "ytick.labelsize": 9,
+}
+
+
+def style() -> AbstractContextManager[None]:
+    """Context in which figures must be made and turned into SVG."""
+    return mpl.rc_context(_STYLE)
+
+
+def figure(width: float, height: float) -> Figure:
+    """Make an empty figure, without any of pyplot's global state; sizes in inches."""
+    made = Figure(figsize=(width, height))
+    FigureCanvasSVG(made)
+    return made
+
+
+def inline(drawn: Figure, name: str, description: str) -> str:
+    """Turn a figure into an ``<svg>`` element that fills its container's width.
+
+    Parameters
+    ----------
+    name
+        Unique on the page: it tells this figure's inner references from the others'.
+    description
+        What people hear who do not see the chart.
+    """
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": name}):
+        drawn.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    text = _without_unused_ids(text)
+    text = re.sub(r'font: ([0-9.]+)px [^;"]*', r"font-size: \1px", text)
+    for stand_in, variable in _VARIABLES.items():
+        text = text.replace(stand_in, variable)
+    head = re.search(r'viewBox="([^"]*)"', text)
+    viewbox = head[1] if head else "0 0 1 1"
+    opening = f'<svg role="img" aria-label="{escape(description)}" viewBox="{viewbox}">'
+    opening += f"<title>{escape(description)}</title>"
+    return re.sub(r"\n\s*", "\n", opening + text[text.index(">") + 1 :])
+
+
+def _without_unused_ids(text: str) -> str:
+    """Drop Matplotlib's ids but those that are referred to: figures on one page share names like axes_1."""
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    return re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
