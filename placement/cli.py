@@ -3,10 +3,11 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from placement import predict_command, train_command, up_command
 
-COMMANDS = {"train": train_command, "up": up_command, "predict": predict_command}
+COMMANDS: dict[str, Any] = {"train": train_command, "up": up_command, "predict": predict_command}
 
 
 def parser() -> argparse.ArgumentParser:

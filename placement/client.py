@@ -91,7 +91,8 @@ class GrpcClient:
 
     def __init__(self, address: str, model: str) -> None:
         import grpc
-        from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
+
+        from placement.v2_grpc import services
 
         self._address = address
         self._model = model
@@ -100,14 +101,14 @@ class GrpcClient:
 
     async def fields(self) -> dict[str, str]:
         """See `Client`."""
-        from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+        from placement.v2_grpc import messages as pb
 
         metadata = await self._ask(self._stub.ModelMetadata, pb.ModelMetadataRequest(name=self._model))
         return {tensor.name: tensor.datatype for tensor in metadata.inputs}
 
     async def predict(self, candidates: Sequence[Candidate]) -> Answer:
         """See `Client`."""
-        from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+        from placement.v2_grpc import messages as pb
 
         request = pb.ModelInferRequest(model_name=self._model)
         tensor = request.inputs.add(name="candidates", datatype="BYTES", shape=[len(candidates)])
