@@ -97,7 +97,7 @@ class Ingress(httputil.HTTPServerConnectionDelegate):
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
             # What one client's answer sets is not to be sent with another's request.
-            
+            cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
         )

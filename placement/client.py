@@ -1,20 +1,29 @@
 """A client of the served model over V1, V2 or gRPC."""
 
-import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import aiohttp
+import orjson
 
 Candidate = Mapping[str, Any]
 
 #: Seconds for one request.
 TIMEOUT_S = 60
 
+_URL = re.compile(r"https?://[^/\s]+(/\S*)?")
+_ADDRESS = re.compile(r"[^/\s]+:\d+")
+_Read = TypeVar("_Read")
+
 
 class ClientError(Exception):
-    """A request without predictions; the message is the service's own where it gave one."""
+    """A request without predictions; the message says why."""
+
+
+class Refused(ClientError):
+    """A request that the service answered with an error; the message is the service's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +59,11 @@ class RestClient:
 
     async def fields(self) -> dict[str, str]:
         """See `Client`."""
-        content, _ = await self._ask("GET", f"/v2/models/{self._model}")
-        self._datatypes = {tensor["name"]: tensor["datatype"] for tensor in content["inputs"]}
+        self._datatypes = await self._ask(
+            "GET",
+            f"/v2/models/{self._model}",
+            lambda content, _: {tensor["name"]: tensor["datatype"] for tensor in content["inputs"]},
+        )
         return self._datatypes
 
     async def predict(self, candidates: Sequence[Candidate]) -> Answer:
@@ -60,30 +72,48 @@ class RestClient:
             if not self._datatypes:
                 await self.fields()
             body: dict[str, Any] = {"inputs": tensors(candidates, self._datatypes)}
-            content, headers = await self._ask("POST", f"/v2/models/{self._model}/infer", body)
-            columns = {tensor["name"]: tensor["data"] for tensor in content["outputs"]}
-            return Answer(by_row(columns), headers["x-model-version"])
-        request: dict[str, Any] = {"instances": list(candidates)}
-        content, headers = await self._ask("POST", f"/v1/models/{self._model}:predict", request)
-        return Answer(content["predictions"], headers["x-model-version"])
+            return await self._ask("POST", f"/v2/models/{self._model}/infer", _v2_answer, to_json(body))
+        body = {"instances": list(candidates)}
+        return await self._ask("POST", f"/v1/models/{self._model}:predict", _v1_answer, to_json(body))
 
     async def close(self) -> None:
         """See `Client`."""
         await self._session.close()
 
-    async def _ask(self, method: str, path: str, body: object = None) -> tuple[Any, Mapping[str, str]]:
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        read: Callable[[Any, Mapping[str, str]], _Read],
+        body: bytes | None = None,
+    ) -> _Read:
+        """What `read` makes of the answer's content and headers."""
+        headers = {"content-type": "application/json"} if body else {}
         try:
-            async with self._session.request(method, self._base + path, json=body) as response:
-                content = await response.json(content_type=None)
-                if response.status != 200:
-                    raise ClientError(content["error"])
-                return content, response.headers
+            async with self._session.request(method, self._base + path, data=body, headers=headers) as answer:
+                content = await answer.json(content_type=None, loads=orjson.loads)
+                if answer.status != 200:
+                    raise Refused(str(content["error"]))
+                return read(content, answer.headers)
         except (TimeoutError, aiohttp.ClientConnectionError) as error:
             raise ClientError(
                 f"{self._base} does not answer; start it with `make run`, or set --url"
             ) from error
         except (aiohttp.ClientError, KeyError, TypeError, ValueError) as error:
-            raise ClientError(f"{self._base}{path} is not the placement service: {error}") from error
+            # What came may be anything, and long.
+            raise ClientError(
+                f"{self._base}{path} does not answer as a placement service does: --url must be that of its "
+                "REST port (for its gRPC port, add --protocol grpc)"
+            ) from error
+
+
+def _v1_answer(content: Any, headers: Mapping[str, str]) -> Answer:  # noqa: ANN401 (JSON)
+    return Answer(content["predictions"], headers["x-model-version"])
+
+
+def _v2_answer(content: Any, headers: Mapping[str, str]) -> Answer:  # noqa: ANN401 (JSON)
+    columns = {tensor["name"]: tensor["data"] for tensor in content["outputs"]}
+    return Answer(by_row(columns), headers["x-model-version"])
 
 
 class GrpcClient:
@@ -112,7 +142,7 @@ class GrpcClient:
 
         request = pb.ModelInferRequest(model_name=self._model)
         tensor = request.inputs.add(name="candidates", datatype="BYTES", shape=[len(candidates)])
-        tensor.contents.bytes_contents.extend(json.dumps(candidate).encode() for candidate in candidates)
+        tensor.contents.bytes_contents.extend(to_json(candidate) for candidate in candidates)
         answer = await self._ask(self._stub.ModelInfer, request)
         contents = {"BOOL": "bool_contents", "FP64": "fp64_contents"}
         columns = {
@@ -133,11 +163,21 @@ class GrpcClient:
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE and not error.trailing_metadata():
                 raise ClientError(f"{self._address} does not answer over gRPC; set --url") from error
-            raise ClientError(error.details()) from error
+            raise Refused(error.details()) from error
 
 
 def connect(url: str, model: str, protocol: str) -> Client:
-    """A client for ``v1``, ``v2`` or ``grpc``; nothing is sent yet."""
+    """A client for ``v1``, ``v2`` or ``grpc``; nothing is sent yet.
+
+    Raises
+    ------
+    ClientError
+        If the URL is not of the protocol's form.
+    """
+    if protocol == "grpc" and not _ADDRESS.fullmatch(url):
+        raise ClientError(f"--url {url}: must be host:port for gRPC, as 127.0.0.1:8081")
+    if protocol != "grpc" and not _URL.fullmatch(url):
+        raise ClientError(f"--url {url}: must start with http:// (or https://), as http://127.0.0.1:8080")
     return GrpcClient(url, model) if protocol == "grpc" else RestClient(url, model, protocol)
 
 
@@ -158,3 +198,17 @@ def tensors(candidates: Sequence[Candidate], datatypes: Mapping[str, str]) -> li
 def by_row(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Columns of equal length as one dict for each row."""
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def to_json(value: object) -> bytes:
+    """JSON of a request.
+
+    Raises
+    ------
+    ClientError
+        If a candidate holds what JSON or the service cannot take, as values nested hundreds deep.
+    """
+    try:
+        return orjson.dumps(value)
+    except TypeError as error:
+        raise ClientError(f"a candidate cannot be sent as JSON: {error}") from error

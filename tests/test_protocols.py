@@ -344,15 +344,21 @@ V2_ERRORS = [
     ),
     pytest.param(
         {"inputs": [{"name": "x", "datatype": "BYTES", "shape": [1], "data": [7]}]},
-        "inputs.x[0]: must be a JSON object as a string",
+        "inputs.x[0]: must be a string, as BYTES is, got the number 7",
         id="object-no-string",
     ),
     pytest.param({"inputs": [FIELD]}, "inputs.gender[0]: is required", id="missing-tensor"),
     pytest.param(
         {"inputs": [{**FIELD, "data": ["high"]}]},
-        "inputs.ssc_p[0]: must be a number, 0 to 100, got a string 'high'",
+        "inputs.ssc_p[0]: must be a number, as FP64 is, got a string 'high'",
         id="wrong-type",
     ),
+    pytest.param(
+        {"inputs": [{**FIELD, "datatype": "INT64", "data": [71.5]}]},
+        "inputs.ssc_p[0]: must be an integer, as INT64 is, got the number 71.5",
+        id="no-integer",
+    ),
+    pytest.param({"inputs": [{**FIELD, "name": "n" * 129}]}, "at most 128 characters", id="long-name"),
 ]
 
 
@@ -369,6 +375,7 @@ async def test_a_bad_v2_request_is_told_what_is_wrong(request_, error, transform
         (8, "x", "inference-header-content-length: must be 0 to"),
         (8, "-1", "inference-header-content-length: must be 0 to"),
         (8, "999999", "inference-header-content-length: must be 0 to"),
+        (8, "9" * 5000, "inference-header-content-length: must be 0 to"),
         (9, None, "binary_data_size must be 0 to 8"),
         (-8, None, "binary_data_size must be 0 to 8"),
         (True, None, "binary_data_size must be 0 to 8"),
@@ -484,9 +491,7 @@ async def test_more_candidates_or_bytes_than_the_limits_are_too_large(trained_bu
             tensor.contents.bytes_contents.append(bytes(1000))
 
 
-async def test_an_unknown_category_is_encoded_as_none_where_asked_for(
-    trained_bundle, mlserver, truth
-):
+async def test_an_unknown_category_is_encoded_as_none_where_asked_for(trained_bundle, mlserver, truth):
     host = f"127.0.0.1:{mlserver.http_port}"
     rows = [{**truth.bundle.reference.candidates[0], "hsc_s": "Music"}]
     async with serving(

@@ -1,12 +1,14 @@
 """What training writes: a bundle that agrees with its model, whoever reads it."""
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
 import joblib
 import numpy as np
 import pytest
+import s3fs
 
 from storage.bundles import StorageError, VersionExistsError
 from training.candidates import PLACEMENT, SIGNATURE, Task
@@ -156,6 +158,49 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_fitted(storage, fi
     with pytest.raises(error, match=message):
         train(DATASET, storage=storage, progress=lines.append, **options)
     assert not lines
+
+
+@pytest.mark.parametrize("version", [None, "v7"])
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("gs://bucket/models", "scheme 'gs' is not supported"),
+        ("http://host/models", "scheme 'http' is not supported"),
+        ("{}/file", "file is not a directory|Not a directory"),
+        ("{}/file/below", "file is not a directory|Not a directory"),
+        ("{}/locked", "locked cannot be written to"),
+        ("{}/locked/below", "locked cannot be written to"),
+        ("file://{}/locked", "locked cannot be written to"),
+        ("s3://bucket/models", "set AWS_ACCESS_KEY_ID"),
+    ],
+)
+def test_storage_that_cannot_be_written_is_refused_before_anything_is_fitted(
+    tmp_path, monkeypatch, place, message, version
+):
+    (tmp_path / "file").touch()
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    access = os.access
+    # The superuser may write everywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != locked and access(path, mode))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    s3fs.S3FileSystem.clear_instance_cache()
+    lines = []
+    with pytest.raises(StorageError, match=message):
+        train(DATASET, storage=place.format(tmp_path), version=version, progress=lines.append)
+    assert not lines
+    assert not list(locked.iterdir())
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_storage_that_is_not_there_yet_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trained = train(DATASET, storage="new/models", estimator="logistic-regression")
+    assert trained.uri == "new/models/placement/v1"
 
 
 def test_too_few_candidates_of_a_class_are_refused(tmp_path):

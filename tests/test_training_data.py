@@ -65,6 +65,7 @@ def test_candidates_without_label_are_read_by_the_same_rules(tmp_path):
         ("etest_p", "5_6", "must be 0 to 100, got '5_6'"),
         ("etest_p", "", "must be 0 to 100, got ''"),
         ("gender", "X", "must be one of M, F, got 'X'"),
+        ("etest_p", "9" * 99, "must be 0 to 100, got '" + "9" * 38 + "…"),
         ("hsc_s", "science", "must be one of Science, Commerce, Arts, got 'science'"),
         ("status", "placed", "must be one of Not Placed, Placed, got 'placed'"),
     ],
@@ -85,7 +86,19 @@ def test_every_problem_is_told_up_to_twenty_and_then_counted(tmp_path):
     assert "row 1 (line 2), column 'gender'" in lines[0]
     assert "row 1 (line 2), column 'mba_p'" in lines[1]
     assert lines[-1] == "and 10 more problems"
-    assert len(error.value.problems) == 30
+    assert error.value.count == 30
+
+
+def test_rows_of_another_width_are_told_with_the_other_problems(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("age,answer\n1,yes\n1\n200,no\n1,no,more\n")
+    with pytest.raises(DataError) as error:
+        read_csv(path, SMALL)
+    assert str(error.value).splitlines() == [
+        f"{path}: row 2 (line 3): must have 2 cells, got 1",
+        f"{path}: row 3 (line 4), column 'age': must be 0 to 120, got '200'",
+        f"{path}: row 4 (line 5): must have 2 cells, got 3",
+    ]
 
 
 def test_lines_are_counted_as_an_editor_counts_them(tmp_path):
@@ -111,7 +124,9 @@ def test_an_empty_cell_or_a_missing_column_takes_the_default(tmp_path):
         (b"age,age,answer\n1,2,yes\n", "column 'age' stands twice"),
         (b"town,answer\nA,yes\n", "column 'age' is missing, found: town, answer"),
         (b"age,answer\n1,yes,more\n", r"row 1 \(line 2\): must have 2 cells, got 3"),
-        (b"age,answer\n\xff,yes\n", "must be UTF-8, byte 11 is not"),
+        (b"age,answer\n1,yes\n\xff,yes\n", "line 3: must be UTF-8"),
+        (b"age;answer\n1;yes\n", "must be separated by commas, got ';'"),
+        (b"age,answer\n" + b"1" * 200_000 + b",yes\n", "line 2: field larger than field limit"),
         (b'age,answer\n"1"2,yes\n', "line 2: "),
     ],
 )

@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.candidates import PLACEMENT, SIGNATURE
+from training import statistics
+from training.candidates import PLACEMENT, SIGNATURE, Task
 from training.data import DataError
 from training.generator import generate
 from training.statistics import Statistics, describe
-from transformer.signature import Number
+from transformer.signature import Category, Number, Signature
 
 
 @settings(max_examples=20, deadline=None)
@@ -49,3 +50,77 @@ def test_generated_candidates_have_the_statistics_that_they_are_made_from():
 def test_no_rows_is_an_error():
     with pytest.raises(DataError, match="rows must be at least 1, got 0"):
         generate(0)
+
+
+def test_a_negative_seed_is_an_error():
+    with pytest.raises(DataError, match="seed must be at least 0, got -1"):
+        generate(10, -1)
+
+
+def task_of(*fields: Number | Category, without: str = "", **changes) -> Task:
+    new = {field.name: field for field in fields}
+    kept = [new.pop(field.name, field) for field in SIGNATURE.fields if field.name != without]
+    return PLACEMENT.model_copy(update={"signature": Signature(fields=(*kept, *new.values())), **changes})
+
+
+@pytest.mark.parametrize(
+    ("task", "problem"),
+    [
+        (task_of(Number(name="age", minimum=0, maximum=120)), "number 'age' is not described"),
+        (
+            task_of(Category(name="town", categories=("A", "B"))),
+            "category 'town' must be one of A, B, described here: none",
+        ),
+        (
+            task_of(Category(name="workex", categories=("Yes", "No", "Some"))),
+            "category 'workex' must be one of Yes, No, Some, described here: Yes, No",
+        ),
+        (task_of(Category(name="ssc_p", categories=("A",))), "category 'ssc_p' must be one of A"),
+        (task_of(without="mba_p"), "field 'mba_p' is not one of the candidate's fields"),
+        (task_of(without="hsc_s"), "field 'hsc_s' is not one of the candidate's fields"),
+        (
+            task_of(Number(name="ssc_p", minimum=0, maximum=1)),
+            r"number 'ssc_p' must be 0 to 1, its mean here is \d+",
+        ),
+        (task_of(classes=("Placed", "Refused")), "classes differ in Not Placed, Refused"),
+    ],
+    ids=["number", "category", "value", "type", "no number", "no category", "bounds", "classes"],
+)
+def test_statistics_of_other_candidates_are_refused_with_what_to_do(task, problem):
+    with pytest.raises(DataError, match=problem) as error:
+        generate(10, task=task)
+    assert (
+        str(error.value)
+        .splitlines()[-1]
+        .startswith("statistics.json: recompute it with `python -m training.statistics FILE.csv")
+    )
+    assert error.value.count == 2
+
+
+def test_fields_may_stand_in_another_order():
+    order = tuple(reversed(SIGNATURE.fields))
+    reordered = PLACEMENT.model_copy(update={"signature": Signature(fields=order)})
+    assert tuple(generate(20, task=reordered).candidates[0]) == tuple(reversed(SIGNATURE.names))
+
+
+def test_statistics_that_cannot_be_read_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(statistics, "STATISTICS_FILE", tmp_path / "statistics.json")
+    with pytest.raises(DataError, match=r"statistics\.json: cannot be read; recompute it"):
+        Statistics.committed()
+    (tmp_path / "statistics.json").touch()
+    with pytest.raises(DataError, match=r"statistics\.json: cannot be read; recompute it"):
+        Statistics.committed()
+
+
+def test_the_command_that_recomputes_the_statistics(tmp_path, capsys):
+    dataset, path = generate(300), tmp_path / "a.csv"
+    rows = [[*c.values(), label] for c, label in zip(dataset.candidates, dataset.labels, strict=True)]
+    lines = [[*SIGNATURE.names, "status"], *rows]
+    path.write_text("\n".join(",".join(map(str, line)) for line in lines))
+    assert statistics.main([str(path)]) == 0
+    assert Statistics.model_validate_json(capsys.readouterr().out) == describe(dataset)
+    assert statistics.main([str(tmp_path / "none.csv")]) == 1
+    assert capsys.readouterr().err == f"{tmp_path / 'none.csv'}: No such file or directory\n"
+    assert statistics.main([]) == 2
+    with pytest.raises(DataError, match="cells are made by field 'town', which is not there"):
+        describe(dataset, given="town")

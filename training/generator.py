@@ -25,10 +25,18 @@ def generate(
     """Draw labelled candidates from the class-conditional model of `training.statistics`.
 
     The same `rows` and `seed` give the same candidates.
+
+    Raises
+    ------
+    DataError
+        If `rows` or `seed` is too small, or the statistics describe other candidates than the task's.
     """
     if rows < 1:
         raise DataError("generated", [f"rows must be at least 1, got {rows}"])
+    if seed < 0:
+        raise DataError("generated", [f"seed must be at least 0, got {seed}"])
     statistics = statistics or Statistics.committed()
+    statistics.check(task)
     random = np.random.default_rng(seed)
     shares = np.array([cell.share for cell in statistics.cells])
     counts = random.multinomial(rows, shares / shares.sum())
@@ -58,8 +66,8 @@ def _numbers(
     cell: Cell, count: int, signature: Signature, random: np.random.Generator
 ) -> npt.NDArray[np.float64]:
     """Draw `count` rows of jointly normal numbers, drawing again what falls outside of the bounds."""
-    bounds = [(field.minimum, field.maximum) for field in signature.fields if isinstance(field, Number)]
-    low, high = np.array(bounds).T
+    bounds = {f.name: (f.minimum, f.maximum) for f in signature.fields if isinstance(f, Number)}
+    low, high = np.array([bounds[name] for name in cell.means]).T
     means, deviations = np.array(list(cell.means.values())), np.array(list(cell.deviations.values()))
     # Cholesky, since the singular vectors of two linear algebra libraries may differ in sign.
     factor = np.linalg.cholesky(np.array(cell.correlations)) * deviations[:, None]

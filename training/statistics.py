@@ -5,25 +5,32 @@ Within a cell the numbers are jointly normal, cut off at the signature's bounds,
 independent of them and of each other. The committed numbers, ``statistics.json``, are means, deviations,
 correlations and shares over at least 29 people each; they hold no candidate's values. To compute them anew::
 
-    python -m training.statistics FILE.csv > training/statistics.json
+    python -m training.statistics FILE.csv > statistics.json
+    mv statistics.json training/
 """
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
-from training.candidates import PLACEMENT, Candidate
-from training.data import Dataset, read_csv
-from transformer.signature import STRICT, Category, Number
+from training.candidates import PLACEMENT, Candidate, Task
+from training.data import DataError, Dataset, read_csv
+from transformer.signature import STRICT, Category, Number, RawField
 
 STATISTICS_FILE = Path(__file__).with_name("statistics.json")
 #: The field that best tells apart how the percentages of one class are distributed (see tests: a forest
 #: trained on what this generates gets 93 % of the real candidates right; without cells, 90 %).
 GIVEN = "workex"
+
+_RECOMPUTE = (
+    "recompute it with `python -m training.statistics FILE.csv > statistics.json` and put it into training/, "
+    "or train with --data"
+)
 
 
 class Cell(BaseModel):
@@ -60,7 +67,47 @@ class Statistics(BaseModel):
     @classmethod
     def committed(cls) -> "Statistics":
         """The numbers that this project carries."""
-        return cls.model_validate_json(STATISTICS_FILE.read_bytes())
+        try:
+            return cls.model_validate_json(STATISTICS_FILE.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise DataError(str(STATISTICS_FILE), [f"cannot be read; {_RECOMPUTE}"]) from error
+
+    def check(self, task: Task) -> None:
+        """Refuse a task that these numbers do not describe.
+
+        Raises
+        ------
+        DataError
+            With every field that differs.
+        """
+        fields = {field.name: field for field in task.signature.fields}
+        cell = self.cells[0]
+        problems = [
+            f"field {name!r} is not one of the candidate's fields"
+            for name in (*cell.means, *cell.frequencies)
+            if name not in fields
+        ]
+        problems += filter(None, (self._difference(field) for field in task.signature.fields))
+        if labels := {cell.label for cell in self.cells} ^ set(task.classes):
+            problems.append(f"classes differ in {', '.join(sorted(labels))}")
+        if problems:
+            raise DataError(STATISTICS_FILE.name, [*problems, _RECOMPUTE])
+
+    def _difference(self, field: RawField) -> str | None:
+        """How a field differs from what these numbers say of it."""
+        for cell in self.cells:
+            if isinstance(field, Number):
+                mean = cell.means.get(field.name)
+                if mean is None:
+                    return f"number {field.name!r} is not described"
+                if not field.minimum <= mean <= field.maximum:
+                    return f"number {field.name!r} must be {field.expected}, its mean here is {mean:g}"
+            else:
+                described = cell.frequencies.get(field.name, {})
+                if described.keys() != set(field.categories):
+                    found = ", ".join(described) or "none"
+                    return f"category {field.name!r} must be {field.expected}, described here: {found}"
+        return None
 
 
 def describe(dataset: Dataset, given: str = GIVEN) -> Statistics:
@@ -68,6 +115,8 @@ def describe(dataset: Dataset, given: str = GIVEN) -> Statistics:
 
     Means and deviations are rounded to 2 decimals, correlations to 2, shares and frequencies to 3.
     """
+    if given not in dataset.task.signature.names:
+        raise DataError(dataset.source, [f"cells are made by field {given!r}, which is not there: set GIVEN"])
     groups: dict[tuple[str, str], list[Candidate]] = {}
     for candidate, label in zip(dataset.candidates, dataset.labels, strict=True):
         groups.setdefault((label, str(candidate[given])), []).append(candidate)
@@ -102,5 +151,19 @@ def _rounded(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> tuple[floa
     return tuple(round(float(value), 2) for value in values)
 
 
+def main(arguments: Sequence[str]) -> int:
+    """Print the statistics of a file."""
+    if len(arguments) != 1:
+        print("usage: python -m training.statistics FILE.csv", file=sys.stderr)  # noqa: T201
+        return 2
+    try:
+        statistics = describe(read_csv(arguments[0], PLACEMENT))
+    except DataError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 1
+    print(statistics.model_dump_json(indent=1))  # noqa: T201
+    return 0
+
+
 if __name__ == "__main__":
-    sys.stdout.write(describe(read_csv(sys.argv[1], PLACEMENT)).model_dump_json(indent=1) + "\n")
+    sys.exit(main(sys.argv[1:]))

@@ -4,10 +4,13 @@ import os
 import re
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from storage.bundles import (
+    StorageError,
     VersionExistsError,
     check_free,
+    local_path,
     next_version,
     publish,
     put_beside,
@@ -18,13 +21,10 @@ from training.data import DataError, Dataset
 from training.fitting import fit
 from training.report import render
 from training.selection import AUTO, FOLDS, Progress, candidates_for
-from transformer.bundle import MAX_PREVIOUS, Bundle, Version
+from transformer.bundle import MAX_PREVIOUS, NAME_PATTERN, VERSION_PATTERN, Bundle, Version
 
 #: Fewer of one class leave too few in each fold to tell anything.
 MIN_PER_CLASS = 2 * FOLDS
-
-NAME = re.compile("[A-Za-z][A-Za-z0-9_-]*")
-VERSION = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class TrainingError(Exception):
@@ -87,8 +87,7 @@ def train(
     _check_names(name, version)
     candidates_for(estimator, len(dataset.labels))
     _check_classes(dataset)
-    if version is not None:
-        check_free(storage, name, version)
+    _check_storage(storage, name, version)
     known = remembered(previous, name)
     if version in {earlier.version for earlier in known}:
         raise TrainingError(f"version {version!r} is the name of an earlier version, expected a new one")
@@ -134,10 +133,33 @@ def _next(storage: str | os.PathLike[str], name: str, known: tuple[Version, ...]
 
 
 def _check_names(name: str, version: str | None) -> None:
-    if not NAME.fullmatch(name):
+    if not re.fullmatch(NAME_PATTERN, name):
         raise TrainingError(f"name {name!r} must be letters, digits, - and _, a letter first")
-    if version is not None and not VERSION.fullmatch(version):
+    if version is not None and not re.fullmatch(VERSION_PATTERN, version):
         raise TrainingError(f"version {version!r} must be letters, digits, -, _ and ., no sign first")
+
+
+def _check_storage(storage: str | os.PathLike[str], name: str, version: str | None) -> None:
+    """Refuse storage that could not take the version, before anything is fitted for it."""
+    if version is None:
+        next_version(storage, name)
+    else:
+        check_free(storage, name, version)
+    path = local_path(storage)
+    if path is not None:
+        _check_writable(path / name)
+
+
+def _check_writable(directory: Path) -> None:
+    # What is not there yet will be made, in the nearest directory above.
+    try:
+        existing = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+    except OSError as error:
+        raise StorageError(f"{directory}: {error.strerror}") from error
+    if not existing.is_dir():
+        raise StorageError(f"{directory}: {existing} is not a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise StorageError(f"{directory}: {existing} cannot be written to")
 
 
 def _check_classes(dataset: Dataset) -> None:

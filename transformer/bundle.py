@@ -20,6 +20,9 @@ BUNDLE_FILE = "bundle.json"
 MODEL_FILE = "model.joblib"
 #: Earlier versions that a bundle remembers, because their predictors may still be serving.
 MAX_PREVIOUS = 3
+#: Names of versions and of models, as they stand in paths and URIs.
+VERSION_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
+NAME_PATTERN = "^[A-Za-z][A-Za-z0-9_-]*$"
 
 Probability = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -75,7 +78,7 @@ class Version(BaseModel):
 
     model_config = STRICT
 
-    version: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    version: str = Field(pattern=VERSION_PATTERN)
     signature: Signature
     vectorizer: Vectorizer
     classes: Annotated[tuple[str, ...], Field(min_length=2, strict=False)]
@@ -136,7 +139,7 @@ class Bundle(Version):
     """
 
     format: Literal[1] = 1
-    name: str = Field(pattern="^[A-Za-z][A-Za-z0-9_-]*$")
+    name: str = Field(pattern=NAME_PATTERN)
     created: Annotated[datetime, Field(strict=False)]
     model: Model
     #: Quality on held-out data: accuracy, roc_auc, brier, …

@@ -19,13 +19,16 @@ class TransformerDataPlane(DataPlane):  # type: ignore[misc]
         Raises
         ------
         InvalidRequest
-            Where KServe raises `InvalidInput`, which its handler would log with the request's content.
+            Where KServe raises `InvalidInput`, which its handler would log with the request's content, and
+            where it stumbles over a CloudEvent that is none.
         """
         try:
             return super().decode(body, headers, *args, **kwargs)
         except InvalidInput as error:
             text = str(error).replace("Unrecognized request format", "is not JSON")
             raise InvalidRequest(f"body: {text}") from error
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            raise InvalidRequest("body: is not a CloudEvent with JSON data") from error
 
     def metadata(self) -> dict[str, Any]:
         """Name, version and V2 protocol extensions of the server."""

@@ -134,6 +134,8 @@ class RestClient(PredictorClient):
             timeout=aiohttp.ClientTimeout(total=None),
             # A proxy or a redirect would lead candidates elsewhere.
             trust_env=False,
+            # What an answer to one caller sets is not to be sent with another's request.
+            cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=True,
         )
 
@@ -184,6 +186,7 @@ class GrpcClient(PredictorClient):
             ("grpc.max_receive_message_length", _MAX_ANSWER),
             # The retry is ours, so that it stays inside the deadline.
             ("grpc.enable_retries", 0),
+            ("grpc.enable_http_proxy", 0),
         ]
         if address.use_ssl:
             credentials = grpc.ssl_channel_credentials(_ca_bundle())
@@ -197,9 +200,7 @@ class GrpcClient(PredictorClient):
     ) -> Matrix:
         request = wire.v2_message(self.address.model_name, matrix, feature_names, self.address.output)
         try:
-            answer = await self._infer(
-                request, metadata=tuple((name.lower(), value) for name, value in headers.items())
-            )
+            answer = await self._infer(request, metadata=wire.metadata(headers))
         except grpc.aio.AioRpcError as error:
             raise wire.grpc_failure(error.code(), error.details() or "") from error
         return wire.message_probabilities(answer, len(matrix), classes, self.address.output)

@@ -14,7 +14,7 @@ from kserve.protocol.rest.server import RESTServer
 from starlette.exceptions import HTTPException
 
 from transformer import v2
-from transformer.errors import PredictorUnavailable, ServiceError, TooLarge
+from transformer.errors import NotImplementedHere, PredictorUnavailable, ServiceError, TooLarge
 from transformer.model import TransformerModel
 
 logger = logging.getLogger("kserve.transformer")
@@ -33,16 +33,30 @@ class RestServer(RESTServer):  # type: ignore[misc]
         As `kserve.protocol.rest.server.RESTServer`.
     max_request_bytes
         Bytes that a request's body may have.
+    docs
+        Whether ``/docs`` is served.
+    timings
+        Whether the time of each request is logged.
     """
 
-    def __init__(self, *args: Any, max_request_bytes: int, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        *args: Any,  # noqa: ANN401
+        max_request_bytes: int,
+        docs: bool = False,
+        timings: bool = False,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._max_request_bytes = max_request_bytes
+        self._docs = docs
+        self._timings = timings
 
     def create_application(self) -> None:
         """Build the application: KServe's routes and handlers, in an application of this server's own."""
-        app = FastAPI(title="Transformer", docs_url="/docs", redoc_url=None)
-        self._add_middlewares(app)
+        app = FastAPI(title="Transformer", docs_url="/docs" if self._docs else None, redoc_url=None)
+        if self._timings or self.access_log_format:
+            self._add_middlewares(app)
         self._register_endpoints(app)
         self._add_exception_handlers(app)
         self.config.app = BodyLimit(app, self._max_request_bytes)
@@ -53,12 +67,20 @@ class RestServer(RESTServer):  # type: ignore[misc]
         app.add_api_route(
             "/v2/models/{model_name}/infer", self._infer, methods=["POST"], response_model=None, tags=["V2"]
         )
+        app.add_api_route(
+            "/v2/models/{model_name}/versions/{model_version}/infer",
+            self._infer_version,
+            methods=["POST"],
+            response_model=None,
+            tags=["V2"],
+        )
         super()._register_endpoints(app)
 
     def _add_exception_handlers(self, app: FastAPI) -> None:
         super()._add_exception_handlers(app)
         app.add_exception_handler(ServiceError, _service_error)
         app.add_exception_handler(ModelNotFound, _not_found)
+        app.add_exception_handler(NotImplementedError, _not_implemented)
         for not_ready in (ModelNotReady, ServerNotReady):
             app.add_exception_handler(not_ready, _not_ready)
         app.add_exception_handler(HTTPException, _http_error)
@@ -72,6 +94,11 @@ class RestServer(RESTServer):  # type: ignore[misc]
         answer, headers = await self.dataplane.infer(model_name, decoded, dict(request.headers))
         body, content_headers = v2.encode(answer)
         return Response(body, headers={**headers, **content_headers})
+
+    async def _infer_version(self, model_name: str, model_version: str) -> None:
+        """V2 inference of a model's version, which is not offered."""
+        self.dataplane.get_model_from_registry(model_name)
+        v2.refuse_version(model_version)
 
     def run(self, sockets: list[socket] | None = None) -> None:
         """Serve in a worker process of its own until it is told to stop."""
@@ -126,6 +153,10 @@ async def _service_error(_: Request, error: Exception) -> Response:
 
 async def _not_found(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(error)}, HTTPStatus.NOT_FOUND)
+
+
+async def _not_implemented(request: Request, error: Exception) -> Response:
+    return await _service_error(request, NotImplementedHere(str(error)))
 
 
 async def _not_ready(request: Request, error: Exception) -> Response:

@@ -5,9 +5,9 @@ import uuid
 import numpy as np
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
-from transformer.errors import InvalidRequest, NotImplementedHere
-from transformer.tensors import Tensor, from_raw, from_values, to_candidates
-from transformer.v2 import V2Answer, V2Request, raw_bytes, requested_outputs
+from transformer.errors import InvalidRequest
+from transformer.tensors import MAX_NAME, Tensor, from_raw, from_values, to_candidates
+from transformer.v2 import V2Answer, V2Request, raw_bytes, refuse_version, requested_outputs
 
 #: Field of `InferTensorContents` that holds each datatype's values; FP16 has none.
 CONTENTS = {
@@ -42,13 +42,14 @@ def decode(
     TooLarge
         If there are more than `max_candidates`.
     """
-    if message.model_version:
-        raise NotImplementedHere("model_version: cannot be asked for; each answer names the one that gave it")
+    refuse_version(message.model_version)
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise InvalidRequest(
             f"raw_input_contents: must be one for each of {len(message.inputs)}, got {len(raw)}"
         )
+    if any(len(tensor.name) > MAX_NAME for tensor in message.inputs):
+        raise InvalidRequest(f"inputs: a tensor's name may have {MAX_NAME} characters")
     tensors = [
         _raw(tensor, raw[number]) if raw else _typed(tensor) for number, tensor in enumerate(message.inputs)
     ]

@@ -5,12 +5,12 @@ from argparse import Namespace
 
 from kserve.constants.constants import FASTAPI_APP_IMPORT_STRING
 from kserve.model_server import ModelServer
-from kserve.protocol.rest.multiprocess.server import RESTServerMultiProcess
 
 from transformer.dataplane import FixedRepository, TransformerDataPlane
 from transformer.grpc_server import GrpcServer
 from transformer.model import TransformerModel
 from transformer.rest import RestServer
+from transformer.workers import Workers
 
 #: Seconds in which requests that were accepted before a SIGTERM are answered; KServe's own.
 GRACE_PERIOD_S = 30
@@ -60,6 +60,8 @@ class TransformerServer(ModelServer):  # type: ignore[misc]
             ssl_certfile=self.ssl_certfile,
             ssl_keyfile=self.ssl_keyfile,
             max_request_bytes=self._options.max_request_bytes,
+            docs=self._options.enable_docs_url,
+            timings=self._options.enable_latency_logging,
         )
 
     def grpc_server(self) -> GrpcServer:
@@ -80,16 +82,7 @@ class TransformerServer(ModelServer):  # type: ignore[misc]
         self._register_and_check_atleast_one_model_is_ready(models)
         rest = self.rest_server()
         if self.workers > 1:
-            self._rest_multiprocess_server = RESTServerMultiProcess(
-                FASTAPI_APP_IMPORT_STRING,
-                self.dataplane,
-                self.model_repository_extension,
-                self.http_port,
-                workers=self.workers,
-                grace_period=self.grace_period,
-                log_config_file=self._options.log_config_file,
-            )
-            self._rest_multiprocess_server._rest_server = rest  # noqa: SLF001 (it takes no other)
+            self._rest_multiprocess_server = Workers(rest, self._options.log_config_file)
             self.servers.append(self._rest_multiprocess_server.start())
         else:
             self._rest_server = rest
@@ -105,5 +98,7 @@ class TransformerServer(ModelServer):  # type: ignore[misc]
         try:
             await self._serve()
         finally:
+            if self._rest_multiprocess_server is not None:
+                self._rest_multiprocess_server.kill()
             for model in models:
                 await model.scorer.close()

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from transformer.errors import InvalidRequest
 from transformer.v1 import check_count, from_dicts, parse_json
-from transformer.validation import Candidates
+from transformer.validation import Candidates, typed
 
 #: The V2 protocol's datatypes and their little-endian numpy form; BYTES has none.
 NUMPY_DTYPES = {
@@ -28,7 +28,16 @@ NUMPY_DTYPES = {
     "FP32": "<f4",
     "FP64": "<f8",
 }
+#: Longest name of a tensor; errors repeat it.
+MAX_NAME = 128
 _LENGTH = struct.Struct("<I")
+#: What a value in JSON must be for its tensor's datatype; null is a missing value in all of them.
+_JSON_KINDS: dict[str, tuple[str, set[type]]] = {
+    "BYTES": ("a string", {str, bytes}),
+    "BOOL": ("a boolean", {bool}),
+    **dict.fromkeys(("FP16", "FP32", "FP64"), ("a number", {int, float})),
+}
+_INTEGER: tuple[str, set[type]] = ("an integer", {int})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +69,16 @@ def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence
     Raises
     ------
     InvalidRequest
-        If the datatype is unknown or the shape asks for another number of values.
+        If the datatype is unknown, the shape asks for another number of values, or one is of another type.
     """
     _known(name, datatype)
     rows = rows_of(name, shape)
     if len(values) != rows:
         raise InvalidRequest(f"inputs.{name}: shape {list(shape)} wants {rows} values, got {len(values)}")
+    kind, types = _JSON_KINDS.get(datatype, _INTEGER)
+    if not set(map(type, values)) <= {*types, type(None)}:
+        number, value = next((n, v) for n, v in enumerate(values) if v is not None and type(v) not in types)
+        raise InvalidRequest(f"inputs.{name}[{number}]: must be {kind}, as {datatype} is, got {typed(value)}")
     return Tensor(name, datatype, rows, values)
 
 
@@ -91,6 +104,8 @@ def from_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> Tens
 
 
 def _known(name: str, datatype: str) -> None:
+    if len(name) > MAX_NAME:
+        raise InvalidRequest(f"inputs: a tensor's name may have {MAX_NAME} characters, got {len(name)}")
     if datatype != "BYTES" and datatype not in NUMPY_DTYPES:
         raise InvalidRequest(
             f"inputs.{name}: datatype must be one of BYTES, {', '.join(NUMPY_DTYPES)}, got {datatype[:40]!a}"

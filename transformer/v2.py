@@ -3,33 +3,25 @@
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-    StrictStr,
-    ValidationError,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from transformer.errors import InvalidRequest
+from transformer.errors import InvalidRequest, NotImplementedHere
 from transformer.prediction import Prediction
 from transformer.signature import Signature
-from transformer.tensors import Tensor, from_raw, from_values, to_candidates
+from transformer.tensors import MAX_NAME, Tensor, from_raw, from_values, to_candidates
 from transformer.v1 import parse_json
 from transformer.validation import Candidates
 
 #: Request and response header of the binary extension: bytes of JSON before the binary data.
 JSON_LENGTH_HEADER = "inference-header-content-length"
 
-_Parameters = dict[str, StrictBool | StrictInt | StrictFloat | StrictStr]
+# Others than ours are passed over, whatever they are: MLServer's types write out null and objects.
+_Parameters = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)]
 
 
 class _Wire(BaseModel):
@@ -40,7 +32,7 @@ class _Wire(BaseModel):
 
 
 class _Input(_Wire):
-    name: str
+    name: str = Field(max_length=MAX_NAME)
     datatype: str
     shape: list[int]
     data: list[Any] | None = None
@@ -148,6 +140,18 @@ def requested_outputs(name: str, wanted: Mapping[str, bool]) -> Mapping[str, boo
     return wanted
 
 
+def refuse_version(model_version: str) -> None:
+    """Refuse a request for a certain version: which one serves follows from the spec's storageUri alone.
+
+    Raises
+    ------
+    NotImplementedHere
+        If it asks for one.
+    """
+    if model_version:
+        raise NotImplementedHere("model_version: cannot be asked for; each answer names the one that gave it")
+
+
 def decode(
     body: bytes,
     json_length: str | None,
@@ -235,7 +239,8 @@ def raw_bytes(values: npt.NDArray[Any]) -> bytes:
 
 
 def _json_length(header: str, available: int) -> int:
-    if not (header.isascii() and header.isdigit()) or int(header) > available:
+    digits = header.isascii() and header.isdigit() and len(header) < 20
+    if not digits or int(header) > available:
         raise InvalidRequest(f"{JSON_LENGTH_HEADER}: must be 0 to {available}, got {header[:40]!a}")
     return int(header)
 
@@ -273,10 +278,11 @@ class _BinaryData:
 
 
 def _tensor(tensor: _Input, take: Callable[[str, object], bytes]) -> Tensor:
-    if "binary_data_size" in tensor.parameters:
+    size = tensor.parameters.get("binary_data_size")
+    if size is not None:
         if tensor.data is not None:
             raise InvalidRequest(f"inputs.{tensor.name}: must have data or binary_data_size, not both")
-        raw = take(tensor.name, tensor.parameters["binary_data_size"])
+        raw = take(tensor.name, size)
         return from_raw(tensor.name, tensor.datatype, tensor.shape, raw)
     if tensor.data is None:
         raise InvalidRequest(f"inputs.{tensor.name}: has no data")

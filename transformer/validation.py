@@ -142,7 +142,7 @@ def _problems(
 
 def _number_problem(value: object, field: Number) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return f"must be a number, {field.expected}, got {_typed(value)}"
+        return f"must be a number, {field.expected}, got {typed(value)}"
     if not field.minimum <= value <= field.maximum:
         return f"must be {field.expected}, got {_echo(value)}"
     return None
@@ -150,7 +150,7 @@ def _number_problem(value: object, field: Number) -> str | None:
 
 def _category_problem(value: object, field: Category, unknown_category: UnknownCategory) -> str | None:
     if not isinstance(value, str):
-        return f"must be a string, {field.expected}, got {_typed(value)}"
+        return f"must be a string, {field.expected}, got {typed(value)}"
     if value not in field.categories and unknown_category == "refuse":
         return f"must be {field.expected}, got {_echo(value)}"
     return None
@@ -159,7 +159,7 @@ def _category_problem(value: object, field: Category, unknown_category: UnknownC
 _JSON_TYPES = {bool: "a boolean", str: "a string", dict: "an object", list: "an array", bytes: "bytes"}
 
 
-def _typed(value: object) -> str:
+def typed(value: object) -> str:
     """A value of the wrong type: its JSON type, with the value where it is short by nature."""
     if isinstance(value, (dict, list)):
         return _JSON_TYPES[type(value)]

@@ -4,6 +4,7 @@ The forms are those that both stock servers understand; see the table of runtime
 message carries the feature names: scikit-learn, fitted on a DataFrame, refuses other names or another order.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -144,8 +145,8 @@ def _probabilities(read: Callable[[], object], rows: int, classes: int) -> Matri
         raise PredictorAnswer(f"the predictor's answer cannot be read, {expected}") from error
     if matrix.shape != (rows, classes):
         raise PredictorAnswer(f"the predictor answered with shape {list(matrix.shape)}, {expected}")
-    sums = matrix.sum(axis=1)
-    if not (np.all(matrix >= 0) and np.all(matrix <= 1) and np.all(abs(sums - 1) <= _SUM_TOLERANCE)):
+    in_range = np.all(matrix >= 0) and np.all(matrix <= 1)
+    if not (in_range and np.all(abs(matrix.sum(axis=1) - 1) <= _SUM_TOLERANCE)):
         raise PredictorAnswer(f"the predictor answered with other numbers than probabilities, {expected}")
     return matrix
 
@@ -177,12 +178,19 @@ def grpc_failure(code: grpc.StatusCode, details: str) -> ServiceError:
 
 #: Request headers that reach the predictor when a call serves one request, beside every ``x-b3-*``.
 _FORWARDED = frozenset({"authorization", "x-request-id", "traceparent", "tracestate"})
+# Names that are headers and metadata alike: what ends in -bin has bytes in gRPC.
+_B3 = re.compile(r"x-b3-(?!.*-bin$)[0-9a-z_.-]+")
 
 
 def forwarded(headers: Mapping[str, str]) -> dict[str, str]:
     """Those of a request's headers (or gRPC metadata) that go on to the predictor."""
     return {
-        name: value
+        name.lower(): value
         for name, value in headers.items()
-        if name.lower() in _FORWARDED or name.lower().startswith("x-b3-")
+        if name.lower() in _FORWARDED or _B3.fullmatch(name.lower())
     }
+
+
+def metadata(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Forwarded headers as gRPC metadata, whose values must be printable ASCII; others stay behind."""
+    return tuple((name, value) for name, value in headers.items() if value.isascii() and value.isprintable())
