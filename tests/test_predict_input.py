@@ -249,9 +249,9 @@ def test_a_column_that_the_service_does_not_need_may_be_missing(predict, write, 
 
 def test_problems_of_a_list_are_told_by_candidate_and_field(predict, write, protocol):
     path = write(json.dumps([SAMPLE] * 1200 + [{**SAMPLE, "ssc_p": "high"}]), "a.json")
-    assert predict(path, protocol=protocol).err == (
-        f"{path}: candidate 1201, field 'ssc_p': must be a number, 0 to 100, got a string 'high'"
-    )
+    told = predict(path, protocol=protocol).err
+    assert told.startswith(f"{path}: candidate 1201, field 'ssc_p': must be a number, ")
+    assert told.endswith(", got a string 'high'")
 
 
 @pytest.mark.parametrize(
