@@ -125,7 +125,7 @@ def test_a_wrong_command_line_is_status_2(arguments, capsys):
 
 def test_train_writes_a_version_and_tells_where_and_how_good_it_is(tmp_path):
     done = placement_process(
-        "train", "--rows", 300, "--storage", tmp_path, "--estimator", "forest-50", "--json"
+        "train", "--rows", 100, "--storage", tmp_path, "--estimator", "forest-50", "--json"
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
@@ -138,7 +138,7 @@ def test_train_writes_a_version_and_tells_where_and_how_good_it_is(tmp_path):
 
     done = placement(
         "train",
-        *("--rows", 300, "--seed", 1, "--storage", tmp_path, "--estimator", "forest-50"),
+        *("--rows", 100, "--seed", 1, "--storage", tmp_path, "--estimator", "forest-50"),
         *("--previous", told["uri"]),
     )
     assert done.returncode == 0, done.stderr
@@ -262,13 +262,12 @@ def test_up_once_ends_after_the_samples_answer(trained_bundle, truth, tmp_path):
     assert told["prediction"]["placement_probability"] == pytest.approx(truth.probabilities([SAMPLE])[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_up_stops_every_child_when_it_is_told_to(number, trained_bundle, tmp_path):
+def test_ctrl_c_stops_every_child_of_up(trained_bundle, tmp_path):
     with Up(trained_bundle, tmp_path / "up") as up:
         up.wait_for("ready")
         family = up.family()
         assert len(family) > 4, "the model server, the transformer and the guard of each"
-        up.process.send_signal(number)
+        up.process.send_signal(signal.SIGINT)
         output, _ = up.process.communicate(timeout=TIMEOUT_S)
         assert up.process.returncode == 0, up.told()
         assert psutil.wait_procs(family, timeout=10)[1] == []
@@ -278,11 +277,12 @@ def test_up_stops_every_child_when_it_is_told_to(number, trained_bundle, tmp_pat
     assert f"curl http://127.0.0.1:{up.port}/v1/models/placement:predict -d " in output
 
 
-def test_up_stops_every_child_when_it_is_told_to_before_it_is_ready(trained_bundle, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_up_stops_every_child_even_before_it_is_ready(number, trained_bundle, tmp_path):
     with Up(trained_bundle, tmp_path / "up") as up:
         up.wait_for("loads placement")
         family = up.family()
-        up.process.send_signal(signal.SIGINT)
+        up.process.send_signal(number)
         assert up.process.wait(TIMEOUT_S) == 0, up.told()
         assert psutil.wait_procs(family, timeout=10)[1] == []
         assert "Traceback" not in up.told()

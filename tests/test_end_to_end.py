@@ -7,7 +7,10 @@ import os
 import re
 import shutil
 import signal
+import socket
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,12 +26,14 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
 from inferenceservice import spec
-from inferenceservice.components import TransformerProcess
+from inferenceservice.components import TransformerProcess, free_ports
 from inferenceservice.local import LocalServiceError
 from predictor.process import PredictorProcess
 from tests.service import SPEC, Service, service
+from tests.serving import serving
 from tests.truth import Truth
 from training.generator import generate
+from transformer.bundle import BUNDLE_FILE
 from transformer.signature import Number
 
 OVERLAYS = Path("inferenceservice/overlays")
@@ -195,6 +200,21 @@ def test_the_predictors_host_leads_to_the_model_server_itself(served):
     assert httpx.get(f"{served.url}/v2/models/placement").json()["inputs"] != []
 
 
+@pytest.mark.parametrize("hop", ["v2", "grpc-v2"])
+async def test_a_model_of_another_encoding_gives_no_score(
+    hop, mlserver, trained_bundle, candidates, tmp_path
+):
+    """The same feature names in another order: a transformer of one version, a model server of another."""
+    content = json.loads((trained_bundle / BUNDLE_FILE).read_text())
+    content["vectorizer"]["feature_names"].reverse()
+    (tmp_path / BUNDLE_FILE).write_text(json.dumps(content))
+    port = mlserver.grpc_port if hop == "grpc-v2" else mlserver.http_port
+    async with serving(tmp_path, f"127.0.0.1:{port}", f"--predictor_protocol={hop}") as running:
+        response = await running.http.post("/v1/models/placement:predict", json={"instances": candidates})
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert response.json() == {"error": "the predictor's model takes other feature names than this version's"}
+
+
 # How it ends
 
 
@@ -289,6 +309,24 @@ def test_several_workers_answer_are_replaced_and_end_cleanly(
         assert left_of(processes) == []
         assert process.stop() == 0
     assert "Traceback" not in log.read_text()
+
+
+def test_a_port_in_use_ends_the_transformer_and_its_workers(trained_bundle):
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        arguments = (*SPEC.transformer_args, "--workers=2", f"--grpc_port={port}")
+        environment = {**os.environ, "STORAGE_URI": str(trained_bundle)}
+        command = [sys.executable, "-m", "transformer", "--predictor_host=127.0.0.1:1", *arguments]
+        done = subprocess.run(
+            [*command, f"--http_port={free_ports(1)[0]}"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert f"Failed to bind to address [::]:{port}" in done.stderr
 
 
 def test_sigterm_lets_what_is_under_way_be_answered(mlserver, trained_bundle, truth, tmp_path):

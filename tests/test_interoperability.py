@@ -307,6 +307,9 @@ def test_tritons_http_client_is_told_what_is_wrong(triton_client, columns, bad_c
         ),
         ("404", "Model with name salary does not exist."): lambda: triton_client.infer("salary", good),
         ("501", NO_VERSION): lambda: triton_client.infer(MODEL, good, model_version="1"),
+        ("415", "content-encoding: must be identity, got 'gzip'"): lambda: triton_client.infer(
+            MODEL, good, request_compression_algorithm="gzip"
+        ),
         ("404", "GET /v2/models/placement/config: Not Found"): lambda: triton_client.get_model_config(MODEL),
     }
     for told, ask in wrong.items():
@@ -376,6 +379,22 @@ def test_tritons_grpc_client_is_told_what_is_wrong(over_triton_grpc):
         assert answers[name] == ["StatusCode.NOT_FOUND", "Model with name salary does not exist."]
     assert answers["no config"][0] == "StatusCode.UNIMPLEMENTED"
     assert answers["unload"][0] == "StatusCode.UNIMPLEMENTED"
+
+
+# Clients of no protocol
+
+
+@pytest.mark.parametrize("path", ["/v1/models/placement:predict", "/v2/models/placement/infer"])
+@pytest.mark.parametrize("chunked", [False, True], ids=["known length", "chunked"])
+def test_a_client_that_sends_too_much_learns_it_and_goes_on(path, chunked, running):
+    """The transformer answers before it has read it all; nobody cuts the client off on the way."""
+    body = bytes(30 * 2**20)
+    with httpx.Client(base_url=running.url, timeout=60) as client:
+        for _ in range(2):
+            response = client.post(path, content=iter([body]) if chunked else body)
+            assert response.status_code == 413
+            assert response.json() == {"error": f"a request's body may have {8 * 2**20} bytes"}
+            assert client.get("/v2/health/live").status_code == 200
 
 
 # MLServer's codecs

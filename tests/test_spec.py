@@ -51,7 +51,7 @@ def test_the_projects_own_spec_is_read_in_full():
     assert (service.name, service.namespace, service.collocated) == ("placement", "default", False)
     assert (service.runtime, service.runtime_version) == ("kserve-mlserver", "1.7.1")
     assert service.storage_uri == service.transformer_env["STORAGE_URI"] == "pvc://models/placement/v1"
-    assert service.predictor_env["MLSERVER_PARALLEL_WORKERS"] == "0"
+    assert all(name.startswith("MLSERVER_") for name in service.predictor_env)
     assert hop_protocol(service) == "v2"
     assert runtime_of(service).name == "kserve-mlserver"
 
@@ -167,6 +167,25 @@ def test_a_missing_file_is_named(tmp_path):
         read(tmp_path / "missing.yaml")
 
 
+def test_a_kustomize_directory_is_rendered_without_asking_a_cluster(tmp_path, monkeypatch):
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/arguments\ncat {SPEC.resolve()}\n')
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert read("inferenceservice/overlays/collocated").name == "placement"
+    arguments = (tmp_path / "arguments").read_text().split()
+    assert arguments == ["--server=http://127.0.0.1:1", "kustomize", "inferenceservice/overlays/collocated"]
+
+
+def test_a_kustomize_directory_that_does_not_render_is_told_in_kubectls_words(tmp_path, monkeypatch):
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text("#!/bin/sh\necho error: no such patch >&2\nexit 1\n")
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(SpecError, match=r"collocated: kubectl kustomize: error: no such patch$"):
+        read("inferenceservice/overlays/collocated")
+
+
 def test_a_kustomize_directory_without_kubectl_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SpecError, match="kubectl, which is not installed"):
@@ -178,8 +197,8 @@ UNRUNNABLE = [
     pytest.param(
         (*PREDICTOR, "runtimeVersion"),
         "1.5.0",
-        "spec.predictor.model.runtimeVersion: must be 1.7.1, the one of kserve-mlserver that can be run here, "
-        "got 1.5.0",
+        "spec.predictor.model.runtimeVersion: must be 1.7.1, the one of kserve-mlserver that can be run "
+        "here, got 1.5.0",
         id="version",
     ),
     pytest.param(

@@ -35,6 +35,12 @@ class InvalidRequest(ServiceError):
     grpc_code = "INVALID_ARGUMENT"
 
 
+class CompressedBody(InvalidRequest):
+    """The request's body is compressed, as Triton's client does it on demand."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+
+
 class InvalidCandidates(InvalidRequest):
     """Values that the signature does not allow.
 

@@ -14,7 +14,13 @@ from kserve.protocol.rest.server import RESTServer
 from starlette.exceptions import HTTPException
 
 from transformer import v2
-from transformer.errors import NotImplementedHere, PredictorUnavailable, ServiceError, TooLarge
+from transformer.errors import (
+    CompressedBody,
+    NotImplementedHere,
+    PredictorUnavailable,
+    ServiceError,
+    TooLarge,
+)
 from transformer.model import TransformerModel
 
 logger = logging.getLogger("kserve.transformer")
@@ -115,7 +121,7 @@ class RestServer(RESTServer):  # type: ignore[misc]
 
 
 class BodyLimit:
-    """Refuses a request's body while it comes in, as soon as it is too long.
+    """Refuses a request's body while it comes in, as soon as it is too long, or at once if it is compressed.
 
     Parameters
     ----------
@@ -132,9 +138,12 @@ class BodyLimit:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         received = 0
+        encoding = dict(scope.get("headers", ())).get(b"content-encoding", b"identity").decode("latin-1")
 
         async def limited() -> Message:
             nonlocal received
+            if encoding.lower() != "identity":
+                raise CompressedBody(f"content-encoding: must be identity, got {encoding[:40]!a}")
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._max_bytes:
