@@ -10,7 +10,7 @@ import grpc
 import httpx
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
-from inferenceservice.components import free_ports
+from predictor.process import free_ports
 from transformer import bundle
 from transformer.__main__ import transformer_model
 from transformer.options import parse
@@ -27,7 +27,9 @@ class Serving:
 
 
 @contextlib.asynccontextmanager
-async def serving(directory: Path, predictor_host: str, *arguments: str) -> AsyncIterator[Serving]:
+async def serving(
+    directory: Path, predictor_host: str, *arguments: str, ready: bool = True
+) -> AsyncIterator[Serving]:
     """Serve a bundle in front of a predictor, with further arguments of the command line."""
     (port,) = free_ports(1)
     options = parse([f"--predictor_host={predictor_host}", f"--grpc_port={port}", *arguments])
@@ -44,9 +46,16 @@ async def serving(directory: Path, predictor_host: str, *arguments: str) -> Asyn
         transport = httpx.ASGITransport(rest.config.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://transformer") as http:
             await asyncio.wait_for(channel.channel_ready(), 10)
+            if ready:
+                await asyncio.wait_for(_ready(http), 10)
             yield Serving(http, GRPCInferenceServiceStub(channel), f"127.0.0.1:{port}")
     finally:
         await channel.close()
         await grpc_server.stop()
         await running
         await model.scorer.close()
+
+
+async def _ready(http: httpx.AsyncClient) -> None:
+    while (await http.get("/v2/health/ready")).status_code != 200:
+        await asyncio.sleep(0.01)

@@ -25,11 +25,11 @@ class Truth:
 
     def __init__(self, directory: Path) -> None:
         self.bundle = read(directory)
-        self._model = joblib.load(directory / MODEL_FILE)
+        self.model = joblib.load(directory / MODEL_FILE)
         self._vectorizer = vectorizer_of(self.bundle)
 
     def probabilities(self, candidates: Sequence[dict[str, Any]]) -> list[float]:
         """Probability of the positive class for each candidate."""
         frame = pd.DataFrame(self._vectorizer.transform(candidates), columns=self._vectorizer.feature_names_)
-        scores: np.ndarray = self._model.predict_proba(frame)
+        scores: np.ndarray = self.model.predict_proba(frame)
         return scores[:, self.bundle.positive_column].tolist()

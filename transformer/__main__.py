@@ -6,6 +6,7 @@ from argparse import Namespace
 from transformer import bundle
 from transformer.model import TransformerModel
 from transformer.options import bundle_directory, parse
+from transformer.pool import PoolSettings
 from transformer.predictor_client import PredictorAddress
 from transformer.scoring import Scorer
 from transformer.server import TransformerServer
@@ -26,6 +27,12 @@ def transformer_model(served: bundle.Bundle, options: Namespace) -> TransformerM
         address,
         timeout_s=options.predictor_request_timeout_seconds,
         unknown_category=options.unknown_category,
+        settings=PoolSettings(
+            connections=options.predictor_connections,
+            verify=options.verify,
+            unknown_model=options.unknown_model,
+            max_age_s=options.predictor_connection_age,
+        ),
     )
     return TransformerModel(name, scorer, options.max_candidates)
 

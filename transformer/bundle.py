@@ -5,6 +5,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,9 @@ MAX_PREVIOUS = 3
 #: Names of versions and of models, as they stand in paths and URIs.
 VERSION_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
 NAME_PATTERN = "^[A-Za-z][A-Za-z0-9_-]*$"
+
+#: How far a model's probabilities may be from its reference rows': other libraries add up in other orders.
+REFERENCE_TOLERANCE = 1e-6
 
 Probability = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -71,6 +75,11 @@ class Reference(BaseModel):
         if len(self.candidates) != len(self.probabilities):
             raise ValueError(f"{len(self.candidates)} candidates, {len(self.probabilities)} probabilities")
         return self
+
+    def is_matched_by(self, probabilities: Sequence[float]) -> bool:
+        """Whether a model that gives the rows these probabilities is this version's."""
+        pairs = zip(probabilities, self.probabilities, strict=True)
+        return all(abs(given - known) <= REFERENCE_TOLERANCE for given, known in pairs)
 
 
 class Version(BaseModel):

@@ -30,6 +30,19 @@ class TransformerDataPlane(DataPlane):  # type: ignore[misc]
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise InvalidRequest("body: is not a CloudEvent with JSON data") from error
 
+    async def ready(self) -> bool:
+        """Whether the server can answer: each of its models has a verified connection to a predictor."""
+        return all([await model.healthy() for model in self.model_registry.get_models().values()])
+
+    async def model_ready(self, model_name: str, disable_predictor_health_check: bool = False) -> bool:
+        """Whether a model can answer.
+
+        With `disable_predictor_health_check` KServe's own handlers ask it before a prediction: then it is
+        enough that the model is known. A request may wait for a predictor that is being replaced.
+        """
+        model = self.get_model_from_registry(model_name)
+        return disable_predictor_health_check or await model.healthy()
+
     def metadata(self) -> dict[str, Any]:
         """Name, version and V2 protocol extensions of the server."""
         return {**super().metadata(), "extensions": ["binary_tensor_data"]}

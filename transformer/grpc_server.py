@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
-from kserve.errors import ModelNotReady
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
@@ -18,6 +17,9 @@ from kserve.utils.utils import to_headers
 from transformer import rpc
 from transformer.errors import ServiceError
 from transformer.model import VERSION_HEADER, TransformerModel
+
+#: Seconds after which gRPC clients are asked to reconnect; no call is lost by it.
+CONNECTION_AGE_S = 5
 
 logger = logging.getLogger("kserve.transformer")
 
@@ -58,7 +60,14 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
         self._server = grpc.aio.server(
             ThreadPoolExecutor(max_workers=max_workers),
             interceptors=(StatusInterceptor(),),
-            options=[("grpc.max_receive_message_length", self._max_request_bytes), ("grpc.so_reuseport", 0)],
+            options=[
+                ("grpc.max_receive_message_length", self._max_request_bytes),
+                ("grpc.so_reuseport", 0),
+                # Clients are asked to come back on a new connection, and so find other replicas; and they
+                # have left a pod that is taken out of its Service before its preStop pause ends.
+                ("grpc.max_connection_age_ms", int(CONNECTION_AGE_S * 1000)),
+                ("grpc.max_connection_age_grace_ms", self._grace_period * 1000),
+            ],
         )
         services.add_GRPCInferenceServiceServicer_to_server(
             Servicer(self._data_plane, self._model_repository_extension), self._server
@@ -77,8 +86,6 @@ class Servicer(InferenceServicer):  # type: ignore[misc]
     ) -> pb.ModelInferResponse:
         """Score the candidates of one message."""
         model: TransformerModel = self._data_plane.get_model_from_registry(request.model_name)
-        if not await self._data_plane.model_ready(request.model_name, True):
-            raise ModelNotReady(request.model_name)
         decoded = model.decode_message(request)
         answer, headers = await self._data_plane.infer(request.model_name, decoded, to_headers(context))
         context.set_trailing_metadata([(VERSION_HEADER, headers[VERSION_HEADER])])

@@ -33,7 +33,7 @@ class TransformerModel(kserve.Model):  # type: ignore[misc]
         super().__init__(name, return_response_headers=True)
         self.scorer = scorer
         self._max_candidates = max_candidates
-        self._fields = scorer.bundle.signature.names
+        self._fields = scorer.fields
         self._outputs = scorer.bundle.name
         self.ready = True
 
@@ -94,6 +94,11 @@ class TransformerModel(kserve.Model):  # type: ignore[misc]
             Always.
         """
         raise NotImplementedHere("explanations are not implemented; ask for a prediction with :predict")
+
+    async def healthy(self) -> bool:
+        """Whether a prediction would succeed: a verified connection to a predictor is there."""
+        self.scorer.start()
+        return self.scorer.ready
 
     def load(self) -> bool:
         """KServe asks for this when the model is not ready; what was read at the start is all there is."""

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from kserve.model_server import parser as kserve_parser
 
 from transformer.bundle import BundleError
+from transformer.pool import PoolSettings
 
 #: Where KServe's storage initializer puts the bundle.
 MOUNT = "/mnt/models"
@@ -37,6 +38,33 @@ def parser() -> argparse.ArgumentParser:
         "output-0 for kserve-sklearnserver",
     )
     own.add_argument(
+        "--predictor_connections",
+        type=_positive,
+        default=PoolSettings.connections,
+        help="connections to the predictor, each of which carries one call at a time",
+    )
+    own.add_argument(
+        "--predictor_connection_age",
+        type=_seconds,
+        default=PoolSettings.max_age_s,
+        help="seconds after which a connection is renewed, give or take a fifth: new replicas get a share, "
+        "and a predictor is left during its preStop pause, which must be longer",
+    )
+    own.add_argument(
+        "--verify",
+        choices=["connection", "request"],
+        help="when it is verified which version is behind: once for each connection (default), or with every "
+        "request, for predictors behind a proxy that balances requests (Knative, a mesh) and for grpc-v2, "
+        "where it is the default",
+    )
+    own.add_argument(
+        "--unknown_model",
+        choices=["serve", "refuse"],
+        default=PoolSettings.unknown_model,
+        help="what becomes of a predictor whose encoding is known and whose model is not: its answers are "
+        "labelled unverified, or it is not used",
+    )
+    own.add_argument(
         "--unknown_category",
         choices=["refuse", "ignore"],
         default="refuse",
@@ -62,6 +90,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser().parse_args(arguments)
     if not options.predictor_host:
         parser().error("--predictor_host: is required, expected the predictor's host[:port]")
+    over_grpc = options.predictor_protocol == "grpc-v2"
+    if over_grpc and options.verify == "connection":
+        parser().error("--verify: must be request for grpc-v2, whose connections cannot be told apart")
+    options.verify = options.verify or ("request" if over_grpc else "connection")
     return options
 
 
@@ -81,6 +113,13 @@ def bundle_directory(environment: Mapping[str, str] = os.environ) -> Path:
             "in a cluster KServe's storage initializer downloads it and rewrites the variable"
         )
     return Path(parts.path)
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return number
 
 
 def _positive(text: str) -> int:

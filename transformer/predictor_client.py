@@ -4,7 +4,6 @@ KServe's own client is not used: it costs 2-3 ms a call where aiohttp costs 0.15
 into status 500 and has no deadline that a request could bring along.
 """
 
-import asyncio
 import os
 import ssl
 from abc import ABC, abstractmethod
@@ -14,16 +13,19 @@ from typing import Literal
 
 import aiohttp
 import grpc
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 
 from transformer import wire
-from transformer.errors import EncodingRefused, PredictorAnswer, PredictorTooSlow, PredictorUnavailable
+from transformer.errors import PredictorAnswer, PredictorUnavailable
 from transformer.wire import Matrix
 
 Protocol = Literal["v1", "v2", "grpc-v2"]
 
 #: Largest answer that is read from a predictor, in bytes: 10,000 candidates' probabilities are 400 KB.
 _MAX_ANSWER = 64 * 2**20
+#: Idle connections are kept for as long as the predictor keeps them.
+_KEEP_ALIVE_S = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +59,14 @@ class PredictorClient(ABC):
     def __init__(self, address: PredictorAddress) -> None:
         self.address = address
 
-    async def predict_proba(
-        self,
-        matrix: Matrix,
-        feature_names: Sequence[str] | None,
-        classes: int,
-        *,
-        timeout_s: float,
-        headers: Mapping[str, str],
-    ) -> Matrix:
-        """Probabilities of each class for each row.
+    #: Connections that were made so far, where the client can tell.
+    connects = 0
 
-        A call that lost its connection, or met a predictor that is stopping, is sent once more: to score
-        twice changes nothing.
+    @abstractmethod
+    async def call(
+        self, matrix: Matrix, feature_names: Sequence[str] | None, classes: int, headers: Mapping[str, str]
+    ) -> Matrix:
+        """Probabilities of each class for each row; sent once. Deadlines and retries are the caller's.
 
         Parameters
         ----------
@@ -78,8 +75,6 @@ class PredictorClient(ABC):
             Names of the columns, or None for a plain array.
         classes
             Number of the model's classes.
-        timeout_s
-            Seconds for all of it, the second try included.
         headers
             Headers (gRPC: metadata) to send along.
 
@@ -89,28 +84,21 @@ class PredictorClient(ABC):
 
         Raises
         ------
-        PredictorTooSlow
-            If there was no answer in time.
         PredictorUnavailable
             If no predictor can be reached, or (`EncodingRefused`) its model takes other columns.
         PredictorAnswer
             If the answer is not what was asked for.
         """
-        try:
-            async with asyncio.timeout(timeout_s):
-                try:
-                    return await self._call(matrix, feature_names, classes, headers)
-                except EncodingRefused:
-                    raise
-                except PredictorUnavailable:
-                    return await self._call(matrix, feature_names, classes, headers)
-        except TimeoutError as error:
-            raise PredictorTooSlow(f"the predictor did not answer within {timeout_s:g} s") from error
 
     @abstractmethod
-    async def _call(
-        self, matrix: Matrix, feature_names: Sequence[str] | None, classes: int, headers: Mapping[str, str]
-    ) -> Matrix: ...
+    async def ping(self) -> None:
+        """Ask for a sign of life.
+
+        Raises
+        ------
+        PredictorUnavailable
+            If there is none.
+        """
 
     @abstractmethod
     async def close(self) -> None:
@@ -122,27 +110,45 @@ class RestClient(PredictorClient):
 
     def __init__(self, address: PredictorAddress) -> None:
         super().__init__(address)
-        scheme = "https" if address.use_ssl else "http"
+        base = f"{'https' if address.use_ssl else 'http'}://{address.host}"
+        self._ping_url = f"{base}/v2/health/live"
         path = f"v1/models/{address.model_name}:predict"
         if address.protocol == "v2":
             path = f"v2/models/{address.model_name}/infer"
-        self._url = f"{scheme}://{address.host}/{path}"
-        connector = aiohttp.TCPConnector(ssl=_ssl_context() if address.use_ssl else True)
+        self._url = f"{base}/{path}"
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_create_end.append(self._connected)
         self._session = aiohttp.ClientSession(
-            connector=connector,
+            connector=aiohttp.TCPConnector(
+                # One session is one connection, so that what was verified is what is used.
+                limit=1,
+                keepalive_timeout=_KEEP_ALIVE_S,
+                ssl=_ssl_context() if address.use_ssl else True,
+            ),
             # The deadline is the request's own.
             timeout=aiohttp.ClientTimeout(total=None),
             # A proxy or a redirect would lead candidates elsewhere.
             trust_env=False,
+            trace_configs=[trace],
             # What an answer to one caller sets is not to be sent with another's request.
             cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=True,
         )
 
-    async def _call(
+    async def _connected(self, *_: object) -> None:
+        self.connects += 1
+
+    async def ping(self) -> None:
+        """See `PredictorClient`."""
+        status, _ = await self._request("GET", self._ping_url, None, {})
+        if status != 200:
+            raise PredictorUnavailable(f"the predictor is not alive: it answered with status {status}")
+
+    async def call(
         self, matrix: Matrix, feature_names: Sequence[str] | None, classes: int, headers: Mapping[str, str]
     ) -> Matrix:
-        status, body = await self._post(self._body(matrix, feature_names), headers)
+        """See `PredictorClient`."""
+        headers = {**headers, "content-type": "application/json"}
+        status, body = await self._request("POST", self._url, self._body(matrix, feature_names), headers)
         if status != 200:
             raise wire.failure(status, body)
         if self.address.protocol == "v1":
@@ -154,11 +160,12 @@ class RestClient(PredictorClient):
             return wire.v1_body(matrix, feature_names)
         return wire.v2_body(matrix, feature_names, self.address.output)
 
-    async def _post(self, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:
-        headers = {**headers, "content-type": "application/json"}
+    async def _request(
+        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> tuple[int, bytes]:
         try:
-            async with self._session.post(
-                self._url, data=body, headers=headers, allow_redirects=False
+            async with self._session.request(
+                method, url, data=body, headers=headers, allow_redirects=False
             ) as response:
                 content = bytearray()
                 async for chunk in response.content.iter_any():
@@ -186,6 +193,8 @@ class GrpcClient(PredictorClient):
             ("grpc.max_receive_message_length", _MAX_ANSWER),
             # The retry is ours, so that it stays inside the deadline.
             ("grpc.enable_retries", 0),
+            # A channel of its own is a connection of its own.
+            ("grpc.use_local_subchannel_pool", 1),
             ("grpc.enable_http_proxy", 0),
         ]
         if address.use_ssl:
@@ -193,17 +202,25 @@ class GrpcClient(PredictorClient):
             self._channel = grpc.aio.secure_channel(address.host, credentials, options)
         else:
             self._channel = grpc.aio.insecure_channel(address.host, options)
-        self._infer = services.GRPCInferenceServiceStub(self._channel).ModelInfer
+        self._stub = services.GRPCInferenceServiceStub(self._channel)
 
-    async def _call(
+    async def call(
         self, matrix: Matrix, feature_names: Sequence[str] | None, classes: int, headers: Mapping[str, str]
     ) -> Matrix:
+        """See `PredictorClient`."""
         request = wire.v2_message(self.address.model_name, matrix, feature_names, self.address.output)
         try:
-            answer = await self._infer(request, metadata=wire.metadata(headers))
+            answer = await self._stub.ModelInfer(request, metadata=wire.metadata(headers))
         except grpc.aio.AioRpcError as error:
             raise wire.grpc_failure(error.code(), error.details() or "") from error
         return wire.message_probabilities(answer, len(matrix), classes, self.address.output)
+
+    async def ping(self) -> None:
+        """See `PredictorClient`."""
+        try:
+            await self._stub.ServerLive(pb.ServerLiveRequest())
+        except grpc.aio.AioRpcError as error:
+            raise wire.grpc_failure(error.code(), error.details() or "") from error
 
     async def close(self) -> None:
         """Close the channel."""

@@ -94,8 +94,6 @@ class RestServer(RESTServer):  # type: ignore[misc]
     async def _infer(self, model_name: str, request: Request) -> Response:
         """V2 inference of a model."""
         model: TransformerModel = self.dataplane.get_model_from_registry(model_name)
-        if not await self.dataplane.model_ready(model_name, True):
-            raise ModelNotReady(model_name)
         decoded = model.decode_v2(await request.body(), request.headers.get(v2.JSON_LENGTH_HEADER))
         answer, headers = await self.dataplane.infer(model_name, decoded, dict(request.headers))
         body, content_headers = v2.encode(answer)
@@ -113,10 +111,13 @@ class RestServer(RESTServer):  # type: ignore[misc]
             runner.run(self._serve_and_close(sockets))
 
     async def _serve_and_close(self, sockets: list[socket] | None) -> None:
+        models = self.dataplane.model_registry.get_models().values()
         try:
+            for model in models:
+                model.scorer.start()
             await self._server.serve(sockets=sockets)
         finally:
-            for model in self.dataplane.model_registry.get_models().values():
+            for model in models:
                 await model.scorer.close()
 
 

@@ -1,29 +1,32 @@
-"""The way of one request, without a protocol: validate, encode, call the predictor, decide."""
+"""The way of one request, without a protocol: validate, then wait for a connection that can score it."""
 
+import asyncio
 from collections.abc import Mapping
 
-import numpy as np
-
 from transformer.bundle import Bundle
-from transformer.encoder import Encoder
+from transformer.dispatch import Job
+from transformer.pool import Pool, PoolSettings
 from transformer.prediction import Prediction
-from transformer.predictor_client import PredictorAddress, PredictorClient, connect
-from transformer.validation import Candidates, UnknownCategory, validate
+from transformer.predictor_client import PredictorAddress
+from transformer.validation import Candidates, UnknownCategory
+from transformer.versions import known_versions
 
 
 class Scorer:
-    """Scores candidates with one bundle's encoding and the predictor's model.
+    """Scores candidates by whichever of a bundle's versions is behind the predictor.
 
     Parameters
     ----------
     bundle
-        The version to encode for.
+        The newest version and those before it. Requests are validated by the newest.
     address
-        The predictor. It is connected at the first request, inside the event loop that serves it.
+        The predictor.
     timeout_s
-        Seconds that the predictor has for one request.
+        Seconds that a request may take.
     unknown_category
         Whether a value that the signature does not list is an error or encoded as none.
+    settings
+        How the connections to the predictor are made.
     """
 
     def __init__(
@@ -33,13 +36,31 @@ class Scorer:
         *,
         timeout_s: float,
         unknown_category: UnknownCategory = "refuse",
+        settings: PoolSettings | None = None,
     ) -> None:
         self.bundle = bundle
+        self._versions = known_versions(bundle)
         self._address = address
         self._timeout_s = timeout_s
         self._unknown_category = unknown_category
-        self._encoder = Encoder(bundle.vectorizer, bundle.signature)
-        self._client: PredictorClient | None = None
+        self._settings = settings or PoolSettings()
+        self._pool: Pool | None = None
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of all fields that any of the versions has."""
+        return tuple(dict.fromkeys(name for v in self.bundle.versions for name in v.signature.names))
+
+    @property
+    def ready(self) -> bool:
+        """Whether a prediction would succeed: a verified connection is there."""
+        return self._pool is not None and self._pool.usable
+
+    def start(self) -> None:
+        """Begin to connect, inside the event loop that is to serve."""
+        if self._pool is None:
+            self._pool = Pool(self._versions, self._address, self._settings)
+            self._pool.start()
 
     async def predict(self, candidates: Candidates, headers: Mapping[str, str]) -> Prediction:
         """Score the candidates of one request; `headers` go along to the predictor.
@@ -49,22 +70,21 @@ class Scorer:
         ServiceError
             Of the class that says why there is no prediction.
         """
-        valid = validate(candidates, self.bundle.signature, self._unknown_category)
-        matrix = self._encoder.encode(valid)
-        if self._client is None:
-            self._client = connect(self._address)
-        probabilities = await self._client.predict_proba(
-            matrix,
-            self.bundle.vectorizer.feature_names,
-            len(self.bundle.classes),
-            timeout_s=self._timeout_s,
-            headers=headers,
+        self.start()
+        assert self._pool is not None  # noqa: S101 (just made)
+        newest = self._versions[0]
+        job = Job(
+            candidates,
+            newest.validate(candidates, self._unknown_category),
+            newest,
+            self._unknown_category,
+            headers,
+            asyncio.get_running_loop().time() + self._timeout_s,
         )
-        positive = np.ascontiguousarray(probabilities[:, self.bundle.positive_column])
-        return Prediction(self.bundle.version, positive, positive >= self.bundle.threshold)
+        return await self._pool.score(job)
 
     async def close(self) -> None:
         """Close the connections to the predictor."""
-        if self._client is not None:
-            await self._client.close()
-            self._client = None
+        if self._pool is not None:
+            await self._pool.close()
+            self._pool = None

@@ -94,8 +94,24 @@ class TransformerServer(ModelServer):  # type: ignore[misc]
         with asyncio.Runner(loop_factory=rest.config.get_loop_factory()) as runner:
             runner.run(self._serve_and_close(models))
 
+    def stop(self, sig: int) -> None:
+        """Stop accepting, and answer what was accepted; KServe's own would first forget the model.
+
+        With one worker, uvicorn has drained REST before it passes the signal on to here.
+        """
+
+        async def drain() -> None:
+            if self._rest_multiprocess_server:
+                await self._rest_multiprocess_server.stop(sig)
+            if self._grpc_server:
+                await self._grpc_server.stop(sig)
+
+        self._draining = asyncio.create_task(drain())
+
     async def _serve_and_close(self, models: list[TransformerModel]) -> None:
         try:
+            for model in models:
+                model.scorer.start()
             await self._serve()
         finally:
             if self._rest_multiprocess_server is not None:

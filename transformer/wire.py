@@ -141,7 +141,7 @@ def _probabilities(read: Callable[[], object], rows: int, classes: int) -> Matri
     expected = f"expected the probabilities of {classes} classes for each of {rows} candidates"
     try:
         matrix = np.asarray(read(), dtype=np.float64)
-    except (KeyError, TypeError, ValueError, StopIteration, IndexError, AttributeError) as error:
+    except (ArithmeticError, LookupError, TypeError, ValueError, StopIteration, AttributeError) as error:
         raise PredictorAnswer(f"the predictor's answer cannot be read, {expected}") from error
     if matrix.shape != (rows, classes):
         raise PredictorAnswer(f"the predictor answered with shape {list(matrix.shape)}, {expected}")
@@ -155,18 +155,40 @@ def failure(status: int, body: bytes) -> ServiceError:
     """What an HTTP answer other than 200 means for the request."""
     text = body.decode(errors="replace")
     if any(refusal in text for refusal in _REFUSALS):
-        return EncodingRefused("the predictor's model takes other feature names than this version's")
+        return EncodingRefused(_differences(text))
     # MLServer says 400 while it loads its model, and 500 with a traceback as plain text while it stops.
     stopping = status == HTTPStatus.INTERNAL_SERVER_ERROR and not text.startswith("{")
     if status in _UNAVAILABLE or stopping or _LOADING in text:
         return PredictorUnavailable(f"the predictor is not ready: it answered with status {status}")
+    if status == HTTPStatus.GATEWAY_TIMEOUT:
+        return PredictorTooSlow("the predictor did not answer in time")
     return PredictorAnswer(f"the predictor answered with status {status}")
+
+
+def _differences(text: str) -> str:
+    """Feature names that only one side has, out of scikit-learn's refusal (which lists the first five)."""
+    lines = text.replace("\\n", "\n").split("\n")
+    found: dict[str, list[str]] = {}
+    section = ""
+    for line in lines:
+        if line.startswith("- ") and section:
+            found[section].append(line[2:].strip())
+        elif line.startswith("Feature names "):
+            section = line
+            found[section] = []
+    unknown = next((names for line, names in found.items() if "unseen at fit time" in line), [])
+    missing = next((names for line, names in found.items() if "now missing" in line), [])
+    parts = [
+        f"its model does not know {', '.join(unknown)}" if unknown else "",
+        f"its model needs {', '.join(missing)}" if missing else "",
+    ]
+    return " and ".join(filter(None, parts)) or "its model takes other features, or in another order"
 
 
 def grpc_failure(code: grpc.StatusCode, details: str) -> ServiceError:
     """What a gRPC status other than OK means for the request."""
     if any(refusal in details for refusal in _REFUSALS):
-        return EncodingRefused("the predictor's model takes other feature names than this version's")
+        return EncodingRefused(_differences(details))
     # MLServer says INVALID_ARGUMENT while it loads its model, and INTERNAL with a bare number while it stops.
     stopping = code is grpc.StatusCode.INTERNAL and details.isdigit()
     if code in _UNAVAILABLE_CODES or stopping or _LOADING in details:
