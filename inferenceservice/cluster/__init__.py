@@ -1,0 +1,1 @@
+"""One InferenceService in a cluster, through the Kubernetes API."""

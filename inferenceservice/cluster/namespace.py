@@ -1,0 +1,85 @@
+"""The objects of one namespace that a rollout reads and writes, and its services through the API server."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from inferenceservice.cluster.api_server import ApiServer, ApiServerError
+from inferenceservice.cluster.custom_object import CustomObject, Mode
+from inferenceservice.cluster.workloads import (
+    Object,
+    history_of_replica_sets,
+    history_of_revisions,
+    revision_uri,
+)
+from inferenceservice.rollout import TargetError
+
+
+class Namespace:
+    """One namespace of a cluster. Blocks: call it in a thread."""
+
+    def __init__(self, api: ApiServer, name: str) -> None:
+        self._api = api
+        self.name = name
+
+    def inference_service(self, name: str) -> CustomObject:
+        """An InferenceService.
+
+        Raises
+        ------
+        TargetError
+            If there is none of that name, or none that a version can be rolled out to.
+        """
+        try:
+            return CustomObject(self._api.get(self._inference_service(name)))
+        except ApiServerError as error:
+            if error.status != 404:
+                raise
+            raise TargetError(
+                f"{self._api.address} has no InferenceService {name} in namespace {self.name} ({error}); "
+                "see --context and --namespace"
+            ) from error
+
+    def patch_inference_service(self, name: str, operations: Sequence[Mapping[str, Any]]) -> CustomObject:
+        """Change an InferenceService, and return it as it is then."""
+        return CustomObject(self._api.patch(self._inference_service(name), operations))
+
+    def deployment(self, name: str) -> Object | None:
+        """A Deployment, if there is one of that name."""
+        return self._get(f"apps/v1/namespaces/{self.name}/deployments/{name}")
+
+    def revision(self, name: str | None) -> Object | None:
+        """A Knative revision, if there is one of that name."""
+        return self._get(f"serving.knative.dev/v1/namespaces/{self.name}/revisions/{name}") if name else None
+
+    def revision_uri(self, name: str | None) -> str | None:
+        """Bundle of a Knative revision."""
+        revision = self.revision(name)
+        return revision_uri(revision) if revision is not None else None
+
+    def history(self, workload: str, mode: Mode) -> list[str]:
+        """Bundles that a Deployment or a Knative Service was given, oldest first, as far as it is known."""
+        if mode is Mode.STANDARD:
+            path, label = f"apps/v1/namespaces/{self.name}/replicasets", f"app=isvc.{workload}"
+            return history_of_replica_sets(self._list(path, label), workload)
+        path = f"serving.knative.dev/v1/namespaces/{self.name}/revisions"
+        return history_of_revisions(self._list(path, f"serving.knative.dev/configuration={workload}"))
+
+    def post(self, service: str, path: str, content: object) -> tuple[int, Mapping[str, str], bytes]:
+        """Send JSON to port 80 of a service; see `ApiServer.post`."""
+        proxy = f"/api/v1/namespaces/{self.name}/services/http:{service}:80/proxy"
+        return self._api.post(proxy + path, content)
+
+    def _inference_service(self, name: str) -> str:
+        return f"/apis/serving.kserve.io/v1beta1/namespaces/{self.name}/inferenceservices/{name}"
+
+    def _get(self, path: str) -> Object | None:
+        try:
+            return self._api.get(f"/apis/{path}")
+        except ApiServerError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def _list(self, path: str, label: str) -> list[Object]:
+        found: list[Object] = self._api.get(f"/apis/{path}", {"labelSelector": label})["items"]
+        return found

@@ -1,0 +1,281 @@
+"""KServe v0.20 and what runs below it, imitated where a rollout depends on them, oddities included.
+
+KServe's `observedGeneration` is a Deployment's, its conditions are late, and it copies annotations into the
+pods of both components. A Deployment that has given up says so for a while after the next change. Without a
+percent, a Knative Service sends everything to the newest revision that is ready.
+"""
+
+import asyncio
+import contextlib
+import copy
+import itertools
+from collections.abc import Coroutine
+from typing import Any
+
+from inferenceservice.cluster.workloads import SOURCE_URI
+
+Json = dict[str, Any]
+
+#: Seconds until a step is made that nobody looks at.
+UNSEEN_S = 2
+
+
+def condition(kind: str, status: str, reason: str = "", message: str = "", time: int = 0) -> Json:
+    """A condition as Kubernetes writes it."""
+    stamp = f"2026-01-01T00:{time // 60:02}:{time % 60:02}Z"
+    return {"type": kind, "status": status, "reason": reason, "message": message, "lastUpdateTime": stamp}
+
+
+class Controllers:
+    """Brings up what an InferenceService asks for.
+
+    Attributes
+    ----------
+    failing
+        Bundles whose pods never get ready.
+    reconciles
+        Whether KServe's controller works.
+    pods
+        Bundle of each pod that takes requests, in Standard mode.
+    watched
+        Whether each step is to be seen by someone before the next one is made.
+    shares
+        Every division of the predictor's traffic that there was, in Knative mode: percent by bundle.
+    """
+
+    def __init__(self, manifest: Json, replicas: int) -> None:
+        self.isvc = copy.deepcopy(manifest)
+        self.isvc["metadata"] |= {"generation": 1, "resourceVersion": "1", "namespace": "scoring"}
+        self.isvc["status"] = {"components": {}, "conditions": [condition("Ready", "Unknown")]}
+        self.name: str = self.isvc["metadata"]["name"]
+        self.replicas = replicas
+        self.failing: set[str] = set()
+        self.reconciles = True
+        self.deployments: dict[str, Json] = {}
+        self.replica_sets: list[Json] = []
+        self.pods: dict[str, list[str]] = {}
+        self.revisions: dict[str, Json] = {}
+        self.traffic: dict[str, list[Json]] = {}
+        self.shares: list[dict[str, int]] = []
+        self.watched = False
+        self._numbers = itertools.count(2)
+        self._looks: dict[str, asyncio.Event] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def collocated(self) -> bool:
+        return "transformer" not in self.isvc["spec"]
+
+    @property
+    def knative(self) -> bool:
+        mode: str = self.isvc["metadata"]["annotations"]["serving.kserve.io/deploymentMode"]
+        return mode == "Knative"
+
+    def uri(self, component: str) -> str:
+        """What the spec asks for."""
+        if component == "predictor":
+            uri: str = self.isvc["spec"]["predictor"]["model"]["storageUri"]
+            return uri
+        env = self.isvc["spec"]["transformer"]["containers"][0]["env"]
+        return next(one["value"] for one in env if one["name"] == "STORAGE_URI")
+
+    def touch(self) -> None:
+        """Write the object without changing what it asks for."""
+        self.isvc["metadata"]["resourceVersion"] = str(next(self._numbers))
+
+    async def settled(self) -> None:
+        """Wait until everything has come up that does."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def looked_at(self, name: str) -> None:
+        """Note that someone has read a Deployment or a revision."""
+        for component, event in self._looks.items():
+            if name.startswith(f"{self.name}-{component}"):
+                event.set()
+
+    async def _step(self, component: str) -> None:
+        """Let what was just done be seen."""
+        event = self._looks.setdefault(component, asyncio.Event())
+        event.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(event.wait(), UNSEEN_S if self.watched else 0.001)
+
+    def stop(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+
+    def revision_uri(self, name: str) -> str:
+        uri: str = self.revisions[name]["metadata"]["annotations"][SOURCE_URI]
+        return uri
+
+    def reconcile(self) -> None:
+        """Hand the spec on, as far as it has changed."""
+        if not self.reconciles:
+            return
+        for component in ("predictor",) if self.collocated else ("predictor", "transformer"):
+            template = {**self.isvc["metadata"].get("annotations", {}), SOURCE_URI: self.uri(component)}
+            if self.knative:
+                self._reconcile_revisions(component, template)
+            else:
+                self._reconcile_deployment(component, template)
+
+    def _report(self, component: str, ready: Json, observed: int) -> None:
+        """Write KServe's status."""
+        kind = f"{component.capitalize()}Ready"
+        conditions = [one for one in self.isvc["status"]["conditions"] if one["type"] not in (kind, "Ready")]
+        overall = {**ready, "type": "Ready"}
+        self.isvc["status"] |= {
+            "conditions": [*conditions, {**ready, "type": kind}, overall],
+            "observedGeneration": observed,
+            "deploymentMode": "Knative" if self.knative else "Standard",
+        }
+        self.touch()
+
+    def _start(self, component: str, work: Coroutine[Any, Any, None]) -> None:
+        if (running := self._tasks.get(component)) is not None:
+            running.cancel()
+        task = asyncio.create_task(work)
+        self._tasks[component] = task
+        task.add_done_callback(
+            lambda done: self._tasks.pop(component) if self._tasks.get(component) is done else None
+        )
+
+    def _reconcile_deployment(self, component: str, template: Json) -> None:
+        name = f"{self.name}-{component}"
+        deployment = self.deployments.get(name)
+        if deployment is None:
+            deployment = {
+                "metadata": {"name": name, "generation": 0},
+                "spec": {"replicas": self.replicas, "template": {}},
+                "status": {},
+            }
+            self.deployments[name] = deployment
+        if deployment["spec"]["template"] == {"metadata": {"annotations": template}}:
+            return
+        deployment["spec"]["template"] = {"metadata": {"annotations": template}}
+        deployment["metadata"]["generation"] += 1
+        self._start(component, self._roll(component, deployment))
+
+    async def _roll(self, component: str, deployment: Json) -> None:
+        status = deployment["status"]
+        uri = deployment["spec"]["template"]["metadata"]["annotations"][SOURCE_URI]
+        await self._step(component)
+        self._number_replica_set(deployment)
+        status |= {"observedGeneration": deployment["metadata"]["generation"]}
+        # What the condition said stays until the pods move.
+        status |= {"updatedReplicas": 0, "replicas": self.replicas, "availableReplicas": self.replicas}
+        await self._step(component)
+        old = self.pods.get(component, [])
+        for updated in range(1, self.replicas + 1):
+            status |= {"updatedReplicas": updated, "replicas": self.replicas + 1}
+            self._progress(component, deployment, "True", "ReplicaSetUpdated")
+            await self._step(component)
+            if uri in self.failing:
+                await self._step(component)
+                said = f'ReplicaSet "{component}-1" has timed out progressing.'
+                self._progress(component, deployment, "False", "ProgressDeadlineExceeded", said)
+                return
+            self.pods[component] = [uri] * updated + old[updated:]
+            await self._step(component)
+        status |= {"replicas": self.replicas, "availableReplicas": self.replicas}
+        self._progress(component, deployment, "True", "NewReplicaSetAvailable")
+
+    def _progress(self, component: str, deployment: Json, value: str, reason: str, said: str = "") -> None:
+        status = deployment["status"]
+        new = condition("Progressing", value, reason, said, next(self._numbers))
+        status["conditions"] = [new]
+        self._report(component, {**new, "type": ""}, status["observedGeneration"])
+
+    def _number_replica_set(self, deployment: Json) -> None:
+        """Make a ReplicaSet for a Deployment's pods, or take the old one of the same pods again."""
+        owner = {"kind": "Deployment", "name": deployment["metadata"]["name"]}
+        template = copy.deepcopy(deployment["spec"]["template"])
+        own = [one for one in self.replica_sets if one["metadata"]["ownerReferences"] == [owner]]
+        numbers = [int(one["metadata"]["annotations"]["deployment.kubernetes.io/revision"]) for one in own]
+        number = str(max(numbers, default=0) + 1)
+        for one in own:
+            if one["spec"]["template"] == template:
+                annotations = one["metadata"]["annotations"]
+                before = annotations.get("deployment.kubernetes.io/revision-history", "")
+                was = annotations["deployment.kubernetes.io/revision"]
+                annotations["deployment.kubernetes.io/revision-history"] = f"{before},{was}".strip(",")
+                annotations["deployment.kubernetes.io/revision"] = number
+                return
+        self.replica_sets.append(
+            {
+                "metadata": {
+                    "labels": {"app": f"isvc.{owner['name']}"},
+                    "annotations": {"deployment.kubernetes.io/revision": number},
+                    "ownerReferences": [owner],
+                },
+                "spec": {"template": template},
+            }
+        )
+
+    def _reconcile_revisions(self, component: str, template: Json) -> None:
+        name = f"{self.name}-{component}"
+        own = [one for one in self.revisions.values() if one["metadata"]["service"] == name]
+        if not own or own[-1]["metadata"]["annotations"] != template:
+            number = len(own) + 1
+            revision = f"{name}-{number:05}"
+            labels = {
+                "serving.knative.dev/configuration": name,
+                "serving.knative.dev/configurationGeneration": str(number),
+            }
+            metadata = {"name": revision, "service": name, "annotations": template, "labels": labels}
+            self.revisions[revision] = {"metadata": metadata, "status": {}}
+        self._start(component, self._bring_up(component))
+
+    async def _bring_up(self, component: str) -> None:
+        name = f"{self.name}-{component}"
+        own = [one for one in self.revisions.values() if one["metadata"]["service"] == name]
+        newest = own[-1]
+        await self._step(component)
+        status = self.isvc["status"]["components"].setdefault(component, {})
+        for one in own:
+            one["status"].setdefault("conditions", [condition("Ready", "Unknown", "Deploying")])
+        self._route(component, own)
+        await self._step(component)
+        if newest["metadata"]["annotations"][SOURCE_URI] in self.failing:
+            said = "Container failed"
+            newest["status"]["conditions"] = [condition("Ready", "False", "ProgressDeadlineExceeded", said)]
+            self._report(component, condition("", "False", "RevisionFailed", said), 1)
+            return
+        newest["status"]["conditions"] = [condition("Ready", "True")]
+        # KServe sees a Knative Service's status some time after its traffic has moved.
+        self._route(component, own)
+        status["latestReadyRevision"] = newest["metadata"]["name"]
+
+    def _route(self, component: str, own: list[Json]) -> None:
+        """Divide the traffic as KServe's `createKnativeService` and `PropagateStatus` do."""
+        status = self.isvc["status"]["components"][component]
+        ready = [one["metadata"]["name"] for one in own if one["status"]["conditions"][0]["status"] == "True"]
+        status["latestCreatedRevision"] = created = own[-1]["metadata"]["name"]
+        if ready:
+            latest = status["latestReadyRevision"] = ready[-1]
+            percent = self.isvc["spec"][component].get("canaryTrafficPercent")
+            stable = status.get("latestRolledoutRevision")
+            divided = percent is not None and stable is not None
+            share = percent if divided else 100
+            parts = [{"revisionName": latest, "latestRevision": True, "percent": share}]
+            if share < 100:
+                parts.append(
+                    {
+                        "revisionName": stable,
+                        "latestRevision": False,
+                        "percent": 100 - share,
+                        "tag": "prev",
+                    }
+                )
+            status["traffic"] = self.traffic[component] = parts
+            if share == 100 and stable != latest:
+                status["previousRolledoutRevision"], status["latestRolledoutRevision"] = stable, latest
+        ready_now = "True" if ready and ready[-1] == created else "Unknown"
+        self._report(component, condition("", ready_now), 1)
+        if component == "predictor" and ready:
+            shares: dict[str, int] = {}
+            for part in self.traffic[component]:
+                uri = self.revision_uri(part["revisionName"])
+                shares[uri] = shares.get(uri, 0) + part["percent"]
+            self.shares.append(shares)
