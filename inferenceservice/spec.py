@@ -131,7 +131,7 @@ def _documents(path: Path) -> list[Any]:
         text = _kustomized(path) if path.is_dir() else path.read_text()
         return list(yaml.safe_load_all(text))
     except OSError as error:
-        raise SpecError(f"{path}: {error.strerror}") from error
+        raise SpecError(f"{path}: {error.strerror}; name a spec with -f, or run in the checkout") from error
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: is not UTF-8, at byte {error.start}") from error
     except yaml.YAMLError as error:
@@ -197,3 +197,18 @@ def argument(arguments: tuple[str, ...], name: str) -> str | None:
         elif text.startswith(f"{name}="):
             found = text.removeprefix(f"{name}=")
     return found
+
+
+def without(arguments: tuple[str, ...], *names: str) -> tuple[str, ...]:
+    """The arguments less every ``--name value`` and ``--name=value`` of these names."""
+    left = []
+    value_follows = False
+    for text in arguments:
+        name, equals, _ = text.partition("=")
+        if value_follows:
+            value_follows = False
+        elif name in names:
+            value_follows = not equals
+        else:
+            left.append(text)
+    return tuple(left)

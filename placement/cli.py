@@ -5,9 +5,25 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from placement import predict_command, train_command, up_command
+from placement import (
+    apply_command,
+    predict_command,
+    rollback_command,
+    rollout_command,
+    status_command,
+    train_command,
+    up_command,
+)
 
-COMMANDS: dict[str, Any] = {"train": train_command, "up": up_command, "predict": predict_command}
+COMMANDS: dict[str, Any] = {
+    "train": train_command,
+    "up": up_command,
+    "predict": predict_command,
+    "rollout": rollout_command,
+    "rollback": rollback_command,
+    "status": status_command,
+    "apply": apply_command,
+}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -126,7 +126,7 @@ class GrpcClient:
 
         self._address = address
         self._model = model
-        self._channel = grpc.aio.insecure_channel(address)
+        self._channel = grpc.aio.insecure_channel(address, [("grpc.enable_http_proxy", 0)])
         self._stub = services.GRPCInferenceServiceStub(self._channel)
 
     async def fields(self) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import os
 import shlex
 import signal
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from placement.progress import Steps
+from placement.target import RUN_DIRECTORY
 
 if TYPE_CHECKING:
-    from inferenceservice.local import LocalService
+    from inferenceservice.local.service import LocalService
 
 HELP = "run the InferenceService on this machine"
 
@@ -31,13 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grpc-port", type=int, default=8081, help="port of the ingress for gRPC")
     parser.add_argument("--once", action="store_true", help="stop after the sample candidate's answer")
     parser.add_argument("--json", action="store_true", help="print URLs and the sample's answer as JSON")
-    parser.add_argument("--logs", type=Path, default=Path(".logs"), help="directory for the components' logs")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        default=RUN_DIRECTORY,
+        metavar="DIR",
+        help="directory for logs and for the control file, by which `placement rollout` finds the service",
+    )
 
 
 def errors() -> tuple[type[Exception], ...]:
     """What this command tells in one line."""
-    from inferenceservice.ingress import IngressError
-    from inferenceservice.local import LocalServiceError
+    from inferenceservice.local.ingress import IngressError
+    from inferenceservice.local.processes import LocalServiceError
     from inferenceservice.spec import SpecError
     from predictor.environment import InstallError
     from predictor.process import PredictorError
@@ -64,16 +72,20 @@ def run(options: argparse.Namespace) -> int:
 
 async def _serve(options: argparse.Namespace) -> int:
     from inferenceservice import spec
-    from inferenceservice.local import running
+    from inferenceservice.local.control import CONTROL_FILE, ControlEndpoint
+    from inferenceservice.local.service import running
     from training.candidates import SAMPLE, SIGNATURE
 
     main_task = asyncio.current_task()
     stopped = asyncio.Event()
 
     def stop() -> None:
+        if stopped.is_set():
+            # Whoever asks twice wants it now; the children end by themselves when we do.
+            os._exit(130)
         stopped.set()
-        if main_task is not None:
-            main_task.cancel()
+        assert main_task is not None  # noqa: S101 (this is one)
+        main_task.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop)
@@ -84,7 +96,7 @@ async def _serve(options: argparse.Namespace) -> int:
             model=options.model,
             port=options.port,
             grpc_port=options.grpc_port,
-            logs=options.logs,
+            logs=options.run / "logs",
             progress=steps,
         ) as (local, bundle):
             # The tutorial's own candidate, or for another signature any candidate that is valid.
@@ -93,7 +105,8 @@ async def _serve(options: argparse.Namespace) -> int:
             steps("ready")
             _tell(options, local, bundle.version, sample, answer)
             if not options.once:
-                await local.watch()
+                async with ControlEndpoint(local, options.run / CONTROL_FILE):
+                    await local.watch()
     except asyncio.CancelledError:
         if not stopped.is_set():
             raise
@@ -119,12 +132,11 @@ def _tell(
         }
         print(json.dumps(content), flush=True)
         return
-    body = json.dumps({"instances": [sample]})
     print(f"ready      {local.url}  (gRPC {local.grpc_address})")
     print(f"version    {version}")
     print(f"candidate  {json.dumps(sample)}")
     print(f"prediction {json.dumps(answer)}")
-    print(f"\n  curl {url} -d {shlex.quote(body)}\n")
     if not options.once:
-        print("Ctrl-C stops it.", flush=True)
+        body = json.dumps({"instances": [sample]})
+        print(f"\n  curl {url} -d {shlex.quote(body)}\n\nCtrl-C stops it.")
     sys.stdout.flush()

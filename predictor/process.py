@@ -16,7 +16,7 @@ from typing import Final, Self
 from predictor.child import ChildProcess, Log
 from predictor.runtimes import Runtime
 
-_PASSED_ON: Final = ("HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
+PASSED_ON: Final = ("HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
 """All that a runtime sees of our environment, besides the path: a container would see none of it either."""
 _POLL_SECONDS: Final = 0.1
 _ERROR_LINE: Final = re.compile(r"(\w+\.)*\w*([Ee]rror|Exception)(: |$)|sklearnserver: ")
@@ -71,7 +71,7 @@ class PredictorProcess:
         log: Log = None,
     ) -> None:
         _refuse_other_than_one_model(runtime, model_dir)
-        free_http, free_grpc, metrics = _free_ports(3)
+        free_http, free_grpc, metrics = free_ports(3)
         launch = runtime.launch(
             python,
             model_name=model_name,
@@ -151,12 +151,12 @@ class PredictorProcess:
 
 
 def _environment(python: Path) -> dict[str, str]:
-    ours = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    ours = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     path = os.pathsep.join([str(python.parent), os.environ.get("PATH", os.defpath)])
     return {**ours, "PATH": path, "PYTHONUNBUFFERED": "1"}
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Pick different ports that nobody listens on now."""
     with ExitStack() as open_sockets:
         sockets = [open_sockets.enter_context(socket.socket()) for _ in range(count)]

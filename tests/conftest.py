@@ -23,8 +23,6 @@ def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mlserver(trained_bundle: Path) -> Iterator[PredictorProcess]:
     """A real MLServer that serves the trained version."""
     runtime = get_runtime("kserve-mlserver")
-    with PredictorProcess(
-        runtime, trained_bundle, python=ensure(runtime), model_name="placement"
-    ) as process:
+    with PredictorProcess(runtime, trained_bundle, python=ensure(runtime), model_name="placement") as process:
         process.wait_ready()
         yield process

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from inferenceservice import local, spec
-from inferenceservice.components import free_ports
+from inferenceservice import spec
+from inferenceservice.local import service as local
+from predictor.process import free_ports
 
 SPEC = spec.read("inferenceservice/placement.yaml")
 

@@ -19,8 +19,8 @@ from typing import IO, Any
 import psutil
 import pytest
 
-from inferenceservice.components import free_ports
 from placement.cli import main
+from predictor.process import free_ports
 from tests.truth import Truth
 from training.candidates import SAMPLE
 from training.generator import generate
@@ -89,7 +89,7 @@ def truth(trained_bundle: Path) -> Truth:
     [
         ([], ["train", "up", "predict"]),
         (["train"], ["--data", "--rows", "--seed", "--storage", "--version", "--previous", "--estimator"]),
-        (["up"], ["--file", "--model", "--port", "--grpc-port", "--once", "--logs"]),
+        (["up"], ["--file", "--model", "--port", "--grpc-port", "--once", "--run"]),
         (["predict"], ["--url", "--protocol", "{v1,v2,grpc}", "FILE.csv"]),
     ],
     ids=["placement", "train", "up", "predict"],
@@ -207,7 +207,7 @@ class Up:
         self._stderr: IO[bytes] = (directory / "stderr").open("wb")
         self.process = subprocess.Popen(
             [
-                *map(str, (PLACEMENT, "up", "--model", model, "--logs", directory / "logs")),
+                *map(str, (PLACEMENT, "up", "--model", model, "--run", directory)),
                 *map(str, ("--port", self.port, "--grpc-port", self.grpc_port, *arguments)),
             ],
             stdout=subprocess.PIPE,
@@ -304,7 +304,7 @@ def test_up_names_a_port_in_use(option, trained_bundle, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
         done = placement_process(
-            *("up", "--model", trained_bundle, "--logs", tmp_path),
+            *("up", "--model", trained_bundle, "--run", tmp_path),
             *(option, number, other, *free_ports(1)),
         )
     assert refusal(done, "up") == f"port {number} is in use; free it, or choose another with {option}"
@@ -320,7 +320,7 @@ def test_up_names_a_port_in_use(option, trained_bundle, tmp_path):
 )
 def test_up_tells_what_is_missing(arguments, error, tmp_path):
     port, grpc_port = free_ports(2)
-    done = placement_process("up", *arguments, "--port", port, "--grpc-port", grpc_port, "--logs", tmp_path)
+    done = placement_process("up", *arguments, "--port", port, "--grpc-port", grpc_port, "--run", tmp_path)
     assert refusal(done, "up").startswith(error)
 
 
@@ -486,12 +486,7 @@ def test_predict_ends_quietly_when_nobody_reads_on(up, unlabelled):
     assert done.stderr == ""
 
 
-GRPC_USES_THE_PROXY = pytest.mark.xfail(
-    strict=True, reason="placement.client opens its channel without grpc.enable_http_proxy=0"
-)
-
-
-@pytest.mark.parametrize("protocol", ["v1", pytest.param("grpc", marks=GRPC_USES_THE_PROXY)])
+@pytest.mark.parametrize("protocol", ["v1", "grpc"])
 def test_predict_goes_past_a_proxy_of_the_environment(protocol, up, candidates, truth, monkeypatch):
     """The service is on this machine; a company's proxy does not know it."""
     for variable in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):

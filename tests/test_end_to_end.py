@@ -26,9 +26,9 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
 from inferenceservice import spec
-from inferenceservice.components import TransformerProcess, free_ports
-from inferenceservice.local import LocalServiceError
-from predictor.process import PredictorProcess
+from inferenceservice.local.components import TransformerProcess
+from inferenceservice.local.processes import LocalServiceError
+from predictor.process import PredictorProcess, free_ports
 from tests.service import SPEC, Service, service
 from tests.serving import serving
 from tests.truth import Truth
@@ -194,7 +194,7 @@ def test_every_hop_tells_what_is_wrong_with_a_candidate(served, candidates):
 
 def test_the_predictors_host_leads_to_the_model_server_itself(served):
     headers = {"host": "placement-predictor-default.example.com"}
-    path = served.local._predictor.runtime.readiness_path.format(model_name="placement")
+    path = served.local._predictor.process.runtime.readiness_path.format(model_name="placement")
     assert httpx.get(served.url + path, headers=headers).status_code == 200
     assert httpx.get(f"{served.url}/v2/models/placement", headers=headers).json()["inputs"] == []
     assert httpx.get(f"{served.url}/v2/models/placement").json()["inputs"] != []
@@ -209,10 +209,11 @@ async def test_a_model_of_another_encoding_gives_no_score(
     content["vectorizer"]["feature_names"].reverse()
     (tmp_path / BUNDLE_FILE).write_text(json.dumps(content))
     port = mlserver.grpc_port if hop == "grpc-v2" else mlserver.http_port
-    async with serving(tmp_path, f"127.0.0.1:{port}", f"--predictor_protocol={hop}") as running:
+    hopping = (f"127.0.0.1:{port}", f"--predictor_protocol={hop}")
+    async with serving(tmp_path, *hopping, ready=False) as running:
         response = await running.http.post("/v1/models/placement:predict", json={"instances": candidates})
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-    assert response.json() == {"error": "the predictor's model takes other feature names than this version's"}
+    assert response.json() == {"error": "no verified predictor is there"}
 
 
 # How it ends
@@ -234,13 +235,13 @@ def left_of(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 def test_a_component_that_dies_is_reported_and_nothing_is_left_behind(trained_bundle, tmp_path):
     with service(with_sklearnserver("v1"), trained_bundle, tmp_path) as running:
-        predictor, transformer = running.local._predictor, running.local._transformer
+        predictor, transformer = running.local._predictor.process, running.local._transformer.process
         processes = family(predictor.pid, transformer.pid)
         watching = running.portal.start_task_soon(running.local.watch)
         os.kill(predictor.pid, signal.SIGKILL)
         with pytest.raises(LocalServiceError) as raised:
             watching.result(timeout=10)
-    log = tmp_path / "predictor.log"
+    (log,) = tmp_path.glob("predictor-*.log")
     told = str(raised.value).splitlines()
     assert told[0] == f"the predictor ended with status 137; its last lines ({log}):"
     assert told[1:] == [f"  {line}" for line in log.read_text().splitlines()[-20:]]
@@ -278,7 +279,8 @@ def transformer(
 ) -> Iterator[TransformerProcess]:
     """A transformer's process that answers over REST and gRPC."""
     inference_service = dataclasses.replace(SPEC, transformer_args=(*SPEC.transformer_args, *arguments))
-    process = TransformerProcess(inference_service, bundle, predictor, log)
+    ports = (predictor.http_port, predictor.grpc_port)
+    process = TransformerProcess(inference_service, bundle, ports, log)
     try:
         until(lambda: ready(process))
         with grpc.insecure_channel(f"127.0.0.1:{process.grpc_port}") as channel:

@@ -15,8 +15,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from inferenceservice.components import free_ports
-from inferenceservice.ingress import Backends, Ingress, IngressError
+from inferenceservice.local.forwarder import Backend
+from inferenceservice.local.ingress import Ingress, IngressError
+from predictor.process import free_ports
 
 SERVICE = "placement-default.example.com"
 PREDICTOR = "placement-predictor-default.example.com"
@@ -28,15 +29,30 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Conversation = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
+class Backends:
+    """Sets where an ingress sends what comes: one address for each component."""
+
+    def __init__(self, ingress: Ingress) -> None:
+        self.__dict__["ingress"] = ingress
+        self.transformer = self.predictor = self.transformer_grpc = NOBODY
+
+    def __setattr__(self, component: str, address: str) -> None:
+        backends = [Backend(address)]
+        if component == "transformer_grpc":
+            self.ingress.transformer_grpc.backends = backends
+        else:
+            setattr(self.ingress, component, backends)
+
+
 class Front:
     """An ingress, and where it listens."""
 
     def __init__(self) -> None:
-        self.backends = Backends(NOBODY, NOBODY, NOBODY)
         self.port, self.grpc_port = free_ports(2)
         self.url = f"http://127.0.0.1:{self.port}"
         self.grpc_address = f"127.0.0.1:{self.grpc_port}"
-        self.ingress = Ingress("placement", "default", self.backends)
+        self.ingress = Ingress("placement", "default")
+        self.backends = Backends(self.ingress)
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port)
@@ -227,6 +243,8 @@ async def test_end_to_end_headers_reach_the_backend_and_no_others(front):
         answer = await exchange(front, request)
     assert sorted(json.loads(answer.partition("\r\n\r\n")[2])["headers"]) == [
         ["authorization", "Bearer x"],
+        # The ingress' own: it keeps no connection to a backend.
+        ["connection", "close"],
         ["content-length", "2"],
         ["content-type", "application/json"],
         ["host", "localhost:8080"],
@@ -481,7 +499,7 @@ async def test_a_backend_that_is_down_is_503_and_try_again(front, client):
 
 
 async def test_a_service_that_is_still_starting_is_503(front, client):
-    front.backends.transformer = front.backends.transformer_grpc = ""
+    front.ingress.transformer = front.ingress.transformer_grpc.backends = ()
     async with client.get(front.url) as response:
         assert (response.status, response.headers["retry-after"]) == (503, "1")
     async with grpc.aio.insecure_channel(front.grpc_address) as channel:
@@ -653,7 +671,7 @@ async def test_a_port_in_use_is_named_with_the_option_that_chooses_another(optio
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
         ports = (number, *free_ports(1)) if option == "--port" else (*free_ports(1), number)
-        ingress = Ingress("placement", "default", Backends(NOBODY, NOBODY, NOBODY))
+        ingress = Ingress("placement", "default")
         with pytest.raises(IngressError) as raised:
             await ingress.start(*ports)
         await ingress.close()
@@ -662,7 +680,7 @@ async def test_a_port_in_use_is_named_with_the_option_that_chooses_another(optio
 
 @pytest.mark.parametrize("port", [-1, 65536, 10**9])
 async def test_a_port_that_is_none_is_named_too(port):
-    ingress = Ingress("placement", "default", Backends(NOBODY, NOBODY, NOBODY))
+    ingress = Ingress("placement", "default")
     for option, ports in (("--port", (port, *free_ports(1))), ("--grpc-port", (*free_ports(1), port))):
         with pytest.raises(IngressError, match=f"^port {port}: .*; choose another with {option}$"):
             await ingress.start(*ports)
@@ -670,7 +688,7 @@ async def test_a_port_that_is_none_is_named_too(port):
 
 
 async def test_only_this_machine_can_connect(front):
-    listening = {sock.getsockname()[0] for sock in front.ingress._grpc.sockets}
+    listening = {sock.getsockname()[0] for sock in front.ingress.transformer_grpc._server.sockets}
     assert listening == {"127.0.0.1"}
     for port in (front.port, front.grpc_port):
         with socket.socket() as other:
@@ -694,6 +712,7 @@ async def test_closing_ends_what_is_under_way_and_frees_the_ports(front):
                 await in_time(begun.wait())
                 await in_time(front.ingress.close())
                 assert await in_time(reader.read()) == b""
-            again = Ingress("placement", "default", front.backends)
+            again = Ingress("placement", "default")
             await again.start(front.port, front.grpc_port)
-            front.ingress = again
+            front.ingress, front.backends = again, Backends(again)
+            front.backends.transformer = front.backends.transformer_grpc = address

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from inferenceservice.components import hop_protocol, runtime_of
+from inferenceservice.local.components import hop_protocol, runtime_of
 from inferenceservice.spec import SpecError, argument, read
 
 SPEC = Path("inferenceservice/placement.yaml")

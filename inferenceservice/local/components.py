@@ -1,21 +1,17 @@
 """The components of an InferenceService as processes here, started as KServe's controller would."""
 
 import os
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from inferenceservice.spec import InferenceService, SpecError, argument
+from inferenceservice.spec import InferenceService, SpecError, argument, without
 from predictor import environment
 from predictor.child import ChildProcess
-from predictor.process import PredictorProcess
+from predictor.process import PASSED_ON, PredictorProcess, free_ports
 from predictor.runtimes import Runtime, UnknownRuntimeError, get_runtime
 
 Progress = Callable[[str], None]
-
-#: What a transformer sees of our environment; its container would see none of it either.
-_PASSED_ON = ("HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ")
 
 
 def runtime_of(service: InferenceService) -> Runtime:
@@ -62,7 +58,7 @@ def start_predictor(
     runtime = runtime_of(service)
     python = environment.ensure(runtime, progress=progress)
     env = dict(service.predictor_env)
-    for variable in ("MLSERVER_HTTP_PORT", "MLSERVER_GRPC_PORT"):
+    for variable in ("MLSERVER_HTTP_PORT", "MLSERVER_GRPC_PORT", "MLSERVER_METRICS_PORT"):
         # Ports inside a pod are the pod's own; here every process shares them.
         env.pop(variable, None)
     return PredictorProcess(
@@ -70,7 +66,7 @@ def start_predictor(
         model_directory,
         python=python,
         model_name=service.name,
-        args=[text for text in service.predictor_args if not text.startswith("--http_port")],
+        args=without(service.predictor_args, "--http_port", "--grpc_port"),
         env=env,
         log=log,
     )
@@ -85,18 +81,17 @@ class TransformerProcess:
         The spec, whose arguments and environment it gets.
     bundle_directory
         Where the storage initializer put the bundle.
-    predictor
-        The model server that it calls.
+    predictor_ports
+        Where the model server is reached on this machine, over REST and over gRPC.
     log
         File for its output.
     """
 
     def __init__(
-        self, service: InferenceService, bundle_directory: Path, predictor: PredictorProcess, log: Path
+        self, service: InferenceService, bundle_directory: Path, predictor_ports: tuple[int, int], log: Path
     ) -> None:
         self.http_port, self.grpc_port = free_ports(2)
-        over_grpc = hop_protocol(service) == "grpc-v2"
-        predictor_port = predictor.grpc_port if over_grpc else predictor.http_port
+        predictor_port = predictor_ports[hop_protocol(service) == "grpc-v2"]
         arguments = (
             *_model_name(service),
             *service.transformer_args,
@@ -105,7 +100,7 @@ class TransformerProcess:
             f"--http_port={self.http_port}",
             f"--grpc_port={self.grpc_port}",
         )
-        ours = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        ours = {name: os.environ[name] for name in (*PASSED_ON, "PATH") if name in os.environ}
         self._child = ChildProcess(
             [sys.executable, "-m", "transformer", *arguments],
             env={**ours, **service.transformer_env, "STORAGE_URI": str(bundle_directory.resolve())},
@@ -135,15 +130,3 @@ def _model_name(service: InferenceService) -> tuple[str, ...]:
     if service.collocated or argument(service.transformer_args, "--model_name"):
         return ()
     return (f"--model_name={service.name}",)
-
-
-def free_ports(count: int) -> list[int]:
-    """Different ports that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()

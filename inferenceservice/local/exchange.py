@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import AbstractContextManager
 from http import HTTPStatus
 
 import aiohttp
@@ -47,7 +48,7 @@ class Exchange(httputil.HTTPMessageDelegate):
     def __init__(
         self,
         connection: HTTP1Connection,
-        route: Callable[[str], str | None],
+        route: Callable[[str], AbstractContextManager[str | None]],
         session: aiohttp.ClientSession,
         run: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
     ) -> None:
@@ -108,10 +109,16 @@ class Exchange(httputil.HTTPMessageDelegate):
 
     async def _answer(self, start: httputil.RequestStartLine, headers: httputil.HTTPHeaders) -> None:
         host = headers.get("host", "")
-        backend = self._route(host)
-        if backend is None:
-            await self._refuse(HTTPStatus.NOT_FOUND, f"no InferenceService has the host {host[:80]!a}")
-        elif not start.path.startswith("/"):
+        with self._route(host) as backend:
+            if backend is None:
+                await self._refuse(HTTPStatus.NOT_FOUND, f"no InferenceService has the host {host[:80]!a}")
+            else:
+                await self._answer_by(backend, start, headers)
+
+    async def _answer_by(
+        self, backend: str, start: httputil.RequestStartLine, headers: httputil.HTTPHeaders
+    ) -> None:
+        if not start.path.startswith("/"):
             await self._refuse(HTTPStatus.BAD_REQUEST, "the request's target must be a path")
         else:
             try:

@@ -7,35 +7,27 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import Coroutine, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Coroutine, Iterator, Sequence
 
 import aiohttp
 from tornado import httputil
 from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import HTTPServer
 
-from inferenceservice.exchange import Exchange
+from inferenceservice.local.exchange import Exchange
+from inferenceservice.local.forwarder import Backend, Forwarder, choose
 
 #: KServe's default domain; `<name>-<namespace>.<domain>` is the InferenceService's host.
 DOMAIN = "example.com"
 #: The ingress itself sets no limit on a body; the transformer does.
 _MAX_BODY = 2**40
-_GRPC_CHUNK = 2**16
 _BACKLOG = 128
+_POLL_S = 0.02
 
 
 class IngressError(Exception):
     """The ingress cannot listen; the message says what to do."""
-
-
-@dataclass(slots=True)
-class Backends:
-    """Where requests go now, as ``host:port`` of each component; set a field to shift new requests."""
-
-    transformer: str
-    predictor: str
-    transformer_grpc: str
 
 
 def hosts(name: str, namespace: str) -> dict[str, str]:
@@ -55,15 +47,22 @@ class Ingress(httputil.HTTPServerConnectionDelegate):
     ----------
     name, namespace
         Of the InferenceService, for its host names.
-    backends
-        Where requests go; read at each request.
+
+    Attributes
+    ----------
+    transformer, predictor
+        Where requests go, read at each of them: set it to shift new requests.
+    transformer_grpc
+        The same for gRPC, connection by connection.
     """
 
-    def __init__(self, name: str, namespace: str, backends: Backends) -> None:
+    def __init__(self, name: str, namespace: str) -> None:
+        self.transformer: Sequence[Backend] = ()
+        self.predictor: Sequence[Backend] = ()
+        self.transformer_grpc = Forwarder()
         self._hosts = hosts(name, namespace)
-        self._backends = backends
         self._http: HTTPServer | None = None
-        self._grpc: asyncio.Server | None = None
+        self._in_flight: Counter[str] = Counter()
         self._session: aiohttp.ClientSession | None = None
         self._running: set[asyncio.Task[None]] = set()
 
@@ -76,7 +75,8 @@ class Ingress(httputil.HTTPServerConnectionDelegate):
             If a port is in use.
         """
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            # A connection for each request: one that is kept may be closed just when it is used again.
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
             # What one client's answer sets is not to be sent with another's request.
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -89,14 +89,16 @@ class Ingress(httputil.HTTPServerConnectionDelegate):
         self._http = HTTPServer(self, max_body_size=_MAX_BODY, max_buffer_size=2**20)
         self._http.add_socket(listener)
         with _told(grpc_port, "--grpc-port"):
-            self._grpc = await asyncio.start_server(
-                lambda reader, writer: self._run(self._forward(reader, writer)), "127.0.0.1", grpc_port
-            )
+            await self.transformer_grpc.start(grpc_port)
+
+    async def drained(self, address: str) -> None:
+        """Wait until a backend has no request of ours."""
+        while self._in_flight[address]:
+            await asyncio.sleep(_POLL_S)
 
     async def close(self) -> None:
         """Stop listening and close what is open."""
-        if self._grpc is not None:
-            self._grpc.close()
+        await self.transformer_grpc.close()
         if self._http is not None:
             self._http.stop()
             await self._http.close_all_connections()
@@ -114,10 +116,21 @@ class Ingress(httputil.HTTPServerConnectionDelegate):
         assert self._session is not None  # noqa: S101 (made before it listened)
         return Exchange(request_conn, self._route, self._session, self._run)
 
-    def _route(self, host: str) -> str | None:
-        """Address of the backend for a `Host`, if there is one."""
+    @contextlib.contextmanager
+    def _route(self, host: str) -> Iterator[str | None]:
+        """Address of the backend for a `Host`, if there is one; it has a request while this lasts."""
         component = self._hosts.get(httputil.split_host_and_port(host.lower())[0].strip("[]"))
-        return None if component is None else getattr(self._backends, component)
+        if component is None:
+            yield None
+            return
+        backends: Sequence[Backend] = getattr(self, component)
+        # None yet: nobody can be reached there.
+        address = choose(backends).address if backends else ""
+        self._in_flight[address] += 1
+        try:
+            yield address
+        finally:
+            self._in_flight[address] -= 1
 
     def _run(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Do it until it ends or we close."""
@@ -125,26 +138,6 @@ class Ingress(httputil.HTTPServerConnectionDelegate):
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return task
-
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Carry one gRPC connection, byte by byte, to the transformer that was current when it came."""
-        with contextlib.closing(writer):
-            host, _, port = self._backends.transformer_grpc.rpartition(":")
-            try:
-                upstream_reader, upstream_writer = await asyncio.open_connection(host, port)
-            except OSError:
-                return
-            with contextlib.closing(upstream_writer):
-                await asyncio.gather(_copy(reader, upstream_writer), _copy(upstream_reader, writer))
-
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(_GRPC_CHUNK):
-            writer.write(data)
-            await writer.drain()
-    with contextlib.suppress(OSError, RuntimeError):
-        writer.write_eof()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""One InferenceService on this machine, with the real stock servers."""

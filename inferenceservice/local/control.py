@@ -1,0 +1,267 @@
+"""The control endpoint of `placement up`: how `placement rollout` and the like reach the local service.
+
+It listens on loopback only, and answers whoever holds the token of a file that only the user can read.
+Answers are lines of JSON: progress while it works, then the result or the error.
+"""
+
+import asyncio
+import contextlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+from aiohttp import web
+
+from inferenceservice import spec
+from inferenceservice.local.service import LocalService
+from inferenceservice.rollout import Canary, Progress, Scored, State, TargetError
+from inferenceservice.spec import SpecError
+from transformer.bundle import Bundle, parse
+
+#: Name of the file, in the directory that `placement up` runs in.
+CONTROL_FILE = "control.json"
+
+_Work = Callable[[dict[str, Any], Progress], Awaitable[Any]]
+
+
+class NotRunningError(TargetError):
+    """No local service is running here."""
+
+
+class ControlEndpoint:
+    """Serves a `LocalService`'s steps over HTTP.
+
+    Parameters
+    ----------
+    local
+        The service.
+    file
+        Where its address and its token are written.
+    """
+
+    def __init__(self, local: LocalService, file: Path) -> None:
+        self._local = local
+        self._file = file
+        self._token = secrets.token_urlsafe(32)
+        self._address = ""
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Listen on a free port of loopback, and write the file."""
+        application = web.Application(middlewares=[self._guard])
+        for name, work in self._works().items():
+            application.router.add_post(f"/{name}", self._handler(work))
+        self._runner = web.AppRunner(application, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = self._runner.addresses[0][:2]
+        self._address = f"{host}:{port}"
+        self._write()
+
+    async def close(self) -> None:
+        """Stop listening, and remove the file."""
+        with contextlib.suppress(OSError):
+            self._file.unlink()
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def _write(self) -> None:
+        """Write the file so that nobody else can read it, not even for a moment."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.unlink(missing_ok=True)
+        descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump({"address": self._address, "token": self._token}, file)
+
+    @web.middleware
+    async def _guard(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        # A page in a browser can reach loopback, too: by another name (DNS rebinding) or from another origin.
+        if request.host != self._address or "origin" in request.headers:
+            return web.json_response(
+                {"error": f"must be asked as {self._address}, by no web page"}, status=403
+            )
+        given = request.headers.get("authorization", "")
+        if not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
+            return web.json_response(
+                {"error": "authorization: must be the token of the control file"}, status=401
+            )
+        return await handler(request)
+
+    def _handler(self, work: _Work) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            arguments = await request.json()
+            response = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
+            await response.prepare(request)
+            lines: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+            task = asyncio.create_task(_result(work, arguments, lines))
+            try:
+                while "progress" in (line := await lines.get()):
+                    await response.write(json.dumps(line).encode() + b"\n")
+                await response.write(json.dumps(line).encode() + b"\n")
+            finally:
+                # A client that has gone does not interrupt a step: half a step is nobody's wish.
+                await asyncio.shield(task)
+            return response
+
+        return handle
+
+    def _works(self) -> dict[str, _Work]:
+        local = self._local
+
+        async def state(_: dict[str, Any], __: Progress) -> Any:  # noqa: ANN401 (JSON)
+            return asdict(await local.state())
+
+        async def read_bundle(arguments: dict[str, Any], _: Progress) -> Any:  # noqa: ANN401 (JSON)
+            return (await local.read_bundle(arguments["uri"])).to_json()
+
+        async def set_transformer(arguments: dict[str, Any], progress: Progress) -> None:
+            await local.set_transformer(arguments["uri"], progress)
+
+        async def set_predictor(arguments: dict[str, Any], progress: Progress) -> None:
+            await local.set_predictor(arguments["uri"], progress)
+
+        async def set_canary(arguments: dict[str, Any], progress: Progress) -> None:
+            await local.set_canary(Canary(**arguments), progress)
+
+        async def end_canary(_: dict[str, Any], progress: Progress) -> None:
+            await local.end_canary(progress)
+
+        async def score(arguments: dict[str, Any], _: Progress) -> Any:  # noqa: ANN401 (JSON)
+            bundle = parse(arguments["bundle"])
+            return asdict(await local.score(arguments["candidates"], bundle))
+
+        async def apply(arguments: dict[str, Any], progress: Progress) -> None:
+            await local.apply(spec.read(arguments["file"]), progress)
+
+        async def metrics(_: dict[str, Any], __: Progress) -> Any:  # noqa: ANN401 (JSON)
+            return await local.metrics()
+
+        works: list[_Work] = [
+            state, read_bundle, set_transformer, set_predictor, set_canary, end_canary, score, apply, metrics,
+        ]  # fmt: skip
+        return {work.__name__: work for work in works}
+
+
+def _refused(status: int, error: str) -> web.Response:
+    return web.json_response({"error": error}, status=status)
+
+
+async def _result(work: _Work, arguments: dict[str, Any], lines: asyncio.Queue[dict[str, Any]]) -> None:
+    try:
+        result = await work(arguments, lambda text: lines.put_nowait({"progress": text}))
+    except (TargetError, SpecError) as error:
+        lines.put_nowait({"error": str(error)})
+    except Exception as error:
+        lines.put_nowait({"error": f"{type(error).__name__}: {error}"})
+        raise
+    else:
+        lines.put_nowait({"result": result})
+
+
+class LocalTarget:
+    """The local service of a directory, reached through its control endpoint; see `rollout.Target`.
+
+    Raises
+    ------
+    NotRunningError
+        If none is running there.
+    """
+
+    def __init__(self, file: Path) -> None:
+        try:
+            control = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise NotRunningError(f"{file}: no local service runs here; start one with `make run`") from error
+        self._address = control["address"]
+        self._headers = {"authorization": f"Bearer {control['token']}"}
+
+    async def state(self) -> State:
+        """What is served now."""
+        content = await self._do("state")
+        canary = content.pop("canary")
+        return State(**content, canary=Canary(**canary) if canary else None)
+
+    async def read_bundle(self, uri: str) -> Bundle:
+        """See `rollout.Target`."""
+        return parse(await self._do("read_bundle", uri=uri))
+
+    async def set_transformer(self, uri: str, progress: Progress) -> None:
+        """See `rollout.Target`."""
+        await self._do("set_transformer", progress, uri=uri)
+
+    async def set_predictor(self, uri: str, progress: Progress) -> None:
+        """See `rollout.Target`."""
+        await self._do("set_predictor", progress, uri=uri)
+
+    async def check_canary(self) -> None:
+        """See `rollout.Target`."""
+
+    async def set_canary(self, canary: Canary, progress: Progress) -> None:
+        """See `rollout.Target`."""
+        await self._do("set_canary", progress, **asdict(canary))
+
+    async def end_canary(self, progress: Progress) -> None:
+        """See `rollout.Target`."""
+        await self._do("end_canary", progress)
+
+    async def score(self, candidates: Sequence[dict[str, Any]], bundle: Bundle) -> Scored:
+        """See `rollout.Target`."""
+        content = await self._do("score", candidates=list(candidates), bundle=bundle.to_json())
+        return Scored(tuple(content["probabilities"]), content["version"])
+
+    async def apply(self, file: Path, progress: Progress) -> None:
+        """Change both components at once to what the spec of an absolute path says."""
+        await self._do("apply", progress, file=str(file))
+
+    async def metrics(self) -> str:
+        """The transformer's metrics, as Prometheus reads them."""
+        text: str = await self._do("metrics")
+        return text
+
+    async def _do(self, work: str, progress: Progress | None = None, **arguments: object) -> Any:  # noqa: ANN401 (JSON)
+        url = f"http://{self._address}/{work}"
+        try:
+            async for line in _lines(url, self._headers, arguments):
+                if "result" in line:
+                    return line["result"]
+                if "error" in line:
+                    raise TargetError(line["error"])
+                if progress is not None:
+                    progress(line["progress"])
+        except aiohttp.ClientError as error:
+            raise NotRunningError(f"the local service at {self._address} does not answer: {error}") from error
+        raise NotRunningError(f"the local service at {self._address} was stopped in the middle of {work}")
+
+
+async def _lines(url: str, headers: dict[str, str], arguments: object) -> AsyncIterator[dict[str, Any]]:
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
+    async with (
+        aiohttp.ClientSession(timeout=timeout, trust_env=False) as session,
+        session.post(url, json=arguments, headers=headers) as response,
+    ):
+        if response.status != 200:
+            raise TargetError(
+                f"the control endpoint answered with {response.status}: {await response.text()}"
+            )
+        # A bundle is one line, and longer than what readline() takes.
+        rest = b""
+        async for part in response.content.iter_any():
+            *lines, rest = (rest + part).split(b"\n")
+            for line in lines:
+                yield json.loads(line)

@@ -1,0 +1,113 @@
+"""A layer-4 address with backends behind it, as a Kubernetes Service has: each new connection goes to one."""
+
+import asyncio
+import contextlib
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_CHUNK = 2**16
+#: Seconds to reach a backend.
+_CONNECT_TIMEOUT_S = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """Where connections go: ``host:port``, and its share among all backends."""
+
+    address: str
+    weight: float = 1.0
+
+
+def choose(backends: Sequence[Backend]) -> Backend:
+    """One of the backends at random, by their weights."""
+    weights = [backend.weight for backend in backends]
+    (backend,) = random.choices(backends, weights)  # noqa: S311 (a share, not a secret)
+    return backend
+
+
+class Forwarder:
+    """Listens on loopback and carries each connection, byte by byte, to one of the backends at random.
+
+    Set `backends` at any time: new connections follow, those that are open stay where they are.
+    """
+
+    def __init__(self, backends: Sequence[Backend] = ()) -> None:
+        self.backends = backends
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.Task[None]] = set()
+        #: Open connections to each address.
+        self.connections: Counter[str] = Counter()
+
+    async def start(self, port: int = 0) -> int:
+        """Listen, and return the port.
+
+        Raises
+        ------
+        OSError
+            If the port cannot be bound.
+        """
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", port)
+        address: tuple[str, int] = self._server.sockets[0].getsockname()
+        return address[1]
+
+    async def close(self) -> None:
+        """Stop listening and end what is open."""
+        if self._server is not None:
+            self._server.close()
+        for task in self._open:
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 (asyncio runs this in one)
+        self._open.add(task)
+        try:
+            await self._carry(reader, writer)
+        except asyncio.CancelledError:
+            # Only close() cancels, and waits.
+            pass
+        finally:
+            self._open.discard(task)
+            writer.close()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream = await self._connect()
+        if upstream is None:
+            return
+        address, upstream_reader, upstream_writer = upstream
+        self.connections[address] += 1
+        try:
+            # As soon as one side has ended, so has the connection: HTTP knows no half-open ones.
+            ways = {
+                asyncio.create_task(_copy(reader, upstream_writer)),
+                asyncio.create_task(_copy(upstream_reader, writer)),
+            }
+            try:
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for way in ways:
+                    way.cancel()
+                await asyncio.gather(*ways, return_exceptions=True)
+        finally:
+            self.connections[address] -= 1
+            upstream_writer.close()
+
+    async def _connect(self) -> tuple[str, asyncio.StreamReader, asyncio.StreamWriter] | None:
+        if not self.backends:
+            return None
+        backend = choose(self.backends)
+        host, _, port = backend.address.rpartition(":")
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                return backend.address, *await asyncio.open_connection(host, int(port))
+        return None
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(_CHUNK):
+            writer.write(data)
+            await writer.drain()
