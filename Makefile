@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv/bin
 ARGS ?=
 
-.PHONY: help setup run test check lint lock clean
+.PHONY: help setup run test soak check lint lock clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/ /' | sort | awk '{printf "make %-8s %s\n", $$1, substr($$0, index($$0, $$2))}'
@@ -21,6 +21,10 @@ test: .venv/dev.stamp  ## Run all tests (ARGS are pytest's).
 	@$(VENV)/python -m predictor install kserve-mlserver kserve-sklearnserver
 	@$(VENV)/python -m pytest $(ARGS)
 
+soak: .venv/dev.stamp  ## Rollouts, canaries and crashes under load (ARGS='--minutes 30').
+	@$(VENV)/python -m predictor install kserve-mlserver kserve-sklearnserver
+	@$(VENV)/python -m tests.soak $(ARGS)
+
 lint: .venv/dev.stamp  ## Check style and types.
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check .
@@ -32,7 +36,7 @@ lock: .venv/dev.stamp  ## Resolve all lock files anew.
 	@requirements/lock
 
 clean:  ## Remove what was installed, but no model.
-	@rm -rf .venv .runtimes .logs build *.egg-info
+	@rm -rf .venv .runtimes .run build *.egg-info
 
 .venv/%.stamp: requirements/%.txt requirements/uv.txt pyproject.toml
 	@requirements/install "$(PYTHON)" $*
