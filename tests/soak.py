@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.coherence import SITUATIONS, Outcome, control_experiment
@@ -46,7 +47,7 @@ class Table:
         return "\n".join(lines)
 
 
-async def soak(minutes: float, work: Path) -> int:
+async def soak(minutes: float, names: Sequence[str], work: Path) -> int:
     """Run until the time is over, each combination at least once; the exit status."""
     end = time.monotonic() + 60 * minutes
     pair_of = functools.cache(lambda name: make_pair(name, work / "storage"))
@@ -54,7 +55,7 @@ async def soak(minutes: float, work: Path) -> int:
     bad = 0
     rounds = 0
     while rounds == 0 or time.monotonic() < end:
-        for name in PAIRS:
+        for name in names:
             for situation in SITUATIONS:
                 if rounds and time.monotonic() > end:
                     break
@@ -74,9 +75,10 @@ def main() -> int:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60, help="how long (default: 60)")
+    parser.add_argument("--only", action="append", choices=PAIRS, help="this pair of versions, not all")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        return asyncio.run(soak(options.minutes, Path(work)))
+        return asyncio.run(soak(options.minutes, options.only or list(PAIRS), Path(work)))
 
 
 if __name__ == "__main__":

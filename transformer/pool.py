@@ -17,7 +17,7 @@ from transformer.errors import (
 )
 from transformer.metrics import CONNECTIONS, REQUESTS, RETRIES, VERIFICATIONS
 from transformer.prediction import Prediction
-from transformer.predictor_client import PredictorAddress, PredictorClient, connect
+from transformer.predictor_client import PredictorAddress, PredictorClient, Reconnected, connect
 from transformer.verification import NotVerified, UnknownModel, verified_call, verify
 from transformer.versions import Behind, KnownVersion
 
@@ -236,6 +236,7 @@ class _Slot:
         behind = await self._verify(client)
         if client.connects != 1:
             raise PredictorUnavailable("the predictor closed the connection while it was verified")
+        client.sealed = True
         return behind
 
     async def _verify_some(self, client: PredictorClient) -> Behind:
@@ -268,7 +269,7 @@ class _Slot:
 
     def _same_connection(self, client: PredictorClient, before: int) -> None:
         if self._pool.settings.verify == "connection" and client.connects != before:
-            raise _Reconnected("the predictor closed the connection")
+            raise Reconnected("the predictor closed the connection")
 
     async def _carry(
         self, client: PredictorClient, job: Job, scoring: Coroutine[Any, Any, Prediction]
@@ -280,9 +281,9 @@ class _Slot:
         except TimeoutError as error:
             job.fail(job.late())
             raise PredictorUnavailable("the predictor did not answer in time") from error
-        except (_Reconnected, EncodingRefused) as error:
+        except (Reconnected, EncodingRefused) as error:
             job.turned_away += 1
-            self._again(job, "reconnected" if isinstance(error, _Reconnected) else "refused")
+            self._again(job, "reconnected" if isinstance(error, Reconnected) else "refused")
             raise
         except PredictorUnavailable as error:
             job.drops += 1
@@ -350,10 +351,6 @@ class _Slot:
                     return behind.version.prediction(probabilities, behind.label)
             job.turned_away += 1
             await asyncio.sleep(REFUSED_PAUSE_S)
-
-
-class _Reconnected(PredictorUnavailable):
-    """A call opened a new connection, behind which may be anything."""
 
 
 def _no_connection() -> PredictorUnavailable:

@@ -61,6 +61,8 @@ class PredictorClient(ABC):
 
     #: Connections that were made so far, where the client can tell.
     connects = 0
+    #: Whether another one must not be made: what is behind it has not been verified.
+    sealed = False
 
     @abstractmethod
     async def call(
@@ -105,6 +107,10 @@ class PredictorClient(ABC):
         """Close the connections."""
 
 
+class Reconnected(PredictorUnavailable):
+    """A call would go, or went, over another connection than the verified one."""
+
+
 class RestClient(PredictorClient):
     """A predictor that speaks V1 or V2 over REST."""
 
@@ -117,6 +123,7 @@ class RestClient(PredictorClient):
             path = f"v2/models/{address.model_name}/infer"
         self._url = f"{base}/{path}"
         trace = aiohttp.TraceConfig()
+        trace.on_connection_create_start.append(self._connecting)
         trace.on_connection_create_end.append(self._connected)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
@@ -133,6 +140,10 @@ class RestClient(PredictorClient):
             # What an answer to one caller sets is not to be sent with another's request.
             cookie_jar=aiohttp.DummyCookieJar(),
         )
+
+    async def _connecting(self, *_: object) -> None:
+        if self.sealed:
+            raise Reconnected("the predictor closed the connection")
 
     async def _connected(self, *_: object) -> None:
         self.connects += 1
