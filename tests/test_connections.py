@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -16,7 +17,7 @@ from tests.serving import Serving, serving
 from tests.stock import StockServer
 from tests.truth import Truth
 from transformer import pool
-from transformer.bundle import read
+from transformer.bundle import BUNDLE_FILE, read
 from transformer.v1 import from_dicts
 from transformer.versions import KnownVersion, express
 
@@ -257,3 +258,33 @@ def test_what_no_version_knows_is_ignored_by_all_where_that_is_asked_for(pair_of
     candidate = {**pair.candidates[0], "hsc_s": "Music"}
     rows = from_dicts([candidate], tuple(candidate), "instances")
     assert express(rows, newest.validate(rows, "ignore"), older, "ignore") is not None
+
+
+async def test_verified_by_request_versions_of_the_same_names_keep_their_defaults(stack, pair_of, tmp_path):
+    """The encoding is the same, what a missing value means is not."""
+    pair = pair_of("retrained")
+    content = json.loads((pair.new / BUNDLE_FILE).read_text())
+    for version, default in ((content, 90.0), (content["previous"][0], 40.0)):
+        (field,) = (one for one in version["signature"]["fields"] if one["name"] == "ssc_p")
+        field["default"] = default
+    (tmp_path / BUNDLE_FILE).write_text(json.dumps(content))
+    truths = pair.truths
+    front, stock = await start(stack, tmp_path, truths["v1"], "--verify=request")
+    row = {name: value for name, value in pair.candidates[0].items() if name != "ssc_p"}
+    for version, default in (("v1", 40.0), ("v2", 90.0), ("v1", 40.0)):
+        stock.serving = truths[version]
+        assert await ask(front, row) == (
+            version,
+            pytest.approx(truths[version].probabilities([{**row, "ssc_p": default}]), abs=1e-12),
+        )
+
+
+async def test_verified_by_request_what_waits_for_a_newer_one_lets_others_pass(stack, renamed, old, new):
+    front, stock = await start(stack, renamed.new, old, "--verify=request", "--predictor_connections=1")
+    row = {**renamed.candidates[0], "hsc_s": "Humanities"}
+    waiting = [asyncio.create_task(ask(front, row)) for _ in range(4)]
+    assert (await ask(front, renamed.candidates[0]))[0] == "v1"
+    assert not any(one.done() for one in waiting)
+    stock.serving = new
+    for one in waiting:
+        assert await one == ("v2", pytest.approx(new.probabilities([row]), abs=1e-12))

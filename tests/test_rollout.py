@@ -70,7 +70,8 @@ class MemoryTarget:
         self.now = State(self.now.transformer_uri, self.now.predictor_uri, self.now.previous_uri)
 
     async def score(self, candidates: Sequence[dict[str, Any]], bundle: Bundle) -> Scored:
-        return Scored(self.scores(bundle), read(self.now.predictor_uri).version)
+        uri = self.now.canary.uri if self.now.canary else self.now.predictor_uri
+        return Scored(self.scores(bundle), read(uri).version)
 
 
 async def test_out_the_transformer_goes_first_and_back_last(pair):
@@ -195,9 +196,11 @@ async def test_the_local_service_is_rolled_out_through_its_control_endpoint(pair
     """With a canary, and back; the endpoint answers whoever has the token, and nobody else."""
     file = tmp_path / CONTROL_FILE
     async with local_service(pair, tmp_path) as local, ControlEndpoint(local, file):
-        assert stat.S_IMODE(file.stat().st_mode)
+        mode = file.stat().st_mode
+        assert stat.S_IMODE(mode) == 0o600
         target = LocalTarget(file)
         assert await target.state() == State(str(pair.old), str(pair.old))
+        watching = asyncio.create_task(local.watch())
         told: list[str] = []
         await rollout(target, str(pair.new), told.append, canary=50)
         assert (await target.state()).canary == Canary(str(pair.new), 50)
@@ -213,6 +216,8 @@ async def test_the_local_service_is_rolled_out_through_its_control_endpoint(pair
             await rollout(target, str(broken_model(pair.new, tmp_path)), told.append, force=True)
         await only_the_token_opens(json.loads(file.read_text()))
         assert await rollback(target, told.append) == "v1"
+        assert not watching.done(), "a version that cannot be loaded does not end the service"
+        watching.cancel()
     assert not file.exists()
     with pytest.raises(NotRunningError, match="no local service runs here"):
         LocalTarget(file)

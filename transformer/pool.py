@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from transformer.dispatch import MAX_DROPS, Dispatcher, Job, answer_in_time
 from transformer.errors import (
     EncodingRefused,
@@ -20,6 +22,7 @@ from transformer.prediction import Prediction
 from transformer.predictor_client import PredictorAddress, PredictorClient, Reconnected, connect
 from transformer.verification import NotVerified, UnknownModel, verified_call, verify
 from transformer.versions import Behind, KnownVersion
+from transformer.wire import Matrix
 
 logger = logging.getLogger("kserve.transformer")
 
@@ -39,8 +42,9 @@ FIRST_BACKOFF_S = 0.05
 LAST_BACKOFF_S = 2.0
 #: A connection that lived shorter than this counts as failed.
 SHORT_LIFE_S = 1.0
-#: Pause between rounds in which a balancing proxy showed only models of other encodings.
+#: First and longest pause of a request that met only models of other encodings; doubled each time.
 REFUSED_PAUSE_S = 0.01
+LAST_REFUSED_PAUSE_S = 0.5
 #: Rounds of verification behind a balancing proxy, where each call may meet another version.
 VERIFY_ROUNDS = 8
 
@@ -281,9 +285,16 @@ class _Slot:
         except TimeoutError as error:
             job.fail(job.late())
             raise PredictorUnavailable("the predictor did not answer in time") from error
-        except (Reconnected, EncodingRefused) as error:
+        except Reconnected:
             job.turned_away += 1
-            self._again(job, "reconnected" if isinstance(error, Reconnected) else "refused")
+            self._again(job, "reconnected")
+            raise
+        except EncodingRefused:
+            job.turned_away += 1
+            if self._pool.settings.verify == "request":
+                self._later(job)
+                return
+            self._again(job, "refused")
             raise
         except PredictorUnavailable as error:
             job.drops += 1
@@ -323,6 +334,11 @@ class _Slot:
         job.not_before = _now()
         self._pool.dispatcher.put(job, first=True)
 
+    def _later(self, job: Job) -> None:
+        """Let others pass: what takes this job may not be there yet."""
+        pause = min(LAST_REFUSED_PAUSE_S, REFUSED_PAUSE_S * 2.0 ** min(job.turned_away, 16))
+        asyncio.get_running_loop().call_later(pause, self._pool.dispatcher.put, job)
+
     async def _score_plain(self, client: PredictorClient, job: Job, behind: Behind) -> Prediction:
         """A plain array in the encoding of the version behind this connection."""
         matrix = job.matrix(behind.version)
@@ -332,29 +348,33 @@ class _Slot:
         return behind.version.prediction(probabilities, behind.label)
 
     async def _score_named(self, client: PredictorClient, job: Job) -> Prediction:
-        """Named columns in one version's encoding after the other, until one is taken."""
-        while True:
-            order = sorted(self._pool.versions, key=lambda version: version is not self._last)
-            for version in order:
-                matrix = job.matrix(version)
-                if matrix is None:
-                    continue
-                try:
-                    behind, probabilities = await verified_call(
-                        client, matrix, version, self._pool.versions, dict(job.headers)
-                    )
-                except EncodingRefused:
-                    RETRIES.labels("refused").inc()
-                    continue
-                if behind.verified or self._pool.settings.unknown_model == "serve":
-                    self._last = version
-                    return behind.version.prediction(probabilities, behind.label)
-            job.turned_away += 1
-            await asyncio.sleep(REFUSED_PAUSE_S)
+        """Named columns, in one version's encoding after the other, until that version's model answers."""
+        for version in sorted(self._pool.versions, key=lambda version: version is not self._last):
+            matrix = job.matrix(version)
+            if matrix is None:
+                continue
+            try:
+                behind, probabilities = await verified_call(
+                    client, matrix, version, self._pool.versions, dict(job.headers)
+                )
+            except EncodingRefused:
+                RETRIES.labels("refused").inc()
+                continue
+            if not behind.verified and self._pool.settings.unknown_model == "refuse":
+                continue
+            self._last = behind.version
+            # Versions of the same feature names may still differ in what a missing or an unknown value is.
+            if behind.version is version or _equal(job.matrix(behind.version), matrix):
+                return behind.version.prediction(probabilities, behind.label)
+        raise EncodingRefused("no model was met that takes this request")
 
 
 def _no_connection() -> PredictorUnavailable:
     return PredictorUnavailable("no verified predictor is there")
+
+
+def _equal(one: Matrix | None, other: Matrix) -> bool:
+    return one is not None and np.array_equal(one, other)
 
 
 def _now() -> float:

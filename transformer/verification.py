@@ -11,16 +11,13 @@ from typing import Literal
 
 import numpy as np
 
-from transformer.errors import EncodingRefused, PredictorUnavailable
+from transformer.errors import EncodingRefused, PredictorAnswer, PredictorUnavailable
 from transformer.metrics import VERIFICATIONS
 from transformer.predictor_client import PredictorClient
 from transformer.versions import Behind, KnownVersion
 from transformer.wire import Matrix
 
 UnknownModel = Literal["serve", "refuse"]
-
-#: Reference rows of each version that go along with a request when every request is verified.
-FINGERPRINT_ROWS = 8
 
 
 class NotVerified(PredictorUnavailable):
@@ -43,6 +40,7 @@ async def verify(
         If it does not answer.
     """
     taken: KnownVersion | None = None
+    unreadable: PredictorAnswer | None = None
     refusals: list[str] = []
     for version in versions:
         try:
@@ -50,10 +48,16 @@ async def verify(
         except EncodingRefused as refusal:
             refusals.append(f"{version.name}: {refusal}")
             continue
+        except PredictorAnswer as error:
+            # It may have another number of classes than this version's.
+            unreadable = error
+            continue
         if version.is_it(probabilities):
             VERIFICATIONS.labels("equal").inc()
             return Behind(version, verified=True)
         taken = taken or version
+    if taken is None and unreadable is not None:
+        raise unreadable
     if taken is None:
         VERIFICATIONS.labels("refused").inc()
         raise NotVerified(f"the predictor takes no known version's encoding; {'; '.join(refusals)}")
@@ -72,7 +76,7 @@ async def verified_call(
 ) -> tuple[Behind, Matrix]:
     """Score rows in one call that also says which model scored them.
 
-    The columns are named, so that only a model of this encoding answers; some reference rows of each version
+    The columns are named, so that only a model of this encoding answers; the reference rows of each version
     that has the encoding go along, so that the answer tells which of their models it was.
 
     Returns
@@ -87,7 +91,7 @@ async def verified_call(
         If it does not answer.
     """
     alike = [one for one in versions if one.feature_names == version.feature_names]
-    rows = [matrix, *(one.reference[:FINGERPRINT_ROWS] for one in alike)]
+    rows = [matrix, *(one.reference for one in alike)]
     answer = await client.call(np.concatenate(rows), version.feature_names, version.classes, headers)
     ends = np.cumsum([len(part) for part in rows])
     fingerprints = [answer[start:end] for start, end in itertools.pairwise(ends)]

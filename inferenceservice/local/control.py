@@ -54,7 +54,7 @@ class ControlEndpoint:
 
     async def start(self) -> None:
         """Listen on a free port of loopback, and write the file."""
-        application = web.Application(middlewares=[self._guard])
+        application = web.Application(middlewares=[self._guard], client_max_size=2**26)
         for name, work in self._works().items():
             application.router.add_post(f"/{name}", self._handler(work))
         self._runner = web.AppRunner(application, access_log=None)
@@ -93,14 +93,10 @@ class ControlEndpoint:
     ) -> web.StreamResponse:
         # A page in a browser can reach loopback, too: by another name (DNS rebinding) or from another origin.
         if request.host != self._address or "origin" in request.headers:
-            return web.json_response(
-                {"error": f"must be asked as {self._address}, by no web page"}, status=403
-            )
+            return _refused(403, f"must be asked as {self._address}, and by no web page")
         given = request.headers.get("authorization", "")
         if not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
-            return web.json_response(
-                {"error": "authorization: must be the token of the control file"}, status=401
-            )
+            return _refused(401, "authorization: must be the token of the control file")
         return await handler(request)
 
     def _handler(self, work: _Work) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:

@@ -80,7 +80,9 @@ class Processes:
         self._logs = logs
         self._work = Path(tempfile.mkdtemp(prefix="inferenceservice-"))
         self._started = 0
-        self._running: list[Running] = []
+        #: All that must be stopped, and those of them that serve.
+        self._started_processes: list[Running] = []
+        self._serving: list[Running] = []
 
     async def transformer(self, uri: str, predictor_ports: tuple[int, int], progress: Progress) -> Running:
         """Start a transformer, and return it when it has found a version that it knows behind the predictor.
@@ -134,23 +136,25 @@ class Processes:
 
     async def stop(self, old: Running) -> None:
         """End a process: SIGTERM, then SIGKILL after its grace period."""
-        self._running.remove(old)
+        if old in self._serving:
+            self._serving.remove(old)
+        self._started_processes.remove(old)
         await asyncio.to_thread(old.process.stop)
 
     def check(self) -> None:
-        """Hold that all of them still run.
+        """Hold that all that serve still run.
 
         Raises
         ------
         LocalServiceError
             If one has ended by itself.
         """
-        for one in self._running:
+        for one in self._serving:
             one.check()
 
     async def close(self) -> None:
         """Stop every process: first the transformers, which answer what they have accepted."""
-        for one in sorted(self._running, key=lambda one: one.component == "predictor"):
+        for one in sorted(self._started_processes, key=lambda one: one.component == "predictor"):
             await asyncio.to_thread(one.process.stop)
         shutil.rmtree(self._work, ignore_errors=True)
 
@@ -170,7 +174,7 @@ class Processes:
 
     async def _ready(self, new: Running) -> Running:
         """Wait until a new process serves; one that does not is stopped."""
-        self._running.append(new)
+        self._started_processes.append(new)
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 while not await self._is_ready(new):
@@ -182,6 +186,7 @@ class Processes:
         except BaseException:
             await self.stop(new)
             raise
+        self._serving.append(new)
         return new
 
     async def _is_ready(self, new: Running) -> bool:

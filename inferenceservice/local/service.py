@@ -134,7 +134,11 @@ class LocalService:
             if self._canary is None:
                 predictor = await self._processes.predictor(canary.uri, progress)
                 ports = (predictor.process.http_port, predictor.process.grpc_port)
-                transformer = await self._processes.transformer(canary.uri, ports, progress)
+                try:
+                    transformer = await self._processes.transformer(canary.uri, ports, progress)
+                except BaseException:
+                    await self._processes.stop(predictor)
+                    raise
             else:
                 transformer, predictor, _ = self._canary
             self._canary = (transformer, predictor, canary.percent)
