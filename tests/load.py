@@ -96,11 +96,12 @@ def over_v2(session: aiohttp.ClientSession, url: str) -> Ask:
         inputs = [
             {
                 "name": name,
-                "datatype": "BYTES" if isinstance(rows[0][name], str) else "FP64",
+                "datatype": "BYTES" if isinstance(value, str) else "FP64",
                 "shape": [len(rows)],
                 "data": [row.get(name) for row in rows],
             }
-            for name in rows[0]
+            # Every field that any of them has.
+            for name, value in {name: value for row in rows for name, value in row.items()}.items()
         ]
         async with session.post(f"{url}/v2/models/placement/infer", json={"inputs": inputs}) as response:
             content = await checked(response)
