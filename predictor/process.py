@@ -6,6 +6,7 @@ import http.client
 import os
 import re
 import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -82,7 +83,7 @@ class PredictorProcess:
             args=args,
             env=env,
         )
-        for port in (launch.http_port, launch.grpc_port):
+        for port in {launch.http_port, launch.grpc_port} - {free_http, free_grpc}:
             _refuse_port_in_use(runtime, port)
         self.runtime: Final = runtime
         self.model_name: Final = launch.model_name
@@ -156,13 +157,23 @@ def _environment(python: Path) -> dict[str, str]:
     return {**ours, "PATH": path, "PYTHONUNBUFFERED": "1"}
 
 
+_given: Final[set[int]] = set()
+"""Ports that were picked before: whoever got one may not listen there yet."""
+_one_picks_at_a_time: Final = threading.Lock()
+
+
 def free_ports(count: int) -> list[int]:
-    """Pick different ports that nobody listens on now."""
-    with ExitStack() as open_sockets:
-        sockets = [open_sockets.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Pick different ports that nobody listens on now, and that were not picked before."""
+    picked: list[int] = []
+    with _one_picks_at_a_time, ExitStack() as open_sockets:
+        while len(picked) < count:
+            candidate = open_sockets.enter_context(socket.socket())
+            candidate.bind(("", 0))
+            port = candidate.getsockname()[1]
+            if port not in _given:
+                _given.add(port)
+                picked.append(port)
+    return picked
 
 
 def _refuse_other_than_one_model(runtime: Runtime, model_dir: Path) -> None:
