@@ -83,6 +83,7 @@ class PredictorProcess:
             args=args,
             env=env,
         )
+        # Not those that were just picked: a process that another thread forks holds them for a moment more.
         for port in {launch.http_port, launch.grpc_port} - {free_http, free_grpc}:
             _refuse_port_in_use(runtime, port)
         self.runtime: Final = runtime

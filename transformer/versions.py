@@ -39,9 +39,9 @@ class KnownVersion:
         return self._encoder.encode(valid)
 
     def is_it(self, probabilities: Matrix) -> bool:
-        """Whether a model that scores the first reference rows so is this version's."""
+        """Whether a model that scores the reference rows so is this version's."""
         scores = probabilities[:, self._version.positive_column]
-        return bool(np.allclose(scores, self._expected[: len(scores)], rtol=0, atol=REFERENCE_TOLERANCE))
+        return bool(np.allclose(scores, self._expected, rtol=0, atol=REFERENCE_TOLERANCE))
 
     def prediction(self, probabilities: Matrix, label: str) -> Prediction:
         """Read the model's answer, as the version that `label` names."""
