@@ -1,6 +1,7 @@
 """The REST side: KServe's application with our V2 endpoint, error answers and limit on request bodies."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
@@ -24,6 +25,9 @@ from transformer.errors import (
 from transformer.model import TransformerModel
 
 logger = logging.getLogger("kserve.transformer")
+
+#: Seconds for which the rest of a body is read that has been answered already.
+LINGER_S = 10
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -124,6 +128,9 @@ class RestServer(RESTServer):  # type: ignore[misc]
 class BodyLimit:
     """Refuses a request's body while it comes in, as soon as it is too long, or at once if it is compressed.
 
+    An answer that comes before the body's end is followed by the rest of the body, which is thrown away: to
+    close a connection on bytes that nobody has read resets it, and takes the answer away from the client.
+
     Parameters
     ----------
     app
@@ -139,19 +146,37 @@ class BodyLimit:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         received = 0
+        ended = scope["type"] != "http"
         encoding = dict(scope.get("headers", ())).get(b"content-encoding", b"identity").decode("latin-1")
+
+        async def read() -> Message:
+            nonlocal ended
+            message = await receive()
+            ended = not message.get("more_body", False)
+            return message
 
         async def limited() -> Message:
             nonlocal received
             if encoding.lower() != "identity":
                 raise CompressedBody(f"content-encoding: must be identity, got {encoding[:40]!a}")
-            message = await receive()
+            message = await read()
             received += len(message.get("body", b""))
             if received > self._max_bytes:
                 raise TooLarge(f"a request's body may have {self._max_bytes} bytes")
             return message
 
-        await self.app(scope, limited, send)
+        async def send_then_drain(message: Message) -> None:
+            last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if last and not ended:
+                await send({**message, "more_body": True})
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LINGER_S):
+                        while not ended:
+                            await read()
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        await self.app(scope, limited, send_then_drain)
 
 
 async def _service_error(_: Request, error: Exception) -> Response:
