@@ -45,6 +45,8 @@ SHORT_LIFE_S = 1.0
 #: First and longest pause of a request that met only models of other encodings; doubled each time.
 REFUSED_PAUSE_S = 0.01
 LAST_REFUSED_PAUSE_S = 0.5
+#: What connections are labelled with whose every call may meet another version.
+ANY_VERSION = "any"
 #: Rounds of verification behind a balancing proxy, where each call may meet another version.
 VERIFY_ROUNDS = 8
 
@@ -138,9 +140,9 @@ class Pool:
         return prediction
 
     @contextmanager
-    def in_use(self, behind: Behind) -> Iterator[None]:
-        """Count a connection as usable."""
-        gauge = CONNECTIONS.labels(behind.label, "usable")
+    def in_use(self, label: str) -> Iterator[None]:
+        """Count a connection as usable, for the version that a label names."""
+        gauge = CONNECTIONS.labels(label, "usable")
         gauge.inc()
         self._usable += 1
         self._down = False
@@ -180,9 +182,9 @@ class _Slot:
     async def run(self) -> None:
         """Connect, verify, serve; again and again."""
         while True:
-            gauge = CONNECTIONS.labels("", "connecting" if not self._failures else "waiting")
-            with gauge.track_inprogress():
-                await asyncio.sleep(self._backoff())
+            if self._failures:
+                with CONNECTIONS.labels("", "waiting").track_inprogress():
+                    await asyncio.sleep(self._backoff())
             start = _now()
             try:
                 await self._one_connection()
@@ -207,15 +209,14 @@ class _Slot:
             await client.close()
 
     def _backoff(self) -> float:
-        if not self._failures:
-            return 0.0
         full = min(LAST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(self._failures - 1, 16))
         return full * random.uniform(0.5, 1.0)  # noqa: S311 (jitter)
 
     async def _serve(self, client: PredictorClient) -> None:
         """Verify one connection and let it carry jobs until it is old."""
         by_request = self._pool.settings.verify == "request"
-        behind = await (self._verify_some(client) if by_request else self._verify_one(client))
+        with CONNECTIONS.labels("", "verifying").track_inprogress():
+            behind = await (self._verify_some(client) if by_request else self._verify_one(client))
         verified_at = _now()
         end = verified_at + self._pool.settings.max_age_s * random.uniform(0.8, 1.2)  # noqa: S311 (jitter)
         self._pool.tell("")
@@ -225,7 +226,7 @@ class _Slot:
                 return False
             return by_request or job.matrix(behind.version) is not None
 
-        with self._pool.in_use(behind):
+        with self._pool.in_use(ANY_VERSION if by_request else behind.label):
             while (left := end - _now()) > 0:
                 job = await self._pool.dispatcher.take(accepts, min(HEARTBEAT_S, left))
                 if job is None:
