@@ -89,8 +89,8 @@ class Target(Protocol):
     async def end_canary(self, progress: Progress) -> None:
         """Let the predictor that is no canary answer everything."""
 
-    async def score(self, candidates: Sequence[dict[str, Any]], bundle: Bundle) -> Scored:
-        """Score candidates through the service as a client would."""
+    async def score(self, candidates: Sequence[dict[str, Any]], name: str) -> Scored:
+        """Score candidates through the service as a client would, by the name of its model."""
 
 
 async def rollout(
@@ -217,7 +217,7 @@ async def _serves(target: Target, bundle: Bundle) -> None:
     while in_a_row < ANSWERS:
         if asyncio.get_running_loop().time() > end:
             raise TargetError(f"{version} answers instead of {bundle.version}")
-        scored = await target.score(candidates, bundle)
+        scored = await target.score(candidates, bundle.name)
         version = scored.version
         if version != bundle.version:
             in_a_row = 0

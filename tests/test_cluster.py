@@ -396,9 +396,7 @@ async def test_a_transformer_never_meets_a_version_that_it_does_not_know(
     rolling = asyncio.create_task(rollout(target(), V2, print))
     client = target()
     while not rolling.done():
-        scored = await client.score(
-            [dict(versions.bundles[V1].reference.candidates[0])], versions.bundles[V1]
-        )
+        scored = await client.score([dict(versions.bundles[V1].reference.candidates[0])], "placement")
         assert scored.version in ("v1", "v2")
         client = target()
     await rolling
@@ -411,7 +409,7 @@ async def test_predictions_go_to_the_address_that_is_given(
     cluster = await start()
     bundle = versions.bundles[V1]
     rows = [dict(candidate) for candidate in bundle.reference.candidates]
-    scored = await target(url=cluster.url + "/").score(rows, bundle)
+    scored = await target(url=cluster.url + "/").score(rows, "placement")
     assert (scored.version, scored.probabilities) == ("v1", bundle.reference.probabilities)
 
 
@@ -421,7 +419,7 @@ async def test_a_service_that_is_not_ready_for_a_moment_is_asked_again(
     await start()
     versions.unready = 3
     bundle = versions.bundles[V1]
-    assert (await target().score([dict(bundle.reference.candidates[0])], bundle)).version == "v1"
+    assert (await target().score([dict(bundle.reference.candidates[0])], "placement")).version == "v1"
 
 
 async def test_the_status_shows_conditions_replicas_and_traffic(start: Start, target: Any) -> None:

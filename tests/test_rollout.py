@@ -69,9 +69,10 @@ class MemoryTarget:
         self._step("end canary")
         self.now = State(self.now.transformer_uri, self.now.predictor_uri, self.now.previous_uri)
 
-    async def score(self, candidates: Sequence[dict[str, Any]], bundle: Bundle) -> Scored:
+    async def score(self, candidates: Sequence[dict[str, Any]], name: str) -> Scored:
         uri = self.now.canary.uri if self.now.canary else self.now.predictor_uri
-        return Scored(self.scores(bundle), read(uri).version)
+        bundle = read(uri)
+        return Scored(self.scores(bundle), bundle.version)
 
 
 async def test_out_the_transformer_goes_first_and_back_last(pair):
@@ -205,8 +206,7 @@ async def test_the_local_service_is_rolled_out_through_its_control_endpoint(pair
         await rollout(target, str(pair.new), told.append, canary=50)
         assert (await target.state()).canary == Canary(str(pair.new), 50)
         candidates = pair.candidates[:1]
-        bundle = read(pair.new)
-        versions = [(await target.score(candidates, bundle)).version for _ in range(60)]
+        versions = [(await target.score(candidates, "placement")).version for _ in range(60)]
         assert 10 <= versions.count("v2") <= 50
         await rollout(target, str(pair.new), told.append)
         assert await target.state() == State(str(pair.new), str(pair.new), str(pair.old))

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import aiohttp
 
 from inferenceservice.rollout import Scored, TargetError
-from transformer.bundle import Bundle
 
 _TIMEOUT_S = 60
 
@@ -39,7 +38,7 @@ async def post(url: str, content: object) -> Answer:
         raise TargetError(f"{url} does not answer: {error or type(error).__name__}") from error
 
 
-def scored(answer: Answer, bundle: Bundle) -> Scored:
+def scored(answer: Answer, name: str) -> Scored:
     """Probabilities and version of an answer.
 
     Raises
@@ -51,10 +50,10 @@ def scored(answer: Answer, bundle: Bundle) -> Scored:
         raise TargetError(f"a prediction failed with {answer.status}: {_said(answer.body)}")
     try:
         predictions = json.loads(answer.body)["predictions"]
-        probabilities = tuple(one[f"{bundle.name}_probability"] for one in predictions)
+        probabilities = tuple(one[f"{name}_probability"] for one in predictions)
         return Scored(probabilities, answer.headers["x-model-version"])
     except (ValueError, KeyError, TypeError) as error:
-        raise TargetError(f"what answers is not the service of {bundle.name}: {error!r}") from error
+        raise TargetError(f"what answers is not the service of {name}: {error!r}") from error
 
 
 def _said(body: bytes) -> str:

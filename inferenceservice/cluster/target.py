@@ -137,14 +137,14 @@ class ClusterTarget:
         """See `rollout.Target`."""
         await self.set_predictor((await self.state()).predictor_uri, progress)
 
-    async def score(self, candidates: Sequence[dict[str, Any]], bundle: Bundle) -> Scored:
+    async def score(self, candidates: Sequence[dict[str, Any]], name: str) -> Scored:
         """See `rollout.Target`."""
         end = time.monotonic() + SCORE_TIMEOUT_S
         answer = await self._ask(candidates)
         while answer.status in (502, 503, 504) and time.monotonic() < end:
             await asyncio.sleep(self._poll_s)
             answer = await self._ask(candidates)
-        return scored(answer, bundle)
+        return scored(answer, name)
 
     async def conditions(self) -> ClusterStatus:
         """What KServe says of the service."""

@@ -139,8 +139,7 @@ class ControlEndpoint:
             await local.end_canary(progress)
 
         async def score(arguments: dict[str, Any], _: Progress) -> Any:  # noqa: ANN401 (JSON)
-            bundle = parse(arguments["bundle"])
-            return asdict(await local.score(arguments["candidates"], bundle))
+            return asdict(await local.score(arguments["candidates"], arguments["name"]))
 
         async def apply(arguments: dict[str, Any], progress: Progress) -> None:
             await local.apply(spec.read(arguments["file"]), progress)
@@ -216,9 +215,9 @@ class LocalTarget:
         """See `rollout.Target`."""
         await self._do("end_canary", progress)
 
-    async def score(self, candidates: Sequence[dict[str, Any]], bundle: Bundle) -> Scored:
+    async def score(self, candidates: Sequence[dict[str, Any]], name: str) -> Scored:
         """See `rollout.Target`."""
-        content = await self._do("score", candidates=list(candidates), bundle=bundle.to_json())
+        content = await self._do("score", candidates=list(candidates), name=name)
         return Scored(tuple(content["probabilities"]), content["version"])
 
     async def apply(self, file: Path, progress: Progress) -> None:

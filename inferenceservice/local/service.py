@@ -165,7 +165,7 @@ class LocalService:
             await self._stop_canary()
             await self._together(service.storage_uri, progress, late_s)
 
-    async def score(self, candidates: Sequence[dict[str, Any]], bundle: Bundle) -> Scored:
+    async def score(self, candidates: Sequence[dict[str, Any]], name: str) -> Scored:
         """Score candidates through the ingress.
 
         Raises
@@ -174,7 +174,7 @@ class LocalService:
             If there is no prediction.
         """
         answer, version = await self._ask(candidates)
-        key = f"{bundle.name}_probability"
+        key = f"{name}_probability"
         return Scored(tuple(one[key] for one in answer["predictions"]), version)
 
     # What `placement up` needs beside that.
@@ -340,7 +340,7 @@ class LocalService:
     async def _check(self, bundle: Bundle) -> None:
         """Score the bundle's reference rows the whole way; they must come out as the bundle says."""
         reference = bundle.reference
-        scored = await self.score([dict(candidate) for candidate in reference.candidates], bundle)
+        scored = await self.score([dict(candidate) for candidate in reference.candidates], bundle.name)
         if not reference.is_matched_by(scored.probabilities):
             raise LocalServiceError("the served probabilities are not those of the bundle's reference rows")
 
