@@ -30,7 +30,8 @@ def run(options: argparse.Namespace) -> int:
     if content["previous_uri"]:
         print(f"previous     {content['previous_uri']}")
     for one in content["connections"]:
-        print(f"connections  {one['count']} {one['state']} {one['version']}".rstrip())
+        whose = " (canary)" if one["component"] == "canary" else ""
+        print(f"connections  {one['count']} {one['state']} {one['version']}".rstrip() + whose)
     for one in content["conditions"]:
         print(f"condition    {one['type']} {one['status']} {one.get('message') or ''}".rstrip())
     return 0
@@ -52,13 +53,14 @@ async def _status(options: argparse.Namespace) -> dict[str, Any]:
     return content
 
 
-def _connections(metrics: str) -> list[dict[str, Any]]:
-    """Connections to the predictor, from the transformer's metrics."""
+def _connections(metrics: dict[str, str]) -> list[dict[str, Any]]:
+    """Connections to the predictor, from the metrics of each transformer."""
     from prometheus_client.parser import text_string_to_metric_families
 
     return [
-        {**sample.labels, "count": int(sample.value)}
-        for family in text_string_to_metric_families(metrics)
+        {"component": component, **sample.labels, "count": int(sample.value)}
+        for component, text in metrics.items()
+        for family in text_string_to_metric_families(text)
         if family.name == "transformer_predictor_connections"
         for sample in family.samples
         if sample.value

@@ -211,7 +211,7 @@ async def test_the_local_service_is_rolled_out_through_its_control_endpoint(pair
         await rollout(target, str(pair.new), told.append)
         assert await target.state() == State(str(pair.new), str(pair.new), str(pair.old))
         assert any("predictor" in line for line in told)
-        assert 'version="v2"' in await target.metrics()
+        assert 'version="v2"' in (await target.metrics())["transformer"]
         with pytest.raises(RolloutError, match="all is as before"):
             await rollout(target, str(broken_model(pair.new, tmp_path)), told.append, force=True)
         await only_the_token_opens(json.loads(file.read_text()))

@@ -224,10 +224,10 @@ class LocalTarget:
         """Change both components at once to what the spec of an absolute path says."""
         await self._do("apply", progress, file=str(file))
 
-    async def metrics(self) -> str:
-        """The transformer's metrics, as Prometheus reads them."""
-        text: str = await self._do("metrics")
-        return text
+    async def metrics(self) -> dict[str, str]:
+        """Metrics as Prometheus reads them, of the `transformer` and of a `canary`'s."""
+        texts: dict[str, str] = await self._do("metrics")
+        return texts
 
     async def _do(self, work: str, progress: Progress | None = None, **arguments: object) -> Any:  # noqa: ANN401 (JSON)
         url = f"http://{self._address}/{work}"

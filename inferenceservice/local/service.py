@@ -190,13 +190,20 @@ class LocalService:
         answer, _ = await self._ask(candidates)
         return answer
 
-    async def metrics(self) -> str:
-        """The transformer's metrics, as Prometheus reads them."""
+    async def metrics(self) -> dict[str, str]:
+        """Metrics as Prometheus reads them, of the `transformer` and of a `canary`'s."""
+        transformers = {"transformer": self._current(self._transformer)}
+        if self._canary is not None:
+            transformers["canary"] = self._canary[0]
+        return {name: await self._metrics_of(one) for name, one in transformers.items()}
+
+    async def _metrics_of(self, transformer: Running) -> str:
         assert self._session is not None  # noqa: S101 (made by start)
-        async with self._session.get(
-            f"http://{self._current(self._transformer).address}/metrics"
-        ) as response:
-            return await response.text()
+        try:
+            async with self._session.get(f"http://{transformer.address}/metrics") as response:
+                return await response.text()
+        except aiohttp.ClientError as error:
+            raise LocalServiceError(f"a transformer does not tell its metrics: {error}") from error
 
     async def watch(self) -> None:
         """Return only by raising.
