@@ -74,36 +74,45 @@ class Forwarder:
             writer.close()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream = await self._connect()
-        if upstream is None:
+        if not self.backends:
             return
-        address, upstream_reader, upstream_writer = upstream
+        address = choose(self.backends).address
+        # From now on: who waits until nobody is connected there must not miss one that is just coming.
         self.connections[address] += 1
         try:
-            # As soon as one side has ended, so has the connection: HTTP knows no half-open ones.
-            ways = {
-                asyncio.create_task(_copy(reader, upstream_writer)),
-                asyncio.create_task(_copy(upstream_reader, writer)),
-            }
-            try:
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for way in ways:
-                    way.cancel()
-                await asyncio.gather(*ways, return_exceptions=True)
+            upstream = await _connect(address)
+            if upstream is not None:
+                await _join(reader, writer, *upstream)
         finally:
             self.connections[address] -= 1
-            upstream_writer.close()
 
-    async def _connect(self) -> tuple[str, asyncio.StreamReader, asyncio.StreamWriter] | None:
-        if not self.backends:
-            return None
-        backend = choose(self.backends)
-        host, _, port = backend.address.rpartition(":")
-        with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-                return backend.address, *await asyncio.open_connection(host, int(port))
-        return None
+
+async def _connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            return await asyncio.open_connection(host, int(port))
+    return None
+
+
+async def _join(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    upstream_reader: asyncio.StreamReader,
+    upstream_writer: asyncio.StreamWriter,
+) -> None:
+    """Copy both ways. As soon as one side has ended, so has the connection: HTTP knows no half-open ones."""
+    ways = {
+        asyncio.create_task(_copy(reader, upstream_writer)),
+        asyncio.create_task(_copy(upstream_reader, writer)),
+    }
+    try:
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for way in ways:
+            way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)
+        upstream_writer.close()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
