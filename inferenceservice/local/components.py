@@ -2,16 +2,14 @@
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
+from inferenceservice.rollout import Progress
 from inferenceservice.spec import InferenceService, SpecError, argument, without
 from predictor import environment
 from predictor.child import ChildProcess
 from predictor.process import PASSED_ON, PredictorProcess, free_ports
 from predictor.runtimes import Runtime, UnknownRuntimeError, get_runtime
-
-Progress = Callable[[str], None]
 
 
 def runtime_of(service: InferenceService) -> Runtime:
@@ -45,24 +43,33 @@ def hop_protocol(service: InferenceService) -> str:
     return argument(service.transformer_args, "--predictor_protocol") or "v1"
 
 
-def start_predictor(
-    service: InferenceService, model_directory: Path, log: Path, progress: Progress
-) -> PredictorProcess:
-    """Start the stock server of the spec's runtime on free ports, installing it first if need be.
+def install_predictor(service: InferenceService, progress: Progress) -> Path:
+    """Interpreter of the environment of the spec's runtime, installed first if need be.
 
     Raises
     ------
-    SpecError, predictor.environment.InstallError, predictor.process.PredictorError
-        If it cannot be installed or started.
+    SpecError, predictor.environment.InstallError
+        If it cannot be installed.
     """
-    runtime = runtime_of(service)
-    python = environment.ensure(runtime, progress=progress)
+    return environment.ensure(runtime_of(service), progress=progress)
+
+
+def start_predictor(
+    service: InferenceService, python: Path, model_directory: Path, log: Path
+) -> PredictorProcess:
+    """Start the stock server of the spec's runtime on free ports.
+
+    Raises
+    ------
+    SpecError, predictor.process.PredictorError, predictor.runtimes.LaunchError
+        If it cannot be started.
+    """
     env = dict(service.predictor_env)
     for variable in ("MLSERVER_HTTP_PORT", "MLSERVER_GRPC_PORT", "MLSERVER_METRICS_PORT"):
         # Ports inside a pod are the pod's own; here every process shares them.
         env.pop(variable, None)
     return PredictorProcess(
-        runtime,
+        runtime_of(service),
         model_directory,
         python=python,
         model_name=service.name,

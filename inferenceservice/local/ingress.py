@@ -23,7 +23,6 @@ DOMAIN = "example.com"
 #: The ingress itself sets no limit on a body; the transformer does.
 _MAX_BODY = 2**40
 _BACKLOG = 128
-_POLL_S = 0.02
 
 
 class IngressError(Exception):
@@ -91,10 +90,9 @@ class Ingress(httputil.HTTPServerConnectionDelegate):
         with _told(grpc_port, "--grpc-port"):
             await self.transformer_grpc.start(grpc_port)
 
-    async def drained(self, address: str) -> None:
-        """Wait until a backend has no request of ours."""
-        while self._in_flight[address]:
-            await asyncio.sleep(_POLL_S)
+    def requests(self, address: str) -> int:
+        """How many of our requests a backend has."""
+        return self._in_flight[address]
 
     async def close(self) -> None:
         """Stop listening and close what is open."""

@@ -1,37 +1,34 @@
 """One InferenceService on this machine: storage, model server, transformer and an ingress in front.
 
 New processes are started beside the old ones, take over when they are ready, and the old ones are drained: no
-request fails. The transformer reaches its predictor through one address, as it does through a Service.
+request fails.
 """
 
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
 
-from inferenceservice.local.forwarder import Backend, Forwarder
-from inferenceservice.local.ingress import Ingress
 from inferenceservice.local.processes import LocalServiceError, Processes, Running
-from inferenceservice.rollout import Canary, Scored, State
+from inferenceservice.local.serving import Serving
+from inferenceservice.local.traffic import Traffic
+from inferenceservice.rollout import Canary, Progress, Scored, State
 from inferenceservice.spec import InferenceService
 from transformer.bundle import Bundle
 
-Progress = Callable[[str], None]
-
-#: Seconds in which the requests that an old transformer has must be answered.
-DRAIN_TIMEOUT_S = 30
-#: Seconds in which connections must have left an old process before it is stopped, as in the spec.
-PRE_STOP_S = 10
 _POLL_S = 0.1
 
 
 class LocalService:
     """Runs an InferenceService until it is closed.
+
+    A step that is cancelled has either happened or not: what it has started is stopped, and what it has
+    replaced is drained all the same.
 
     Parameters
     ----------
@@ -54,15 +51,8 @@ class LocalService:
         self._ports = (port, grpc_port)
         self._progress = progress
         self._processes = Processes(service, logs)
-        self._ingress = Ingress(service.name, service.namespace)
-        #: The predictor's Service, once for REST and once for gRPC.
-        self._predictor_service = (Forwarder(), Forwarder())
-        self._predictor_ports = (0, 0)
-        self._transformer: Running | None = None
-        self._predictor: Running | None = None
-        self._canary: tuple[Running, Running, int] | None = None
-        #: Bundles that the predictor served before, the last one last; going back takes from it.
-        self._history: list[str] = []
+        self._traffic = Traffic(service.name, service.namespace)
+        self._serving = Serving(self._processes, self._traffic)
         self._one_change_at_a_time = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
 
@@ -71,30 +61,26 @@ class LocalService:
 
         Raises
         ------
-        LocalServiceError, IngressError, SpecError, PredictorError, StorageError, BundleError, InstallError
+        LocalServiceError, IngressError, SpecError
             Whichever says why it cannot be run.
         """
         self._session = aiohttp.ClientSession()
-        await self._ingress.start(*self._ports)
-        http, grpc = self._predictor_service
-        self._predictor_ports = (await http.start(), await grpc.start())
-        uri = self.service.storage_uri
-        await self._together(uri, self._progress, (0.0, 0.0))
-        await self._check(self._current(self._transformer).bundle)
-        return self._current(self._transformer).bundle
+        await self._traffic.start(*self._ports)
+        await self._serving.start(self.service.storage_uri, self._progress)
+        bundle = self._transformer.bundle
+        await self._check(bundle)
+        return bundle
 
     # What a rollout is made of; see inferenceservice.rollout.Target.
 
     async def state(self) -> State:
         """What is served now."""
-        canary = None
-        if self._canary is not None:
-            canary = Canary(self._canary[1].uri, self._canary[2])
+        serving, canary = self._serving, self._serving.canary
         return State(
-            self._current(self._transformer).uri,
-            self._current(self._predictor).uri,
-            self._history[-1] if self._history else None,
-            canary,
+            self._transformer.uri,
+            self._predictor.uri,
+            serving.history[-1] if serving.history else None,
+            Canary(canary.predictor.uri, canary.percent) if canary else None,
             self.service.collocated,
         )
 
@@ -111,19 +97,17 @@ class LocalService:
     async def set_transformer(self, uri: str, progress: Progress) -> None:
         """Start a transformer with another bundle, shift new requests to it, drain the old one."""
         async with self._one_change_at_a_time:
-            await self._replace_transformer(
-                await self._processes.transformer(uri, self._predictor_ports, progress)
-            )
+            await self._serving.change_transformer(uri, progress)
 
     async def set_predictor(self, uri: str, progress: Progress) -> None:
         """Start a predictor with another bundle, shift new connections to it, stop the old one."""
         async with self._one_change_at_a_time:
-            if self._canary is not None and self._canary[1].uri == uri:
-                await self._promote()
-                return
-            new = await self._processes.predictor(uri, progress)
-            await self._stop_canary()
-            await self._replace_predictor(new)
+            await self._serving.change_predictor(uri, progress)
+
+    async def set_both(self, uri: str, progress: Progress) -> None:
+        """Start both with another bundle, shift all requests to them at once, drain and stop the old ones."""
+        async with self._one_change_at_a_time:
+            await self._serving.change_both(uri, progress)
 
     async def check_canary(self) -> None:
         """Nothing to refuse: the ingress splits requests."""
@@ -131,24 +115,18 @@ class LocalService:
     async def set_canary(self, canary: Canary, progress: Progress) -> None:
         """Start a second predictor, with a transformer of its own, and give it a part of the requests."""
         async with self._one_change_at_a_time:
-            if self._canary is None:
-                predictor = await self._processes.predictor(canary.uri, progress)
-                ports = (predictor.process.http_port, predictor.process.grpc_port)
-                try:
-                    transformer = await self._processes.transformer(canary.uri, ports, progress)
-                except BaseException:
-                    await self._processes.stop(predictor)
-                    raise
-            else:
-                transformer, predictor, _ = self._canary
-            self._canary = (transformer, predictor, canary.percent)
-            self._shift()
+            await self._serving.change_canary(canary, progress)
 
     async def end_canary(self, progress: Progress) -> None:
         """Give all requests to the predictor that is no canary."""
         async with self._one_change_at_a_time:
             progress("draining the canary")
-            await self._stop_canary()
+            await self._serving.end_canary()
+
+    async def settle(self) -> None:
+        """Wait until no step is under way any more, nor what is left of one that was interrupted."""
+        async with self._one_change_at_a_time:
+            await self._serving.settle()
 
     async def apply(
         self, service: InferenceService, progress: Progress, *, late_s: tuple[float, float] = (0.0, 0.0)
@@ -159,14 +137,18 @@ class LocalService:
         ----------
         late_s
             Seconds by which the transformer and the predictor come up late: the order is the cluster's.
+            Collocated ones come up together, in one pod.
         """
         async with self._one_change_at_a_time:
             self.service = self._processes.service = service
-            await self._stop_canary()
-            await self._together(service.storage_uri, progress, late_s)
+            await self._serving.end_canary()
+            if service.collocated:
+                await self._serving.change_both(service.storage_uri, progress)
+            else:
+                await self._serving.change_each(service.storage_uri, progress, late_s)
 
     async def score(self, candidates: Sequence[dict[str, Any]], name: str) -> Scored:
-        """Score candidates through the ingress.
+        """Score candidates through the ingress, by the name of their model.
 
         Raises
         ------
@@ -174,8 +156,10 @@ class LocalService:
             If there is no prediction.
         """
         answer, version = await self._ask(candidates)
-        key = f"{name}_probability"
-        return Scored(tuple(one[key] for one in answer["predictions"]), version)
+        try:
+            return Scored(tuple(one[f"{name}_probability"] for one in answer["predictions"]), version)
+        except KeyError as error:
+            raise LocalServiceError(f"what answers is not the service of {name}: no {error}") from error
 
     # What `placement up` needs beside that.
 
@@ -192,18 +176,10 @@ class LocalService:
 
     async def metrics(self) -> dict[str, str]:
         """Metrics as Prometheus reads them, of the `transformer` and of a `canary`'s."""
-        transformers = {"transformer": self._current(self._transformer)}
-        if self._canary is not None:
-            transformers["canary"] = self._canary[0]
+        transformers = {"transformer": self._transformer}
+        if self._serving.canary is not None:
+            transformers["canary"] = self._serving.canary.transformer
         return {name: await self._metrics_of(one) for name, one in transformers.items()}
-
-    async def _metrics_of(self, transformer: Running) -> str:
-        assert self._session is not None  # noqa: S101 (made by start)
-        try:
-            async with self._session.get(f"http://{transformer.address}/metrics") as response:
-                return await response.text()
-        except aiohttp.ClientError as error:
-            raise LocalServiceError(f"a transformer does not tell its metrics: {error}") from error
 
     async def watch(self) -> None:
         """Return only by raising.
@@ -219,10 +195,7 @@ class LocalService:
 
     async def close(self) -> None:
         """Stop every process: first the transformers, which answer what they have accepted."""
-        await self._processes.close()
-        await self._ingress.close()
-        for forwarder in self._predictor_service:
-            await forwarder.close()
+        await self._serving.close()
         if self._session is not None:
             await self._session.close()
 
@@ -233,6 +206,14 @@ class LocalService:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    @property
+    def _transformer(self) -> Running:
+        return self._serving.stable.transformer
+
+    @property
+    def _predictor(self) -> Running:
+        return self._serving.stable.predictor
 
     async def _ask(self, candidates: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str]:
         """Answer of a V1 request, and the version that gave it."""
@@ -247,102 +228,13 @@ class LocalService:
         except aiohttp.ClientError as error:
             raise LocalServiceError(f"a prediction failed: {error}") from error
 
-    async def _together(self, uri: str, progress: Progress, late_s: tuple[float, float]) -> None:
-        """Start both components, and shift to each as soon as it is ready, whichever comes first."""
-
-        async def transformer() -> None:
-            await asyncio.sleep(late_s[0])
-            await self._replace_transformer(
-                await self._processes.transformer(uri, self._predictor_ports, progress)
-            )
-
-        async def predictor() -> None:
-            await asyncio.sleep(late_s[1])
-            await self._replace_predictor(await self._processes.predictor(uri, progress))
-
-        starting = [asyncio.create_task(work) for work in (transformer(), predictor())]
+    async def _metrics_of(self, transformer: Running) -> str:
+        assert self._session is not None  # noqa: S101 (made by start)
         try:
-            await asyncio.gather(*starting)
-        finally:
-            # One that has failed will not be waited for by the other.
-            for task in starting:
-                task.cancel()
-            await asyncio.gather(*starting, return_exceptions=True)
-
-    async def _replace_transformer(self, new: Running) -> None:
-        old, self._transformer = self._transformer, new
-        self._shift()
-        if old is not None:
-            await self._drain(old)
-
-    async def _replace_predictor(self, new: Running) -> None:
-        old, self._predictor = self._predictor, new
-        self._shift()
-        if old is not None:
-            if self._history[-1:] == [new.uri]:
-                self._history.pop()
-            elif old.uri != new.uri:
-                self._history.append(old.uri)
-            await self._leave(old)
-
-    async def _promote(self) -> None:
-        """Make the canary's predictor the one and only; its transformer is not needed any more."""
-        assert self._canary is not None  # noqa: S101 (asked by the caller)
-        transformer, predictor, _ = self._canary
-        self._canary = None
-        await self._replace_predictor(predictor)
-        await self._drain(transformer)
-
-    async def _stop_canary(self) -> None:
-        if self._canary is None:
-            return
-        transformer, predictor, _ = self._canary
-        self._canary = None
-        self._shift()
-        await self._drain(transformer)
-        await self._leave(predictor)
-
-    def _shift(self) -> None:
-        """Let new requests and connections go where they should go now."""
-        if self._transformer is not None:
-            shares = [(self._transformer, 100)]
-            if self._canary is not None:
-                canary, _, percent = self._canary
-                shares = [(self._transformer, 100 - percent), (canary, percent)]
-            self._ingress.transformer = [Backend(one.address, share) for one, share in shares]
-            self._ingress.transformer_grpc.backends = [
-                Backend(one.grpc_address, share) for one, share in shares
-            ]
-        if self._predictor is not None:
-            http, grpc = self._predictor_service
-            self._ingress.predictor = http.backends = [Backend(self._predictor.address)]
-            grpc.backends = [Backend(self._predictor.grpc_address)]
-
-    async def _drain(self, old: Running) -> None:
-        """Stop a transformer when it has answered what the ingress gave it, and gRPC clients have left it."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_TIMEOUT_S):
-                await self._ingress.drained(old.address)
-                await self._left((self._ingress.transformer_grpc, old.grpc_address))
-        await self._processes.stop(old)
-
-    async def _leave(self, old: Running) -> None:
-        """Stop a predictor when its connections have been renewed: the preStop pause of a pod."""
-        http, grpc = self._predictor_service
-        await self._left((http, old.address), (grpc, old.grpc_address))
-        await self._processes.stop(old)
-
-    async def _left(self, *ways: tuple[Forwarder, str]) -> None:
-        """Wait until nobody is connected to an address any more, for as long as a preStop pause lasts."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PRE_STOP_S):
-                while any(forwarder.connections[address] for forwarder, address in ways):
-                    await asyncio.sleep(_POLL_S)
-
-    def _current(self, one: Running | None) -> Running:
-        if one is None:
-            raise LocalServiceError("the service is not running")
-        return one
+            async with self._session.get(f"http://{transformer.address}/metrics") as response:
+                return await response.text()
+        except aiohttp.ClientError as error:
+            raise LocalServiceError(f"a transformer does not tell its metrics: {error}") from error
 
     async def _check(self, bundle: Bundle) -> None:
         """Score the bundle's reference rows the whole way; they must come out as the bundle says."""
