@@ -8,9 +8,10 @@ import asyncio
 import contextlib
 import hmac
 import json
+import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -26,8 +27,12 @@ from transformer.bundle import Bundle, parse
 
 #: Name of the file, in the directory that `placement up` runs in.
 CONTROL_FILE = "control.json"
+#: Seconds in which clients must take what is left of their answers when the endpoint closes.
+_CLOSE_TIMEOUT_S = 2
 
 _Work = Callable[[dict[str, Any], Progress], Awaitable[Any]]
+_Line = dict[str, Any]
+logger = logging.getLogger(__name__)
 
 
 class NotRunningError(TargetError):
@@ -51,13 +56,15 @@ class ControlEndpoint:
         self._token = secrets.token_urlsafe(32)
         self._address = ""
         self._runner: web.AppRunner | None = None
+        self._steps: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Listen on a free port of loopback, and write the file."""
         application = web.Application(middlewares=[self._guard], client_max_size=2**26)
-        for name, work in self._works().items():
+        for name, work in _works(self._local).items():
             application.router.add_post(f"/{name}", self._handler(work))
-        self._runner = web.AppRunner(application, access_log=None)
+        application.on_shutdown.append(self._interrupt)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=_CLOSE_TIMEOUT_S)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
@@ -66,9 +73,10 @@ class ControlEndpoint:
         self._write()
 
     async def close(self) -> None:
-        """Stop listening, and remove the file."""
-        with contextlib.suppress(OSError):
-            self._file.unlink()
+        """Stop listening, end the steps that are under way, and remove the file if it is still ours."""
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(self._file.read_text())["token"] == self._token:
+                self._file.unlink()
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -101,72 +109,86 @@ class ControlEndpoint:
 
     def _handler(self, work: _Work) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def handle(request: web.Request) -> web.StreamResponse:
-            arguments = await request.json()
             response = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
-            await response.prepare(request)
-            lines: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-            task = asyncio.create_task(_result(work, arguments, lines))
-            try:
-                while "progress" in (line := await lines.get()):
+            # A client that has gone does not interrupt a step: half a step is nobody's wish.
+            with contextlib.suppress(ConnectionError):
+                lines = self._begin(work, await request.json())
+                await response.prepare(request)
+                while True:
+                    line = await lines.get()
                     await response.write(json.dumps(line).encode() + b"\n")
-                await response.write(json.dumps(line).encode() + b"\n")
-            finally:
-                # A client that has gone does not interrupt a step: half a step is nobody's wish.
-                await asyncio.shield(task)
+                    if "progress" not in line:
+                        break
             return response
 
         return handle
 
-    def _works(self) -> dict[str, _Work]:
-        local = self._local
+    def _begin(self, work: _Work, arguments: dict[str, Any]) -> "asyncio.Queue[_Line]":
+        """Begin a step, and return where it tells what becomes of it."""
+        lines: asyncio.Queue[_Line] = asyncio.Queue()
+        step = asyncio.create_task(_perform(work, arguments, lines))
+        self._steps.add(step)
+        step.add_done_callback(self._steps.discard)
+        return lines
 
-        async def state(_: dict[str, Any], __: Progress) -> Any:  # noqa: ANN401 (JSON)
-            return asdict(await local.state())
+    async def _interrupt(self, _: web.Application) -> None:
+        """End the steps that are under way."""
+        for step in self._steps:
+            step.cancel()
+        await asyncio.gather(*self._steps, return_exceptions=True)
 
-        async def read_bundle(arguments: dict[str, Any], _: Progress) -> Any:  # noqa: ANN401 (JSON)
-            return (await local.read_bundle(arguments["uri"])).to_json()
 
-        async def set_transformer(arguments: dict[str, Any], progress: Progress) -> None:
-            await local.set_transformer(arguments["uri"], progress)
+def _works(local: LocalService) -> dict[str, _Work]:
+    """What can be asked for, by the names of `LocalTarget`'s methods."""
 
-        async def set_predictor(arguments: dict[str, Any], progress: Progress) -> None:
-            await local.set_predictor(arguments["uri"], progress)
+    async def apply(given: dict[str, Any], progress: Progress) -> None:
+        await local.apply(await asyncio.to_thread(spec.read, given["file"]), progress)
 
-        async def set_canary(arguments: dict[str, Any], progress: Progress) -> None:
-            await local.set_canary(Canary(**arguments), progress)
-
-        async def end_canary(_: dict[str, Any], progress: Progress) -> None:
-            await local.end_canary(progress)
-
-        async def score(arguments: dict[str, Any], _: Progress) -> Any:  # noqa: ANN401 (JSON)
-            return asdict(await local.score(arguments["candidates"], arguments["name"]))
-
-        async def apply(arguments: dict[str, Any], progress: Progress) -> None:
-            await local.apply(spec.read(arguments["file"]), progress)
-
-        async def metrics(_: dict[str, Any], __: Progress) -> Any:  # noqa: ANN401 (JSON)
-            return await local.metrics()
-
-        works: list[_Work] = [
-            state, read_bundle, set_transformer, set_predictor, set_canary, end_canary, score, apply, metrics,
-        ]  # fmt: skip
-        return {work.__name__: work for work in works}
+    return {
+        "state": lambda _, __: local.state(),
+        "read_bundle": lambda given, _: local.read_bundle(given["uri"]),
+        "set_transformer": lambda given, progress: local.set_transformer(given["uri"], progress),
+        "set_predictor": lambda given, progress: local.set_predictor(given["uri"], progress),
+        "set_both": lambda given, progress: local.set_both(given["uri"], progress),
+        "set_canary": lambda given, progress: local.set_canary(Canary(**given), progress),
+        "end_canary": lambda _, progress: local.end_canary(progress),
+        "settle": lambda _, __: local.settle(),
+        "score": lambda given, _: local.score(given["candidates"], given["name"]),
+        "apply": apply,
+        "metrics": lambda _, __: local.metrics(),
+    }
 
 
 def _refused(status: int, error: str) -> web.Response:
     return web.json_response({"error": error}, status=status)
 
 
-async def _result(work: _Work, arguments: dict[str, Any], lines: asyncio.Queue[dict[str, Any]]) -> None:
+async def _perform(work: _Work, arguments: dict[str, Any], lines: "asyncio.Queue[_Line]") -> None:
+    """Do a step, and tell its progress and at last its result or its error."""
+    loop = asyncio.get_running_loop()
+
+    def tell(what: str, content: object) -> None:
+        # From any thread, and in order.
+        loop.call_soon_threadsafe(lines.put_nowait, {what: content})
+
     try:
-        result = await work(arguments, lambda text: lines.put_nowait({"progress": text}))
+        result = await work(arguments, lambda text: tell("progress", text))
     except (TargetError, SpecError) as error:
-        lines.put_nowait({"error": str(error)})
-    except Exception as error:
-        lines.put_nowait({"error": f"{type(error).__name__}: {error}"})
+        tell("error", str(error))
+    except asyncio.CancelledError:
+        tell("error", "the local service was stopped")
         raise
+    except Exception as error:
+        tell("error", f"{type(error).__name__}: {error}")
+        logger.exception("a step of the local service failed")
     else:
-        lines.put_nowait({"result": result})
+        tell("result", _json(result))
+
+
+def _json(result: object) -> object:
+    if isinstance(result, Bundle):
+        return result.to_json()
+    return asdict(result) if isinstance(result, State | Scored) else result
 
 
 class LocalTarget:
@@ -204,6 +226,10 @@ class LocalTarget:
         """See `rollout.Target`."""
         await self._do("set_predictor", progress, uri=uri)
 
+    async def set_both(self, uri: str, progress: Progress) -> None:
+        """See `rollout.Target`."""
+        await self._do("set_both", progress, uri=uri)
+
     async def check_canary(self) -> None:
         """See `rollout.Target`."""
 
@@ -214,6 +240,10 @@ class LocalTarget:
     async def end_canary(self, progress: Progress) -> None:
         """See `rollout.Target`."""
         await self._do("end_canary", progress)
+
+    async def settle(self) -> None:
+        """See `rollout.Target`."""
+        await self._do("settle")
 
     async def score(self, candidates: Sequence[dict[str, Any]], name: str) -> Scored:
         """See `rollout.Target`."""
@@ -232,19 +262,20 @@ class LocalTarget:
     async def _do(self, work: str, progress: Progress | None = None, **arguments: object) -> Any:  # noqa: ANN401 (JSON)
         url = f"http://{self._address}/{work}"
         try:
-            async for line in _lines(url, self._headers, arguments):
-                if "result" in line:
-                    return line["result"]
-                if "error" in line:
-                    raise TargetError(line["error"])
-                if progress is not None:
-                    progress(line["progress"])
+            async with contextlib.aclosing(_lines(url, self._headers, arguments)) as lines:
+                async for line in lines:
+                    if "result" in line:
+                        return line["result"]
+                    if "error" in line:
+                        raise TargetError(line["error"])
+                    if progress is not None:
+                        progress(line["progress"])
         except aiohttp.ClientError as error:
             raise NotRunningError(f"the local service at {self._address} does not answer: {error}") from error
         raise NotRunningError(f"the local service at {self._address} was stopped in the middle of {work}")
 
 
-async def _lines(url: str, headers: dict[str, str], arguments: object) -> AsyncIterator[dict[str, Any]]:
+async def _lines(url: str, headers: dict[str, str], arguments: object) -> AsyncGenerator[_Line, None]:
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
     async with (
         aiohttp.ClientSession(timeout=timeout, trust_env=False) as session,
