@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=RUN_DIRECTORY,
         metavar="DIR",
-        help="directory for logs and for the control file, by which `placement rollout` finds the service",
+        help="directory of this service alone: its logs, and the control file by which `placement rollout` "
+        "finds it",
     )
 
 
@@ -67,7 +68,10 @@ def errors() -> tuple[type[Exception], ...]:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM (or with --once: until the sample's answer)."""
-    return asyncio.run(_serve(options))
+    from inferenceservice.local.run_directory import alone_in
+
+    with alone_in(options.run):
+        return asyncio.run(_serve(options))
 
 
 async def _serve(options: argparse.Namespace) -> int:
