@@ -1,96 +1,32 @@
 """Rolling a version out and back, in the order in which every step knows what it meets.
 
 Out: the transformer first, because its new bundle knows the old version and the new one; then the predictor.
-Back: in the opposite order. The steps are the same for every target; see `Target`.
+Back: in the opposite order. Where neither knows the other, and in a pod that both share: both at once. The
+steps are the same for every target; see `Target`.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+import dataclasses
+from collections.abc import Awaitable, Callable
+from typing import NoReturn
 
-from transformer.bundle import Bundle
+from inferenceservice.answers import WrongAnswer, divided, serves
+from inferenceservice.plan import Order, Plan, RolloutError, way_back, way_out
+from inferenceservice.target import Canary, Progress, Scored, State, Target, TargetError
 
-Progress = Callable[[str], None]
+__all__ = [
+    "Canary",
+    "Progress",
+    "RolloutError",
+    "Scored",
+    "State",
+    "Target",
+    "TargetError",
+    "rollback",
+    "rollout",
+]
 
-#: So many answers in a row must come from the new version before it is said to serve.
-ANSWERS = 20
-#: Seconds until they do; a predictor's connections are renewed within some seconds of its going.
-SERVES_TIMEOUT_S = 120.0
-_POLL_S = 0.2
-
-
-class RolloutError(Exception):
-    """A rollout that was refused, or failed and was undone; the message says why and what to do."""
-
-
-class TargetError(Exception):
-    """A step that the target could not do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Canary:
-    """A part of the traffic that another predictor answers."""
-
-    uri: str
-    percent: int
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What a target serves.
-
-    Attributes
-    ----------
-    transformer_uri, predictor_uri
-        Bundle of each component.
-    previous_uri
-        Bundle that the predictor served before, if it is known.
-    collocated
-        Whether both components share a pod, and so always a bundle.
-    """
-
-    transformer_uri: str
-    predictor_uri: str
-    previous_uri: str | None = None
-    canary: Canary | None = None
-    collocated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """Answer of the service: probabilities of the positive class, and the version that gave them."""
-
-    probabilities: tuple[float, ...]
-    version: str
-
-
-class Target(Protocol):
-    """Where a version is rolled out: the local service or a cluster. A step that fails raises TargetError."""
-
-    async def state(self) -> State:
-        """What is served now."""
-
-    async def read_bundle(self, uri: str) -> Bundle:
-        """The bundle at a URI, its model held against its digest."""
-
-    async def set_transformer(self, uri: str, progress: Progress) -> None:
-        """Give the transformer another bundle, and wait until it is ready with it."""
-
-    async def set_predictor(self, uri: str, progress: Progress) -> None:
-        """Give the predictor another bundle, and wait until it is ready with it. Ends a canary."""
-
-    async def check_canary(self) -> None:
-        """Refuse a canary where the traffic would not be split, before anything is changed."""
-
-    async def set_canary(self, canary: Canary, progress: Progress) -> None:
-        """Let a predictor with another bundle answer a part of the traffic, and wait until it is ready."""
-
-    async def end_canary(self, progress: Progress) -> None:
-        """Let the predictor that is no canary answer everything."""
-
-    async def score(self, candidates: Sequence[dict[str, Any]], name: str) -> Scored:
-        """Score candidates through the service as a client would, by the name of its model."""
+_Step = tuple[str, str, Callable[[str, Progress], Awaitable[None]]]
 
 
 async def rollout(
@@ -105,43 +41,24 @@ async def rollout(
     canary
         Percent of the traffic that it is to answer for now; a later call without it finishes.
     force
-        Whether to go on although the bundle does not know the version that serves now.
+        Whether to go on although neither its bundle nor the one that serves now knows the other.
 
     Raises
     ------
     RolloutError
         If it is refused, or failed; then everything is as it was before.
     """
-    before = await target.state()
-    bundle = await target.read_bundle(uri)
-    await _check(target, before, uri, bundle, canary, force)
+    plan = await way_out(target, uri, progress, canary=canary is not None, force=force)
     if canary is not None:
         await target.check_canary()
     try:
-        if before.transformer_uri != uri:
-            progress(f"transformer: {bundle.version}")
-            await target.set_transformer(uri, progress)
-        if canary is not None:
-            progress(f"predictor: {bundle.version} for {canary} % of the traffic")
-            await target.set_canary(Canary(uri, canary), progress)
-            return bundle.version
-        if before.predictor_uri != uri or before.canary is not None:
-            progress(f"predictor: {bundle.version}")
-            await target.set_predictor(uri, progress)
-        progress(f"checking that {bundle.version} serves")
-        await _serves(target, bundle)
+        if canary is None:
+            await _whole(target, plan, progress)
+        else:
+            await _canary(target, plan, canary, progress)
     except (TargetError, asyncio.CancelledError) as error:
-        progress(f"{error or 'interrupted'}; going back")
-        try:
-            await _restore(target, before, progress)
-        except TargetError as failure:
-            raise RolloutError(
-                f"{bundle.version} was not rolled out ({error}), and going back failed: {failure}"
-            ) from error
-        if isinstance(error, asyncio.CancelledError):
-            raise
-        raise RolloutError(f"{bundle.version} was not rolled out, all is as before: {error}") from error
-    return bundle.version
+        await _undo(target, plan, error, progress)
+    return plan.bundle.version
 
 
 async def rollback(target: Target, progress: Progress) -> str:
@@ -152,77 +69,110 @@ async def rollback(target: Target, progress: Progress) -> str:
     RolloutError
         If there is nothing to go back to, or a step fails.
     """
-    state = await target.state()
-    unfinished = state.canary is not None or state.transformer_uri != state.predictor_uri
-    uri = state.predictor_uri if unfinished else state.previous_uri
-    if uri is None:
-        raise RolloutError(
-            "there is no earlier version to go back to; roll one out with `placement rollout URI`"
-        )
+    plan = await way_back(target, progress)
+    to = State(plan.uri, plan.uri, collocated=plan.before.collocated)
     try:
-        bundle = await target.read_bundle(uri)
-        await _restore(target, State(uri, uri), progress)
-        await _serves(target, bundle)
+        await _go(target, plan.before, to, plan.order, progress, back=True)
+        await serves(target, plan.bundle)
+    except asyncio.CancelledError:
+        progress(f"interrupted while going back; {_mended(plan.uri, plan)}")
+        raise
     except TargetError as error:
-        raise RolloutError(f"going back to {uri} failed: {error}") from error
-    return bundle.version
+        raise RolloutError(f"going back to {plan.uri} failed: {error}") from error
+    return plan.bundle.version
 
 
-async def _check(
-    target: Target, before: State, uri: str, bundle: Bundle, canary: int | None, force: bool
+async def _whole(target: Target, plan: Plan, progress: Progress) -> None:
+    to = State(plan.uri, plan.uri, collocated=plan.before.collocated)
+    await _go(target, plan.before, to, plan.order, progress)
+    progress(f"checking that {plan.bundle.version} serves")
+    await serves(target, plan.bundle)
+
+
+async def _canary(target: Target, plan: Plan, percent: int, progress: Progress) -> None:
+    assert plan.serving is not None  # noqa: S101 (see way_out)
+    canary = Canary(plan.uri, percent)
+    if not plan.before.collocated and plan.before.transformer_uri != plan.uri:
+        progress(f"transformer: {plan.uri}")
+        await target.set_transformer(plan.uri, progress)
+    progress(f"predictor: {plan.uri} for {percent} % of the traffic")
+    await target.set_canary(canary, progress)
+    progress(f"checking what {plan.bundle.version} and {plan.serving.version} answer")
+    for version in await divided(target, canary, plan.bundle, plan.serving):
+        progress(f"{version}'s answers were not compared: the other version takes none of its reference rows")
+
+
+async def _undo(target: Target, plan: Plan, error: BaseException, progress: Progress) -> NoReturn:
+    """Bring everything back after a failure or an interruption, and raise what it comes to."""
+    interrupted = isinstance(error, asyncio.CancelledError)
+    progress(f"{'interrupted' if interrupted else error}; going back")
+    # A canary that gave a wrong answer gives no more, even if it was there before.
+    to = dataclasses.replace(plan.before, canary=None) if isinstance(error, WrongAnswer) else plan.before
+    failed = f"{plan.bundle.version} was not rolled out"
+    try:
+        await target.settle()
+        await _go(target, await target.state(), to, plan.order.back, progress, back=True)
+    except asyncio.CancelledError:
+        progress(f"interrupted while going back; {_mended(to.predictor_uri, plan)}")
+        raise
+    except TargetError as failure:
+        raise RolloutError(
+            f"{failed} ({'interrupted' if interrupted else error}), and going back failed: {failure}; "
+            f"{_mended(to.predictor_uri, plan)}"
+        ) from error
+    if interrupted:
+        progress("all is as before")
+        raise error
+    if to.canary != plan.before.canary:
+        raise RolloutError(f"{failed}, and its canary was ended: {error}") from error
+    raise RolloutError(f"{failed}, all is as before: {error}") from error
+
+
+async def _go(
+    target: Target, now: State, to: State, order: Order, progress: Progress, *, back: bool = False
 ) -> None:
-    if before.canary is not None and before.canary.uri != uri:
-        raise RolloutError(
-            f"a canary of {before.canary.uri} is under way; finish it with `placement rollout "
-            f"{before.canary.uri}`, or undo it with `placement rollback`"
-        )
-    if canary is not None and before.predictor_uri == uri:
-        raise RolloutError(f"{uri} serves already; a canary must be another version")
-    if force or before.predictor_uri == uri or before.collocated:
-        return
-    serving = await target.read_bundle(before.predictor_uri)
-    if serving.version not in {version.version for version in bundle.versions}:
-        raise RolloutError(
-            f"{bundle.version} does not know {serving.version}, which serves now: there would be 503s while "
-            f"they change. Train it with `placement train --previous {before.predictor_uri}`, or use --force"
-        )
+    """Bring another state about, as far as it is not there.
 
-
-async def _restore(target: Target, state: State, progress: Progress) -> None:
-    """Bring a state back: the predictor first, so that the transformer still knows both versions."""
-    now = await target.state()
-    if now.canary is not None and state.canary is None:
+    Parameters
+    ----------
+    now
+        What is served now.
+    back
+        Whether it is the way back, for whoever reads the progress.
+    """
+    if now.canary is not None and now.canary.uri not in (to.predictor_uri, to.canary and to.canary.uri):
         progress("predictor: ending the canary")
         await target.end_canary(progress)
-    if now.predictor_uri != state.predictor_uri:
-        progress(f"predictor: back to {state.predictor_uri}")
-        await target.set_predictor(state.predictor_uri, progress)
-    if now.transformer_uri != state.transformer_uri:
-        progress(f"transformer: back to {state.transformer_uri}")
-        await target.set_transformer(state.transformer_uri, progress)
+    for component, uri, step in _steps(target, now, to, order):
+        progress(f"{component}: {'back to ' if back else ''}{uri}")
+        await step(uri, progress)
+    if to.canary is not None and now.canary != to.canary:
+        progress(f"predictor: back to {to.canary.percent} % of the traffic for {to.canary.uri}")
+        await target.set_canary(to.canary, progress)
 
 
-async def _serves(target: Target, bundle: Bundle) -> None:
-    """Wait until the version answers, and hold its answers against its reference rows.
+def _steps(target: Target, now: State, to: State, order: Order) -> list[_Step]:
+    """Components to change, each with the bundle and how it is given."""
+    transformer = ("transformer", to.transformer_uri, target.set_transformer)
+    predictor = ("predictor", to.predictor_uri, target.set_predictor)
+    steps: list[_Step] = []
+    if now.predictor_uri != to.predictor_uri:
+        steps.append(predictor)
+    if now.transformer_uri != to.transformer_uri:
+        steps.append(transformer)
+    if order is Order.TRANSFORMER_FIRST:
+        steps.reverse()
+    elif order is Order.AT_ONCE and (len(steps) == 2 or (steps and now.collocated)):
+        steps = [("transformer and predictor", to.predictor_uri, target.set_both)]
+        if to.transformer_uri != to.predictor_uri:
+            steps.append(transformer)
+    return steps
 
-    Raises
-    ------
-    TargetError
-        If it does not answer in time, or not as its bundle says.
-    """
-    candidates = [dict(candidate) for candidate in bundle.reference.candidates]
-    version = "nothing"
-    in_a_row = 0
-    end = asyncio.get_running_loop().time() + SERVES_TIMEOUT_S
-    while in_a_row < ANSWERS:
-        if asyncio.get_running_loop().time() > end:
-            raise TargetError(f"{version} answers instead of {bundle.version}")
-        scored = await target.score(candidates, bundle.name)
-        version = scored.version
-        if version != bundle.version:
-            in_a_row = 0
-            await asyncio.sleep(_POLL_S)
-            continue
-        in_a_row += 1
-        if not bundle.reference.is_matched_by(scored.probabilities):
-            raise TargetError(f"{version} gives its reference rows other scores than its bundle says")
+
+def _mended(uri: str, plan: Plan) -> str:
+    """What may be left in the middle of a change, and how a version is brought about from there."""
+    force = " --force" if plan.order is Order.AT_ONCE and not plan.before.collocated else ""
+    return (
+        "what serves now may be of two versions: `placement status` shows it, "
+        f"`placement rollout {uri}{force}` mends it"
+    )

@@ -1,78 +1,18 @@
 """A rollout takes its steps in the safe order, stops where it should, and goes back by itself."""
 
-import asyncio
-import json
-import stat
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-import aiohttp
 import pytest
 
-from inferenceservice.local.control import CONTROL_FILE, ControlEndpoint, LocalTarget, NotRunningError
 from inferenceservice.rollout import Canary, RolloutError, Scored, State, TargetError, rollback, rollout
-from tests.coherence import local_service
+from tests.memory_target import MemoryTarget, quiet, stranger
 from tests.pairs import Pair, make_pair
-from transformer.bundle import Bundle, read
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return make_pair("category_renamed", tmp_path_factory.mktemp("pair"))
-
-
-def quiet(_: str) -> None:
-    """Progress that nobody watches."""
-
-
-class MemoryTarget:
-    """A target that remembers its steps, and fails at one if it is told to."""
-
-    def __init__(self, uri: str, fail: str | None = None) -> None:
-        self.now = State(uri, uri)
-        self.fail = fail
-        self.steps: list[str] = []
-        self.scores: Callable[[Bundle], tuple[float, ...]] = lambda bundle: bundle.reference.probabilities
-
-    def _step(self, name: str, uri: str = "") -> None:
-        self.steps.append(f"{name} {Path(uri).name}".strip())
-        if self.fail == self.steps[-1]:
-            self.fail = None
-            raise TargetError(f"{name} failed")
-
-    async def state(self) -> State:
-        return self.now
-
-    async def read_bundle(self, uri: str) -> Bundle:
-        try:
-            return read(uri)
-        except Exception as error:
-            raise TargetError(str(error)) from error
-
-    async def set_transformer(self, uri: str, progress: Any) -> None:
-        self._step("transformer", uri)
-        self.now = State(uri, self.now.predictor_uri, self.now.previous_uri, self.now.canary)
-
-    async def set_predictor(self, uri: str, progress: Any) -> None:
-        self._step("predictor", uri)
-        self.now = State(self.now.transformer_uri, uri, self.now.predictor_uri)
-
-    async def check_canary(self) -> None:
-        self._step("check canary")
-
-    async def set_canary(self, canary: Canary, progress: Any) -> None:
-        self._step("canary", canary.uri)
-        self.now = State(self.now.transformer_uri, self.now.predictor_uri, self.now.previous_uri, canary)
-
-    async def end_canary(self, progress: Any) -> None:
-        self._step("end canary")
-        self.now = State(self.now.transformer_uri, self.now.predictor_uri, self.now.previous_uri)
-
-    async def score(self, candidates: Sequence[dict[str, Any]], name: str) -> Scored:
-        uri = self.now.canary.uri if self.now.canary else self.now.predictor_uri
-        bundle = read(uri)
-        return Scored(self.scores(bundle), bundle.version)
 
 
 async def test_out_the_transformer_goes_first_and_back_last(pair):
@@ -85,8 +25,8 @@ async def test_out_the_transformer_goes_first_and_back_last(pair):
 @pytest.mark.parametrize(
     ("fail", "steps"),
     [
-        ("transformer v2", ["transformer v2"]),
-        ("predictor v2", ["transformer v2", "predictor v2", "transformer v1"]),
+        ("transformer v2", ["transformer v2", "settle"]),
+        ("predictor v2", ["transformer v2", "predictor v2", "settle", "transformer v1"]),
     ],
 )
 async def test_a_step_that_fails_is_undone_and_told(fail, steps, pair):
@@ -100,32 +40,88 @@ async def test_a_step_that_fails_is_undone_and_told(fail, steps, pair):
 
 async def test_a_version_that_scores_otherwise_than_its_bundle_says_is_taken_back(pair):
     target = MemoryTarget(str(pair.old))
-    target.scores = lambda bundle: tuple(1 - p for p in bundle.reference.probabilities)
+    target.scores = lambda bundle, rows: Scored((0.5,) * len(rows), bundle.version)
     with pytest.raises(RolloutError, match="gives its reference rows other scores"):
         await rollout(target, str(pair.new), quiet)
     assert (target.now.transformer_uri, target.now.predictor_uri) == (str(pair.old), str(pair.old))
 
 
-async def test_an_interrupted_rollout_is_undone(pair):
-    target = MemoryTarget(str(pair.old))
-
-    async def never(*_: object) -> Scored:
-        raise asyncio.CancelledError
-
-    target.score = never
-    with pytest.raises(asyncio.CancelledError):
-        await rollout(target, str(pair.new), quiet)
-    assert (target.now.transformer_uri, target.now.predictor_uri) == (str(pair.old), str(pair.old))
-
-
-async def test_a_bundle_that_does_not_know_what_serves_is_refused_with_what_mends_it(pair):
-    # The old version was trained without --previous.
-    target = MemoryTarget(str(pair.new))
+async def test_a_bundle_that_does_not_know_what_serves_is_refused_with_what_mends_it(pair, tmp_path):
+    target = MemoryTarget(pair.new)
     with pytest.raises(RolloutError, match=f"placement train --previous {pair.new}") as raised:
-        await rollout(target, str(pair.old), quiet)
+        await rollout(target, str(stranger(pair.new, tmp_path / "v9")), quiet)
+    assert str(raised.value).startswith("v9 does not know v2, which serves now")
     assert "--force" in str(raised.value)
     assert target.steps == []
-    assert await rollout(target, str(pair.old), quiet, force=True) == "v1"
+
+
+async def test_strangers_change_at_once_and_only_if_forced(pair, tmp_path):
+    target = MemoryTarget(pair.new)
+    told: list[str] = []
+    assert await rollout(target, str(stranger(pair.new, tmp_path / "v9")), told.append, force=True) == "v9"
+    assert target.steps == ["both v9"]
+    assert told[0].startswith("v9 and v2 do not know each other: both components change at once")
+
+
+@pytest.mark.parametrize(
+    ("fail", "steps"),
+    [
+        pytest.param("both v9", ["both v9", "settle"], id="nothing had changed"),
+        pytest.param(None, ["both v9", "settle", "both v2"], id="both had changed"),
+    ],
+)
+async def test_strangers_are_taken_back_at_once(fail, steps, pair, tmp_path):
+    target = MemoryTarget(pair.new, fail)
+    target.scores = lambda bundle, rows: Scored((0.5,) * len(rows), bundle.version)
+    with pytest.raises(RolloutError, match="v9 was not rolled out, all is as before"):
+        await rollout(target, str(stranger(pair.new, tmp_path / "v9")), quiet, force=True)
+    assert target.steps == steps
+    assert (target.now.transformer_uri, target.now.predictor_uri) == (str(pair.new), str(pair.new))
+
+
+async def test_what_is_half_changed_comes_back_in_one_step(pair, tmp_path):
+    """Both were to change at once, and one of them did."""
+    target = MemoryTarget(pair.new)
+
+    async def only_one(uri: str, progress: Any) -> None:
+        target.now = replace(target.now, transformer_uri=uri)
+        raise TargetError("the predictor does not get ready")
+
+    target.set_both = only_one
+    with pytest.raises(RolloutError, match="all is as before"):
+        await rollout(target, str(stranger(pair.new, tmp_path / "v9")), quiet, force=True)
+    assert target.steps == ["settle", "transformer v2"]
+
+
+async def test_a_forced_rollout_needs_no_bundle_of_what_serves(pair, tmp_path):
+    target = MemoryTarget(pair.old)
+    target.unreadable.add(str(pair.old))
+    with pytest.raises(TargetError, match="is out of reach"):
+        await rollout(target, str(pair.new), quiet)
+    await rollout(target, str(pair.new), quiet, force=True)
+    assert target.steps == ["both v2"]
+
+
+async def test_a_version_that_the_transformer_knows_already_goes_to_the_predictor_first(pair):
+    """Rolling an older version out is the way back."""
+    target = MemoryTarget(pair.new)
+    assert await rollout(target, str(pair.old), quiet) == "v1"
+    assert target.steps == ["predictor v1", "transformer v1"]
+
+
+async def test_a_pod_with_both_gets_both_at_once_and_back(pair):
+    target = MemoryTarget(pair.old, collocated=True)
+    assert await rollout(target, str(pair.new), quiet) == "v2"
+    assert await rollback(target, quiet) == "v1"
+    assert target.steps == ["both v2", "both v1"]
+
+
+async def test_a_canary_of_a_pod_with_both_is_a_pod_of_its_own(pair):
+    target = MemoryTarget(pair.old, collocated=True)
+    await rollout(target, str(pair.new), quiet, canary=50)
+    assert target.steps == ["check canary", "canary v2"]
+    await rollout(target, str(pair.new), quiet)
+    assert target.steps[2:] == ["both v2"]
 
 
 async def test_a_bundle_that_cannot_be_read_changes_nothing(pair, tmp_path):
@@ -167,6 +163,93 @@ async def test_a_rollout_that_died_half_way_is_finished_or_undone(pair):
     assert target.steps == ["transformer v1"]
 
 
+@pytest.mark.parametrize("percent", [None, 50])
+async def test_a_step_that_fails_leaves_the_canary_that_was_there(percent, pair):
+    target = MemoryTarget(pair.old)
+    await rollout(target, str(pair.new), quiet, canary=20)
+    before, target.steps = target.now, []
+    # Nothing answers: the last step of all fails.
+    target.score = failing("no answer")
+    with pytest.raises(RolloutError, match="all is as before: no answer"):
+        await rollout(target, str(pair.new), quiet, canary=percent)
+    assert replace(target.now, previous_uri=None) == before
+    if percent is None:
+        assert target.steps == ["predictor v2", "settle", "predictor v1", "canary v2"]
+    else:
+        assert target.steps == ["check canary", "canary v2", "settle", "canary v2"]
+
+
+@pytest.mark.parametrize("percent", [None, 50])
+async def test_a_canary_that_answers_wrongly_gives_no_more_answers(percent, pair):
+    target = MemoryTarget(pair.old)
+    await rollout(target, str(pair.new), quiet, canary=20)
+    target.scores = lambda bundle, rows: Scored((0.5,) * len(rows), bundle.version)
+    with pytest.raises(RolloutError, match=r"v2 was not rolled out, and its canary was ended: v\d gives its"):
+        await rollout(target, str(pair.new), quiet, canary=percent)
+    assert target.now.predictor_uri == str(pair.old)
+    assert target.now.canary is None
+
+
+async def test_a_canary_must_know_what_it_stands_beside_even_if_forced(pair, tmp_path):
+    target = MemoryTarget(pair.new)
+    with pytest.raises(RolloutError, match="v9 does not know v2, which keeps the rest of the traffic"):
+        await rollout(target, str(stranger(pair.new, tmp_path / "v9")), quiet, canary=10, force=True)
+    assert target.steps == []
+
+
+async def test_rolling_out_what_a_canary_stands_beside_ends_the_canary(pair):
+    target = MemoryTarget(pair.old)
+    await rollout(target, str(pair.new), quiet, canary=10)
+    assert await rollout(target, str(pair.old), quiet) == "v1"
+    assert target.steps[-2:] == ["end canary", "transformer v1"]
+
+
+@pytest.mark.parametrize(
+    ("serving", "earlier", "steps"),
+    [
+        pytest.param("v2", "v1", ["predictor v1", "transformer v1"], id="the one that serves knows"),
+        pytest.param("v1", "v2", ["transformer v2", "predictor v2"], id="the earlier one knows"),
+        pytest.param("v2", "v9", ["both v9"], id="neither knows"),
+    ],
+)
+async def test_a_rollback_takes_the_order_in_which_each_step_knows_what_it_meets(
+    serving, earlier, steps, pair, tmp_path
+):
+    versions = {"v1": pair.old, "v2": pair.new, "v9": stranger(pair.new, tmp_path / "v9")}
+    target = MemoryTarget(versions[serving])
+    target.now = replace(target.now, previous_uri=str(versions[earlier]))
+    told: list[str] = []
+    assert await rollback(target, told.append) == earlier
+    assert target.steps == steps
+    assert steps[0].split()[0] in told[0], "which goes first, or both"
+
+
+async def test_a_rollback_does_not_need_the_bundle_that_it_leaves(pair):
+    target = MemoryTarget(pair.new)
+    target.now = replace(target.now, previous_uri=str(pair.old))
+    target.unreadable.add(str(pair.new))
+    told: list[str] = []
+    await rollback(target, told.append)
+    assert target.steps == ["predictor v1", "transformer v1"]
+    assert "is out of reach; so it is not known whether it knows v1" in told[0]
+
+
+async def test_a_name_alone_makes_no_version_known(pair, tmp_path):
+    """Another v1 than the one that v2 was trained after."""
+    target = MemoryTarget(stranger(pair.new, tmp_path / "v1", "v1"))
+    with pytest.raises(RolloutError, match="v2 does not know v1, which serves now"):
+        await rollout(target, str(pair.new), quiet)
+
+
+def failing(message: str) -> Any:
+    """A step that fails."""
+
+    async def fail(*_: object) -> Any:
+        raise TargetError(message)
+
+    return fail
+
+
 async def test_a_way_back_that_fails_is_told_as_well(pair):
     target = MemoryTarget(str(pair.old), "predictor v2")
     failing = iter(["transformer v1"])
@@ -177,8 +260,12 @@ async def test_a_way_back_that_fails_is_told_as_well(pair):
         target.now = State(uri, target.now.predictor_uri)
 
     target.set_transformer = set_transformer
-    with pytest.raises(RolloutError, match=r"predictor failed.*going back failed: transformer v1 failed"):
+    with pytest.raises(RolloutError) as failed:
         await rollout(target, str(pair.new), quiet)
+    assert str(failed.value) == (
+        "v2 was not rolled out (predictor failed), and going back failed: transformer v1 failed; what serves "
+        f"now may be of two versions: `placement status` shows it, `placement rollout {pair.old}` mends it"
+    )
 
 
 async def test_a_canary_that_would_split_nothing_is_refused_before_anything_changes(pair):
@@ -191,62 +278,3 @@ async def test_a_canary_that_would_split_nothing_is_refused_before_anything_chan
 async def test_without_an_earlier_version_there_is_nothing_to_roll_back(pair):
     with pytest.raises(RolloutError, match="no earlier version"):
         await rollback(MemoryTarget(str(pair.old)), quiet)
-
-
-async def test_the_local_service_is_rolled_out_through_its_control_endpoint(pair, tmp_path):
-    """With a canary, and back; the endpoint answers whoever has the token, and nobody else."""
-    file = tmp_path / CONTROL_FILE
-    async with local_service(pair, tmp_path) as local, ControlEndpoint(local, file):
-        mode = file.stat().st_mode
-        assert stat.S_IMODE(mode) == 0o600
-        target = LocalTarget(file)
-        assert await target.state() == State(str(pair.old), str(pair.old))
-        watching = asyncio.create_task(local.watch())
-        told: list[str] = []
-        await rollout(target, str(pair.new), told.append, canary=50)
-        assert (await target.state()).canary == Canary(str(pair.new), 50)
-        candidates = pair.candidates[:1]
-        versions = [(await target.score(candidates, "placement")).version for _ in range(60)]
-        assert 10 <= versions.count("v2") <= 50
-        await rollout(target, str(pair.new), told.append)
-        assert await target.state() == State(str(pair.new), str(pair.new), str(pair.old))
-        assert any("predictor" in line for line in told)
-        assert 'version="v2"' in (await target.metrics())["transformer"]
-        with pytest.raises(RolloutError, match="all is as before"):
-            await rollout(target, str(broken_model(pair.new, tmp_path)), told.append, force=True)
-        await only_the_token_opens(json.loads(file.read_text()))
-        assert await rollback(target, told.append) == "v1"
-        assert not watching.done(), "a version that cannot be loaded does not end the service"
-        watching.cancel()
-    assert not file.exists()
-    with pytest.raises(NotRunningError, match="no local service runs here"):
-        LocalTarget(file)
-
-
-def broken_model(version: Path, tmp_path: Path) -> Path:
-    """A version whose digest is right and whose model no server can load."""
-    from transformer.bundle import file_sha256
-
-    broken = tmp_path / "broken" / "v9"
-    broken.mkdir(parents=True)
-    (broken / "model.joblib").write_bytes(b"no model")
-    content = json.loads((version / "bundle.json").read_text())
-    content["model"]["sha256"] = file_sha256(broken / "model.joblib")
-    (broken / "bundle.json").write_text(json.dumps({**content, "version": "v9"}))
-    return broken
-
-
-async def only_the_token_opens(control: dict[str, str]) -> None:
-    url = f"http://{control['address']}/state"
-    port = control["address"].rpartition(":")[2]
-    right = {"authorization": f"Bearer {control['token']}"}
-    async with aiohttp.ClientSession() as session:
-        for headers, status in (
-            (right, 200),
-            ({}, 401),
-            ({"authorization": "Bearer wrong"}, 401),
-            ({**right, "origin": "http://evil.example"}, 403),
-            ({**right, "host": f"evil.example:{port}"}, 403),
-        ):
-            async with session.post(url, json={}, headers=headers) as response:
-                assert response.status == status, headers

@@ -6,8 +6,8 @@ from enum import StrEnum
 from typing import Any
 
 from inferenceservice.cluster.workloads import stable_revision
-from inferenceservice.rollout import TargetError
 from inferenceservice.spec import COLLOCATED_CONTAINER, argument
+from inferenceservice.target import TargetError
 
 PREDICTOR = "predictor"
 TRANSFORMER = "transformer"

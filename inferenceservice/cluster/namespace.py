@@ -11,7 +11,7 @@ from inferenceservice.cluster.workloads import (
     history_of_revisions,
     revision_uri,
 )
-from inferenceservice.rollout import TargetError
+from inferenceservice.target import TargetError
 
 
 class Namespace:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import aiohttp
 
-from inferenceservice.rollout import Scored, TargetError
+from inferenceservice.target import Scored, TargetError
 
 _TIMEOUT_S = 60
 

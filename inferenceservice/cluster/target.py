@@ -4,42 +4,33 @@ The spec is patched as an operator would edit it, and each step waits until the 
 """
 
 import asyncio
-import dataclasses
-import tempfile
-import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from inferenceservice.cluster import component, copies
 from inferenceservice.cluster import status as cluster_status
 from inferenceservice.cluster.api_server import ApiServer, ApiServerError
+from inferenceservice.cluster.component import Goal
 from inferenceservice.cluster.custom_object import PREDICTOR, TRANSFORMER, CustomObject, Mode, Wanted
 from inferenceservice.cluster.namespace import Namespace
+from inferenceservice.cluster.owned_spec import OwnedSpec
 from inferenceservice.cluster.scoring import Answer, post, scored
 from inferenceservice.cluster.status import ClusterStatus
-from inferenceservice.cluster.workloads import (
-    Object,
-    Step,
-    deployment_step,
-    previous,
-    progressing,
-    revision_step,
-)
-from inferenceservice.rollout import Canary, Progress, Scored, State, TargetError
-from storage import bundles
-from transformer.bundle import Bundle, BundleError
+from inferenceservice.cluster.workloads import Object, Step, previous
+from inferenceservice.target import Canary, Progress, Scored, State, TargetError
+from transformer.bundle import Bundle
 
 #: Seconds until a component must serve; a Deployment itself gives up 600 s after its last progress.
 TIMEOUT_S = 900.0
 POLL_S = 1.0
 #: Seconds until a prediction must succeed: the API server may send it to a pod that is about to go.
 SCORE_TIMEOUT_S = 30.0
-#: Attempts to patch an object that its controller is writing to at the same time.
-_PATCHES = 10
 
 
 class ClusterTarget:
-    """An InferenceService in a cluster; see `rollout.Target`.
+    """An InferenceService in a cluster; see `target.Target`.
 
     An instance accompanies one rollout: it remembers what it left in the spec, and refuses to go on where
     someone else has changed that since.
@@ -76,41 +67,37 @@ class ClusterTarget:
         self._url = url
         self._timeout_s = timeout_s
         self._poll_s = poll_s
-        #: What may be found in the spec: what was there, or what was put there.
-        self._known: tuple[Wanted, ...] = ()
-        # A patch goes on in its thread when the rollout is interrupted; what follows waits for it.
-        self._one_at_a_time = threading.Lock()
+        self._spec = OwnedSpec(self.namespace, name, poll_s)
 
     async def state(self) -> State:
-        """See `rollout.Target`."""
+        """See `target.Target`."""
         return await asyncio.to_thread(self._state)
 
     async def read_bundle(self, uri: str) -> Bundle:
-        """See `rollout.Target`."""
-        source = _copy_of(uri, self._copies)
-        with tempfile.TemporaryDirectory(prefix="bundle-") as directory:
-            try:
-                return await asyncio.to_thread(bundles.fetch, source, directory)
-            except (bundles.StorageError, BundleError) as error:
-                raise TargetError(str(error)) from error
+        """See `target.Target`."""
+        return await asyncio.to_thread(copies.fetch, uri, self._copies)
 
     async def set_transformer(self, uri: str, progress: Progress) -> None:
-        """See `rollout.Target`. Nothing where it shares the predictor's pod: `set_predictor` changes both."""
-        isvc = await asyncio.to_thread(self._read)
+        """See `target.Target`. Nothing where it shares the predictor's pod: `set_predictor` changes both."""
+        isvc = await self._read()
         if not isvc.collocated:
-            wanted = dataclasses.replace(isvc.wanted, transformer_uri=uri)
-            await self._roll(TRANSFORMER, uri, wanted, progress)
+            await self._roll(replace(isvc.wanted, transformer_uri=uri), [Goal(TRANSFORMER, uri)], progress)
 
     async def set_predictor(self, uri: str, progress: Progress) -> None:
-        """See `rollout.Target`."""
-        isvc = await asyncio.to_thread(self._read)
-        wanted = dataclasses.replace(isvc.wanted, predictor_uri=uri, canary_percent=None)
-        if isvc.wanted.predictor_uri != uri and isvc.stable_revision is not None:
-            # Without a percent all traffic goes to the newest revision that is ready: the canary's, until the
-            # one that is made here is.
-            aside = dataclasses.replace(wanted, canary_percent=0)
-            await self._roll(PREDICTOR, uri, aside, progress, share=0)
-        await self._roll(PREDICTOR, uri, wanted, progress)
+        """See `target.Target`."""
+        isvc = await self._read()
+        await self._put_aside(isvc, uri, progress)
+        wanted = replace(isvc.wanted, predictor_uri=uri, canary_percent=None)
+        await self._roll(wanted, [Goal(PREDICTOR, uri)], progress)
+
+    async def set_both(self, uri: str, progress: Progress) -> None:
+        """See `target.Target`."""
+        isvc = await self._read()
+        await self._put_aside(isvc, uri, progress)
+        goals = [Goal(PREDICTOR, uri)]
+        if not isvc.collocated:
+            goals.append(Goal(TRANSFORMER, uri))
+        await self._roll(Wanted(uri, None if isvc.collocated else uri), goals, progress)
 
     async def check_canary(self) -> None:
         """Refuse a canary where KServe would not split the traffic, before anything is changed.
@@ -120,25 +107,29 @@ class ClusterTarget:
         TargetError
             If it would not; the message says what to do instead.
         """
-        _check_canary(await asyncio.to_thread(self._read))
+        _check_canary(await self._read())
 
     async def set_canary(self, canary: Canary, progress: Progress) -> None:
-        """See `rollout.Target`."""
-        isvc = await asyncio.to_thread(self._read)
+        """See `target.Target`."""
+        isvc = await self._read()
         _check_canary(isvc)
         stable = (await self.state()).predictor_uri
-        wanted = dataclasses.replace(isvc.wanted, predictor_uri=canary.uri, canary_percent=canary.percent)
-        await self._roll(PREDICTOR, canary.uri, wanted, progress, share=canary.percent)
+        wanted = replace(isvc.wanted, predictor_uri=canary.uri, canary_percent=canary.percent)
+        await self._roll(wanted, [Goal(PREDICTOR, canary.uri, canary.percent)], progress)
         rest = (await self.state()).predictor_uri
         if rest != stable:
             raise TargetError(f"KServe gives the rest of the traffic to {rest} instead of {stable}")
 
     async def end_canary(self, progress: Progress) -> None:
-        """See `rollout.Target`."""
+        """See `target.Target`."""
         await self.set_predictor((await self.state()).predictor_uri, progress)
 
+    async def settle(self) -> None:
+        """See `target.Target`."""
+        await self._spec.settle()
+
     async def score(self, candidates: Sequence[dict[str, Any]], name: str) -> Scored:
-        """See `rollout.Target`."""
+        """See `target.Target`."""
         end = time.monotonic() + SCORE_TIMEOUT_S
         answer = await self._ask(candidates)
         while answer.status in (502, 503, 504) and time.monotonic() < end:
@@ -151,7 +142,7 @@ class ClusterTarget:
         return await asyncio.to_thread(cluster_status.read, self.namespace, self.name)
 
     async def _ask(self, candidates: Sequence[dict[str, Any]]) -> Answer:
-        isvc = await asyncio.to_thread(self._read)
+        isvc = await self._read()
         path = f"/v1/models/{isvc.model_name}:predict"
         content = {"instances": list(candidates)}
         if self._url is not None:
@@ -161,72 +152,59 @@ class ClusterTarget:
         except ApiServerError as error:
             return Answer(503, {}, str(error).encode())
 
-    async def _roll(
-        self, component: str, uri: str, wanted: Wanted, progress: Progress, *, share: int = 100
-    ) -> None:
-        """Patch the spec, and wait until a component serves a bundle, to a share of the traffic (percent)."""
-        before = await asyncio.to_thread(self._progressing, component)
-        await asyncio.to_thread(self._patch, wanted)
+    async def _read(self) -> CustomObject:
+        return await asyncio.to_thread(self._spec.read)
+
+    async def _put_aside(self, isvc: CustomObject, uri: str, progress: Progress) -> None:
+        """Bring a bundle up without traffic, where another one is a canary.
+
+        Without a percent all traffic goes to the newest revision that is ready: the canary's, until that of
+        the bundle is.
+        """
+        if isvc.wanted.predictor_uri != uri and isvc.stable_revision is not None:
+            aside = replace(isvc.wanted, predictor_uri=uri, canary_percent=0)
+            await self._roll(aside, [Goal(PREDICTOR, uri, 0)], progress)
+
+    async def _roll(self, wanted: Wanted, goals: Sequence[Goal], progress: Progress) -> None:
+        """Patch the spec once, and wait until the components serve what it asks for."""
+        isvc = await self._read()
+        earlier = [await asyncio.to_thread(component.before, self.namespace, isvc, goal) for goal in goals]
+        await self._spec.change(wanted)
+        for goal, said in zip(goals, earlier, strict=True):
+            await self._wait(goal, said, progress)
+
+    async def _wait(self, goal: Goal, earlier: Object, progress: Progress) -> None:
         step = Step("")
         try:
             async with asyncio.timeout(self._timeout_s):
                 while not step.done:
                     told = step.text
-                    step = await asyncio.to_thread(self._step, component, uri, share, before)
+                    step = await asyncio.to_thread(self._step, goal, earlier)
                     if step.text != told:
-                        progress(f"{component}: {step.text}")
+                        progress(f"{goal.component}: {step.text}")
                     if step.failed:
-                        raise TargetError(f"the {component} does not get ready with {uri}: {step.text}")
+                        raise TargetError(
+                            f"the {goal.component} does not get ready with {goal.uri}: {step.text}"
+                        )
                     if not step.done:
                         await asyncio.sleep(self._poll_s)
         except TimeoutError as error:
             raise TargetError(
-                f"the {component} is not ready with {uri} after {self._timeout_s:g} s: {step.text}"
+                f"the {goal.component} is not ready with {goal.uri} after {self._timeout_s:g} s: {step.text}"
             ) from error
 
     # From here on in threads: the Kubernetes client blocks.
 
-    def _read(self) -> CustomObject:
-        with self._one_at_a_time:
-            return self._unchanged()
-
-    def _unchanged(self) -> CustomObject:
-        """The InferenceService, if it is still as it was left."""
-        isvc = self.namespace.inference_service(self.name)
-        if not self._known:
-            self._known = (isvc.wanted,)
-        if isvc.wanted not in self._known:
-            raise TargetError(
-                f"someone else has changed the InferenceService {self.name} meanwhile "
-                f"({self._known[-1].difference(isvc.wanted)}); nothing of that was overwritten"
-            )
-        return isvc
-
-    def _patch(self, wanted: Wanted) -> None:
-        """Change the spec, unless someone else has since it was read; the status may change as it likes."""
-        with self._one_at_a_time:
-            for _ in range(_PATCHES):
-                isvc = self._unchanged()
-                operations = isvc.patch(wanted)
-                if not operations:
-                    self._known = (wanted,)
-                    return
-                # Without an answer it is not known whether the patch came through.
-                self._known = (isvc.wanted, wanted)
-                try:
-                    changed = self.namespace.patch_inference_service(self.name, operations)
-                except ApiServerError as error:
-                    if error.status != 409 and not error.passing:
-                        raise
-                    last = error
-                    time.sleep(self._poll_s)
-                else:
-                    self._known = (changed.wanted,)
-                    return
-        raise TargetError(f"the InferenceService {self.name} could not be changed: {last}") from last
+    def _step(self, goal: Goal, earlier: Object) -> Step:
+        try:
+            return component.step(self.namespace, self._spec.read(), goal, earlier)
+        except ApiServerError as error:
+            if not error.passing:
+                raise
+            return Step(f"{error}; asking again")
 
     def _state(self) -> State:
-        isvc = self._read()
+        isvc = self._spec.read()
         wanted = isvc.wanted
         stable = self.namespace.revision_uri(isvc.stable_revision) or wanted.predictor_uri
         canary = None
@@ -236,63 +214,6 @@ class ClusterTarget:
         return State(
             wanted.transformer_uri or stable, stable, previous(history, stable), canary, isvc.collocated
         )
-
-    def _progressing(self, component: str) -> Object:
-        isvc = self._read()
-        if isvc.mode is Mode.KNATIVE:
-            return {}
-        return progressing(self.namespace.deployment(isvc.workload(component)) or {})
-
-    def _step(self, component: str, uri: str, share: int, before: Object) -> Step:
-        """How far a component is, with KServe's reasons where it is not ready."""
-        try:
-            isvc = self._read()
-            step = self._workload_step(isvc, component, uri, share, before)
-        except ApiServerError as error:
-            if not error.passing:
-                raise
-            return Step(f"{error}; asking again")
-        ready = isvc.ready(component)
-        notes = [] if ready.status == "True" else [str(ready)]
-        if component == PREDICTOR and (failure := isvc.model_failure()) is not None:
-            notes.append(failure)
-        done = step.done and ready.status == "True"
-        return Step("; ".join([step.text, *notes]), done, step.failed)
-
-    def _workload_step(
-        self, isvc: CustomObject, component: str, uri: str, share: int, before: Object
-    ) -> Step:
-        if isvc.mode is Mode.STANDARD:
-            deployment = self.namespace.deployment(isvc.workload(component))
-            if deployment is None:
-                return Step("waiting for KServe to create the Deployment")
-            return deployment_step(deployment, uri, before)
-        status = isvc.component(component)
-        revision = self.namespace.revision(status.get("latestCreatedRevision"))
-        return revision_step(status, revision, uri, share)
-
-
-def _copy_of(uri: str, copies: Mapping[str, str]) -> str:
-    """Where this machine can read a bundle.
-
-    Raises
-    ------
-    TargetError
-        If it cannot.
-    """
-    for start in sorted(copies, key=len, reverse=True):
-        rest = uri.removeprefix(start.rstrip("/"))
-        if rest != uri and rest[:1] in ("", "/"):
-            return copies[start].rstrip("/") + rest
-    scheme, separator, path = uri.partition("://")
-    if not separator or scheme == "file":
-        raise TargetError(f"{uri}: a cluster cannot read it; give the URI of its storage, as s3:// or pvc://")
-    if scheme != "s3":
-        raise TargetError(
-            f"{uri}: {scheme}:// cannot be read from here; name a copy of the bundle, for example "
-            f"--bundle {scheme}://{path.split('/')[0]}=DIRECTORY"
-        )
-    return uri
 
 
 def _check_canary(isvc: CustomObject) -> None:
