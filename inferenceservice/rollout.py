@@ -56,7 +56,7 @@ async def rollout(
             await _whole(target, plan, progress)
         else:
             await _canary(target, plan, canary, progress)
-    except (TargetError, asyncio.CancelledError) as error:
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 (raised again)
         await _undo(target, plan, error, progress)
     return plan.bundle.version
 
@@ -104,28 +104,32 @@ async def _canary(target: Target, plan: Plan, percent: int, progress: Progress) 
 
 async def _undo(target: Target, plan: Plan, error: BaseException, progress: Progress) -> NoReturn:
     """Bring everything back after a failure or an interruption, and raise what it comes to."""
-    interrupted = isinstance(error, asyncio.CancelledError)
-    progress(f"{'interrupted' if interrupted else error}; going back")
+    progress(f"{_reason(error)}; going back")
     # A canary that gave a wrong answer gives no more, even if it was there before.
     to = dataclasses.replace(plan.before, canary=None) if isinstance(error, WrongAnswer) else plan.before
     failed = f"{plan.bundle.version} was not rolled out"
+    mended = _mended(to.predictor_uri, plan)
     try:
         await target.settle()
         await _go(target, await target.state(), to, plan.order.back, progress, back=True)
     except asyncio.CancelledError:
-        progress(f"interrupted while going back; {_mended(to.predictor_uri, plan)}")
+        progress(f"interrupted while going back; {mended}")
         raise
     except TargetError as failure:
         raise RolloutError(
-            f"{failed} ({'interrupted' if interrupted else error}), and going back failed: {failure}; "
-            f"{_mended(to.predictor_uri, plan)}"
+            f"{failed} ({_reason(error)}), and going back failed: {failure}; {mended}"
         ) from error
-    if interrupted:
-        progress("all is as before")
-        raise error
-    if to.canary != plan.before.canary:
-        raise RolloutError(f"{failed}, and its canary was ended: {error}") from error
-    raise RolloutError(f"{failed}, all is as before: {error}") from error
+    now = "all is as before" if to.canary == plan.before.canary else "and its canary was ended"
+    if isinstance(error, TargetError):
+        raise RolloutError(f"{failed}, {now}: {error}") from error
+    progress(now)
+    raise error
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, asyncio.CancelledError):
+        return "interrupted"
+    return str(error) if isinstance(error, TargetError) else repr(error)
 
 
 async def _go(

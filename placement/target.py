@@ -2,7 +2,10 @@
 
 import argparse
 import asyncio
+import contextlib
 import json
+import os
+import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Where `placement up` keeps its logs and its control file.
 RUN_DIRECTORY = Path(".run")
+#: Exit status of a command that was interrupted, as of shells.
+INTERRUPTED = 130
 
 _Result = TypeVar("_Result")
 
@@ -91,12 +96,43 @@ def local_target(options: argparse.Namespace) -> "LocalTarget":
 
 
 def work(options: argparse.Namespace, steps: Callable[["Progress"], Awaitable[_Result]]) -> _Result:
-    """Do the steps, with progress on standard error."""
+    """Do the steps, with progress on standard error.
 
-    async def run() -> _Result:
-        return await steps(Steps())
+    Ctrl-C and SIGTERM interrupt them, and again while they go back; a third one ends the process as it is.
 
-    return asyncio.run(run())
+    Raises
+    ------
+    KeyboardInterrupt
+        If they were interrupted, when they have ended.
+    """
+    try:
+        return asyncio.run(_interruptible(steps))
+    except asyncio.CancelledError as interrupted:
+        raise KeyboardInterrupt from interrupted
+
+
+async def _interruptible(steps: Callable[["Progress"], Awaitable[_Result]]) -> _Result:
+    steps_told = Steps()
+
+    def progress(text: str) -> None:
+        # Nobody may be left to read it; that stops no rollout half-way.
+        with contextlib.suppress(OSError):
+            steps_told(text)
+
+    async def work() -> _Result:
+        return await steps(progress)
+
+    working = asyncio.create_task(work())
+
+    def interrupt() -> None:
+        # A thread whose request is not answered would keep the process.
+        if working.done() or working.cancelling() > 1:
+            os._exit(INTERRUPTED)
+        working.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, interrupt)
+    return await working
 
 
 def tell(options: argparse.Namespace, content: object, text: str) -> None:

@@ -11,6 +11,9 @@ from predictor.runtimes import get_runtime
 from training.generator import generate
 from training.train import train
 
+#: Fixtures of the tests against an imitated cluster.
+pytest_plugins = ["tests.cluster_service"]
+
 
 @pytest.fixture(scope="session")
 def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:

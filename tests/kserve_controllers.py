@@ -32,7 +32,7 @@ class Controllers:
     Attributes
     ----------
     failing
-        Bundles whose pods never get ready.
+        Bundles whose pods never get ready, or (component, bundle).
     reconciles
         Whether KServe's controller works.
     pods
@@ -49,7 +49,7 @@ class Controllers:
         self.isvc["status"] = {"components": {}, "conditions": [condition("Ready", "Unknown")]}
         self.name: str = self.isvc["metadata"]["name"]
         self.replicas = replicas
-        self.failing: set[str] = set()
+        self.failing: set[str | tuple[str, str]] = set()
         self.reconciles = True
         self.deployments: dict[str, Json] = {}
         self.replica_sets: list[Json] = []
@@ -171,7 +171,7 @@ class Controllers:
             status |= {"updatedReplicas": updated, "replicas": self.replicas + 1}
             self._progress(component, deployment, "True", "ReplicaSetUpdated")
             await self._step(component)
-            if uri in self.failing:
+            if self._fails(component, uri):
                 await self._step(component)
                 said = f'ReplicaSet "{component}-1" has timed out progressing.'
                 self._progress(component, deployment, "False", "ProgressDeadlineExceeded", said)
@@ -186,6 +186,9 @@ class Controllers:
         new = condition("Progressing", value, reason, said, next(self._numbers))
         status["conditions"] = [new]
         self._report(component, {**new, "type": ""}, status["observedGeneration"])
+
+    def _fails(self, component: str, uri: str) -> bool:
+        return uri in self.failing or (component, uri) in self.failing
 
     def _number_replica_set(self, deployment: Json) -> None:
         """Make a ReplicaSet for a Deployment's pods, or take the old one of the same pods again."""
@@ -237,7 +240,7 @@ class Controllers:
             one["status"].setdefault("conditions", [condition("Ready", "Unknown", "Deploying")])
         self._route(component, own)
         await self._step(component)
-        if newest["metadata"]["annotations"][SOURCE_URI] in self.failing:
+        if self._fails(component, newest["metadata"]["annotations"][SOURCE_URI]):
             said = "Container failed"
             newest["status"]["conditions"] = [condition("Ready", "False", "ProgressDeadlineExceeded", said)]
             self._report(component, condition("", "False", "RevisionFailed", said), 1)

@@ -1,5 +1,6 @@
 """A cluster with one InferenceService, as far as a rollout sees one, behind the Kubernetes API over HTTP."""
 
+import asyncio
 import copy
 import random
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from tests.kserve_controllers import Controllers, Json
 Service = Callable[[str, str, list[Json]], tuple[int, dict[str, str], Json]]
 
 TOKEN = "of-the-test"
+_PODS = "/api/v1/namespaces/scoring/pods/"
 _ISVC = "/apis/serving.kserve.io/v1beta1/namespaces/scoring/inferenceservices/"
 
 
@@ -31,6 +33,12 @@ class Cluster(Controllers):
         So many of the next requests are answered with 503.
     lost_answers
         So many of the next patches are done but not answered.
+    hold
+        If set, the next patch waits for it, before anything is done.
+    unreached
+        (component, bundle) that gets no requests, whatever KServe says.
+    listed, metrics
+        Pods, and what each says of itself at ``/metrics`` of a port: by ``name:port``.
     """
 
     def __init__(self, manifest: Json, service: Service, *, replicas: int = 2) -> None:
@@ -41,6 +49,11 @@ class Cluster(Controllers):
         self.errors: dict[str, tuple[int, str, str]] = {}
         self.down = 0
         self.lost_answers = 0
+        self.hold: asyncio.Event | None = None
+        self.held = asyncio.Event()
+        self.unreached: set[tuple[str, str]] = set()
+        self.listed: list[Json] = []
+        self.metrics: dict[str, str] = {}
         self._runner: web.AppRunner | None = None
         self.url = ""
 
@@ -96,9 +109,14 @@ class Cluster(Controllers):
         for start, error in self.errors.items():
             if path.startswith(start):
                 return _status(*error)
+        if path.startswith(_PODS) and "/proxy/" in path:
+            return self._pod(path.removeprefix(_PODS).partition("/")[0])
         if "/proxy/" in path:
             return await self._proxy(request)
         if request.method == "PATCH":
+            if self.hold is not None:
+                self.held.set()
+                await self.hold.wait()
             return self._patch(await request.json(), request)
         found = self._get(path, request.query.get("labelSelector", ""))
         return web.json_response(found) if found is not None else _not_found(path)
@@ -107,6 +125,10 @@ class Cluster(Controllers):
         *_, kind, name = path.split("/")
         if path == _ISVC + self.name:
             return self.isvc
+        if path + "/" == _PODS:
+            wanted = dict(one.split("=") for one in selector.split(","))
+            items = [one for one in self.listed if wanted.items() <= one["metadata"]["labels"].items()]
+            return {"items": items}
         key, _, value = selector.partition("=")
         if name in ("replicasets", "revisions"):
             listed = self.replica_sets if name == "replicasets" else list(self.revisions.values())
@@ -152,6 +174,11 @@ class Cluster(Controllers):
             return _status(503, "ServiceUnavailable", f"no endpoints available for service {service!r}")
         return await self._predict(request)
 
+    def _pod(self, address: str) -> web.StreamResponse:
+        if address not in self.metrics:
+            return _status(503, "ServiceUnavailable", f"error trying to reach service {address}")
+        return web.Response(text=self.metrics[address])
+
     async def _predict(self, request: web.Request) -> web.StreamResponse:
         predictor = self._serving("predictor")
         transformer = predictor if self.collocated else self._serving("transformer")
@@ -163,7 +190,11 @@ class Cluster(Controllers):
         """Bundle of the pod that gets a request."""
         if not self.knative:
             return random.choice(self.pods[component])
-        parts = self.traffic[component]
+        parts = [
+            part
+            for part in self.traffic[component]
+            if (component, self.revision_uri(part["revisionName"])) not in self.unreached
+        ]
         chosen = random.choices(parts, [part["percent"] for part in parts])[0]
         return self.revision_uri(chosen["revisionName"])
 

@@ -2,125 +2,17 @@
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from kubernetes.config import kube_config
 
-from inferenceservice.cluster import api_server
-from inferenceservice.cluster.api_server import ApiServer
-from inferenceservice.cluster.target import ClusterTarget
 from inferenceservice.rollout import Canary, RolloutError, State, TargetError, rollback, rollout
-from storage.bundles import publish
+from tests.cluster_service import V1, V2, V3, V9, Start, Versions, paths
 from tests.kserve_controllers import Json, condition
 from tests.kubernetes_api import Cluster
-from tests.storing import MODEL, copied
-from transformer.bundle import Bundle, read
-
-MANIFEST = Path(__file__).parent.parent / "inferenceservice" / "placement.yaml"
-URIS = {version: f"pvc://models/placement/{version}" for version in ("v1", "v2", "v3")}
-V1, V2, V3 = URIS.values()
-
-
-@dataclass
-class Versions:
-    """Three versions that each know the ones before, and a service of them."""
-
-    bundles: dict[str, Bundle]
-    copies: dict[str, str]
-    #: Predictions to be refused with 503 before one succeeds.
-    unready: int = 0
-    #: Pairs of bundles, transformer's and predictor's, that answered.
-    answered: set[tuple[str, str]] = field(default_factory=set)
-
-    def service(
-        self, transformer: str, predictor: str, instances: list[Json]
-    ) -> tuple[int, dict[str, str], Json]:
-        """Answer what the predictor's reference rows say, if the transformer knows its version."""
-        known, served = self.bundles[transformer], self.bundles[predictor]
-        if self.unready or served.version not in {one.version for one in known.versions}:
-            self.unready = max(self.unready - 1, 0)
-            return 503, {"retry-after": "1"}, {"error": "no verified predictor"}
-        self.answered.add((transformer, predictor))
-        rows = served.reference
-        scores = {str(dict(row)): p for row, p in zip(rows.candidates, rows.probabilities, strict=True)}
-        answers = [{"placement": True, "placement_probability": scores[str(one)]} for one in instances]
-        return 200, {"x-model-version": served.version}, {"predictions": answers}
-
-
-@pytest.fixture
-def versions(trained_bundle: Path, tmp_path: Path) -> Versions:
-    template = read(trained_bundle).model_copy(update={"previous": ()})
-    bundles: dict[str, Bundle] = {}
-    earlier: tuple[Any, ...] = ()
-    for number, (name, uri) in enumerate(URIS.items()):
-        bundle = copied(template, name)
-        lower = tuple(p * 0.9**number for p in bundle.reference.probabilities)
-        reference = bundle.reference.model_copy(update={"probabilities": lower})
-        bundle = bundle.model_copy(update={"previous": earlier, "reference": reference})
-        bundles[uri] = bundle
-        earlier = (bundle.as_previous(), *earlier)
-        publish(bundle, MODEL, tmp_path / "models")
-    return Versions(bundles, {"pvc://models": str(tmp_path / "models")})
-
-
-def manifest(mode: str = "Standard", *, collocated: bool = False) -> Json:
-    """The InferenceService of this repository."""
-    content: Json = yaml.safe_load(MANIFEST.read_text())
-    content["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] = mode
-    if collocated:
-        container = content["spec"].pop("transformer")["containers"][0]
-        container |= {"name": "transformer-container", "env": container["env"][1:]}
-        content["spec"]["predictor"]["containers"] = [container]
-    return content
-
-
-Start = Callable[..., Any]
-
-
-@pytest.fixture
-async def start(versions: Versions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
-    """Start a cluster and point the kubeconfig at it."""
-    clusters: list[Cluster] = []
-
-    async def started(mode: str = "Standard", *, collocated: bool = False) -> Cluster:
-        cluster = Cluster(manifest(mode, collocated=collocated), versions.service)
-        await cluster.start()
-        clusters.append(cluster)
-        monkeypatch.setattr(api_server, "PAUSE_S", 0.005)
-        file = tmp_path / "kubeconfig"
-        file.write_text(yaml.safe_dump(cluster.kubeconfig()))
-        monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(file))
-        return cluster
-
-    yield started
-    for cluster in clusters:
-        await cluster.close()
-
-
-@pytest.fixture
-def target(versions: Versions) -> Callable[..., ClusterTarget]:
-    """Connect to the cluster that was started."""
-
-    def connected(name: str = "placement", **options: Any) -> ClusterTarget:
-        api = ApiServer.connect(options.pop("context", None))
-        settings = {"bundle_copies": versions.copies, "timeout_s": 10, "poll_s": 0.005, **options}
-        return ClusterTarget(api, name, **settings)
-
-    return connected
-
-
-def paths(cluster: Cluster) -> list[tuple[str, str, Any]]:
-    """What was patched, in order: operation, last two parts of the path, value."""
-    return [
-        (one["op"], "/".join(one["path"].split("/")[2:3] + one["path"].split("/")[-1:]), one.get("value"))
-        for patch in cluster.patches
-        for one in patch
-    ]
 
 
 async def test_a_rollout_changes_the_transformer_and_then_the_predictor(start: Start, target: Any) -> None:
@@ -198,10 +90,7 @@ async def test_a_version_that_serves_other_scores_is_taken_back(
     start: Start, target: Any, versions: Versions
 ) -> None:
     cluster = await start()
-    served = versions.bundles[V2]
-    wrong = [1 - p for p in served.reference.probabilities]
-    reference = served.reference.model_copy(update={"probabilities": tuple(wrong)})
-    versions.bundles[V2] = served.model_copy(update={"reference": reference})
+    versions.serve_other_scores(V2)
     with pytest.raises(RolloutError, match="other scores than its bundle says"):
         await rollout(target(), V2, print)
     assert cluster.pods == {"transformer": [V1, V1], "predictor": [V1, V1]}
@@ -252,29 +141,6 @@ async def test_a_patch_whose_answer_is_lost_is_known_as_our_own(start: Start, ta
     cluster.lost_answers = 1
     assert await rollout(target(), V2, print) == "v2"
     assert len(cluster.patches) == 2
-
-
-async def test_an_interrupted_wait_leaves_the_spec_as_patched(start: Start, target: Any) -> None:
-    cluster = await start()
-    cluster.failing.add(V2)
-    asked = asyncio.Event()
-    task = asyncio.create_task(target(timeout_s=60).set_predictor(V2, lambda _: asked.set()))
-    await asked.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert cluster.uri("predictor") == V2
-
-
-async def test_a_rollout_interrupted_at_any_moment_goes_back(start: Start, target: Any) -> None:
-    cluster = await start()
-    for moment in range(0, 60, 4):
-        task = asyncio.create_task(rollout(target(), V2, print))
-        await asyncio.sleep(moment / 1000)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert (cluster.uri("transformer"), cluster.uri("predictor")) == (V1, V1), moment
 
 
 async def test_a_pause_of_the_api_server_interrupts_no_rollout(start: Start, target: Any) -> None:
@@ -364,6 +230,25 @@ async def test_a_canary_that_does_not_come_up_is_taken_back(start: Start, target
     assert await target().state() == State(V1, V1, None)
 
 
+async def test_a_canary_that_answers_wrongly_is_undone(start: Start, target: Any, versions: Versions) -> None:
+    cluster = await start("Knative")
+    versions.serve_other_scores(V2)
+    with pytest.raises(RolloutError, match="all is as before: v2 gives its reference rows other scores"):
+        await rollout(target(), V2, print, canary=20)
+    assert cluster.shares[-1] == {V1: 100}
+    assert max(shares.get(V2, 0) for shares in cluster.shares) == 20
+
+
+async def test_a_canary_that_gets_no_requests_is_undone(
+    start: Start, target: Any, versions: Versions
+) -> None:
+    cluster = await start("Knative")
+    cluster.unreached.add(("predictor", V2))
+    with pytest.raises(RolloutError, match=r"as before: v2 gave none of 49 answers within .* give 50 %"):
+        await rollout(target(), V2, print, canary=50)
+    assert cluster.shares[-1] == {V1: 100}
+
+
 async def test_a_canary_of_the_first_revision_is_refused(start: Start, target: Any) -> None:
     cluster = await start("Knative")
     del cluster.isvc["status"]["components"]["predictor"]["latestRolledoutRevision"]
@@ -383,10 +268,70 @@ async def test_knative_revisions_are_rolled_out_and_back(start: Start, target: A
 @pytest.mark.parametrize("mode", ["Standard", "Knative"])
 async def test_one_pod_with_both_has_one_uri(start: Start, target: Any, mode: str) -> None:
     cluster = await start(mode, collocated=True)
-    assert await rollout(target(), V2, print) == "v2"
+    lines: list[str] = []
+    assert await rollout(target(), V2, lines.append) == "v2"
     assert paths(cluster) == [("replace", "predictor/storageUri", V2)]
+    assert f"transformer and predictor: {V2}" in lines
     assert await target().state() == State(V2, V2, V1, collocated=True)
     assert await rollback(target(), print) == "v1"
+
+
+async def test_a_canary_of_one_pod_with_both_is_finished_or_undone(start: Start, target: Any) -> None:
+    cluster = await start("Knative", collocated=True)
+    await rollout(target(), V2, print, canary=20)
+    assert await target().state() == State(V1, V1, None, Canary(V2, 20), collocated=True)
+    assert await rollback(target(), print) == "v1"
+    assert cluster.shares[-1] == {V1: 100}
+    await rollout(target(), V2, print, canary=20)
+    assert await rollout(target(), V2, print) == "v2"
+    assert cluster.shares[-1] == {V2: 100}
+
+
+@pytest.mark.parametrize("mode", ["Standard", "Knative"])
+async def test_strangers_change_in_one_patch_and_back(start: Start, target: Any, mode: str) -> None:
+    cluster = await start(mode)
+    with pytest.raises(RolloutError, match="v9 does not know v1"):
+        await rollout(target(), V9, print)
+    lines: list[str] = []
+    assert await rollout(target(), V9, lines.append, force=True) == "v9"
+    assert "v9 and v1 do not know each other: both components change at once" in lines[0]
+    assert {line.partition(": ")[0] for line in lines[1:]} >= {"predictor", "transformer"}
+    assert await rollback(target(), lines.append) == "v1"
+    assert [len(patch) for patch in cluster.patches] == [2, 2]
+    assert paths(cluster) == [
+        ("replace", "transformer/value", V9),
+        ("replace", "predictor/storageUri", V9),
+        ("replace", "transformer/value", V1),
+        ("replace", "predictor/storageUri", V1),
+    ]
+
+
+@pytest.mark.parametrize("failing", ["predictor", "transformer"])
+async def test_strangers_that_do_not_come_up_are_taken_back_at_once(
+    start: Start, target: Any, failing: str
+) -> None:
+    cluster = await start()
+    cluster.failing.add((failing, V9))
+    with pytest.raises(RolloutError, match=f"all is as before: the {failing} does not get ready with {V9}"):
+        await rollout(target(), V9, print, force=True)
+    assert cluster.pods == {"transformer": [V1, V1], "predictor": [V1, V1]}
+    assert [len(patch) for patch in cluster.patches] == [2, 2]
+
+
+async def test_a_canary_gets_no_traffic_while_both_change_at_once(start: Start, target: Any) -> None:
+    cluster = await start("Knative")
+    await rollout(target(), V2, print, canary=20)
+    cluster.patches.clear()
+    await target().set_both(V9, print)
+    assert paths(cluster) == [
+        ("replace", "predictor/storageUri", V9),
+        ("add", "predictor/canaryTrafficPercent", 0),
+        ("replace", "transformer/value", V9),
+        ("remove", "predictor/canaryTrafficPercent", None),
+    ]
+    assert max(shares.get(V2, 0) for shares in cluster.shares) == 20
+    assert cluster.shares[-1] == {V9: 100}
+    assert await target().state() == State(V9, V9, V2)
 
 
 async def test_a_transformer_never_meets_a_version_that_it_does_not_know(
@@ -420,22 +365,6 @@ async def test_a_service_that_is_not_ready_for_a_moment_is_asked_again(
     versions.unready = 3
     bundle = versions.bundles[V1]
     assert (await target().score([dict(bundle.reference.candidates[0])], "placement")).version == "v1"
-
-
-async def test_the_status_shows_conditions_replicas_and_traffic(start: Start, target: Any) -> None:
-    await start()
-    standard = await target().conditions()
-    assert standard.mode == "Standard"
-    assert {(one.type, one.status) for one in standard.conditions} == {
-        ("TransformerReady", "True"), ("PredictorReady", "True"), ("Ready", "True")
-    }  # fmt: skip
-    assert [(one.name, one.uri, one.replicas.available) for one in standard.components] == [
-        ("transformer", V1, 2), ("predictor", V1, 2)
-    ]  # fmt: skip
-    await start("Knative")
-    await rollout(target(), V2, print, canary=20)
-    knative = await target().conditions()
-    assert [(one.uri, one.percent) for one in knative.components[1].traffic] == [(V2, 20), (V1, 80)]
 
 
 @pytest.mark.parametrize(
