@@ -1,11 +1,16 @@
-"""What serves now: versions, traffic, connections to the predictor and, in a cluster, conditions."""
+"""What serves now: versions, traffic, connections to the predictor and, in a cluster, what KServe says."""
 
 import argparse
 import json
+from collections import Counter
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from placement.status_text import lines
 from placement.target import add_target_arguments, errors, target_of, work
+
+if TYPE_CHECKING:
+    from inferenceservice.target import Target
 
 __all__ = ["HELP", "add_arguments", "errors", "run"]
 
@@ -19,49 +24,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print it."""
-    content = work(options, lambda _: _status(options))
+    content = work(options, lambda _: _status(target_of(options)))
     if options.json:
         print(json.dumps(content))
-        return 0
-    print(f"transformer  {content['transformer_uri']}")
-    print(f"predictor    {content['predictor_uri']}")
-    if content["canary"]:
-        print(f"canary       {content['canary']['uri']}, {content['canary']['percent']} % of the traffic")
-    if content["previous_uri"]:
-        print(f"previous     {content['previous_uri']}")
-    for one in content["connections"]:
-        whose = " (canary)" if one["component"] == "canary" else ""
-        print(f"connections  {one['count']} {one['state']} {one['version']}".rstrip() + whose)
-    for one in content["conditions"]:
-        print(f"condition    {one['type']} {one['status']} {one.get('message') or ''}".rstrip())
+    else:
+        print("\n".join(lines(content)))
     return 0
 
 
-async def _status(options: argparse.Namespace) -> dict[str, Any]:
+async def _status(target: "Target") -> dict[str, Any]:
     from inferenceservice.cluster.target import ClusterTarget
-    from inferenceservice.local.control import LocalTarget
 
-    target = target_of(options)
     content: dict[str, Any] = asdict(await target.state())
-    content["connections"] = []
+    texts, unknown = await _metrics(target)
+    try:
+        content["connections"] = _connections(texts)
+    except ValueError as error:
+        content["connections"], unknown = [], f"what answers is not the transformer: {error}"
+    content["connections_unknown"] = unknown
     content["conditions"] = []
-    if isinstance(target, LocalTarget):
-        content["connections"] = _connections(await target.metrics())
-    elif isinstance(target, ClusterTarget):
+    if isinstance(target, ClusterTarget):
         status = asdict(await target.conditions())
         content.update(conditions=status.pop("conditions"), cluster=status)
     return content
 
 
-def _connections(metrics: dict[str, str]) -> list[dict[str, Any]]:
-    """Connections to the predictor, from the metrics of each transformer."""
+async def _metrics(target: "Target") -> tuple[list[tuple[str, str]], str | None]:
+    """Metrics of each transformer with what it is, and why some are missing."""
+    from inferenceservice.cluster.target import ClusterTarget
+    from inferenceservice.local.control import LocalTarget
+    from inferenceservice.target import TargetError
+
+    try:
+        if isinstance(target, LocalTarget):
+            return list((await target.metrics()).items()), None
+        if isinstance(target, ClusterTarget):
+            pods = await target.metrics()
+            return [("transformer", text) for text in pods.texts.values()], pods.unknown
+    except TargetError as error:
+        return [], str(error)
+    return [], None
+
+
+def _connections(texts: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Connections to the predictor, summed over the transformers."""
     from prometheus_client.parser import text_string_to_metric_families
 
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for component, text in texts:
+        for family in text_string_to_metric_families(text):
+            if family.name != "transformer_predictor_connections":
+                continue
+            for sample in family.samples:
+                counts[component, sample.labels["state"], sample.labels["version"]] += int(sample.value)
     return [
-        {"component": component, **sample.labels, "count": int(sample.value)}
-        for component, text in metrics.items()
-        for family in text_string_to_metric_families(text)
-        if family.name == "transformer_predictor_connections"
-        for sample in family.samples
-        if sample.value
+        {"component": component, "version": version, "state": state, "count": count}
+        for (component, state, version), count in counts.items()
+        if count
     ]

@@ -15,6 +15,8 @@ PAUSE_S = 1.0
 _ATTEMPTS = 3
 #: Seconds to connect, and to answer.
 _TIMEOUT_S = (5, 60)
+#: The same for one pod, of which there may be many.
+_PROXY_TIMEOUT_S = (5, 5)
 _IN_CLUSTER_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -98,6 +100,14 @@ class ApiServer:
             time.sleep(PAUSE_S)
         return self._json(*self._request("GET", path, query=query))
 
+    def text(self, path: str) -> str:
+        """What a pod or a service answers through the API server's proxy; one that is slow does not count."""
+        headers = {"Accept": "text/plain"}
+        status, _, body = self._request("GET", path, headers, timeout_s=_PROXY_TIMEOUT_S)
+        if status != 200:
+            raise ApiServerError(_message(status, body), status)
+        return body.decode(errors="replace")
+
     def patch(self, path: str, operations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Change an object by a JSON patch, and return it as it is then."""
         headers = {"Content-Type": "application/json-patch+json"}
@@ -121,6 +131,7 @@ class ApiServer:
         headers: Mapping[str, str] | None = None,
         body: object = None,
         query: Mapping[str, str] | None = None,
+        timeout_s: tuple[float, float] = _TIMEOUT_S,
     ) -> tuple[int, Mapping[str, str], bytes]:
         import urllib3
         from kubernetes.client import ApiException
@@ -134,7 +145,7 @@ class ApiServer:
                 body=body,
                 auth_settings=["BearerToken"],
             )
-            response = self._client.call_api(*request, _request_timeout=_TIMEOUT_S)
+            response = self._client.call_api(*request, _request_timeout=timeout_s)
             return response.status, response.headers, response.read()
         except urllib3.exceptions.HTTPError as error:
             raise ApiServerError(f"the API server {self.address} does not answer: {_cause(error)}") from error

@@ -69,6 +69,19 @@ class Namespace:
         proxy = f"/api/v1/namespaces/{self.name}/services/http:{service}:80/proxy"
         return self._api.post(proxy + path, content)
 
+    def pods(self, labels: Mapping[str, str]) -> list[Object]:
+        """Pods that have these labels."""
+        selector = ",".join(f"{name}={value}" for name, value in labels.items())
+        pods: list[Object] = self._api.get(self._pods(), {"labelSelector": selector})["items"]
+        return pods
+
+    def pod_metrics(self, pod: str, port: str) -> str:
+        """What a pod answers at `/metrics` of a port."""
+        return self._api.text(f"{self._pods()}/{pod}:{port}/proxy/metrics")
+
+    def _pods(self) -> str:
+        return f"/api/v1/namespaces/{self.name}/pods"
+
     def _inference_service(self, name: str) -> str:
         return f"/apis/serving.kserve.io/v1beta1/namespaces/{self.name}/inferenceservices/{name}"
 

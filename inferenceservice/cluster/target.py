@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from inferenceservice.cluster import component, copies
+from inferenceservice.cluster import component, copies, pods
 from inferenceservice.cluster import status as cluster_status
 from inferenceservice.cluster.api_server import ApiServer, ApiServerError
 from inferenceservice.cluster.component import Goal
 from inferenceservice.cluster.custom_object import PREDICTOR, TRANSFORMER, CustomObject, Mode, Wanted
 from inferenceservice.cluster.namespace import Namespace
 from inferenceservice.cluster.owned_spec import OwnedSpec
+from inferenceservice.cluster.pods import PodMetrics
 from inferenceservice.cluster.scoring import Answer, post, scored
 from inferenceservice.cluster.status import ClusterStatus
 from inferenceservice.cluster.workloads import Object, Step, previous
@@ -140,6 +141,10 @@ class ClusterTarget:
     async def conditions(self) -> ClusterStatus:
         """What KServe says of the service."""
         return await asyncio.to_thread(cluster_status.read, self.namespace, self.name)
+
+    async def metrics(self) -> PodMetrics:
+        """What the transformer's pods say of themselves."""
+        return await asyncio.to_thread(pods.metrics, self.namespace, await self._read())
 
     async def _ask(self, candidates: Sequence[dict[str, Any]]) -> Answer:
         isvc = await self._read()

@@ -1,0 +1,79 @@
+"""What serves now, for people: a line or a small table for each thing."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+_Rows = Sequence[Sequence[str]]
+
+
+def lines(content: Mapping[str, Any]) -> Iterator[str]:
+    """Describe a status, each thing under its name.
+
+    Parameters
+    ----------
+    content
+        As ``placement status --json`` prints it.
+    """
+    for name, rows in _things(content):
+        for number, line in enumerate(_table(rows)):
+            yield f"{name if not number else '':<13}{line}".rstrip()
+
+
+def _things(content: Mapping[str, Any]) -> Iterator[tuple[str, _Rows]]:
+    cluster = content.get("cluster")
+    components: Mapping[str, Any] = {}
+    if cluster is not None:
+        yield "mode", [[cluster["mode"]]]
+        components = {one["name"]: one for one in cluster["components"]}
+    for component in ("transformer", "predictor"):
+        uri: str = content[f"{component}_uri"]
+        if component == "transformer" and content["collocated"]:
+            uri += " (in the predictor's pod)"
+        yield component, [[uri]]
+        yield "", _pods(components.get(component))
+    if (canary := content["canary"]) is not None:
+        yield "canary", [[f"{canary['uri']}, {canary['percent']} % of the traffic"]]
+    if content["previous_uri"] is not None:
+        yield "previous", [[content["previous_uri"]]]
+    yield "connections", list(_connections(content))
+    yield "conditions", [[one["type"], one["status"], _why(one)] for one in content["conditions"]]
+    if cluster is not None and cluster["model_failure"] is not None:
+        yield "model", [[cluster["model_failure"]]]
+
+
+def _pods(component: Mapping[str, Any] | None) -> _Rows:
+    """A component's replicas, or its revisions and what traffic each gets."""
+    if component is None:
+        return []
+    if (pods := component["replicas"]) is not None:
+        text = f"{pods['updated']} of {pods['wanted']} replicas updated, {pods['available']} available"
+        old = pods["total"] - pods["updated"]
+        return [[f"{text}, {old} old" if old > 0 else text]]
+    return [
+        [f"{share['percent']:>3} %", share["revision"], share["uri"] or "bundle not known"]
+        for share in component["traffic"]
+    ]
+
+
+def _connections(content: Mapping[str, Any]) -> Iterator[Sequence[str]]:
+    for one in content["connections"]:
+        whose = "canary's" if one["component"] == "canary" else ""
+        yield [f"{one['count']:>3}", one["state"], one["version"], whose]
+    if (reason := content["connections_unknown"]) is not None:
+        yield [f"not known: {reason}"]
+
+
+def _why(condition: Mapping[str, str]) -> str:
+    return ": ".join(part for part in (condition["reason"], condition["message"]) if part)
+
+
+def _table(rows: _Rows) -> list[str]:
+    """Rows with their columns below each other; a row of one cell takes the whole line."""
+    wide = [row for row in rows if len(row) > 1]
+    widths = [max(map(len, column)) for column in zip(*wide, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
+        if len(row) > 1
+        else row[0]
+        for row in rows
+    ]
