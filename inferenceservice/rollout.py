@@ -105,8 +105,10 @@ async def _canary(target: Target, plan: Plan, percent: int, progress: Progress) 
 async def _undo(target: Target, plan: Plan, error: BaseException, progress: Progress) -> NoReturn:
     """Bring everything back after a failure or an interruption, and raise what it comes to."""
     progress(f"{_reason(error)}; going back")
-    # A canary that gave a wrong answer gives no more, even if it was there before.
-    to = dataclasses.replace(plan.before, canary=None) if isinstance(error, WrongAnswer) else plan.before
+    to = plan.before
+    if isinstance(error, WrongAnswer) and to.canary is not None:
+        # It gives no more answers, even if it was there before.
+        to = dataclasses.replace(to, canary=None, transformer_uri=to.predictor_uri)
     failed = f"{plan.bundle.version} was not rolled out"
     mended = _mended(to.predictor_uri, plan)
     try:
@@ -119,7 +121,7 @@ async def _undo(target: Target, plan: Plan, error: BaseException, progress: Prog
         raise RolloutError(
             f"{failed} ({_reason(error)}), and going back failed: {failure}; {mended}"
         ) from error
-    now = "all is as before" if to.canary == plan.before.canary else "and its canary was ended"
+    now = "all is as before" if to.canary == plan.before.canary else "and its canary was undone"
     if isinstance(error, TargetError):
         raise RolloutError(f"{failed}, {now}: {error}") from error
     progress(now)

@@ -1,4 +1,4 @@
-"""Roll a version out: the transformer first, then the predictor, each checked before the next step."""
+"""Roll a version out: the transformer first, then the predictor; a step that fails is undone."""
 
 import argparse
 
@@ -16,11 +16,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--canary",
         type=_percent,
         metavar="PERCENT",
-        help="give it that part of the traffic for now; `placement rollout URI` finishes, "
-        "`placement rollback` undoes",
+        help="give it that part of the traffic for now, and check what it answers; `placement rollout URI` "
+        "finishes, `placement rollback` undoes",
     )
     parser.add_argument(
-        "--force", action="store_true", help="even if the bundle does not know the version that serves now"
+        "--force",
+        action="store_true",
+        help="even if it does not know the version that serves now: both components change at once, and "
+        "there may be 503s meanwhile",
     )
     add_target_arguments(parser)
 

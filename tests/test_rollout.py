@@ -184,9 +184,9 @@ async def test_a_canary_that_answers_wrongly_gives_no_more_answers(percent, pair
     target = MemoryTarget(pair.old)
     await rollout(target, str(pair.new), quiet, canary=20)
     target.scores = lambda bundle, rows: Scored((0.5,) * len(rows), bundle.version)
-    with pytest.raises(RolloutError, match=r"v2 was not rolled out, and its canary was ended: v\d gives its"):
+    with pytest.raises(RolloutError, match=r"v2 was not rolled out, and its canary was undone: v\d gives its"):
         await rollout(target, str(pair.new), quiet, canary=percent)
-    assert target.now.predictor_uri == str(pair.old)
+    assert (target.now.transformer_uri, target.now.predictor_uri) == (str(pair.old), str(pair.old))
     assert target.now.canary is None
 
 
