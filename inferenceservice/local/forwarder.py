@@ -48,7 +48,9 @@ class Forwarder:
         OSError
             If the port cannot be bound.
         """
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", port)
+        # First made, then started: of one that listens already, `close` must know.
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", port, start_serving=False)
+        await self._server.start_serving()
         address: tuple[str, int] = self._server.sockets[0].getsockname()
         return address[1]
 

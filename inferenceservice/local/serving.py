@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from inferenceservice.local.processes import Processes, Running
 from inferenceservice.local.traffic import Track, Traffic
-from inferenceservice.rollout import Canary, Progress
+from inferenceservice.target import Canary, Progress
 
 
 class Serving:
@@ -94,12 +94,15 @@ class Serving:
         changes = (self.change_transformer, self.change_predictor)
         changing = [asyncio.create_task(late(*both)) for both in zip(late_s, changes, strict=True)]
         try:
-            await asyncio.gather(*changing)
+            await asyncio.wait(changing, return_when=asyncio.FIRST_EXCEPTION)
         finally:
             # One that has failed will not be waited for by the other.
             for task in changing:
                 task.cancel()
-            await asyncio.gather(*changing, return_exceptions=True)
+            await asyncio.wait(changing)
+        for task in changing:
+            if not task.cancelled():
+                task.result()
 
     async def change_canary(self, canary: Canary, progress: Progress) -> None:
         """Give a part of the requests to a predictor that has a transformer of its own."""
@@ -137,8 +140,8 @@ class Serving:
     async def _start_track(self, uri: str, progress: Progress) -> Track:
         """Start a predictor, and a transformer that meets no other."""
         track = Track()
-        await self._traffic.open(track)
         try:
+            await self._traffic.open(track)
             track.put_predictor(await self._processes.predictor(uri, progress))
             ports = track.predictor_ports
             track.put_transformer(await self._processes.transformer(uri, ports, progress))
