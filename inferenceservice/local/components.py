@@ -1,15 +1,20 @@
 """The components of an InferenceService as processes here, started as KServe's controller would."""
 
+import http.client
 import os
 import sys
+from http import HTTPStatus
 from pathlib import Path
 
-from inferenceservice.rollout import Progress
 from inferenceservice.spec import InferenceService, SpecError, argument, without
+from inferenceservice.target import Progress
 from predictor import environment
 from predictor.child import ChildProcess
 from predictor.process import PASSED_ON, PredictorProcess, free_ports
 from predictor.runtimes import Runtime, UnknownRuntimeError, get_runtime
+
+#: Seconds in which a transformer must say whether it is ready.
+_READY_TIMEOUT_S = 2
 
 
 def runtime_of(service: InferenceService) -> Runtime:
@@ -98,6 +103,7 @@ class TransformerProcess:
         self, service: InferenceService, bundle_directory: Path, predictor_ports: tuple[int, int], log: Path
     ) -> None:
         self.http_port, self.grpc_port = free_ports(2)
+        self._ready_path = f"/v2/models/{service.name}/ready"
         predictor_port = predictor_ports[hop_protocol(service) == "grpc-v2"]
         arguments = (
             *_model_name(service),
@@ -121,6 +127,17 @@ class TransformerProcess:
     def tail(self) -> list[str]:
         """Its last lines."""
         return self._child.tail()
+
+    def ready(self) -> bool:
+        """Whether it has found a version that it knows behind the predictor."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=_READY_TIMEOUT_S)
+        try:
+            connection.request("GET", self._ready_path)
+            return connection.getresponse().status == HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
 
     @property
     def pid(self) -> int:

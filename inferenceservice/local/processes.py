@@ -5,7 +5,6 @@ from its first moment, whoever waits for it: `close` leaves none behind.
 """
 
 import asyncio
-import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -13,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import aiohttp
-
 from inferenceservice.local.components import TransformerProcess, install_predictor, start_predictor
-from inferenceservice.rollout import Progress, TargetError
 from inferenceservice.spec import InferenceService
+from inferenceservice.target import Progress, TargetError
 from predictor.environment import InstallError
 from predictor.process import PredictorError, PredictorProcess
 from predictor.runtimes import LaunchError
@@ -225,20 +222,11 @@ class Processes:
     async def _until_ready(self, new: Running) -> None:
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
-                while not await self._is_ready(new):
+                while not await asyncio.to_thread(new.process.ready):
                     new.check()
                     await asyncio.sleep(_POLL_S)
         except TimeoutError as error:
             raise LocalServiceError(f"the {new.component} is not ready after {READY_TIMEOUT_S} s") from error
-
-    async def _is_ready(self, new: Running) -> bool:
-        if isinstance(new.process, PredictorProcess):
-            return await asyncio.to_thread(new.process.ready)
-        url = f"http://{new.address}/v2/models/{self.service.name}/ready"
-        with contextlib.suppress(aiohttp.ClientError):
-            async with aiohttp.ClientSession() as session, session.get(url) as response:
-                return response.status == 200
-        return False
 
     async def _fetch(self, uri: str, directory: Path) -> Bundle:
         try:
