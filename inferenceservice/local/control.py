@@ -21,8 +21,8 @@ from aiohttp import web
 
 from inferenceservice import spec
 from inferenceservice.local.service import LocalService
-from inferenceservice.rollout import Canary, Progress, Scored, State, TargetError
 from inferenceservice.spec import SpecError
+from inferenceservice.target import Canary, Progress, Scored, State, TargetError
 from transformer.bundle import Bundle, parse
 
 #: Name of the file, in the directory that `placement up` runs in.
@@ -192,7 +192,7 @@ def _json(result: object) -> object:
 
 
 class LocalTarget:
-    """The local service of a directory, reached through its control endpoint; see `rollout.Target`.
+    """The local service of a directory, reached through its control endpoint; see `target.Target`.
 
     Raises
     ------
@@ -215,38 +215,38 @@ class LocalTarget:
         return State(**content, canary=Canary(**canary) if canary else None)
 
     async def read_bundle(self, uri: str) -> Bundle:
-        """See `rollout.Target`."""
+        """See `target.Target`."""
         return parse(await self._do("read_bundle", uri=uri))
 
     async def set_transformer(self, uri: str, progress: Progress) -> None:
-        """See `rollout.Target`."""
+        """See `target.Target`."""
         await self._do("set_transformer", progress, uri=uri)
 
     async def set_predictor(self, uri: str, progress: Progress) -> None:
-        """See `rollout.Target`."""
+        """See `target.Target`."""
         await self._do("set_predictor", progress, uri=uri)
 
     async def set_both(self, uri: str, progress: Progress) -> None:
-        """See `rollout.Target`."""
+        """See `target.Target`."""
         await self._do("set_both", progress, uri=uri)
 
     async def check_canary(self) -> None:
-        """See `rollout.Target`."""
+        """See `target.Target`."""
 
     async def set_canary(self, canary: Canary, progress: Progress) -> None:
-        """See `rollout.Target`."""
+        """See `target.Target`."""
         await self._do("set_canary", progress, **asdict(canary))
 
     async def end_canary(self, progress: Progress) -> None:
-        """See `rollout.Target`."""
+        """See `target.Target`."""
         await self._do("end_canary", progress)
 
     async def settle(self) -> None:
-        """See `rollout.Target`."""
+        """See `target.Target`."""
         await self._do("settle")
 
     async def score(self, candidates: Sequence[dict[str, Any]], name: str) -> Scored:
-        """See `rollout.Target`."""
+        """See `target.Target`."""
         content = await self._do("score", candidates=list(candidates), name=name)
         return Scored(tuple(content["probabilities"]), content["version"])
 

@@ -17,8 +17,8 @@ import aiohttp
 from inferenceservice.local.processes import LocalServiceError, Processes, Running
 from inferenceservice.local.serving import Serving
 from inferenceservice.local.traffic import Traffic
-from inferenceservice.rollout import Canary, Progress, Scored, State
 from inferenceservice.spec import InferenceService
+from inferenceservice.target import Canary, Progress, Scored, State
 from transformer.bundle import Bundle
 
 _POLL_S = 0.1
@@ -71,7 +71,7 @@ class LocalService:
         await self._check(bundle)
         return bundle
 
-    # What a rollout is made of; see inferenceservice.rollout.Target.
+    # What a rollout is made of; see inferenceservice.target.Target.
 
     async def state(self) -> State:
         """What is served now."""
