@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 import re
@@ -203,6 +204,7 @@ class Up:
 
     def __init__(self, model: Path, directory: Path, *arguments: object) -> None:
         self.port, self.grpc_port = free_ports(2)
+        self.directory = directory
         directory.mkdir(exist_ok=True)
         self._stderr: IO[bytes] = (directory / "stderr").open("wb")
         self.process = subprocess.Popen(
@@ -310,6 +312,19 @@ def test_up_names_a_port_in_use(option, trained_bundle, tmp_path):
     assert refusal(done, "up") == f"port {number} is in use; free it, or choose another with {option}"
 
 
+def test_up_leaves_a_directory_to_the_service_that_runs_there(trained_bundle, up):
+    control = (up.directory / "control.json").read_text()
+    done = placement_process(
+        *("up", "--model", trained_bundle, "--run", up.directory),
+        *itertools.chain(*zip(("--port", "--grpc-port"), free_ports(2), strict=True)),
+    )
+    told = refusal(done, "up")
+    assert told == (
+        f"{up.directory}: a local service runs here; stop it, or name another directory with --run"
+    )
+    assert (up.directory / "control.json").read_text() == control
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -322,6 +337,37 @@ def test_up_tells_what_is_missing(arguments, error, tmp_path):
     port, grpc_port = free_ports(2)
     done = placement_process("up", *arguments, "--port", port, "--grpc-port", grpc_port, "--run", tmp_path)
     assert refusal(done, "up").startswith(error)
+
+
+# rollout
+
+
+def test_ctrl_c_of_a_rollout_leaves_everything_as_it_was(trained_bundle, up, tmp_path):
+    """The service goes on with the step that was under way; what it began is gone then, too."""
+    storage = ("--storage", tmp_path, "--version", "v2", "--estimator", "forest-50", "--rows", 100)
+    assert placement("train", *storage, "--previous", trained_bundle).returncode == 0
+    family = {process.pid for process in up.family()}
+    before = placement("status", "--run", up.directory, "--json")
+    rolling = subprocess.Popen(
+        [PLACEMENT, "rollout", tmp_path / "placement" / "v2", "--run", up.directory],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert rolling.stderr is not None
+    told = ""
+    while "starts with placement v2" not in told:
+        told += rolling.stderr.readline()
+    rolling.send_signal(signal.SIGINT)
+    told += rolling.communicate(timeout=TIMEOUT_S)[1]
+    assert rolling.returncode == 130, told
+    assert told.splitlines()[-1].endswith("all is as before"), told
+    after = placement("status", "--run", up.directory, "--json")
+    uris = ("transformer_uri", "predictor_uri", "previous_uri", "canary")
+    assert [json.loads(after.stdout)[name] for name in uris] == [
+        json.loads(before.stdout)[name] for name in uris
+    ]
+    assert len(up.family()) == len(family)
+    assert "Traceback" not in told + up.told()
 
 
 # predict

@@ -1,0 +1,198 @@
+"""The local service, with real processes: both components at once, clients that leave, and how it ends."""
+
+import asyncio
+import contextlib
+import dataclasses
+import gc
+import json
+import logging
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from inferenceservice.local.control import CONTROL_FILE, ControlEndpoint, LocalTarget
+from inferenceservice.local.service import LocalService
+from inferenceservice.spec import InferenceService
+from inferenceservice.target import Canary, State, TargetError
+from predictor.process import free_ports
+from tests.load import Tally, under_load, until
+from tests.pairs import Pair, make_pair
+from tests.service import SPEC
+from transformer.bundle import BUNDLE_FILE, MODEL_FILE, file_sha256
+
+#: As the collocated overlay has it.
+ONE_POD = dataclasses.replace(
+    SPEC, collocated=True, transformer_args=(*SPEC.transformer_args, f"--model_name={SPEC.name}")
+)
+#: Answers between one change and the next.
+SOME = 60
+
+
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Two versions that do not know each other, as wide as each other."""
+    storage = tmp_path_factory.mktemp("strangers")
+    pair = make_pair("category_renamed", storage)
+    return dataclasses.replace(pair, new=changed(pair.new, storage / "v2", previous=[]))
+
+
+def changed(version: Path, copy: Path, **content: object) -> Path:
+    """A copy of a version, with another content of its bundle."""
+    shutil.copytree(version, copy)
+    bundle = json.loads((copy / BUNDLE_FILE).read_text())
+    (copy / BUNDLE_FILE).unlink()
+    (copy / BUNDLE_FILE).write_text(json.dumps({**bundle, **content}))
+    return copy
+
+
+def unloadable(version: Path, copy: Path) -> Path:
+    """A version whose digest is right and whose model no server can load."""
+    (copy.parent / "model").write_bytes(b"no model")
+    model = json.loads((version / BUNDLE_FILE).read_text())["model"]
+    changed(version, copy, model={**model, "sha256": file_sha256(copy.parent / "model")})
+    (copy.parent / "model").replace(copy / MODEL_FILE)
+    return copy
+
+
+@contextlib.asynccontextmanager
+async def serving(uri: Path, run: Path, service: InferenceService = SPEC) -> AsyncIterator[LocalService]:
+    port, grpc_port = free_ports(2)
+    async with LocalService(
+        dataclasses.replace(service, storage_uri=str(uri)),
+        port=port,
+        grpc_port=grpc_port,
+        logs=run / "logs",
+        progress=quiet,
+    ) as local:
+        await local.start()
+        yield local
+
+
+def quiet(_: str) -> None:
+    """Progress that nobody watches."""
+
+
+async def some_more(tally: Tally, version: str) -> None:
+    enough = tally.answered[version] + SOME
+    await until(tally, lambda now: now.answered[version] >= enough)
+
+
+def family() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+async def test_both_change_at_once_and_no_request_fails(strangers, tmp_path):
+    """Neither version knows the other, so that a transformer of one never gets ready before the other."""
+    old, new = str(strangers.old), str(strangers.new)
+    async with (
+        serving(strangers.old, tmp_path) as local,
+        under_load(strangers, local.url, local.grpc_address, clients=1) as tally,
+    ):
+        processes = len(family())
+        await some_more(tally, "v1")
+        await local.set_both(new, quiet)
+        assert await local.state() == State(new, new, old)
+        assert len(family()) == processes, "what was replaced has ended"
+        await some_more(tally, "v2")
+        await local.set_both(old, quiet)
+        assert await local.state() == State(old, old, None)
+        await some_more(tally, "v1")
+    assert dict(tally.failed) == {}
+    assert tally.wrong == []
+
+
+async def test_a_spec_with_one_pod_for_both_is_applied_and_no_request_fails(strangers, tmp_path):
+    old, new = str(strangers.old), str(strangers.new)
+    async with (
+        serving(strangers.old, tmp_path, ONE_POD) as local,
+        under_load(strangers, local.url, local.grpc_address, clients=1) as tally,
+    ):
+        await some_more(tally, "v1")
+        await local.apply(dataclasses.replace(ONE_POD, storage_uri=new), quiet)
+        assert await local.state() == State(new, new, old, collocated=True)
+        await some_more(tally, "v2")
+    assert dict(tally.failed) == {}
+    assert tally.wrong == []
+
+
+async def test_a_canary_has_its_transformer_and_takes_over_with_it(strangers, tmp_path):
+    old, new = str(strangers.old), str(strangers.new)
+    file = tmp_path / CONTROL_FILE
+    async with serving(strangers.old, tmp_path) as local, ControlEndpoint(local, file):
+        target = LocalTarget(file)
+        assert set(await target.metrics()) == {"transformer"}
+        await target.set_canary(Canary(new, 50), quiet)
+        metrics = await target.metrics()
+        assert set(metrics) == {"transformer", "canary"}
+        assert 'version="v1"' in metrics["transformer"]
+        assert 'version="v2"' in metrics["canary"]
+        both = family()
+        await target.set_both(new, quiet)
+        assert await target.state() == State(new, new, old)
+        assert family() < both, "nothing was started"
+        assert (await target.score(strangers.candidates[:1], "placement")).version == "v2"
+        with pytest.raises(TargetError, match="what answers is not the service of salary"):
+            await target.score(strangers.candidates[:1], "salary")
+
+
+async def leave(step: Callable[[Callable[[str], None]], Awaitable[None]]) -> None:
+    """Begin a step as a client, and leave at its first word, as with Ctrl-C."""
+    begun = asyncio.Event()
+    client = asyncio.create_task(step(lambda _: begun.set()))
+    await begun.wait()
+    client.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await client
+
+
+async def test_a_step_whose_client_has_left_goes_on_to_its_end(strangers, tmp_path, caplog):
+    """And whoever asks what serves can wait for that end; nothing is said on the service's terminal."""
+    caplog.set_level(logging.WARNING)
+    old, new = str(strangers.old), str(strangers.new)
+    file = tmp_path / CONTROL_FILE
+    async with serving(strangers.old, tmp_path) as local, ControlEndpoint(local, file):
+        target = LocalTarget(file)
+        await leave(lambda progress: target.set_both(new, progress))
+        await target.settle()
+        assert await target.state() == State(new, new, old)
+        broken = str(unloadable(strangers.new, tmp_path / "v9"))
+        processes = family()
+        await leave(lambda progress: target.set_predictor(broken, progress))
+        await target.settle()
+        assert await target.state() == State(new, new, old)
+        assert family() == processes
+    gc.collect()
+    await asyncio.sleep(0)
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+async def test_a_service_that_ends_during_a_step_tells_the_client_and_leaves_nothing(strangers, tmp_path):
+    before = family()
+    file = tmp_path / CONTROL_FILE
+    begun = asyncio.Event()
+    async with serving(strangers.old, tmp_path) as local:
+        async with ControlEndpoint(local, file):
+            target = LocalTarget(file)
+            step = asyncio.create_task(target.set_both(str(strangers.new), lambda _: begun.set()))
+            await begun.wait()
+        with pytest.raises(TargetError, match="the local service was stopped"):
+            await step
+    assert family() == before
+    assert not file.exists()
+
+
+async def test_a_control_file_that_another_service_has_written_is_left_to_it(tmp_path):
+    file = tmp_path / CONTROL_FILE
+    port, grpc_port = free_ports(2)
+    async with LocalService(SPEC, port=port, grpc_port=grpc_port, logs=tmp_path, progress=quiet) as local:
+        first, second = ControlEndpoint(local, file), ControlEndpoint(local, file)
+        await first.start()
+        await second.start()
+        written = file.read_text()
+        await first.close()
+        assert file.read_text() == written
+        await second.close()
+        assert not file.exists()
