@@ -57,7 +57,7 @@ class Plan:
 
 async def way_out(target: Target, uri: str, progress: Progress, *, canary: bool, force: bool) -> Plan:
     """Plan a rollout; see `rollout.rollout`."""
-    before = await target.state()
+    before = await _settled(target)
     bundle = await target.read_bundle(uri)
     _check_canary(before, uri, canary=canary)
     if before.predictor_uri == uri:
@@ -71,7 +71,7 @@ async def way_out(target: Target, uri: str, progress: Progress, *, canary: bool,
 
 async def way_back(target: Target, progress: Progress) -> Plan:
     """Plan a rollback; see `rollout.rollback`."""
-    before = await target.state()
+    before = await _settled(target)
     if before.canary is not None or before.transformer_uri != before.predictor_uri:
         # The predictor serves what is gone back to, so that the transformer can be given it, too.
         bundle = await target.read_bundle(before.predictor_uri)
@@ -93,6 +93,12 @@ def knows(bundle: Bundle, other: Bundle) -> bool:
         (one.version, one.vectorizer, one.reference) == (other.version, other.vectorizer, other.reference)
         for one in bundle.versions
     )
+
+
+async def _settled(target: Target) -> State:
+    """What is served when no step of a rollout that was interrupted is under way any more."""
+    await target.settle()
+    return await target.state()
 
 
 def _check_canary(before: State, uri: str, *, canary: bool) -> None:

@@ -104,7 +104,7 @@ async def _canary(target: Target, plan: Plan, percent: int, progress: Progress) 
 
 async def _undo(target: Target, plan: Plan, error: BaseException, progress: Progress) -> NoReturn:
     """Bring everything back after a failure or an interruption, and raise what it comes to."""
-    progress(f"{_reason(error)}; going back")
+    progress(f"{_reason(error).splitlines()[0]}; going back")
     to = plan.before
     if isinstance(error, WrongAnswer) and to.canary is not None:
         # It gives no more answers, even if it was there before.

@@ -42,7 +42,7 @@ class MemoryTarget:
     steps
         What was done, as ``transformer v2``.
     during
-        Called in each step with its name, when what it changes is changed; awaited before it ends.
+        Called in each step with its name, when what it changes is changed, and with ``settle``.
     scores
         What a bundle's version answers.
     """
@@ -97,7 +97,7 @@ class MemoryTarget:
         await self._step("end canary", canary=None)
 
     async def settle(self) -> None:
-        await self._step("settle")
+        await self.during("settle")
 
     async def score(self, candidates: Sequence[dict[str, Any]], name: str) -> Scored:
         assert name == "placement"

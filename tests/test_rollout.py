@@ -25,8 +25,8 @@ async def test_out_the_transformer_goes_first_and_back_last(pair):
 @pytest.mark.parametrize(
     ("fail", "steps"),
     [
-        ("transformer v2", ["transformer v2", "settle"]),
-        ("predictor v2", ["transformer v2", "predictor v2", "settle", "transformer v1"]),
+        ("transformer v2", ["transformer v2"]),
+        ("predictor v2", ["transformer v2", "predictor v2", "transformer v1"]),
     ],
 )
 async def test_a_step_that_fails_is_undone_and_told(fail, steps, pair):
@@ -66,8 +66,8 @@ async def test_strangers_change_at_once_and_only_if_forced(pair, tmp_path):
 @pytest.mark.parametrize(
     ("fail", "steps"),
     [
-        pytest.param("both v9", ["both v9", "settle"], id="nothing had changed"),
-        pytest.param(None, ["both v9", "settle", "both v2"], id="both had changed"),
+        pytest.param("both v9", ["both v9"], id="nothing had changed"),
+        pytest.param(None, ["both v9", "both v2"], id="both had changed"),
     ],
 )
 async def test_strangers_are_taken_back_at_once(fail, steps, pair, tmp_path):
@@ -90,7 +90,7 @@ async def test_what_is_half_changed_comes_back_in_one_step(pair, tmp_path):
     target.set_both = only_one
     with pytest.raises(RolloutError, match="all is as before"):
         await rollout(target, str(stranger(pair.new, tmp_path / "v9")), quiet, force=True)
-    assert target.steps == ["settle", "transformer v2"]
+    assert target.steps == ["transformer v2"]
 
 
 async def test_a_forced_rollout_needs_no_bundle_of_what_serves(pair, tmp_path):
@@ -174,9 +174,9 @@ async def test_a_step_that_fails_leaves_the_canary_that_was_there(percent, pair)
         await rollout(target, str(pair.new), quiet, canary=percent)
     assert replace(target.now, previous_uri=None) == before
     if percent is None:
-        assert target.steps == ["predictor v2", "settle", "predictor v1", "canary v2"]
+        assert target.steps == ["predictor v2", "predictor v1", "canary v2"]
     else:
-        assert target.steps == ["check canary", "canary v2", "settle", "canary v2"]
+        assert target.steps == ["check canary", "canary v2", "canary v2"]
 
 
 @pytest.mark.parametrize("percent", [None, 50])
@@ -184,7 +184,9 @@ async def test_a_canary_that_answers_wrongly_gives_no_more_answers(percent, pair
     target = MemoryTarget(pair.old)
     await rollout(target, str(pair.new), quiet, canary=20)
     target.scores = lambda bundle, rows: Scored((0.5,) * len(rows), bundle.version)
-    with pytest.raises(RolloutError, match=r"v2 was not rolled out, and its canary was undone: v\d gives its"):
+    with pytest.raises(
+        RolloutError, match=r"v2 was not rolled out, and its canary was undone: v\d gives its"
+    ):
         await rollout(target, str(pair.new), quiet, canary=percent)
     assert (target.now.transformer_uri, target.now.predictor_uri) == (str(pair.old), str(pair.old))
     assert target.now.canary is None
