@@ -3,6 +3,7 @@
 import asyncio
 import json
 import stat
+import sys
 from pathlib import Path
 
 import aiohttp
@@ -31,6 +32,8 @@ async def test_the_local_service_is_rolled_out_through_its_control_endpoint(pair
         told: list[str] = []
         await rollout(target, str(pair.new), told.append, canary=50)
         assert (await target.state()).canary == Canary(str(pair.new), 50)
+        assert "checking what v2 and v1 answer" in told
+        await status_shows_the_canary(pair, tmp_path)
         candidates = pair.candidates[:1]
         versions = [(await target.score(candidates, "placement")).version for _ in range(60)]
         assert 10 <= versions.count("v2") <= 50
@@ -47,6 +50,22 @@ async def test_the_local_service_is_rolled_out_through_its_control_endpoint(pair
     assert not file.exists()
     with pytest.raises(NotRunningError, match="no local service runs here"):
         LocalTarget(file)
+
+
+async def status_shows_the_canary(pair: Pair, run: Path) -> None:
+    """Each transformer's connections lead to its own predictor."""
+    command = (Path(sys.executable).with_name("placement"), "status", "--run", run)
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    lines = output.decode().splitlines()
+    assert lines[:3] == [
+        f"transformer  {pair.new}",
+        f"predictor    {pair.old}",
+        f"canary       {pair.new}, 50 % of the traffic",
+    ]
+    connections = [line.split()[-4:] for line in lines[3:] if "usable" in line]
+    assert ["usable", "v1"] in [words[-2:] for words in connections]
+    assert ["usable", "v2", "canary's"] in [words[-3:] for words in connections]
 
 
 def broken_model(version: Path, tmp_path: Path) -> Path:
