@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import json
 import random
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,61 +15,70 @@ import grpc
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
+from tests.judge import Answer, Judge
 from tests.pairs import Pair
-from transformer.versions import UNVERIFIED
+from tests.truth import Truth
 
-#: Two models that agree to this are the same; the four pairs' models differ by far more.
-TOLERANCE = 1e-9
 #: What a client that is told to come back does not count as a failure of the guarantee.
 TRY_AGAIN = "503 with Retry-After"
+#: Candidates of one request: one, several (only those can be mixed), now and then many.
+SIZES = (1, 2, 3, 4, 5, 5, 4, 3, 2, 40)
 
 
 @dataclass
 class Tally:
-    """What became of the requests."""
+    """What became of the requests.
+
+    Attributes
+    ----------
+    answered
+        By the version that the answer claims.
+    failed
+        By the reason.
+    several
+        How many answers were to more than one candidate.
+    faults
+        Answers that are not what they should be, by the judge's verdict.
+    """
 
     answered: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
+    several: int = 0
+    faults: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def requests(self) -> int:
         """All of them."""
         return self.answered.total() + self.failed.total()
 
+    @property
+    def wrong(self) -> list[str]:
+        """Answers that are not the claimed version's."""
+        return self.faults.get("wrong", [])
+
+    @property
+    def mixed(self) -> list[str]:
+        """Answers of which one part is one version's and another part is another's."""
+        return self.faults.get("mixed", [])
+
+    def add(self, other: "Tally") -> None:
+        """Count another one's requests, too."""
+        self.answered += other.answered
+        self.failed += other.failed
+        self.several += other.several
+        for verdict, answers in other.faults.items():
+            self.faults.setdefault(verdict, []).extend(answers)
+
     def __str__(self) -> str:
         answered = ", ".join(f"{count} by {version}" for version, count in sorted(self.answered.items()))
-        failed = ", ".join(f"{count} {reason}" for reason, count in self.failed.items()) or "0"
-        return f"{self.requests} requests: answered {answered or 0}; failed {failed}; wrong {len(self.wrong)}"
+        failed = ", ".join(f"{count} {reason}" for reason, count in self.failed.items())
+        return (
+            f"{self.requests} requests: answered {answered or 0}; failed {failed or 0}; "
+            f"wrong {len(self.wrong)}; mixed {len(self.mixed)} of {self.several}"
+        )
 
 
-class Judge:
-    """Holds answers against what scikit-learn says in this process."""
-
-    def __init__(self, pair: Pair) -> None:
-        self.candidates = pair.candidates
-        self._scores = {
-            version: truth.probabilities(pair.candidates) for version, truth in pair.truths.items()
-        }
-
-    def wrong(self, chosen: Sequence[int], version: str, probabilities: Sequence[float]) -> str | None:
-        """Why an answer is wrong; None if it is right.
-
-        An answer that claims no version must be one model's all the same, and only one's.
-        """
-        claimed = self._scores if version == UNVERIFIED else {version: self._scores.get(version)}
-        for name, scores in claimed.items():
-            if scores is None:
-                return f"{name} is no version of this pair"
-            if len(probabilities) == len(chosen) and all(
-                abs(probability - scores[number]) <= TOLERANCE
-                for number, probability in zip(chosen, probabilities, strict=True)
-            ):
-                return None
-        return f"{version} said {list(probabilities)} of candidates {list(chosen)}"
-
-
-Ask = Callable[[list[dict[str, Any]]], Awaitable[tuple[str, list[float]]]]
+Ask = Callable[[list[dict[str, Any]]], Awaitable[Answer]]
 
 
 class Refused(Exception):
@@ -80,10 +90,11 @@ def over_v1(session: aiohttp.ClientSession, url: str) -> Ask:
 
     async def ask(rows: list[dict[str, Any]]) -> tuple[str, list[float]]:
         async with session.post(f"{url}/v1/models/placement:predict", json={"instances": rows}) as response:
-            content = await checked(response)
-            return (
-                response.headers["x-model-version"],
-                [one["placement_probability"] for one in content["predictions"]],
+            predictions = (await checked(response))["predictions"]
+            return Answer(
+                response.headers.get("x-model-version", "no version"),
+                [one["placement_probability"] for one in predictions],
+                [one["placement"] for one in predictions],
             )
 
     return ask
@@ -105,10 +116,16 @@ def over_v2(session: aiohttp.ClientSession, url: str) -> Ask:
         ]
         async with session.post(f"{url}/v2/models/placement/infer", json={"inputs": inputs}) as response:
             content = await checked(response)
-            assert content["model_version"] == response.headers["x-model-version"]
-            return content["model_version"], content["outputs"][1]["data"]
+            positive, probabilities = (output["data"] for output in content["outputs"])
+            header = response.headers.get("x-model-version")
+            return Answer(agreed(content["model_version"], header), probabilities, positive)
 
     return ask
+
+
+def agreed(version: str, header: object) -> str:
+    """The version that an answer and its header (or metadata) name."""
+    return version if version == header else f"{version}, but {header} in the header"
 
 
 async def checked(response: aiohttp.ClientResponse) -> Any:
@@ -135,37 +152,59 @@ def over_grpc(stub: GRPCInferenceServiceStub) -> Ask:
             if error.code() is grpc.StatusCode.UNAVAILABLE and retry:
                 raise Refused(TRY_AGAIN) from error
             raise Refused(f"{error.code().name} {error.details()}") from error
-        assert dict(await call.trailing_metadata())["x-model-version"] == answer.model_version
-        return answer.model_version, list(answer.outputs[1].contents.fp64_contents)
+        header = dict(await call.trailing_metadata()).get("x-model-version")
+        positive, probabilities = (output.contents for output in answer.outputs)
+        return Answer(
+            agreed(answer.model_version, header),
+            list(probabilities.fp64_contents),
+            list(positive.bool_contents),
+        )
 
     return ask
 
 
 @contextlib.asynccontextmanager
 async def under_load(
-    pair: Pair, url: str, grpc_address: str | None, *, clients: int = 2, pause_s: float = 0.02
+    pair: Pair,
+    url: str,
+    grpc_address: str,
+    *,
+    may_answer: Mapping[str, Truth] | None = None,
+    newcomers: bool = False,
+    clients: int = 2,
+    pause_s: float = 0.05,
 ) -> AsyncIterator[Tally]:
     """Load for as long as the block lasts; its tally, complete when the block has ended.
 
     Parameters
     ----------
+    may_answer
+        The models that may answer, by the label that their answers must carry; by default both versions.
+    newcomers
+        Whether each request has a candidate that only the new version takes.
     clients
         Of each protocol.
     pause_s
         Between one client's requests.
     """
-    judge = Judge(pair)
+    truths = pair.truths
+    may_answer = truths if may_answer is None else may_answer
+    offered = pair.newcomers + pair.candidates if newcomers else pair.candidates
+    judge = Judge(offered, [*{**truths, **may_answer}.values()], may_answer)
+    first = len(pair.newcomers) if newcomers else len(offered)
     tally = Tally()
     stop = asyncio.Event()
     async with contextlib.AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        asks = [over_v1(session, url), over_v2(session, url)]
-        if grpc_address is not None:
-            channel = await stack.enter_async_context(grpc.aio.insecure_channel(grpc_address))
-            asks.append(over_grpc(GRPCInferenceServiceStub(channel)))
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(grpc_address))
+        asks = [
+            over_v1(session, url),
+            over_v2(session, url),
+            over_grpc(GRPCInferenceServiceStub(channel)),
+        ]
         tasks = [
-            asyncio.create_task(_client(ask, judge, tally, stop, random.Random(number), pause_s))
-            for number, ask in enumerate(asks * clients)
+            asyncio.create_task(_Client(ask, judge, tally, first).run(stop, pause_s))
+            for ask in asks * clients
         ]
         try:
             yield tally
@@ -174,29 +213,47 @@ async def under_load(
             await asyncio.gather(*tasks)
 
 
-async def _client(
-    ask: Ask, judge: Judge, tally: Tally, stop: asyncio.Event, dice: random.Random, pause_s: float
-) -> None:
-    while not stop.is_set():
-        chosen = dice.sample(range(len(judge.candidates)), dice.randint(1, 5))
-        try:
-            version, probabilities = await ask([judge.candidates[number] for number in chosen])
-        except Refused as refused:
-            tally.failed[str(refused)] += 1
-            # What Retry-After asks for, in a test's time.
-            await asyncio.sleep(0.05)
-            continue
-        except (aiohttp.ClientError, TimeoutError) as error:
-            tally.failed[f"{type(error).__name__} {error}"] += 1
-            continue
-        tally.answered[version] += 1
-        reason = judge.wrong(chosen, version, probabilities)
-        if reason is not None:
-            tally.wrong.append(reason)
-        await asyncio.sleep(pause_s)
+class _Client:
+    """Asks about candidates, the first of them one of the first ones that are offered, and counts."""
+
+    def __init__(self, ask: Ask, judge: Judge, tally: Tally, first: int) -> None:
+        self._ask = ask
+        self._judge = judge
+        self._tally = tally
+        self._first = first
+        # A client of its own draws the same, whatever the others do.
+        self._dice = random.Random(random.randrange(2**32))
+
+    async def run(self, stop: asyncio.Event, pause_s: float) -> None:
+        """Ask until told to stop."""
+        while not stop.is_set():
+            try:
+                await self._once()
+            except Refused as refused:
+                self._tally.failed[str(refused)] += 1
+                # What Retry-After asks for, in a test's time.
+                await asyncio.sleep(0.05)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                self._tally.failed[f"{type(error).__name__} {error}"] += 1
+            await asyncio.sleep(pause_s)
+
+    async def _once(self) -> None:
+        chosen = self._choose()
+        answer = await self._ask([self._judge.candidates[number] for number in chosen])
+        self._tally.answered[answer.version] += 1
+        self._tally.several += len(chosen) > 1
+        verdict = self._judge.verdict(chosen, answer)
+        if verdict != "right":
+            text = f"{time.strftime('%H:%M:%S')} {answer} of candidates {chosen}"
+            self._tally.faults.setdefault(verdict, []).append(text)
+
+    def _choose(self) -> list[int]:
+        others = range(len(self._judge.candidates))
+        size = self._dice.choice(SIZES)
+        return [self._dice.randrange(self._first), *self._dice.choices(others, k=size - 1)]
 
 
-async def until(tally: Tally, enough: Callable[[Tally], bool], timeout_s: float = 60) -> None:
+async def until(tally: Tally, enough: Callable[[Tally], bool], timeout_s: float = 120) -> None:
     """Wait until the load has met a condition."""
     async with asyncio.timeout(timeout_s):
         while not enough(tally):

@@ -1,84 +1,240 @@
 """``make soak``: every situation with every pair of versions, again and again, for as long as it is told.
 
-Exit status 1 on any wrong answer, or on a failure that the situation does not allow.
+Exit status 1 on any wrong or mixed answer, on a failure that the situation does not allow, and when a
+situation cannot be brought to its end. The logs of such runs are kept.
 """
 
 import argparse
 import asyncio
+import contextlib
 import functools
+import itertools
+import json
+import random
+import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Sequence
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from tests.coherence import SITUATIONS, Outcome, control_experiment
-from tests.load import TRY_AGAIN
-from tests.pairs import PAIRS, make_pair
+from tests.coherence import SITUATIONS, Situation, control_experiment, make_sense
+from tests.load import TRY_AGAIN, Tally
+from tests.pairs import PAIRS, Pair, make_pair
 
-CONTROL = "the documented transformer, canary by connection"
+CONTROL = "the documented transformer"
+CONTROL_PAIR = "category_renamed"
+#: Seconds after which a situation is stuck: the longest takes one or two minutes.
+STUCK_S = 900
+HEAD = ("| situation | versions | requests | wrong | mixed | failed | 503 |", "|---|---|---|---|---|---|---|")
 
 
-class Table:
-    """What the situations came to, by situation and pair."""
+@dataclass
+class Figures:
+    """What runs came to."""
 
-    def __init__(self) -> None:
-        self.requests: Counter[tuple[str, str]] = Counter()
-        self.wrong: Counter[tuple[str, str]] = Counter()
-        self.try_again: Counter[tuple[str, str]] = Counter()
-        self.failed: Counter[tuple[str, str]] = Counter()
+    runs: int = 0
+    requests: int = 0
+    several: int = 0
+    wrong: int = 0
+    mixed: int = 0
+    failed: int = 0
+    try_again: int = 0
+    seconds: float = 0.0
 
-    def add(self, key: tuple[str, str], outcome: Outcome) -> None:
+    @classmethod
+    def of(cls, tally: Tally) -> "Figures":
+        """Those of one run."""
+        again = tally.failed[TRY_AGAIN]
+        failed = tally.failed.total() - again
+        return cls(1, tally.requests, tally.several, len(tally.wrong), len(tally.mixed), failed, again)
+
+    def __add__(self, other: "Figures") -> "Figures":
+        return Figures(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+
+
+#: Plays a situation, with its logs in a directory: figures, a line about them, what is not as expected.
+Play = Callable[[Pair, Path], Awaitable[tuple[Figures, str, list[str]]]]
+
+
+@dataclass
+class Results:
+    """What all runs came to, by situation and pair; and what was not as it should be."""
+
+    figures: dict[tuple[str, str], Figures] = field(default_factory=dict)
+    bad: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def add(self, situation: str, pair: str, figures: Figures) -> None:
         """Count one run."""
-        self.requests[key] += outcome.tally.requests
-        self.wrong[key] += len(outcome.tally.wrong)
-        self.try_again[key] += outcome.tally.failed[TRY_AGAIN]
-        self.failed[key] += outcome.tally.failed.total() - outcome.tally.failed[TRY_AGAIN]
+        key = (situation, pair)
+        self.figures[key] = self.figures.get(key, Figures()) + figures
+
+    @property
+    def total(self) -> Figures:
+        """Of everything but the control."""
+        ours = (figures for (situation, _), figures in self.figures.items() if situation != CONTROL)
+        return sum(ours, Figures())
 
     def __str__(self) -> str:
-        lines = ["| situation | versions | requests | wrong | failed | 503 |", "|---|---|---|---|---|---|"]
-        for key, requests in self.requests.items():
-            situation, pair = (text.replace("_", " ") for text in key)
-            lines.append(
-                f"| {situation} | {pair} | {requests} | {self.wrong[key]} | {self.failed[key]} "
-                f"| {self.try_again[key]} |"
-            )
-        return "\n".join(lines)
+        """A table, with a row for each situation and pair."""
+        rows = [_row(*key, figures) for key, figures in self.figures.items() if key[0] != CONTROL]
+        control = [
+            _row(f"*{CONTROL}*", *key[1:], one) for key, one in self.figures.items() if key[0] == CONTROL
+        ]
+        return "\n".join([*HEAD, *rows, _row("**all**", "", self.total), *control])
+
+    def json(self) -> str:
+        """The same for programs."""
+        content = {
+            "minutes": round(self.seconds / 60, 1),
+            "situations": [
+                {"situation": situation, "versions": pair, **asdict(figures)}
+                for (situation, pair), figures in self.figures.items()
+            ],
+            "all": asdict(self.total),
+            "bad": self.bad,
+        }
+        return json.dumps(content, indent=2)
 
 
-async def soak(minutes: float, names: Sequence[str], work: Path) -> int:
-    """Run until the time is over, each combination at least once; the exit status."""
-    end = time.monotonic() + 60 * minutes
-    pair_of = functools.cache(lambda name: make_pair(name, work / "storage"))
-    table = Table()
-    bad = 0
-    rounds = 0
-    while rounds == 0 or time.monotonic() < end:
-        for name in names:
-            for situation in SITUATIONS:
-                if rounds and time.monotonic() > end:
+def _row(situation: str, pair: str, figures: Figures) -> str:
+    cells = (
+        situation.replace("_", " "),
+        pair.replace("_", " "),
+        f"{figures.requests:,}",
+        f"{figures.wrong:,}",
+        f"{figures.mixed:,}",
+        f"{figures.failed:,}",
+        f"{figures.try_again:,}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+class Soak:
+    """Runs situations and keeps their results, whatever becomes of each.
+
+    Parameters
+    ----------
+    work
+        Where versions and logs go.
+    requests
+        Between one change and the next.
+    seed
+        Of the first run's load; the next run's is one more.
+    """
+
+    def __init__(self, work: Path, requests: int, seed: int) -> None:
+        self.results = Results()
+        self._work = work
+        self._requests = requests
+        self._seed = seed
+        self._pair_of = functools.cache(lambda name: make_pair(name, work / "storage"))
+
+    async def run(self, minutes: float, names: Sequence[str], situations: Sequence[Situation]) -> None:
+        """Run situations until the time is over, and the control at the end if its pair is one of them."""
+        start = time.monotonic()
+        end = start + 60 * minutes
+        try:
+            for situation, name in itertools.cycle(
+                (situation, name) for name in names for situation in situations
+            ):
+                if time.monotonic() > end:
                     break
-                run = Path(tempfile.mkdtemp(dir=work))
-                outcome = await situation(pair_of(name), run)
-                print(f"{situation.__name__}, {name}: {outcome}", flush=True)
-                table.add((situation.__name__, name), outcome)
-                bad += len(outcome.tally.wrong) + len(outcome.unexpected)
-        rounds += 1
-    requests = 300
-    wrong = await control_experiment(pair_of("category_renamed"), work, requests)
-    print(f"\n{table}\n| *{CONTROL}* | category renamed | {requests} | **{wrong}** | 0 | 0 |")
-    return 1 if bad else 0
+                if make_sense(situation, self._pair_of(name)):
+                    await self._run(situation.__name__, name, functools.partial(self._play, situation))
+            if CONTROL_PAIR in names:
+                await self._run(CONTROL, CONTROL_PAIR, self._play_control)
+        finally:
+            self.results.seconds = time.monotonic() - start
+
+    async def _play(self, situation: Situation, pair: Pair, run: Path) -> tuple[Figures, str, list[str]]:
+        outcome = await situation(pair, run, self._requests)
+        return Figures.of(outcome.tally), str(outcome.tally), outcome.unexpected
+
+    async def _play_control(self, pair: Pair, run: Path) -> tuple[Figures, str, list[str]]:
+        requests = 2 * self._requests
+        wrong = await control_experiment(pair, run, requests)
+        figures = Figures(runs=1, requests=requests, wrong=wrong)
+        return figures, f"{requests} requests: wrong {wrong}", [] if wrong else ["nothing was wrong"]
+
+    async def _run(self, situation: str, name: str, play: Play) -> None:
+        """One run: its figures, one line about it, and its logs if anything is not as it should be."""
+        seed, self._seed = self._seed, self._seed + 1
+        random.seed(seed)
+        run = Path(tempfile.mkdtemp(prefix=f"{situation}-{name}-".replace(" ", "-"), dir=self._work))
+        start = time.monotonic()
+        try:
+            async with asyncio.timeout(STUCK_S):
+                figures, text, bad = await play(self._pair_of(name), run)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the others' figures are not to be lost)
+            figures, text, bad = Figures(runs=1), "", [f"{type(error).__name__}: {error}"]
+            (run / "error.txt").write_text(traceback.format_exc())
+        figures.seconds = time.monotonic() - start
+        self.results.add(situation, name, figures)
+        line = (
+            f"{time.strftime('%H:%M:%S')} {situation}, {name}, seed {seed}, {figures.seconds:.0f} s: {text}"
+        )
+        if bad:
+            line += f" BAD: {'; '.join(bad)}; logs in {run}"
+            self.results.bad.append(line)
+        else:
+            shutil.rmtree(run)
+        print(line, flush=True)
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60, help="how long (default: 60)")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=PAIRS,
+        metavar="PAIR",
+        help=f"one of {', '.join(PAIRS)}; not all pairs of versions",
+    )
+    by_name = {situation.__name__: situation for situation in SITUATIONS}
+    parser.add_argument(
+        "--situation",
+        action="append",
+        choices=by_name,
+        metavar="NAME",
+        help=f"one of {', '.join(by_name)}; not all of them",
+    )
+    parser.add_argument(
+        "--requests", type=int, default=500, help="between one change and the next (default: 500)"
+    )
+    parser.add_argument("--seed", type=int, help="of the first run's load")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    return parser
 
 
 def main() -> int:
     """Read the command line and run."""
-    parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=60, help="how long (default: 60)")
-    parser.add_argument("--only", action="append", choices=PAIRS, help="this pair of versions, not all")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as work:
-        return asyncio.run(soak(options.minutes, options.only or list(PAIRS), Path(work)))
+    options = arguments().parse_args()
+    # First the pair that nothing but the right encoding gets right, should the time not suffice for all.
+    names = sorted(options.only or PAIRS, key=lambda name: name != CONTROL_PAIR)
+    wanted = options.situation or [situation.__name__ for situation in SITUATIONS]
+    situations = [situation for situation in SITUATIONS if situation.__name__ in wanted]
+    seed = random.randrange(10**6) if options.seed is None else options.seed
+    work = Path(tempfile.mkdtemp(prefix="soak-"))
+    soak = Soak(work, options.requests, seed)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(soak.run(options.minutes, names, situations))
+    finally:
+        results = soak.results
+        print(f"\n{results}\n\n{results.seconds / 60:.0f} minutes, seed {seed}")
+        if options.json:
+            options.json.write_text(results.json())
+    if results.bad:
+        print("\n".join(["", "not as it should be:", *results.bad]))
+        return 1
+    shutil.rmtree(work)
+    return 0
 
 
 if __name__ == "__main__":
