@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Apply the spec; each component changes over as soon as it is ready."""
+    """Apply the spec; each component changes over as soon as it is ready, those of one pod together."""
     file = options.file.resolve()
     work(options, lambda progress: local_target(options).apply(file, progress))
     tell(options, {"applied": str(file)}, f"{file} is applied")

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from inferenceservice.local.control import CONTROL_FILE, ControlEndpoint, LocalTarget
+from inferenceservice.local.processes import LocalServiceError
 from inferenceservice.local.service import LocalService
 from inferenceservice.spec import InferenceService
 from inferenceservice.target import Canary, State, TargetError
@@ -113,6 +114,8 @@ async def test_a_spec_with_one_pod_for_both_is_applied_and_no_request_fails(stra
         await some_more(tally, "v1")
         await local.apply(dataclasses.replace(ONE_POD, storage_uri=new), quiet)
         assert await local.state() == State(new, new, old, collocated=True)
+        with pytest.raises(LocalServiceError, match="placement runs here: the spec is that of salary"):
+            await local.apply(dataclasses.replace(ONE_POD, name="salary"), quiet)
         await some_more(tally, "v2")
     assert dict(tally.failed) == {}
     assert tally.wrong == []

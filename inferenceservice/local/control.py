@@ -75,7 +75,7 @@ class ControlEndpoint:
     async def close(self) -> None:
         """Stop listening, end the steps that are under way, and remove the file if it is still ours."""
         with contextlib.suppress(OSError, ValueError):
-            if json.loads(self._file.read_text())["token"] == self._token:
+            if self._file.read_text() == self._content():
                 self._file.unlink()
         if self._runner is not None:
             await self._runner.cleanup()
@@ -93,7 +93,10 @@ class ControlEndpoint:
         self._file.unlink(missing_ok=True)
         descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
-            json.dump({"address": self._address, "token": self._token}, file)
+            file.write(self._content())
+
+    def _content(self) -> str:
+        return json.dumps({"address": self._address, "token": self._token})
 
     @web.middleware
     async def _guard(

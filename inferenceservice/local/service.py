@@ -138,7 +138,14 @@ class LocalService:
         late_s
             Seconds by which the transformer and the predictor come up late: the order is the cluster's.
             Collocated ones come up together, in one pod.
+
+        Raises
+        ------
+        LocalServiceError
+            If it is the spec of another service, or a component does not come up.
         """
+        if service.name != self.service.name:
+            raise LocalServiceError(f"{self.service.name} runs here: the spec is that of {service.name}")
         async with self._one_change_at_a_time:
             self.service = self._processes.service = service
             await self._serving.end_canary()
