@@ -8,6 +8,7 @@ import pytest
 from predictor.environment import ensure
 from predictor.process import PredictorProcess
 from predictor.runtimes import get_runtime
+from tests.pairs import Pair, make_pair
 from training.generator import generate
 from training.train import train
 
@@ -20,6 +21,12 @@ def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a version that was trained on generated candidates."""
     trained = train(generate(500), storage=tmp_path_factory.mktemp("storage"), estimator="forest-50")
     return Path(trained.uri)
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Two versions between which a category was renamed: as wide as before, so that nothing crashes."""
+    return make_pair("category_renamed", tmp_path_factory.mktemp("pair"))
 
 
 @pytest.fixture(scope="session")

@@ -10,14 +10,9 @@ from inferenceservice import answers
 from inferenceservice.answers import Expected, WrongAnswer, divided, requests_to_meet, serves
 from inferenceservice.rollout import Canary, RolloutError, Scored, TargetError, rollout
 from tests.memory_target import MemoryTarget, as_its_bundle_says, quiet
-from tests.pairs import Pair, make_pair, takes
+from tests.pairs import takes
 from transformer import versions
 from transformer.bundle import Bundle, read
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return make_pair("category_renamed", tmp_path_factory.mktemp("pair"))
 
 
 @pytest.fixture

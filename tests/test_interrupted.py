@@ -7,12 +7,6 @@ import pytest
 
 from inferenceservice.rollout import rollback, rollout
 from tests.memory_target import MemoryTarget, stranger
-from tests.pairs import Pair, make_pair
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return make_pair("category_renamed", tmp_path_factory.mktemp("pair"))
 
 
 def interrupted_during(target: MemoryTarget, *steps: str) -> None:

@@ -12,12 +12,7 @@ import pytest
 from inferenceservice.local.control import CONTROL_FILE, ControlEndpoint, LocalTarget, NotRunningError
 from inferenceservice.rollout import Canary, RolloutError, State, rollback, rollout
 from tests.coherence import local_service
-from tests.pairs import Pair, make_pair
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return make_pair("category_renamed", tmp_path_factory.mktemp("pair"))
+from tests.pairs import Pair
 
 
 async def test_the_local_service_is_rolled_out_through_its_control_endpoint(pair, tmp_path):

@@ -7,12 +7,6 @@ import pytest
 
 from inferenceservice.rollout import Canary, RolloutError, Scored, State, TargetError, rollback, rollout
 from tests.memory_target import MemoryTarget, quiet, stranger
-from tests.pairs import Pair, make_pair
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return make_pair("category_renamed", tmp_path_factory.mktemp("pair"))
 
 
 async def test_out_the_transformer_goes_first_and_back_last(pair):
