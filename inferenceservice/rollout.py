@@ -2,7 +2,7 @@
 
 Out: the transformer first, because its new bundle knows the old version and the new one; then the predictor.
 Back: in the opposite order. Where neither knows the other, and in a pod that both share: both at once. The
-steps are the same for every target; see `Target`.
+steps are the same for every target; see `target.Target`.
 """
 
 import asyncio
@@ -12,19 +12,9 @@ from typing import NoReturn
 
 from inferenceservice.answers import WrongAnswer, divided, serves
 from inferenceservice.plan import Order, Plan, RolloutError, way_back, way_out
-from inferenceservice.target import Canary, Progress, Scored, State, Target, TargetError
+from inferenceservice.target import Canary, Progress, State, Target, TargetError
 
-__all__ = [
-    "Canary",
-    "Progress",
-    "RolloutError",
-    "Scored",
-    "State",
-    "Target",
-    "TargetError",
-    "rollback",
-    "rollout",
-]
+__all__ = ["RolloutError", "rollback", "rollout"]
 
 _Step = tuple[str, str, Callable[[str, Progress], Awaitable[None]]]
 

@@ -14,7 +14,7 @@ from placement.progress import Steps
 
 if TYPE_CHECKING:
     from inferenceservice.local.control import LocalTarget
-    from inferenceservice.rollout import Progress, Target
+    from inferenceservice.target import Progress, Target
 
 #: Where `placement up` keeps its logs and its control file.
 RUN_DIRECTORY = Path(".run")
@@ -58,8 +58,9 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
 
 def errors() -> tuple[type[Exception], ...]:
     """What these commands tell in one line."""
-    from inferenceservice.rollout import RolloutError, TargetError
+    from inferenceservice.rollout import RolloutError
     from inferenceservice.spec import SpecError
+    from inferenceservice.target import TargetError
 
     return (RolloutError, SpecError, TargetError)
 

@@ -8,7 +8,8 @@ import pytest
 
 from inferenceservice import answers
 from inferenceservice.answers import Expected, WrongAnswer, divided, requests_to_meet, serves
-from inferenceservice.rollout import Canary, RolloutError, Scored, TargetError, rollout
+from inferenceservice.rollout import RolloutError, rollout
+from inferenceservice.target import Canary, Scored, TargetError
 from tests.memory_target import MemoryTarget, as_its_bundle_says, quiet
 from tests.pairs import takes
 from transformer import versions

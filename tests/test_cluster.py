@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from kubernetes.config import kube_config
 
-from inferenceservice.rollout import Canary, RolloutError, State, TargetError, rollback, rollout
+from inferenceservice.rollout import RolloutError, rollback, rollout
+from inferenceservice.target import Canary, State, TargetError
 from tests.cluster_service import V1, V2, V3, V9, Start, Versions, paths
 from tests.kserve_controllers import Json, condition
 from tests.kubernetes_api import Cluster

@@ -1,6 +1,7 @@
 """Ctrl-C in the middle of a rollout to a cluster."""
 
 import asyncio
+import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -69,9 +70,9 @@ def command(versions: Versions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     bundles = [f"--bundle={uri}={copy}" for uri, copy in versions.copies.items()]
 
     @asynccontextmanager
-    async def started(*arguments: str) -> AsyncIterator[Process]:
+    async def started(*arguments: str, stderr: int = PIPE) -> AsyncIterator[Process]:
         process = await asyncio.create_subprocess_exec(
-            *(PLACEMENT, *arguments, "--context=test", *bundles), stdout=PIPE, stderr=PIPE
+            *(PLACEMENT, *arguments, "--context=test", *bundles), stdout=PIPE, stderr=stderr
         )
         try:
             async with asyncio.timeout(TIMEOUT_S):
@@ -154,3 +155,14 @@ async def test_a_third_ctrl_c_does_not_wait_for_the_api_server(start: Start, com
     assert process.returncode == 130
     assert b"interrupted while going back" in errors
     assert b"Traceback" not in errors
+
+
+async def test_a_rollout_goes_on_when_nobody_reads_what_it_says(start: Start, command: Command) -> None:
+    cluster = await start()
+    reading, writing = os.pipe()
+    os.close(reading)
+    async with command("rollout", V2, stderr=writing) as process:
+        os.close(writing)
+        output, _ = await process.communicate()
+    assert (process.returncode, output) == (0, b"v2 serves\n")
+    assert (cluster.uri("transformer"), cluster.uri("predictor")) == (V2, V2)

@@ -160,9 +160,7 @@ async def test_only_running_pods_are_asked_and_only_ready_ones_must_answer(start
     cluster.listed += [pod("t-6"), pod("t-7")]
     seen = await target().metrics()
     assert len(seen.texts) == 2
-    assert seen.unknown == (
-        "error trying to reach service t-6:8080 (ServiceUnavailable), and 1 more pods do not tell"
-    )
+    assert seen.unknown == "error trying to reach service t-6:8080 (ServiceUnavailable) (and 1 more)"
 
 
 @pytest.mark.parametrize(

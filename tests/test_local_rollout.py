@@ -10,9 +10,10 @@ import aiohttp
 import pytest
 
 from inferenceservice.local.control import CONTROL_FILE, ControlEndpoint, LocalTarget, NotRunningError
-from inferenceservice.rollout import Canary, RolloutError, State, rollback, rollout
-from tests.coherence import local_service
+from inferenceservice.rollout import RolloutError, rollback, rollout
+from inferenceservice.target import Canary, State
 from tests.pairs import Pair
+from tests.parts import local_service
 
 
 async def test_the_local_service_is_rolled_out_through_its_control_endpoint(pair, tmp_path):

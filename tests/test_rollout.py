@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from inferenceservice.rollout import Canary, RolloutError, Scored, State, TargetError, rollback, rollout
+from inferenceservice.rollout import RolloutError, rollback, rollout
+from inferenceservice.target import Canary, Scored, State, TargetError
 from tests.memory_target import MemoryTarget, quiet, stranger
 
 

@@ -64,8 +64,7 @@ def _unknown(answers: Iterable[tuple[Object, str | ApiServerError]], texts: Mapp
     ]
     if not errors:
         return None if texts else "no pod of the transformer is running"
-    others = f", and {len(errors) - 1} more pods do not tell" if len(errors) > 1 else ""
-    return f"{errors[0]}{others}"
+    return f"{errors[0]}" + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
 
 
 def _runs(pod: Object) -> bool:
