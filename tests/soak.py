@@ -28,7 +28,7 @@ CONTROL = "the documented transformer"
 CONTROL_PAIR = "category_renamed"
 #: Seconds after which a situation is stuck: the longest takes one or two minutes.
 STUCK_S = 900
-HEAD = ("| situation | versions | requests | wrong | mixed | failed | 503 |", "|---|---|---|---|---|---|---|")
+HEAD = ("| situation | pairs | requests | wrong | mixed | failed | 503 |", "|---|---|---|---|---|---|---|")
 
 
 @dataclass
@@ -79,12 +79,21 @@ class Results:
         return sum(ours, Figures())
 
     def __str__(self) -> str:
-        """A table, with a row for each situation and pair."""
-        rows = [_row(*key, figures) for key, figures in self.figures.items() if key[0] != CONTROL]
-        control = [
-            _row(f"*{CONTROL}*", *key[1:], one) for key, one in self.figures.items() if key[0] == CONTROL
-        ]
-        return "\n".join([*HEAD, *rows, _row("**all**", "", self.total), *control])
+        """A table, with a row for each situation: the figures of all pairs, and of how many."""
+        by_situation: dict[str, list[Figures]] = {}
+        for (situation, _), figures in self.figures.items():
+            by_situation.setdefault(situation, []).append(figures)
+        control = by_situation.pop(CONTROL, [])
+        rows = [_row(name.replace("_", " "), *pairs) for name, pairs in by_situation.items()]
+        rows.append(_row("**all**", *self._by_pair()))
+        return "\n".join([*HEAD, *rows, *([_row(f"*{CONTROL}*", *control)] if control else [])])
+
+    def _by_pair(self) -> list[Figures]:
+        pairs: dict[str, Figures] = {}
+        for (situation, pair), figures in self.figures.items():
+            if situation != CONTROL:
+                pairs[pair] = pairs.get(pair, Figures()) + figures
+        return list(pairs.values())
 
     def json(self) -> str:
         """The same for programs."""
@@ -100,17 +109,10 @@ class Results:
         return json.dumps(content, indent=2)
 
 
-def _row(situation: str, pair: str, figures: Figures) -> str:
-    cells = (
-        situation.replace("_", " "),
-        pair.replace("_", " "),
-        f"{figures.requests:,}",
-        f"{figures.wrong:,}",
-        f"{figures.mixed:,}",
-        f"{figures.failed:,}",
-        f"{figures.try_again:,}",
-    )
-    return f"| {' | '.join(cells)} |"
+def _row(title: str, *pairs: Figures) -> str:
+    all_pairs = sum(pairs, Figures())
+    counts = (all_pairs.requests, all_pairs.wrong, all_pairs.mixed, all_pairs.failed, all_pairs.try_again)
+    return f"| {' | '.join([title, str(len(pairs)), *(f'{count:,}' for count in counts)])} |"
 
 
 class Soak:
@@ -133,15 +135,15 @@ class Soak:
         self._seed = seed
         self._pair_of = functools.cache(lambda name: make_pair(name, work / "storage"))
 
-    async def run(self, minutes: float, names: Sequence[str], situations: Sequence[Situation]) -> None:
-        """Run situations until the time is over, and the control at the end if its pair is one of them."""
+    async def run(
+        self, minutes: float, names: Sequence[str], situations: Sequence[Situation], *, once: bool
+    ) -> None:
+        """Run until the time is over, or each situation once; then the control if its pair is one of them."""
         start = time.monotonic()
-        end = start + 60 * minutes
+        every = [(situation, name) for name in names for situation in situations]
         try:
-            for situation, name in itertools.cycle(
-                (situation, name) for name in names for situation in situations
-            ):
-                if time.monotonic() > end:
+            for situation, name in every if once else itertools.cycle(every):
+                if time.monotonic() > start + 60 * minutes:
                     break
                 if make_sense(situation, self._pair_of(name)):
                     await self._run(situation.__name__, name, functools.partial(self._play, situation))
@@ -189,6 +191,7 @@ def arguments() -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60, help="how long (default: 60)")
+    parser.add_argument("--once", action="store_true", help="no longer than until everything has run once")
     parser.add_argument(
         "--only",
         action="append",
@@ -224,7 +227,7 @@ def main() -> int:
     soak = Soak(work, options.requests, seed)
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(soak.run(options.minutes, names, situations))
+            asyncio.run(soak.run(options.minutes, names, situations, once=options.once))
     finally:
         results = soak.results
         print(f"\n{results}\n\n{results.seconds / 60:.0f} minutes, seed {seed}")
