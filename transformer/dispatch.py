@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 from transformer.errors import PredictorTooSlow, PredictorUnavailable, ServiceError
 from transformer.prediction import Prediction
-from transformer.validation import Candidates, UnknownCategory, ValidCandidates
-from transformer.versions import KnownVersion, express
+from transformer.validation import Candidates
+from transformer.versions import KnownVersion
 from transformer.wire import Matrix
 
 #: A dropped call is sent once more: to score twice changes nothing, to retry for ever helps nobody.
@@ -20,10 +20,12 @@ class Job:
 
     Parameters
     ----------
-    candidates, valid
-        As they came in, and held against the newest version's signature.
+    candidates
+        As they came in.
     newest
-        That version.
+        The newest version, which has validated them.
+    matrix
+        The candidates in its encoding.
     headers
         What goes along to the predictor.
     deadline
@@ -33,9 +35,8 @@ class Job:
     def __init__(
         self,
         candidates: Candidates,
-        valid: ValidCandidates,
         newest: KnownVersion,
-        unknown_category: UnknownCategory,
+        matrix: Matrix,
         headers: Mapping[str, str],
         deadline: float,
     ) -> None:
@@ -48,20 +49,12 @@ class Job:
         #: Only connections that were verified after this loop time may carry it.
         self.not_before = 0.0
         self._candidates = candidates
-        self._valid = valid
-        self._newest = newest
-        self._unknown_category = unknown_category
-        self._matrices: dict[str, Matrix | None] = {}
+        self._matrices: dict[str, Matrix | None] = {newest.name: matrix}
 
     def matrix(self, version: KnownVersion) -> Matrix | None:
         """The candidates in a version's encoding, or None if it cannot express them."""
         if version.name not in self._matrices:
-            if version is self._newest:
-                self._matrices[version.name] = version.encode(self._valid)
-            else:
-                self._matrices[version.name] = express(
-                    self._candidates, self._valid, version, self._unknown_category
-                )
+            self._matrices[version.name] = version.express(self._candidates)
         return self._matrices[version.name]
 
     def succeed(self, prediction: Prediction) -> None:

@@ -4,8 +4,8 @@ import numpy as np
 import numpy.typing as npt
 
 from transformer.bundle import Vectorizer
-from transformer.signature import Number, Signature
-from transformer.validation import ValidCandidates
+from transformer.signature import Category, Number, Signature
+from transformer.validation import Candidates, UnknownCategory, validate
 
 
 class Encoder:
@@ -20,9 +20,26 @@ class Encoder:
         Feature names of the version to encode for, in order.
     signature
         The same version's raw fields.
+    unknown_category
+        Whether a value that the signature does not list is an error or encoded as none.
+    newest
+        Signature of a newer version, if there is one: what it lists is never encoded as none.
     """
 
-    def __init__(self, vectorizer: Vectorizer, signature: Signature) -> None:
+    def __init__(
+        self,
+        vectorizer: Vectorizer,
+        signature: Signature,
+        unknown_category: UnknownCategory = "refuse",
+        newest: Signature | None = None,
+    ) -> None:
+        self._signature = signature
+        self._unknown_category: UnknownCategory = unknown_category
+        self._newer = {
+            field.name: frozenset(field.categories)
+            for field in (newest.fields if newest is not None else ())
+            if isinstance(field, Category)
+        }
         index = vectorizer.index
         self.feature_names = vectorizer.feature_names
         self._numbers: list[tuple[str, int]] = []
@@ -39,18 +56,26 @@ class Encoder:
             columns[None] = len(self.feature_names)
             self._categories.append((field.name, columns))
 
-    def encode(self, candidates: ValidCandidates) -> npt.NDArray[np.float64]:
-        """Encode candidates.
+    def encode(self, candidates: Candidates) -> npt.NDArray[np.float64]:
+        """Validate and encode candidates.
 
         Returns
         -------
         ndarray of float64, shape (candidates, feature names), C-contiguous
+
+        Raises
+        ------
+        InvalidCandidates
+            With every problem; see `transformer.validation.validate`.
         """
+        valid = validate(candidates, self._signature, self._unknown_category)
         width = len(self.feature_names)
-        matrix = np.zeros((candidates.rows, width + 1))
+        matrix = np.zeros((valid.rows, width + 1))
         for name, column in self._numbers:
-            matrix[:, column] = candidates.columns[name]
-        rows = np.arange(candidates.rows)
+            matrix[:, column] = valid.columns[name]
+        # DictVectorizer adds each number to 0, which makes 0 of -0.
+        matrix += 0.0
+        rows = np.arange(valid.rows)
         for name, columns in self._categories:
-            matrix[rows, [columns[value] for value in candidates.columns[name]]] = 1.0
+            matrix[rows, [columns[value] for value in valid.columns[name]]] = 1.0
         return np.ascontiguousarray(matrix[:, :width])

@@ -39,10 +39,9 @@ class Scorer:
         settings: PoolSettings | None = None,
     ) -> None:
         self.bundle = bundle
-        self._versions = known_versions(bundle)
+        self._versions = known_versions(bundle, unknown_category)
         self._address = address
         self._timeout_s = timeout_s
-        self._unknown_category = unknown_category
         self._settings = settings or PoolSettings()
         self._pool: Pool | None = None
 
@@ -75,9 +74,8 @@ class Scorer:
         newest = self._versions[0]
         job = Job(
             candidates,
-            newest.validate(candidates, self._unknown_category),
             newest,
-            self._unknown_category,
+            newest.encode(candidates),
             headers,
             asyncio.get_running_loop().time() + self._timeout_s,
         )

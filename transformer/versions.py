@@ -9,8 +9,9 @@ from transformer.bundle import REFERENCE_TOLERANCE, Bundle, Version
 from transformer.encoder import Encoder
 from transformer.errors import InvalidCandidates
 from transformer.prediction import Prediction
+from transformer.signature import Signature
 from transformer.v1 import from_dicts
-from transformer.validation import Candidates, UnknownCategory, ValidCandidates, validate
+from transformer.validation import Candidates, UnknownCategory
 from transformer.wire import Matrix
 
 #: What answers are labelled with whose model is none of the known ones.
@@ -18,25 +19,43 @@ UNVERIFIED = "unverified"
 
 
 class KnownVersion:
-    """One version, ready to be fed and recognised."""
+    """One version, ready to be fed and recognised.
 
-    def __init__(self, version: Version) -> None:
+    Parameters
+    ----------
+    version
+        What a bundle says of it.
+    unknown_category
+        What becomes of a category that no version knows.
+    newest
+        Signature of the newest version, whose categories an older one must not ignore.
+    """
+
+    def __init__(
+        self, version: Version, unknown_category: UnknownCategory = "refuse", newest: Signature | None = None
+    ) -> None:
         self.name = version.version
         self.feature_names = version.vectorizer.feature_names
         self.classes = len(version.classes)
         self._version = version
-        self._encoder = Encoder(version.vectorizer, version.signature)
+        self._encoder = Encoder(version.vectorizer, version.signature, unknown_category, newest)
         rows = from_dicts(list(version.reference.candidates), version.signature.names, "reference")
-        self.reference: Matrix = self._encoder.encode(validate(rows, version.signature))
+        self.reference: Matrix = self._encoder.encode(rows)
         self._expected = np.array(version.reference.probabilities)
 
-    def validate(self, candidates: Candidates, unknown_category: UnknownCategory) -> ValidCandidates:
-        """Hold candidates against this version's signature; see `transformer.validation.validate`."""
-        return validate(candidates, self._version.signature, unknown_category)
+    def encode(self, candidates: Candidates) -> Matrix:
+        """Candidates in this version's encoding; see `transformer.encoder.Encoder.encode`."""
+        return self._encoder.encode(candidates)
 
-    def encode(self, valid: ValidCandidates) -> Matrix:
-        """Encode what `validate` gave."""
-        return self._encoder.encode(valid)
+    def express(self, candidates: Candidates) -> Matrix | None:
+        """The same of candidates that a newer version takes, or None if this one cannot express them.
+
+        It cannot where its signature does not allow what the newest one allows: a new category, a wider range.
+        """
+        try:
+            return self._encoder.encode(candidates)
+        except InvalidCandidates:
+            return None
 
     def is_it(self, probabilities: Matrix) -> bool:
         """Whether a model that scores the reference rows so is this version's."""
@@ -72,39 +91,8 @@ class Behind:
         return self.version.name if self.verified else UNVERIFIED
 
 
-def known_versions(bundle: Bundle) -> tuple[KnownVersion, ...]:
+def known_versions(bundle: Bundle, unknown_category: UnknownCategory = "refuse") -> tuple[KnownVersion, ...]:
     """Every version of a bundle, newest first."""
-    return tuple(KnownVersion(version) for version in bundle.versions)
-
-
-def express(
-    candidates: Candidates, newest: ValidCandidates, version: KnownVersion, unknown_category: UnknownCategory
-) -> Matrix | None:
-    """Candidates in an older version's encoding, or None if it cannot express them.
-
-    It cannot where its signature does not allow what the newest one allows: a new category, a wider range.
-
-    Parameters
-    ----------
-    candidates
-        As they came in.
-    newest
-        The same, held against the newest signature.
-    version
-        The older version.
-    unknown_category
-        What becomes of a category that no version knows.
-    """
-    try:
-        valid = version.validate(candidates, unknown_category)
-    except InvalidCandidates:
-        return None
-    for name, column in valid.columns.items():
-        known = newest.columns.get(name)
-        if not (isinstance(column, list) and isinstance(known, list)):
-            continue
-        for value, newer in zip(column, known, strict=True):
-            if value is None and newer is not None:
-                # A category that this version would ignore and a newer one knows.
-                return None
-    return version.encode(valid)
+    return tuple(
+        KnownVersion(version, unknown_category, bundle.signature) for version in bundle.versions
+    )
