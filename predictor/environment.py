@@ -1,4 +1,4 @@
-"""The pinned environment of a stock runtime: installed once from its lock file, again when that changes."""
+"""A pinned environment, one for each stock runtime: installed from its lock file, again when that changes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from predictor.runtimes import Runtime
 
 HOME: Final = Path(__file__).resolve().parent.parent / ".runtimes"
-"""Where the environments are, one directory a runtime: inside the checkout, ignored by git."""
+"""Where the environments are, one directory each: inside the checkout, ignored by git."""
 
 Progress = Callable[[str], None]
 
@@ -38,25 +39,57 @@ _UV_ALREADY_HAS: Final = {"UV_DEFAULT_INDEX": "UV_INDEX_URL", "UV_INDEX": "UV_EX
 _CAUSE: Final = re.compile(r"(?:error|cause|caused by): (.+)", re.IGNORECASE)
 
 
-class InstallError(RuntimeError):
-    """A runtime's environment could not be installed; the message is one line that says what to do."""
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What is to be installed.
 
-    def __init__(self, runtime: Runtime, reason: str) -> None:
-        super().__init__(
-            f"could not install {runtime.name}: {reason}. Check the network, the package index and the disk, "
-            f"then try again: python -m predictor install {runtime.name}"
+    Attributes
+    ----------
+    name
+        Its directory's.
+    lock
+        Its lock file, with hashes.
+    contents
+        What it holds, for people.
+    command
+        What installs it, for those whose installation failed.
+    """
+
+    name: str
+    lock: Path
+    contents: str
+    command: str
+
+    @classmethod
+    def of(cls, runtime: Runtime) -> Self:
+        """The one that stands in for a stock runtime's image."""
+        return cls(
+            name=runtime.name,
+            lock=runtime.lock,
+            contents=f"{runtime.image}:{runtime.version}",
+            command=f"python -m predictor install {runtime.name}",
         )
 
 
-def ensure(runtime: Runtime, *, home: Path = HOME, progress: Progress | None = None) -> Path:
-    """Return the interpreter of a runtime's environment, installing that first if need be.
+class InstallError(RuntimeError):
+    """An environment could not be installed; the message is one line that says what to do."""
+
+    def __init__(self, environment: Environment, reason: str) -> None:
+        super().__init__(
+            f"could not install {environment.name}: {reason}. Check the network, the package index and the "
+            f"disk, then try again: {environment.command}"
+        )
+
+
+def ensure(wanted: Runtime | Environment, *, home: Path = HOME, progress: Progress | None = None) -> Path:
+    """Return the interpreter of an environment, installing that first if need be.
 
     An interrupted installation is begun anew; of several callers at once, one installs and the others wait.
 
     Parameters
     ----------
-    runtime
-        Whose environment.
+    wanted
+        The environment, or the runtime whose one it is.
     home
         Directory of all environments.
     progress
@@ -67,16 +100,17 @@ def ensure(runtime: Runtime, *, home: Path = HOME, progress: Progress | None = N
     InstallError
         When something could not be downloaded or written.
     """
-    directory = home / runtime.name
-    if not _is_current(directory, runtime):
+    environment = wanted if isinstance(wanted, Environment) else Environment.of(wanted)
+    directory = home / environment.name
+    if not _is_current(directory, environment):
         tell = progress or (lambda _line: None)
         try:
             home.mkdir(parents=True, exist_ok=True)
-            with _one_at_a_time(home / f".{runtime.name}.lock", tell) as lock:
-                if not _is_current(directory, runtime):
-                    _install(runtime, directory, tell, lock)
+            with _one_at_a_time(home / f".{environment.name}.lock", tell) as lock:
+                if not _is_current(directory, environment):
+                    _install(environment, directory, tell, lock)
         except OSError as error:
-            raise InstallError(runtime, str(error)) from error
+            raise InstallError(environment, str(error)) from error
     return _python(directory)
 
 
@@ -84,13 +118,13 @@ def _python(directory: Path) -> Path:
     return directory / "bin" / "python"
 
 
-def _digest(runtime: Runtime) -> str:
-    return hashlib.sha256(runtime.lock.read_bytes()).hexdigest()
+def _digest(environment: Environment) -> str:
+    return hashlib.sha256(environment.lock.read_bytes()).hexdigest()
 
 
-def _is_current(directory: Path, runtime: Runtime) -> bool:
+def _is_current(directory: Path, environment: Environment) -> bool:
     try:
-        return (directory / _STAMP).read_text() == _digest(runtime) and _python(directory).exists()
+        return (directory / _STAMP).read_text() == _digest(environment) and _python(directory).exists()
     except OSError:
         return False
 
@@ -107,21 +141,21 @@ def _one_at_a_time(lock: Path, tell: Progress) -> Iterator[int]:
         yield held.fileno()
 
 
-def _install(runtime: Runtime, directory: Path, tell: Progress, lock: int) -> None:
-    tell(
-        f"installing {runtime.image}:{runtime.version} into {directory}, once; some minutes on a slow network"
-    )
+def _install(environment: Environment, directory: Path, tell: Progress, lock: int) -> None:
+    tell(f"installing {environment.contents} into {directory}, once; some minutes on a slow network")
     interpreter = sys.executable if sys.version_info[:2] == _PYTHON else ".".join(map(str, _PYTHON))
     env = os.environ | _uv_settings(os.environ)
-    _uv(runtime, ["venv", "--quiet", "--clear", "--python", interpreter, str(directory)], env, tell, lock)
+    _uv(environment, ["venv", "--quiet", "--clear", "--python", interpreter, str(directory)], env, tell, lock)
     sync = ["pip", "sync", "--require-hashes", "--python", str(_python(directory))]
-    _uv(runtime, [*sync, str(runtime.lock)], env, tell, lock)
+    _uv(environment, [*sync, str(environment.lock)], env, tell, lock)
     unfinished = directory / f"{_STAMP}.tmp"
-    unfinished.write_text(_digest(runtime))
+    unfinished.write_text(_digest(environment))
     unfinished.replace(directory / _STAMP)
 
 
-def _uv(runtime: Runtime, command: list[str], env: Mapping[str, str], tell: Progress, lock: int) -> None:
+def _uv(
+    environment: Environment, command: list[str], env: Mapping[str, str], tell: Progress, lock: int
+) -> None:
     lines: list[str] = []
     with subprocess.Popen(
         [sys.executable, "-m", "uv", *command],
@@ -138,7 +172,7 @@ def _uv(runtime: Runtime, command: list[str], env: Mapping[str, str], tell: Prog
             if not lines[-1].startswith("+"):  # the list of all packages, at the end
                 tell(lines[-1])
     if process.returncode != 0:
-        raise InstallError(runtime, _reason(lines) or f"uv ended with status {process.returncode}")
+        raise InstallError(environment, _reason(lines) or f"uv ended with status {process.returncode}")
 
 
 def _reason(lines: list[str]) -> str:
