@@ -1,116 +1,80 @@
-"""Requests that wait for a connection, and connections that wait for a request."""
+"""Requests that wait for a connection, and connections that wait for a batch of them.
+
+No timer makes a batch: whenever a connection may carry one, everything that waits goes, up to a limit.
+"""
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable
 
-from transformer.errors import PredictorTooSlow, PredictorUnavailable, ServiceError
+from transformer.concurrency import Call, ConcurrencyLimit
+from transformer.errors import QueueFull, ServiceError
+from transformer.jobs import Batch, Job, Part
 from transformer.prediction import Prediction
-from transformer.validation import Candidates
-from transformer.versions import KnownVersion
-from transformer.wire import Matrix
-
-#: A dropped call is sent once more: to score twice changes nothing, to retry for ever helps nobody.
-MAX_DROPS = 1
-_TOO_SLOW = "the predictor did not answer in time"
-
-
-class Job:
-    """One request on its way.
-
-    Parameters
-    ----------
-    candidates
-        As they came in.
-    newest
-        The newest version, which has validated them.
-    matrix
-        The candidates in its encoding.
-    headers
-        What goes along to the predictor.
-    deadline
-        Loop time at which the caller gets an answer in any case.
-    """
-
-    def __init__(
-        self,
-        candidates: Candidates,
-        newest: KnownVersion,
-        matrix: Matrix,
-        headers: Mapping[str, str],
-        deadline: float,
-    ) -> None:
-        self.headers = headers
-        self.deadline = deadline
-        self.answer: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
-        self.drops = 0
-        #: How often no model took it, or its answer came over a connection that was not verified.
-        self.turned_away = 0
-        #: Only connections that were verified after this loop time may carry it.
-        self.not_before = 0.0
-        self._candidates = candidates
-        self._matrices: dict[str, Matrix | None] = {newest.name: matrix}
-
-    def matrix(self, version: KnownVersion) -> Matrix | None:
-        """The candidates in a version's encoding, or None if it cannot express them."""
-        if version.name not in self._matrices:
-            self._matrices[version.name] = version.express(self._candidates)
-        return self._matrices[version.name]
-
-    def succeed(self, prediction: Prediction) -> None:
-        """Answer the caller, if it still waits."""
-        if not self.answer.done():
-            self.answer.set_result(prediction)
-
-    def late(self) -> ServiceError:
-        """Why there is no answer at the deadline, while a connection has this job."""
-        # Once may be a swap of predictors; an answer that was always another one is not a slow one.
-        return _unavailable() if self.turned_away > 1 else PredictorTooSlow(_TOO_SLOW)
-
-    def fail(self, error: ServiceError) -> None:
-        """Tell the caller, if it still waits, why there is no answer."""
-        if not self.answer.done():
-            self.answer.set_exception(error)
-
 
 #: Whether a connection can carry a job.
 Accepts = Callable[[Job], bool]
 
+#: Requests that the event loop has taken in, but not read yet, are waited for: so many of its turns at most.
+MAX_TURNS = 16
+
 
 class Dispatcher:
-    """Brings each job to the first free connection that can carry it, oldest first."""
+    """Brings what waits to free connections, oldest first, a large request's parts in turn with the others.
 
-    def __init__(self) -> None:
-        self._jobs: deque[Job] = deque()
-        self._free: dict[asyncio.Future[Job], Accepts] = {}
+    Parameters
+    ----------
+    connections
+        How many connections there are.
+    max_batch_rows
+        Candidates that one call may carry.
+    max_waiting_rows
+        Candidates that may wait.
+    """
+
+    def __init__(self, connections: int, max_batch_rows: int, max_waiting_rows: int) -> None:
+        self._max_batch_rows = max_batch_rows
+        self._max_waiting_rows = max_waiting_rows
+        self._waiting: OrderedDict[Job, None] = OrderedDict()
+        #: Candidates of the jobs that wait, also of those that wait in part.
+        self._waiting_rows = 0
+        self._free: dict[asyncio.Future[tuple[Batch, Call]], Accepts] = {}
+        self._limit = ConcurrencyLimit(connections, self.hand_out_soon)
+        self._scheduled = False
+        self._arrivals = self._turns = 0
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return len(self._waiting)
+
+    def admit(self, job: Job) -> None:
+        """Let a new job wait.
+
+        Raises
+        ------
+        QueueFull
+            If too many candidates wait already.
+        """
+        if self._waiting and self._waiting_rows + job.rows > self._max_waiting_rows:
+            raise QueueFull(f"{self._waiting_rows} candidates are waiting already, try again later")
+        self._arrivals += 1
+        self.put(job)
 
     def put(self, job: Job, *, first: bool = False) -> None:
-        """Hand a job to a free connection, or let it wait; `first` in front of the others.
-
-        One whose caller does not wait any more is forgotten.
-        """
-        if job.answer.done():
+        """Let a job wait, `first` in front of the others. One whose caller does not wait any more is forgotten."""
+        if job.answer.done() or not job.unsent:
             return
-        for taking, accepts in self._free.items():
-            if not taking.done() and accepts(job):
-                taking.set_result(job)
-                return
+        if job not in self._waiting:
+            self._waiting[job] = None
+            self._waiting_rows += job.rows
         if first:
-            self._jobs.appendleft(job)
-        else:
-            self._jobs.append(job)
+            self._waiting.move_to_end(job, last=False)
+        self.hand_out_soon()
 
-    async def take(self, accepts: Accepts, timeout_s: float) -> Job | None:
-        """The first waiting job that is accepted; None if there is none within the time."""
-        for position, job in enumerate(self._jobs):
-            if not job.answer.done() and accepts(job):
-                del self._jobs[position]
-                return job
-        taking: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+    async def take(self, accepts: Accepts, timeout_s: float) -> tuple[Batch, Call] | None:
+        """A batch of waiting jobs that are accepted; None if there is none within the time."""
+        taking: asyncio.Future[tuple[Batch, Call]] = asyncio.get_running_loop().create_future()
         self._free[taking] = accepts
+        self.hand_out_soon()
         try:
             async with asyncio.timeout(timeout_s):
                 return await taking
@@ -118,22 +82,81 @@ class Dispatcher:
             return taking.result() if taking.done() and not taking.cancelled() else None
         except asyncio.CancelledError:
             if taking.done() and not taking.cancelled():
-                self.put(taking.result(), first=True)
+                self._take_back(*taking.result())
             raise
         finally:
             del self._free[taking]
 
-    def remove(self, job: Job) -> bool:
-        """Forget a job; whether it was still waiting."""
-        if job not in self._jobs:
-            return False
-        self._jobs.remove(job)
-        return True
+    def forget(self, job: Job) -> None:
+        """Let a job wait no longer."""
+        if job in self._waiting:
+            del self._waiting[job]
+            self._waiting_rows -= job.rows
 
     def fail_all(self, error: ServiceError) -> None:
         """Fail every job that waits."""
-        while self._jobs:
-            self._jobs.popleft().fail(error)
+        for job in list(self._waiting):
+            self.forget(job)
+            job.fail(error)
+
+    def hand_out_soon(self) -> None:
+        """See what can go after this turn of the event loop."""
+        if not self._scheduled and self._free and self._waiting:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._hand_out)
+
+    def _hand_out(self) -> None:
+        self._scheduled = False
+        if not self._limit.is_open:
+            return
+        # While each turn of the event loop takes in more requests, a batch is still growing.
+        if self._arrivals and self._turns < MAX_TURNS and self._waiting_rows < self._max_batch_rows:
+            self._arrivals = 0
+            self._turns += 1
+            self.hand_out_soon()
+            return
+        self._arrivals = self._turns = 0
+        for taking, accepts in self._free.items():
+            if not self._limit.is_open:
+                break
+            if not taking.done() and (parts := self._gather(accepts)):
+                taking.set_result((Batch(parts), self._limit.begin()))
+
+    def _gather(self, accepts: Accepts) -> list[Part]:
+        """Parts for one call: one of each job in turn, and again while there is room."""
+        parts: list[Part] = []
+        room = self._max_batch_rows
+        while chosen := self._choose(accepts, room, parts):
+            for job in chosen:
+                part = job.unsent.popleft()
+                parts.append(part)
+                room -= part.rows
+                if job.unsent:
+                    self._waiting.move_to_end(job)
+                else:
+                    self.forget(job)
+        return parts
+
+    def _choose(self, accepts: Accepts, room: int, parts: list[Part]) -> list[Job]:
+        """Jobs whose next parts go together, and with those that are chosen already."""
+        chosen: list[Job] = []
+        first = parts[0].job if parts else None
+        for job in self._waiting:
+            if room == 0:
+                break
+            rows = job.unsent[0].rows
+            alike = first is None or job.credentials == first.credentials
+            if rows <= room and alike and accepts(job):
+                chosen.append(job)
+                first = first or job
+                room -= rows
+        return chosen
+
+    def _take_back(self, batch: Batch, call: Call) -> None:
+        call.end(0, 0.0)
+        for part in reversed(batch.parts):
+            part.job.take_back(part)
+            self.put(part.job, first=True)
 
 
 async def answer_in_time(job: Job, dispatcher: Dispatcher) -> Prediction:
@@ -152,13 +175,6 @@ async def answer_in_time(job: Job, dispatcher: Dispatcher) -> Prediction:
         async with asyncio.timeout_at(job.deadline):
             return await job.answer
     except TimeoutError as error:
-        if dispatcher.remove(job):
-            raise _unavailable() from error
         raise job.late() from error
-    except asyncio.CancelledError:
-        dispatcher.remove(job)
-        raise
-
-
-def _unavailable() -> PredictorUnavailable:
-    return PredictorUnavailable("no predictor that can score this was there in time")
+    finally:
+        dispatcher.forget(job)

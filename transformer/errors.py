@@ -79,6 +79,13 @@ class PredictorUnavailable(ServiceError):
     grpc_code = "UNAVAILABLE"
 
 
+class QueueFull(ServiceError):
+    """More candidates wait than can be scored soon; the same request may succeed in a moment."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    grpc_code = "RESOURCE_EXHAUSTED"
+
+
 class PredictorTooSlow(ServiceError):
     """The predictor did not answer within the request's deadline."""
 

@@ -39,7 +39,7 @@ async def verify(
     ServiceError
         If it does not answer.
     """
-    taken: KnownVersion | None = None
+    taken: Behind | None = None
     unreadable: PredictorAnswer | None = None
     refusals: list[str] = []
     for version in versions:
@@ -54,8 +54,8 @@ async def verify(
             continue
         if version.is_it(probabilities):
             VERIFICATIONS.labels("equal").inc()
-            return Behind(version, verified=True)
-        taken = taken or version
+            return Behind(version, verified=True, fingerprint=probabilities)
+        taken = taken or Behind(version, verified=False, fingerprint=probabilities)
     if taken is None and unreadable is not None:
         raise unreadable
     if taken is None:
@@ -63,8 +63,10 @@ async def verify(
         raise NotVerified(f"the predictor takes no known version's encoding; {'; '.join(refusals)}")
     VERIFICATIONS.labels("unverified").inc()
     if unknown_model == "refuse":
-        raise NotVerified(f"the predictor takes {taken.name}'s encoding, but its model is none that is known")
-    return Behind(taken, verified=False)
+        raise NotVerified(
+            f"the predictor takes {taken.version.name}'s encoding, but its model is none that is known"
+        )
+    return taken
 
 
 async def verified_call(
@@ -98,6 +100,7 @@ async def verified_call(
     for one, fingerprint in zip(alike, fingerprints, strict=True):
         if one.is_it(fingerprint):
             VERIFICATIONS.labels("equal").inc()
-            return Behind(one, verified=True), answer[: len(matrix)]
+            return Behind(one, verified=True, fingerprint=fingerprint), answer[: len(matrix)]
     VERIFICATIONS.labels("unverified").inc()
-    return Behind(version, verified=False), answer[: len(matrix)]
+    own = fingerprints[alike.index(version)]
+    return Behind(version, verified=False, fingerprint=own), answer[: len(matrix)]

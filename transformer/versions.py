@@ -70,7 +70,7 @@ class KnownVersion:
         return Prediction(label, positive, positive >= self._version.threshold)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Behind:
     """What was found behind a connection.
 
@@ -80,15 +80,26 @@ class Behind:
         Whose feature names the model takes.
     verified
         Whether it is that version's model, or one that has the same encoding and is not known.
+    fingerprint : ndarray of float64, shape (reference rows, classes)
+        What it makes of that version's reference rows.
     """
 
     version: KnownVersion
     verified: bool
+    fingerprint: Matrix
 
     @property
     def label(self) -> str:
         """The version that answers carry."""
         return self.version.name if self.verified else UNVERIFIED
+
+    def is_same_model(self, other: "Behind") -> bool:
+        """Whether the same model gave both, so that answers of both may stand in one response."""
+        if self.version is not other.version or self.verified != other.verified:
+            return False
+        return self.verified or bool(
+            np.allclose(self.fingerprint, other.fingerprint, rtol=0, atol=REFERENCE_TOLERANCE)
+        )
 
 
 def known_versions(bundle: Bundle, unknown_category: UnknownCategory = "refuse") -> tuple[KnownVersion, ...]:
