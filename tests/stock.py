@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,19 @@ class StockServer:
         The version that answers; None while there is none (connections are then refused work with 404).
     calls, connections
         How many calls came, and over how many connections.
+    plain
+        Plain arrays that came, each with its headers.
+    open
+        Answers are held back while it is not set.
     """
 
     def __init__(self, serving: Truth | None) -> None:
         self.serving = serving
         self.calls = 0
         self.connections = 0
+        self.plain: list[tuple[np.ndarray, Mapping[str, str]]] = []
+        self.open = asyncio.Event()
+        self.open.set()
         self.address = ""
         self._transports: set[asyncio.BaseTransport] = set()
 
@@ -69,6 +76,9 @@ class StockServer:
         if self.serving is None:
             return web.json_response({"error": "Model placement not found"}, status=404)
         body = await request.json()
+        if "parameters" not in body:
+            self.plain.append((features(body), request.headers))
+        await self.open.wait()
         try:
             with warnings.catch_warnings():
                 # What scikit-learn says of every plain array.

@@ -28,8 +28,13 @@ class Truth:
         self.model = joblib.load(directory / MODEL_FILE)
         self._vectorizer = vectorizer_of(self.bundle)
 
+    def encode(self, candidates: Sequence[dict[str, Any]]) -> np.ndarray:
+        """DictVectorizer's own encoding."""
+        encoded: np.ndarray = self._vectorizer.transform(candidates)
+        return encoded
+
     def probabilities(self, candidates: Sequence[dict[str, Any]]) -> list[float]:
         """Probability of the positive class for each candidate."""
-        frame = pd.DataFrame(self._vectorizer.transform(candidates), columns=self._vectorizer.feature_names_)
+        frame = pd.DataFrame(self.encode(candidates), columns=self._vectorizer.feature_names_)
         scores: np.ndarray = self.model.predict_proba(frame)
         return scores[:, self.bundle.positive_column].tolist()

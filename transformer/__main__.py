@@ -29,6 +29,8 @@ def transformer_model(served: bundle.Bundle, options: Namespace) -> TransformerM
         unknown_category=options.unknown_category,
         settings=PoolSettings(
             connections=options.predictor_connections,
+            max_batch_rows=options.max_batch_rows,
+            max_waiting_rows=options.max_waiting_rows,
             verify=options.verify,
             unknown_model=options.unknown_model,
             max_age_s=options.predictor_connection_age,

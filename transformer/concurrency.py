@@ -1,10 +1,10 @@
 """How many calls may be under way at once: as many as raise the throughput, and no more.
 
 A predictor with one worker takes calls in turn: a second one at the same time only makes the next batch
-smaller. Several replicas are idle unless several calls are under way. Which it is cannot be told from outside,
-so it is tried: a number of calls is kept if neither one more nor one fewer does better. "Better" is throughput
-over response time, which L. Kleinrock (1979) calls power: it serves for callers that wait for their answers
-before they ask again, and for callers that do not.
+smaller. Several replicas are idle unless several calls are under way. Which it is cannot be told from
+outside, so it is tried: a number of calls is kept if neither one more nor one fewer does better. "Better" is
+throughput over response time, which L. Kleinrock (1979) calls power: it serves for callers that wait for
+their answers before they ask again, and for callers that do not.
 """
 
 import asyncio
@@ -72,20 +72,23 @@ class ConcurrencyLimit:
         self._on_open = on_open
         self._under_way = 0
         self._usual_s = 0.0
-        self._begin_epoch()
+        self._calls = self._rows = 0
+        self._waited_s = 0.0
+        self._epoch_since = 0.0
 
     @property
     def limit(self) -> int:
         """Calls that may be under way at once for now."""
         return self._climb.limit
 
-    @property
-    def is_open(self) -> bool:
-        """Whether a call may begin."""
+    def may_begin(self) -> bool:
+        """Whether another call may begin."""
         return self._under_way < self._climb.limit
 
     def begin(self) -> Call:
         """Count a call."""
+        if not self._calls:
+            self._epoch_since = asyncio.get_running_loop().time()
         self._under_way += 1
         return Call(self, max(LEAST_PATIENCE_S, PATIENCE * self._usual_s))
 
@@ -104,12 +107,8 @@ class ConcurrencyLimit:
         if self._calls >= EPOCH_CALLS and elapsed_s >= EPOCH_S:
             if self._waited_s:
                 self._climb.step((self._rows / elapsed_s) / (self._waited_s / self._rows))
-            self._begin_epoch()
-
-    def _begin_epoch(self) -> None:
-        self._calls = self._rows = 0
-        self._waited_s = 0.0
-        self._epoch_since = asyncio.get_running_loop().time()
+            self._calls = self._rows = 0
+            self._waited_s = 0.0
 
 
 class _Climb:

@@ -60,7 +60,10 @@ class Dispatcher:
         self.put(job)
 
     def put(self, job: Job, *, first: bool = False) -> None:
-        """Let a job wait, `first` in front of the others. One whose caller does not wait any more is forgotten."""
+        """Let a job wait, `first` in front of the others.
+
+        One whose caller does not wait any more is forgotten.
+        """
         if job.answer.done() or not job.unsent:
             return
         if job not in self._waiting:
@@ -107,7 +110,7 @@ class Dispatcher:
 
     def _hand_out(self) -> None:
         self._scheduled = False
-        if not self._limit.is_open:
+        if not self._limit.may_begin():
             return
         # While each turn of the event loop takes in more requests, a batch is still growing.
         if self._arrivals and self._turns < MAX_TURNS and self._waiting_rows < self._max_batch_rows:
@@ -117,7 +120,7 @@ class Dispatcher:
             return
         self._arrivals = self._turns = 0
         for taking, accepts in self._free.items():
-            if not self._limit.is_open:
+            if not self._limit.may_begin():
                 break
             if not taking.done() and (parts := self._gather(accepts)):
                 taking.set_result((Batch(parts), self._limit.begin()))
@@ -126,8 +129,8 @@ class Dispatcher:
         """Parts for one call: one of each job in turn, and again while there is room."""
         parts: list[Part] = []
         room = self._max_batch_rows
-        while chosen := self._choose(accepts, room, parts):
-            for job in chosen:
+        while jobs := self._choose(accepts, room, parts):
+            for job in jobs:
                 part = job.unsent.popleft()
                 parts.append(part)
                 room -= part.rows

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -59,7 +59,6 @@ class Job:
         loop = asyncio.get_running_loop()
         self.since = loop.time()
         self.answer: asyncio.Future[Prediction] = loop.create_future()
-        self.drops = 0
         #: How often no model took it, or its answer came over a connection that was not verified.
         self.turned_away = 0
         #: Only connections that were verified after this loop time may carry it.
@@ -134,11 +133,13 @@ class Job:
 class Part:
     """Some candidates of a job, that go to the predictor together."""
 
-    __slots__ = ("job", "rows", "_start", "_stop")
+    __slots__ = ("_start", "_stop", "drops", "job", "rows")
 
     def __init__(self, job: Job, start: int, stop: int) -> None:
         self.job = job
         self.rows = stop - start
+        #: Calls that carried it and were dropped.
+        self.drops = 0
         self._start = start
         self._stop = stop
 
@@ -167,11 +168,6 @@ class Batch:
         if all(part.job is job for part in self.parts):
             return dict(job.headers)
         return {} if job.credentials is None else {_AUTHORIZATION: job.credentials}
-
-    @property
-    def jobs(self) -> Iterable[Job]:
-        """The requests that have a part in it, each once."""
-        return dict.fromkeys(part.job for part in self.parts)
 
 
 def encoded(parts: list[Part], version: KnownVersion) -> Matrix:

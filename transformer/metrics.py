@@ -1,6 +1,6 @@
 """What Prometheus is told beside KServe's own histograms."""
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter, Gauge, Histogram
 
 CONNECTIONS = Gauge(
     "transformer_predictor_connections",
@@ -15,3 +15,8 @@ REQUESTS = Counter(
     "transformer_requests", "Answered requests by the version that gave the answer", ["version"]
 )
 RETRIES = Counter("transformer_predictor_retries", "Calls to the predictor that were sent again", ["reason"])
+BATCHES = Histogram(
+    "transformer_batch_candidates",
+    "Candidates that one call to the predictor carried",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+)

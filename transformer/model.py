@@ -37,6 +37,10 @@ class TransformerModel(kserve.Model):  # type: ignore[misc]
         self._outputs = scorer.bundle.name
         self.ready = True
 
+    def decode_v1(self, payload: object) -> v1.V1Request:
+        """Read a V1 request; see `transformer.v1.decode`."""
+        return v1.decode(payload, self._outputs, self._fields, self._max_candidates)
+
     def decode_v2(self, body: bytes, json_length: str | None) -> v2.V2Request:
         """Read a V2 REST request; see `transformer.v2.decode`."""
         return v2.decode(
@@ -58,7 +62,7 @@ class TransformerModel(kserve.Model):  # type: ignore[misc]
         """The decoded request: V2 comes decoded by its own endpoints, V1 as KServe leaves it."""
         if isinstance(payload, v2.V2Request):
             return payload
-        return v1.decode(payload, self._outputs, self._fields, self._max_candidates)
+        return self.decode_v1(payload)
 
     def validate(self, payload: Request) -> Request:
         """Nothing: KServe would check the payload for the predictor's protocol, which is not the caller's."""

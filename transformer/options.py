@@ -71,6 +71,18 @@ def parser() -> argparse.ArgumentParser:
         help="what becomes of a value that the signature does not list: an error, or encoded as none",
     )
     own.add_argument(
+        "--max_batch_rows",
+        type=_positive,
+        default=PoolSettings.max_batch_rows,
+        help="candidates that one call to the predictor may carry: whatever waits goes together",
+    )
+    own.add_argument(
+        "--max_waiting_rows",
+        type=_positive,
+        default=PoolSettings.max_waiting_rows,
+        help="candidates that may wait for the predictor; more get 503",
+    )
+    own.add_argument(
         "--max_candidates", type=_positive, default=10_000, help="candidates that one request may carry"
     )
     own.add_argument(

@@ -27,6 +27,10 @@ class Prediction:
     probabilities: npt.NDArray[np.float64]
     positive: npt.NDArray[np.bool_]
 
+    def of(self, rows: slice) -> "Prediction":
+        """The answer to some of the candidates."""
+        return Prediction(self.version, self.probabilities[rows], self.positive[rows])
+
 
 class Request(Protocol):
     """A decoded request, which knows how its protocol wants the answer."""

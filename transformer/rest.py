@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from socket import socket
 from typing import Any
@@ -23,15 +22,12 @@ from transformer.errors import (
     TooLarge,
 )
 from transformer.model import TransformerModel
+from transformer.shortcut import App, Message, Receive, Send, Shortcut
 
 logger = logging.getLogger("kserve.transformer")
 
 #: Seconds for which the rest of a body is read that has been answered already.
 LINGER_S = 10
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 
 class RestServer(RESTServer):  # type: ignore[misc]
@@ -47,6 +43,8 @@ class RestServer(RESTServer):  # type: ignore[misc]
         Whether ``/docs`` is served.
     timings
         Whether the time of each request is logged.
+    access_log
+        Whether each request is logged as uvicorn does it, to where the logging is configured to.
     """
 
     def __init__(
@@ -55,21 +53,30 @@ class RestServer(RESTServer):  # type: ignore[misc]
         max_request_bytes: int,
         docs: bool = False,
         timings: bool = False,
+        access_log: bool = False,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(*args, **kwargs)
         self._max_request_bytes = max_request_bytes
         self._docs = docs
         self._timings = timings
+        self._access_log = access_log
 
     def create_application(self) -> None:
         """Build the application: KServe's routes and handlers, in an application of this server's own."""
         app = FastAPI(title="Transformer", docs_url="/docs" if self._docs else None, redoc_url=None)
+        if not self._access_log:
+            # KServe has given it one, and uvicorn writes a line for each request if there is any.
+            logging.getLogger("uvicorn.access").handlers = []
         if self._timings or self.access_log_format:
             self._add_middlewares(app)
         self._register_endpoints(app)
         self._add_exception_handlers(app)
-        self.config.app = BodyLimit(app, self._max_request_bytes)
+        served: App = app
+        if not (self._timings or self.access_log_format):
+            for model in self.dataplane.model_registry.get_models().values():
+                served = Shortcut(served, model, _error_response)
+        self.config.app = BodyLimit(served, self._max_request_bytes)
 
     def _register_endpoints(self, app: FastAPI) -> None:
         # First come, first served: KServe's own V2 handler parses twice, and answers 422 or 500 where the
@@ -139,7 +146,7 @@ class BodyLimit:
         Bytes that a body may have.
     """
 
-    def __init__(self, app: FastAPI, max_bytes: int) -> None:
+    def __init__(self, app: App, max_bytes: int) -> None:
         self.app = app
         self._max_bytes = max_bytes
 
@@ -181,6 +188,10 @@ class BodyLimit:
 
 async def _service_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)  # noqa: S101 (registered for it)
+    return _error_response(error)
+
+
+def _error_response(error: ServiceError) -> Response:
     if error.status >= 500:
         logger.warning("%d: %s", error.status, error)
     return JSONResponse({"error": str(error)}, error.status, headers=error.headers)

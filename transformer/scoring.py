@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 
 from transformer.bundle import Bundle
-from transformer.dispatch import Job
+from transformer.jobs import Job
 from transformer.pool import Pool, PoolSettings
 from transformer.prediction import Prediction
 from transformer.predictor_client import PredictorAddress
@@ -43,6 +43,8 @@ class Scorer:
         self._address = address
         self._timeout_s = timeout_s
         self._settings = settings or PoolSettings()
+        # Half a batch, so that two large requests, or a large one and small ones, share each.
+        self._part_rows = max(1, self._settings.max_batch_rows // 2)
         self._pool: Pool | None = None
 
     @property
@@ -78,6 +80,7 @@ class Scorer:
             newest.encode(candidates),
             headers,
             asyncio.get_running_loop().time() + self._timeout_s,
+            self._part_rows,
         )
         return await self._pool.score(job)
 

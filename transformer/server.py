@@ -62,6 +62,7 @@ class TransformerServer(ModelServer):  # type: ignore[misc]
             max_request_bytes=self._options.max_request_bytes,
             docs=self._options.enable_docs_url,
             timings=self._options.enable_latency_logging,
+            access_log=self._options.log_config_file is not None,
         )
 
     def grpc_server(self) -> GrpcServer:

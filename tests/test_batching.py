@@ -1,0 +1,228 @@
+"""Requests that wait together go together, each with its own answer and nobody else's credentials."""
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from tests.pairs import Pair, make_pair
+from tests.serving import Serving, serving
+from tests.stock import StockServer
+from tests.truth import Truth
+from transformer.concurrency import _Climb
+
+V1 = "/v1/models/placement:predict"
+
+
+@pytest.fixture(scope="module")
+def pair_of(tmp_path_factory):
+    storage = tmp_path_factory.mktemp("pairs")
+    return functools.cache(lambda name: make_pair(name, storage))
+
+
+@pytest.fixture
+def pair(pair_of) -> Pair:
+    return pair_of("retrained")
+
+
+@pytest.fixture
+def truth(pair) -> Truth:
+    return Truth(pair.new)
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as entered:
+        yield entered
+
+
+@pytest.fixture
+def start(stack, pair, truth):
+    async def start(*arguments: str) -> tuple[Serving, StockServer]:
+        stock = await stack.enter_async_context(StockServer(truth).running())
+        front = await stack.enter_async_context(
+            serving(pair.new, stock.address, "--predictor_protocol=v2", *arguments)
+        )
+        return front, stock
+
+    return start
+
+
+def asked(front: Serving, rows: list[dict], **headers: str) -> asyncio.Task:
+    return asyncio.create_task(front.http.post(V1, json={"instances": rows}, headers=headers))
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def probabilities(response) -> list[float]:
+    assert response.status_code == 200, response.text
+    return [one["placement_probability"] for one in response.json()["predictions"]]
+
+
+async def test_what_waits_goes_as_one_call(start, pair, truth):
+    front, stock = await start("--predictor_connections=1")
+    stock.open.clear()
+    first = asked(front, pair.candidates[:1])
+    await until(lambda: stock.plain)
+    rest = [asked(front, [one]) for one in pair.candidates[1:40]]
+    await asyncio.sleep(0.1)
+    stock.open.set()
+    answers = [probabilities(await one) for one in (first, *rest)]
+    assert [one for (one,) in answers] == pytest.approx(truth.probabilities(pair.candidates[:40]), abs=1e-12)
+    assert [len(matrix) for matrix, _ in stock.plain] == [1, 39]
+
+
+async def test_a_batch_has_a_limit(start, pair, truth):
+    front, stock = await start("--predictor_connections=1", "--max_batch_rows=10")
+    stock.open.clear()
+    asking = [asked(front, [one]) for one in pair.candidates[:31]]
+    await until(lambda: stock.plain)
+    stock.open.set()
+    answers = [probabilities(await one) for one in asking]
+    assert [one for (one,) in answers] == pytest.approx(truth.probabilities(pair.candidates[:31]), abs=1e-12)
+    assert max(len(matrix) for matrix, _ in stock.plain) == 10
+
+
+async def test_a_large_request_is_cut_and_lets_small_ones_in(start, pair, truth):
+    front, stock = await start("--predictor_connections=1", "--max_batch_rows=16")
+    stock.open.clear()
+    many = (pair.candidates * 5)[:300]
+    large = asked(front, many)
+    await until(lambda: stock.plain)
+    small = [asked(front, [one]) for one in pair.candidates[:8]]
+    await asyncio.sleep(0.1)
+    stock.open.set()
+    for one, candidate in zip(small, pair.candidates, strict=False):
+        assert probabilities(await one) == pytest.approx(truth.probabilities([candidate]), abs=1e-12)
+    assert not large.done()
+    assert probabilities(await large) == pytest.approx(truth.probabilities(many), abs=1e-12)
+
+
+async def test_a_call_never_mixes_credentials(start, pair, truth):
+    front, stock = await start("--predictor_connections=2")
+    stock.open.clear()
+    callers = {f"Bearer {number}": pair.candidates[20 * number : 20 * number + 20] for number in range(4)}
+    asking = {
+        (caller, number): asked(front, [rows[number]], authorization=caller)
+        for number in range(20)
+        for caller, rows in callers.items()
+    }
+    await until(lambda: stock.plain)
+    stock.open.set()
+    for (caller, number), one in asking.items():
+        expected = truth.probabilities([callers[caller][number]])
+        assert probabilities(await one) == pytest.approx(expected, abs=1e-12)
+    own = {caller: set(map(tuple, truth.encode(rows))) for caller, rows in callers.items()}
+    for matrix, headers in stock.plain:
+        assert set(map(tuple, matrix)) <= own[headers["authorization"]]
+    # Each caller's own went together all the same.
+    assert len(stock.plain) < len(asking) / 2
+
+
+async def test_what_names_one_request_goes_along_with_that_one_only(start, pair):
+    front, stock = await start("--predictor_connections=1")
+    await asked(front, pair.candidates[:1], **{"x-request-id": "alone"})
+    stock.open.clear()
+    first = asked(front, pair.candidates[:1], **{"x-request-id": "first"})
+    await until(lambda: len(stock.plain) == 2)
+    others = [asked(front, [one], **{"x-request-id": "other"}) for one in pair.candidates[:3]]
+    await asyncio.sleep(0.1)
+    stock.open.set()
+    await asyncio.gather(first, *others)
+    assert [headers.get("x-request-id") for _, headers in stock.plain] == ["alone", "first", None]
+
+
+async def test_more_than_may_wait_is_told_to_come_again(start, pair, truth):
+    front, stock = await start("--predictor_connections=1", "--max_waiting_rows=5", "--max_batch_rows=1")
+    stock.open.clear()
+    asking = [asked(front, [one]) for one in pair.candidates[:20]]
+    await until(lambda: sum(one.done() for one in asking) >= 10)
+    stock.open.set()
+    answers = await asyncio.gather(*asking)
+    refused = [one for one in answers if one.status_code == 503]
+    assert {one.headers["retry-after"] for one in refused} == {"1"}
+    assert "waiting already" in refused[0].json()["error"]
+    taken = [number for number, one in enumerate(answers) if one.status_code == 200]
+    assert len(taken) + len(refused) == 20
+    assert len(taken) >= 5
+    for number in taken:
+        expected = truth.probabilities([pair.candidates[number]])
+        assert probabilities(answers[number]) == pytest.approx(expected, abs=1e-12)
+
+
+async def test_a_caller_that_has_gone_leaves_its_place(start, pair):
+    front, stock = await start("--predictor_connections=1", "--max_waiting_rows=5")
+    stock.open.clear()
+    first = asked(front, pair.candidates[:1])
+    await until(lambda: stock.plain)
+    waiting = [asked(front, [one]) for one in pair.candidates[:5]]
+    await asyncio.sleep(0.05)
+    for one in waiting:
+        one.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    last = asked(front, pair.candidates[:5])
+    await asyncio.sleep(0.05)
+    stock.open.set()
+    assert (await first).status_code == (await last).status_code == 200
+    assert sum(len(matrix) for matrix, _ in stock.plain) == 6
+
+
+async def test_a_large_request_is_answered_by_one_model_while_another_takes_over(start, pair):
+    truths = pair.truths
+    front, stock = await start("--predictor_connections=2", "--max_batch_rows=16")
+    many = (pair.candidates * 5)[:400]
+    versions = set()
+    for number in range(6):
+        asking = asked(front, many)
+        calls = len(stock.plain)
+        await until(lambda calls=calls: len(stock.plain) > calls + 3)
+        stock.swap(truths["v1" if number % 2 else "v2"])
+        response = await asking
+        version = response.headers["x-model-version"]
+        versions.add(version)
+        assert probabilities(response) == pytest.approx(truths[version].probabilities(many), abs=1e-12)
+    assert versions == {"v1", "v2"}
+
+
+async def test_verified_by_request_a_large_request_is_answered_by_one_model_too(start, pair):
+    truths = pair.truths
+    front, stock = await start("--predictor_connections=2", "--max_batch_rows=64", "--verify=request")
+    many = (pair.candidates * 5)[:200]
+    calls = stock.calls
+    for _ in range(4):
+        asking = asked(front, many)
+        while not asking.done():
+            # As behind a proxy that gives each call to either.
+            stock.serving = truths["v1" if stock.calls % 3 else "v2"]
+            await asyncio.sleep(0)
+        response = await asking
+        version = response.headers["x-model-version"]
+        assert probabilities(response) == pytest.approx(truths[version].probabilities(many), abs=1e-12)
+    assert stock.calls > calls
+
+
+@pytest.mark.parametrize(
+    ("power", "best"),
+    [
+        # One worker: another call at once makes batches smaller.
+        ((1.0, 0.6, 0.4, 0.3), 1),
+        # Four replicas.
+        ((1.0, 3.8, 8.0, 15.0), 4),
+        # Two.
+        ((1.0, 3.5, 3.6, 3.0), 2),
+    ],
+)
+def test_so_many_calls_are_made_at_once_as_do_best(power, best):
+    climb = _Climb(len(power))
+    seen = []
+    for _ in range(400):
+        climb.step(power[climb.limit - 1])
+        seen.append(climb.limit)
+    assert seen[200:].count(best) > 180
+    assert all(1 <= limit <= len(power) for limit in seen)

@@ -1,0 +1,163 @@
+"""The short way for predictions: two routes answered before KServe's application sees them.
+
+What is plain is read, scored and written here, each once; all that is unusual (CloudEvents, other content
+types, other models, other methods) goes on to KServe's own handlers. Both ways give the same answers.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+import orjson
+from kserve.metrics import POST_HIST_TIME, PRE_HIST_TIME, PREDICT_HIST_TIME, get_labels
+from starlette.responses import JSONResponse, Response
+
+from transformer import v2
+from transformer.errors import ServiceError
+from transformer.model import VERSION_HEADER, TransformerModel
+from transformer.v1 import parse_json
+from transformer.wire import forwarded
+
+logger = logging.getLogger("kserve.transformer")
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+#: What a body may be called that is plain; the binary extension's has another name.
+_JSON = {None, "application/json"}
+_V2_TYPES = {*_JSON, "application/octet-stream"}
+#: A key that makes a JSON object a CloudEvent.
+_CLOUD_EVENT = "specversion"
+
+
+class _Unusual(Exception):
+    """A body that KServe's own handler has to read."""
+
+
+class Shortcut:
+    """Answers plain predictions of one model, and hands everything else on.
+
+    Parameters
+    ----------
+    app
+        KServe's ASGI application.
+    model
+        What answers.
+    error_response
+        Makes a response of an error.
+    """
+
+    def __init__(
+        self, app: App, model: TransformerModel, error_response: Callable[[ServiceError], Response]
+    ) -> None:
+        self._app = app
+        self._model = model
+        self._error_response = error_response
+        self._ways = {
+            f"/v1/models/{model.name}:predict": (_JSON, self._v1),
+            f"/v2/models/{model.name}/infer": (_V2_TYPES, self._v2),
+        }
+        labels = get_labels(model.name)
+        self._pre, self._predict, self._post = (
+            histogram.labels(**labels) for histogram in (PRE_HIST_TIME, PREDICT_HIST_TIME, POST_HIST_TIME)
+        )
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one connection's scope."""
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in self._ways:
+            await self._app(scope, receive, send)
+            return
+        content_types, way = self._ways[scope["path"]]
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        plain = len(headers) == len(scope["headers"]) and headers.get("content-type") in content_types
+        if not plain or any(name.startswith("ce-") for name in headers):
+            await self._app(scope, receive, send)
+            return
+        body = b""
+        try:
+            body = await _body(receive)
+            status, content, answer_headers = 200, *await way(body, headers)
+        except _Unusual:
+            await self._app(scope, _replaying(body, receive), send)
+            return
+        except ConnectionResetError:
+            return
+        except ServiceError as error:
+            await self._error_response(error)(scope, receive, send)
+            return
+        except Exception:
+            logger.exception("a prediction failed")
+            await JSONResponse({"error": "internal error"}, 500)(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": status, "headers": answer_headers})
+        await send({"type": "http.response.body", "body": content})
+
+    async def _v1(self, body: bytes, headers: Mapping[str, str]) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+        now = asyncio.get_running_loop().time
+        start = now()
+        payload = parse_json(body)
+        if isinstance(payload, dict) and _CLOUD_EVENT in payload:
+            raise _Unusual
+        request = self._model.decode_v1(payload)
+        decoded = now()
+        prediction = await self._model.scorer.predict(request.candidates, forwarded(headers))
+        scored = now()
+        content = orjson.dumps(request.answer(prediction))
+        self._observe(start, decoded, scored, now())
+        return content, [
+            (VERSION_HEADER.encode(), prediction.version.encode()),
+            (b"content-length", b"%d" % len(content)),
+            (b"content-type", b"application/json"),
+        ]
+
+    async def _v2(self, body: bytes, headers: Mapping[str, str]) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+        now = asyncio.get_running_loop().time
+        start = now()
+        request = self._model.decode_v2(body, headers.get(v2.JSON_LENGTH_HEADER))
+        decoded = now()
+        prediction = await self._model.scorer.predict(request.candidates, forwarded(headers))
+        scored = now()
+        content, content_headers = v2.encode(request.answer(prediction))
+        self._observe(start, decoded, scored, now())
+        return content, [
+            (VERSION_HEADER.encode(), prediction.version.encode()),
+            *((name.encode(), value.encode()) for name, value in content_headers.items()),
+            (b"content-length", b"%d" % len(content)),
+        ]
+
+    def _observe(self, start: float, decoded: float, scored: float, encoded: float) -> None:
+        self._pre.observe(decoded - start)
+        self._predict.observe(scored - decoded)
+        self._post.observe(encoded - scored)
+
+
+async def _body(receive: Receive) -> bytes:
+    """The request's whole body.
+
+    Raises
+    ------
+    ConnectionResetError
+        If the client has gone.
+    """
+    parts: list[bytes] = []
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionResetError
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _replaying(body: bytes, receive: Receive) -> Receive:
+    """Gives the body that was read already, and then what comes after it."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay
