@@ -19,7 +19,7 @@ from tests.truth import Truth
 from transformer import pool
 from transformer.bundle import BUNDLE_FILE, read
 from transformer.v1 import from_dicts
-from transformer.versions import KnownVersion, express
+from transformer.versions import known_versions
 
 CONNECTIONS = "transformer_predictor_connections"
 V1 = "/v1/models/placement:predict"
@@ -241,23 +241,23 @@ async def test_verified_by_request_each_answer_tells_the_model_that_gave_it(name
     assert seen == {"v1", "v2"}
 
 
-def test_an_older_version_expresses_what_its_own_signature_allows(pair_of):
+@pytest.mark.parametrize("unknown", ["refuse", "ignore"])
+def test_an_older_version_expresses_what_its_own_signature_allows(pair_of, unknown):
     pair = pair_of("category_added")
-    older, newest = (KnownVersion(read(directory)) for directory in (pair.old, pair.new))
+    newest, older = known_versions(read(pair.new), unknown)
     candidate = pair.candidates[0]
     for stream, expressible in (("Arts", True), ("Vocational", False)):
         rows = from_dicts([{**candidate, "hsc_s": stream}], tuple(candidate), "instances")
-        for unknown in ("refuse", "ignore"):
-            valid = newest.validate(rows, unknown)
-            assert (express(rows, valid, older, unknown) is not None) == expressible
+        assert len(newest.encode(rows)) == 1
+        assert (older.express(rows) is not None) == expressible
 
 
 def test_what_no_version_knows_is_ignored_by_all_where_that_is_asked_for(pair_of):
-    pair = pair_of("category_added")
-    older, newest = (KnownVersion(read(directory)) for directory in (pair.old, pair.new))
-    candidate = {**pair.candidates[0], "hsc_s": "Music"}
+    newest, older = known_versions(read(pair_of("category_added").new), "ignore")
+    candidate = {**pair_of("category_added").candidates[0], "hsc_s": "Music"}
     rows = from_dicts([candidate], tuple(candidate), "instances")
-    assert express(rows, newest.validate(rows, "ignore"), older, "ignore") is not None
+    assert len(newest.encode(rows)) == 1
+    assert older.express(rows) is not None
 
 
 async def test_verified_by_request_versions_of_the_same_names_keep_their_defaults(stack, pair_of, tmp_path):

@@ -10,7 +10,6 @@ from transformer.bundle import Vectorizer
 from transformer.encoder import Encoder
 from transformer.signature import Category, Number, Signature
 from transformer.v1 import from_dicts
-from transformer.validation import validate
 
 names = st.text(min_size=1, max_size=6)
 finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
@@ -62,7 +61,7 @@ def fitted(signature: Signature) -> DictVectorizer:
 
 def encode(signature: Signature, vectorizer: DictVectorizer, rows: list[dict]) -> np.ndarray:
     encoder = Encoder(Vectorizer(feature_names=tuple(vectorizer.feature_names_)), signature)
-    return encoder.encode(validate(from_dicts(rows, signature.names, "instances"), signature))
+    return encoder.encode(from_dicts(rows, signature.names, "instances"))
 
 
 @settings(deadline=None)
@@ -93,13 +92,13 @@ def test_an_ignored_category_fills_no_column_as_in_dictvectorizer():
     )
     vectorizer = fitted(signature)
     rows = [{"a": "z", "b": 3}, {"a": "x", "b": 4}]
-    encoder = Encoder(Vectorizer(feature_names=tuple(vectorizer.feature_names_)), signature)
-    valid = validate(from_dicts(rows, signature.names, "instances"), signature, unknown_category="ignore")
-    assert encoder.encode(valid).tobytes() == vectorizer.transform(rows).tobytes()
+    encoder = Encoder(Vectorizer(feature_names=tuple(vectorizer.feature_names_)), signature, "ignore")
+    candidates = from_dicts(rows, signature.names, "instances")
+    assert encoder.encode(candidates).tobytes() == vectorizer.transform(rows).tobytes()
 
 
 def test_another_order_of_feature_names_is_followed():
     signature = Signature(fields=(Category(name="a", categories=("x", "y")),))
     encoder = Encoder(Vectorizer(feature_names=("a=y", "a=x")), signature)
-    valid = validate(from_dicts([{"a": "x"}], ("a",), "instances"), signature)
-    assert encoder.encode(valid).tolist() == [[0.0, 1.0]]
+    candidates = from_dicts([{"a": "x"}], ("a",), "instances")
+    assert encoder.encode(candidates).tolist() == [[0.0, 1.0]]

@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 
+from transformer.candidates import Candidates, Columns
 from transformer.errors import MAX_PROBLEMS, InvalidCandidates
 from transformer.signature import Category, Number, Signature
 from transformer.v1 import from_dicts
-from transformer.validation import Candidates, validate
+from transformer.validation import validate
 
 SIGNATURE = Signature(
     fields=(
@@ -36,11 +37,11 @@ def test_valid_candidates_become_typed_columns_with_defaults_filled_in():
         candidates(VALID, {"mark": 0.5, "board": "Others", "bonus": -5, "city": "Łódź"}), SIGNATURE
     )
     assert valid.rows == 2
-    assert valid.columns["mark"].dtype == np.float64
-    assert valid.columns["mark"].tolist() == [71.0, 0.5]
-    assert valid.columns["bonus"].tolist() == [0.0, -5.0]
-    assert valid.columns["board"] == ["Central", "Others"]
-    assert valid.columns["city"] == ["Köln", "Łódź"]
+    assert valid.numbers["mark"].dtype == np.float64
+    assert valid.numbers["mark"].tolist() == [71.0, 0.5]
+    assert valid.numbers["bonus"].tolist() == [0.0, -5.0]
+    assert valid.categories["board"] == ["Central", "Others"]
+    assert valid.categories["city"] == ["Köln", "Łódź"]
 
 
 @pytest.mark.parametrize(
@@ -89,13 +90,14 @@ def test_an_error_spells_out_twenty_problems_and_counts_the_rest():
 
 
 def test_fields_that_the_signature_does_not_know_are_passed_over():
-    assert set(validate(candidates({**VALID, "name": "Ada"}), SIGNATURE).columns) == set(SIGNATURE.names)
+    valid = validate(candidates({**VALID, "name": "Ada"}), SIGNATURE)
+    assert {*valid.numbers, *valid.categories} == set(SIGNATURE.names)
 
 
 def test_an_unknown_category_can_be_ignored_but_no_other_problem():
     rows = candidates({**VALID, "board": "Centre"}, VALID)
     valid = validate(rows, SIGNATURE, unknown_category="ignore")
-    assert valid.columns["board"] == [None, "Central"]
+    assert valid.categories["board"] == [None, "Central"]
     with pytest.raises(InvalidCandidates, match="must be a string"):
         validate(candidates({**VALID, "board": 7}), SIGNATURE, unknown_category="ignore")
 
@@ -103,14 +105,14 @@ def test_an_unknown_category_can_be_ignored_but_no_other_problem():
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "i8", "u1", "u8"])
 def test_numbers_may_come_as_arrays_of_any_numeric_type(dtype):
     columns = {"mark": np.array([1, 100], dtype), "board": ["Central", "Others"]}
-    valid = validate(Candidates(2, columns, lambda row, field: f"{field}[{row}]"), SIGNATURE)
-    assert valid.columns["mark"].tolist() == [1.0, 100.0]
+    valid = validate(Columns(2, columns), SIGNATURE)
+    assert valid.numbers["mark"].tolist() == [1.0, 100.0]
 
 
 def test_bad_values_in_arrays_are_named_by_their_position():
     columns = {"mark": np.array([1, np.nan, 101]), "board": np.array([1, 2, 3])}
     with pytest.raises(InvalidCandidates) as raised:
-        validate(Candidates(3, columns, lambda row, field: f"inputs.{field}[{row}]"), SIGNATURE)
+        validate(Columns(3, columns), SIGNATURE)
     assert raised.value.problems[1:3] == (
         "inputs.mark[1]: must be 0 to 100, got nan",
         "inputs.board[1]: must be a string, one of Central, Others, got the number 2",
@@ -120,7 +122,7 @@ def test_bad_values_in_arrays_are_named_by_their_position():
 def test_boolean_arrays_are_not_numbers():
     columns = {"mark": np.array([True]), "board": ["Central"]}
     with pytest.raises(InvalidCandidates, match="must be a number"):
-        validate(Candidates(1, columns, lambda row, field: f"{field}[{row}]"), SIGNATURE)
+        validate(Columns(1, columns), SIGNATURE)
 
 
 @pytest.mark.parametrize(

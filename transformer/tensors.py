@@ -7,11 +7,11 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from transformer.candidates import Candidates, Columns, RawColumn, Rows
 from transformer.errors import InvalidRequest
-from transformer.v1 import check_count, from_dicts, parse_json
-from transformer.validation import Candidates, typed
+from transformer.v1 import check_count, parse_json
+from transformer.validation import typed
 
 #: The V2 protocol's datatypes and their little-endian numpy form; BYTES has none.
 NUMPY_DTYPES = {
@@ -47,7 +47,7 @@ class Tensor:
     name: str
     datatype: str
     rows: int
-    values: Sequence[Any] | npt.NDArray[Any]
+    values: RawColumn
 
 
 def rows_of(name: str, shape: Sequence[int]) -> int:
@@ -154,15 +154,11 @@ def to_candidates(tensors: Sequence[Tensor], fields: tuple[str, ...], max_candid
             )
     check_count(first.rows, max_candidates)
     if len(tensors) == 1 and first.datatype == "BYTES" and first.name not in fields:
-        return _json_objects(first, fields)
-    return Candidates(
-        rows=first.rows,
-        columns={tensor.name: _column(tensor) for tensor in tensors if tensor.name in fields},
-        locate=lambda row, field: f"inputs.{field}[{row}]",
-    )
+        return _json_objects(first)
+    return Columns(first.rows, {tensor.name: _column(tensor) for tensor in tensors if tensor.name in fields})
 
 
-def _json_objects(tensor: Tensor, fields: tuple[str, ...]) -> Candidates:
+def _json_objects(tensor: Tensor) -> Candidates:
     path = f"inputs.{tensor.name}"
     rows = []
     for number, value in enumerate(tensor.values):
@@ -172,10 +168,10 @@ def _json_objects(tensor: Tensor, fields: tuple[str, ...]) -> Candidates:
             rows.append(parse_json(value))
         except InvalidRequest as error:
             raise InvalidRequest(f"{path}[{number}]: {str(error).removeprefix('body: ')}") from error
-    return from_dicts(rows, fields, path)
+    return Rows(rows, path)
 
 
-def _column(tensor: Tensor) -> Sequence[Any] | npt.NDArray[Any]:
+def _column(tensor: Tensor) -> RawColumn:
     if tensor.datatype != "BYTES":
         return tensor.values
     column = []

@@ -5,9 +5,9 @@ from typing import Any
 
 import orjson
 
+from transformer.candidates import Candidates, Rows
 from transformer.errors import InvalidRequest, TooLarge
 from transformer.prediction import Prediction
-from transformer.validation import Candidates
 
 INSTANCES = "instances"
 
@@ -87,18 +87,5 @@ def parse_json(body: bytes | str) -> object:
 
 
 def from_dicts(rows: list[Any], fields: tuple[str, ...], path: str) -> Candidates:
-    """Candidates from one dict each.
-
-    Raises
-    ------
-    InvalidRequest
-        If a row is not a dict; `path` names the list that it stands in.
-    """
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise InvalidRequest(f"{path}[{number}]: must be an object with the candidate's fields")
-    return Candidates(
-        rows=len(rows),
-        columns={field: [row.get(field) for row in rows] for field in fields},
-        locate=lambda row, field: f"{path}[{row}].{field}",
-    )
+    """Candidates from one dict each, in the list that `path` names. Whether each is a dict is seen later."""
+    return Rows(rows, path)

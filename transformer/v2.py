@@ -10,12 +10,12 @@ import numpy.typing as npt
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from transformer.candidates import Candidates
 from transformer.errors import InvalidRequest, NotImplementedHere
 from transformer.prediction import Prediction
 from transformer.signature import Signature
 from transformer.tensors import MAX_NAME, Tensor, from_raw, from_values, to_candidates
 from transformer.v1 import parse_json
-from transformer.validation import Candidates
 
 #: Request and response header of the binary extension: bytes of JSON before the binary data.
 JSON_LENGTH_HEADER = "inference-header-content-length"

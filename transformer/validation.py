@@ -1,12 +1,14 @@
-"""Raw candidates, as columns, held against the signature: every problem is found and named."""
+"""Raw candidates, field by field, held against the signature: every problem is found and named."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from transformer.candidates import Candidates as Candidates
+from transformer.candidates import RawColumn, as_list
 from transformer.errors import InvalidCandidates
 from transformer.signature import Category, Number, RawField, Signature
 
@@ -16,81 +18,84 @@ MISSING = None
 MAX_ECHO = 40
 
 UnknownCategory = Literal["refuse", "ignore"]
-#: A column before validation: whatever the request held, one value for each candidate.
-RawColumn = Sequence[Any] | npt.NDArray[Any]
-#: A column after validation: float64 for a number, str (None: unknown and ignored) for a category.
-Column = npt.NDArray[np.float64] | list[str | None]
-#: Says where a value stands in the caller's own request: ``locate(3, "ssc_p")`` is ``instances[3].ssc_p``.
-Locate = Callable[[int, str], str]
-
-
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """Candidates of one request as it came in, column by column.
-
-    Attributes
-    ----------
-    rows
-        Number of candidates.
-    columns
-        One column of `rows` values for each field that the request has; other fields are missing.
-    locate
-        Names a value's place in the request.
-    """
-
-    rows: int
-    columns: Mapping[str, RawColumn]
-    locate: Locate
+#: Whether an unknown category is encoded as none.
+Ignores = Callable[[str], bool]
 
 
 @dataclass(frozen=True, slots=True)
 class ValidCandidates:
-    """Candidates that the signature allows: one typed column for each of its fields."""
+    """Candidates that the signature allows: one typed column for each of its fields.
+
+    Attributes
+    ----------
+    numbers
+        One float64 array for each numeric field.
+    categories
+        One list of strings for each other field, None where an unknown one is ignored.
+    """
 
     rows: int
-    columns: Mapping[str, Column]
+    numbers: Mapping[str, npt.NDArray[np.float64]]
+    categories: Mapping[str, list[str | None]]
 
 
 def validate(
-    candidates: Candidates, signature: Signature, unknown_category: UnknownCategory = "refuse"
+    candidates: Candidates,
+    signature: Signature,
+    unknown_category: UnknownCategory = "refuse",
+    newest: Signature | None = None,
 ) -> ValidCandidates:
     """Check every value of every candidate.
 
-    Fields that the signature does not know are passed over, as DictVectorizer does.
+    Fields that the signature does not know are passed over, as DictVectorizer does. Unknown categories may
+    be ignored, but never those that `newest` lists.
 
     Raises
     ------
+    InvalidRequest
+        If a candidate is no object.
     InvalidCandidates
         With every problem, in the order of the candidates and of the signature's fields.
     """
-    columns: dict[str, Column] = {}
+    candidates.check()
+    numbers: dict[str, npt.NDArray[np.float64]] = {}
+    categories: dict[str, list[str | None]] = {}
     problems: list[tuple[int, int, str]] = []
     for order, field in enumerate(signature.fields):
-        raw = candidates.columns.get(field.name)
+        raw = candidates.column(field.name)
         if raw is None:
             raw = [MISSING] * candidates.rows
-        column = _valid_column(raw, field, unknown_category)
-        if column is None:
-            problems += ((row, order, text) for row, text in _problems(raw, field, unknown_category))
+        ignores = _ignores(field.name, unknown_category, newest)
+        if isinstance(field, Number) and (number := _numbers(raw, field)) is not None:
+            numbers[field.name] = number
+        elif isinstance(field, Category) and (category := _categories(raw, field, ignores)) is not None:
+            categories[field.name] = category
         else:
-            columns[field.name] = column
+            problems += ((row, order, text) for row, text in _problems(raw, field, ignores))
     if problems:
         problems.sort()
         names = signature.names
         raise InvalidCandidates(
             [f"{candidates.locate(row, names[order])}: {text}" for row, order, text in problems]
         )
-    return ValidCandidates(candidates.rows, columns)
+    return ValidCandidates(candidates.rows, numbers, categories)
 
 
-def _valid_column(raw: RawColumn, field: RawField, unknown_category: UnknownCategory) -> Column | None:
-    """The typed column, or None if any value of it is not valid."""
-    if isinstance(field, Number):
-        return _numbers(raw, field)
-    return _categories(raw, field, unknown_category)
+def _ignores(name: str, unknown_category: UnknownCategory, newest: Signature | None) -> Ignores:
+    """Which values of a field are encoded as none where its signature does not list them."""
+    if unknown_category == "refuse":
+        return lambda _: False
+    newer = {
+        category
+        for field in (newest.fields if newest is not None else ())
+        if isinstance(field, Category) and field.name == name
+        for category in field.categories
+    }
+    return lambda value: value not in newer
 
 
 def _numbers(raw: RawColumn, field: Number) -> npt.NDArray[np.float64] | None:
+    """The column as float64, or None if any value of it is not valid."""
     if isinstance(raw, np.ndarray):
         if raw.dtype.kind not in "iuf":
             return None
@@ -98,7 +103,7 @@ def _numbers(raw: RawColumn, field: Number) -> npt.NDArray[np.float64] | None:
     else:
         if field.default is not None:
             raw = [field.default if value is MISSING else value for value in raw]
-        if not set(map(type, raw)) <= {float, int}:
+        if not all(_is_number(kind) for kind in set(map(type, raw))):
             return None
         try:
             column = np.array(raw, dtype=np.float64)
@@ -109,49 +114,50 @@ def _numbers(raw: RawColumn, field: Number) -> npt.NDArray[np.float64] | None:
     return column if in_range else None
 
 
-def _categories(
-    raw: RawColumn, field: Category, unknown_category: UnknownCategory
-) -> list[str | None] | None:
-    values: list[Any] = raw.tolist() if isinstance(raw, np.ndarray) else list(raw)
+def _is_number(kind: type) -> bool:
+    return issubclass(kind, (int, float)) and not issubclass(kind, bool)
+
+
+def _categories(raw: RawColumn, field: Category, ignores: Ignores) -> list[str | None] | None:
+    """The column as strings, or None if any value of it is not valid."""
+    values = as_list(raw)
     if field.default is not None:
         values = [field.default if value is MISSING else value for value in values]
-    if not set(map(type, values)) <= {str}:
+    if not all(issubclass(kind, str) for kind in set(map(type, values))):
         return None
     unknown = set(values).difference(field.categories)
     if not unknown:
         return values
-    if unknown_category == "refuse":
+    if not all(map(ignores, unknown)):
         return None
     return [None if value in unknown else value for value in values]
 
 
-def _problems(
-    raw: RawColumn, field: RawField, unknown_category: UnknownCategory
-) -> Iterator[tuple[int, str]]:
+def _problems(raw: RawColumn, field: RawField, ignores: Ignores) -> Iterator[tuple[int, str]]:
     """Row and sentence of each value that is not valid."""
-    for row, value in enumerate(raw.tolist() if isinstance(raw, np.ndarray) else raw):
+    for row, value in enumerate(as_list(raw)):
         if value is MISSING:
             problem = None if field.default is not None else f"is required, expected {field.expected}"
         elif isinstance(field, Number):
             problem = _number_problem(value, field)
         else:
-            problem = _category_problem(value, field, unknown_category)
+            problem = _category_problem(value, field, ignores)
         if problem:
             yield row, problem
 
 
-def _number_problem(value: object, field: Number) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def _number_problem(value: Any, field: Number) -> str | None:  # noqa: ANN401
+    if not _is_number(type(value)):
         return f"must be a number, {field.expected}, got {typed(value)}"
     if not field.minimum <= value <= field.maximum:
         return f"must be {field.expected}, got {_echo(value)}"
     return None
 
 
-def _category_problem(value: object, field: Category, unknown_category: UnknownCategory) -> str | None:
+def _category_problem(value: object, field: Category, ignores: Ignores) -> str | None:
     if not isinstance(value, str):
         return f"must be a string, {field.expected}, got {typed(value)}"
-    if value not in field.categories and unknown_category == "refuse":
+    if value not in field.categories and not ignores(value):
         return f"must be {field.expected}, got {_echo(value)}"
     return None
 

@@ -6,12 +6,13 @@ import numpy as np
 import numpy.typing as npt
 
 from transformer.bundle import REFERENCE_TOLERANCE, Bundle, Version
+from transformer.candidates import Candidates
 from transformer.encoder import Encoder
 from transformer.errors import InvalidCandidates
 from transformer.prediction import Prediction
 from transformer.signature import Signature
 from transformer.v1 import from_dicts
-from transformer.validation import Candidates, UnknownCategory
+from transformer.validation import UnknownCategory
 from transformer.wire import Matrix
 
 #: What answers are labelled with whose model is none of the known ones.
@@ -50,7 +51,7 @@ class KnownVersion:
     def express(self, candidates: Candidates) -> Matrix | None:
         """The same of candidates that a newer version takes, or None if this one cannot express them.
 
-        It cannot where its signature does not allow what the newest one allows: a new category, a wider range.
+        It cannot where its signature does not allow what the newest one does: a new category, a wider range.
         """
         try:
             return self._encoder.encode(candidates)
@@ -104,6 +105,4 @@ class Behind:
 
 def known_versions(bundle: Bundle, unknown_category: UnknownCategory = "refuse") -> tuple[KnownVersion, ...]:
     """Every version of a bundle, newest first."""
-    return tuple(
-        KnownVersion(version, unknown_category, bundle.signature) for version in bundle.versions
-    )
+    return tuple(KnownVersion(version, unknown_category, bundle.signature) for version in bundle.versions)
