@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv/bin
 ARGS ?=
 
-.PHONY: help setup run test soak check lint lock clean
+.PHONY: help setup run test soak bench check lint lock clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/ /' | sort | awk '{printf "make %-8s %s\n", $$1, substr($$0, index($$0, $$2))}'
@@ -24,6 +24,10 @@ test: .venv/dev.stamp  ## Run all tests (ARGS are pytest's).
 soak: .venv/dev.stamp  ## Rollouts, canaries and crashes under load (ARGS='--minutes 30').
 	@$(VENV)/python -m predictor install kserve-mlserver kserve-sklearnserver
 	@$(VENV)/python -m tests.soak $(ARGS)
+
+bench: setup  ## Measure beside others, and write docs/benchmarks.md (ARGS=--quick: in two minutes).
+	@command -v wrk > /dev/null || echo "bench: better numbers with wrk (Debian: apt-get install wrk)" >&2
+	@$(VENV)/placement bench --report docs/benchmarks.md $(ARGS)
 
 lint: .venv/dev.stamp  ## Check style and types.
 	@$(VENV)/ruff check .

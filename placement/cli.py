@@ -7,6 +7,7 @@ from typing import Any
 
 from placement import (
     apply_command,
+    bench_command,
     predict_command,
     rollback_command,
     rollout_command,
@@ -23,6 +24,7 @@ COMMANDS: dict[str, Any] = {
     "rollback": rollback_command,
     "status": status_command,
     "apply": apply_command,
+    "bench": bench_command,
 }
 
 

@@ -1,0 +1,82 @@
+"""What the benchmark ran on."""
+
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from benchmarks.load import generator
+
+#: Packages whose versions explain the numbers, ours and the peers'.
+_PACKAGES: Final = (
+    "kserve",
+    "scikit-learn",
+    "numpy",
+    "uvicorn",
+    "flask",
+    "gunicorn",
+    "litserve",
+    "bentoml",
+    "mlserver",
+)
+_VERSIONS: Final = """
+import json, sys
+from importlib import metadata
+found = {}
+for name in sys.argv[1:]:
+    try:
+        found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
+
+
+def describe(peer: Path | None) -> dict[str, str]:
+    """The machine, its load before the run, and versions.
+
+    Parameters
+    ----------
+    peer
+        Interpreter of the peers' environment, if it is installed.
+    """
+    load = ", ".join(f"{number:.1f}" for number in os.getloadavg())
+    described = {
+        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}, {_distribution()}",
+        "python": platform.python_version(),
+        "load average before": load,
+        "load from": generator(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    return described | (_versions(peer) if peer else {})
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _distribution() -> str:
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return platform.platform(terse=True)
+
+
+def _versions(peer: Path) -> dict[str, str]:
+    listed = subprocess.run(
+        [peer, "-c", _VERSIONS, *_PACKAGES], capture_output=True, text=True, check=True, env={}
+    )
+    versions: dict[str, str] = json.loads(listed.stdout)
+    return versions

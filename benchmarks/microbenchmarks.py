@@ -1,0 +1,66 @@
+"""What needs no server: our encoder beside DictVectorizer, and scikit-learn in this process."""
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Final
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from benchmarks.asking import WrongAnswer
+from benchmarks.models import ServedModel
+from training.candidates import Candidate
+from transformer.v1 import INSTANCES, from_dicts
+from transformer.versions import known_versions
+
+#: Rows that the encoder is timed with.
+ENCODER_ROWS: Final = (1, 64, 10_000)
+#: Rows that scikit-learn scores in this process.
+BULK_ROWS: Final = 10_000
+#: Each timing is repeated for at least this long, so that the clock's own cost does not count.
+_SLICE_S: Final = 0.02
+
+
+def encoder_seconds(
+    model: ServedModel, candidates: Sequence[Candidate], repeats: int = 5
+) -> tuple[float, float]:
+    """Seconds that our encoder, validation included, and DictVectorizer take for candidates, in turn.
+
+    Raises
+    ------
+    WrongAnswer
+        If they do not give the same numbers.
+    """
+    version = known_versions(model.bundle, "refuse")[0]
+    fields = model.bundle.signature.names
+    rows = list(candidates)
+
+    def ours() -> object:
+        return version.encode(from_dicts(rows, fields, INSTANCES))
+
+    def theirs() -> object:
+        return model.vectorizer.transform(rows)
+
+    if not np.array_equal(np.asarray(ours()), np.asarray(theirs())):
+        raise WrongAnswer(f"the encoder and DictVectorizer differ on {len(rows)} candidates")
+    pairs = [(_seconds(ours), _seconds(theirs)) for _ in range(repeats)]
+    return median(own for own, _ in pairs), median(other for _, other in pairs)
+
+
+def rows_per_second(model: ServedModel, candidates: Sequence[Candidate]) -> float:
+    """Candidates that `predict_proba(DictVectorizer.transform(…))` scores in this process, on one thread."""
+    with threadpool_limits(1):
+        model.probabilities(candidates[:64])
+        start = time.perf_counter()
+        model.probabilities(candidates)
+        return len(candidates) / (time.perf_counter() - start)
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    times = 0
+    while times == 0 or time.perf_counter() - start < _SLICE_S:
+        action()
+        times += 1
+    return (time.perf_counter() - start) / times

@@ -1,0 +1,45 @@
+"""KServe's way: a custom transformer that encodes, and leaves the call of the predictor to the SDK.
+
+python kserve_transformer.py --model_name placement --predictor_host HOST:PORT --http_port PORT
+"""
+
+import argparse
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import kserve
+from kserve.model_server import parser as sdk_arguments
+
+
+class Transformer(kserve.Model):  # type: ignore[misc]  # the SDK has no types
+    """Encodes candidates for whatever is behind the predictor's address."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.vectorizer, _ = pickle.loads(Path(os.environ["MODEL"]).read_bytes())  # noqa: S301 (our own)
+        self.ready = True
+
+    def preprocess(self, payload: dict[str, Any], headers: dict[str, str] | None = None) -> dict[str, Any]:
+        """Candidates to a V1 request of rows."""
+        return {"instances": self.vectorizer.transform(payload["instances"]).tolist()}
+
+    def postprocess(
+        self,
+        result: dict[str, Any],
+        headers: dict[str, str] | None = None,
+        response_headers: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Probabilities to predictions."""
+        return {
+            "predictions": [
+                {"placement": positive >= 0.5, "placement_probability": positive}
+                for _, positive in result["predictions"]
+            ]
+        }
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(parents=[sdk_arguments]).parse_args()
+    kserve.ModelServer().start([Transformer(options.model_name)])
