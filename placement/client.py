@@ -26,6 +26,20 @@ class Refused(ClientError):
     """A request that the service answered with an error; the message is the service's own."""
 
 
+class Busy(Refused):
+    """A request that the service could not take now, and asks to send again.
+
+    Attributes
+    ----------
+    after_s
+        Seconds after which to do so.
+    """
+
+    def __init__(self, message: str, after_s: float) -> None:
+        super().__init__(message)
+        self.after_s = after_s
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """Predictions of one request, a dict of outputs for each candidate, and the version that gave them."""
@@ -93,7 +107,7 @@ class RestClient:
             async with self._session.request(method, self._base + path, data=body, headers=headers) as answer:
                 content = await answer.json(content_type=None, loads=orjson.loads)
                 if answer.status != 200:
-                    raise Refused(str(content["error"]))
+                    raise _refused(str(content["error"]), answer.headers.get("retry-after"))
                 return read(content, answer.headers)
         except (TimeoutError, aiohttp.ClientConnectionError) as error:
             raise ClientError(
@@ -105,6 +119,10 @@ class RestClient:
                 f"{self._base}{path} does not answer as a placement service does: --url must be that of its "
                 "REST port (for its gRPC port, add --protocol grpc)"
             ) from error
+
+
+def _refused(message: str, retry_after: str | bytes | None) -> Refused:
+    return Refused(message) if retry_after is None else Busy(message, float(retry_after))
 
 
 def _v1_answer(content: Any, headers: Mapping[str, str]) -> Answer:  # noqa: ANN401 (JSON)
@@ -163,7 +181,9 @@ class GrpcClient:
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE and not error.trailing_metadata():
                 raise ClientError(f"{self._address} does not answer over gRPC; set --url") from error
-            raise Refused(error.details()) from error
+            raise _refused(
+                error.details() or "", dict(error.trailing_metadata()).get("retry-after")
+            ) from error
 
 
 def connect(url: str, model: str, protocol: str) -> Client:

@@ -21,7 +21,7 @@ from typing import Any
 
 import orjson
 
-from placement.client import Answer, Candidate, Client, ClientError, Refused, connect
+from placement.client import Answer, Busy, Candidate, Client, ClientError, Refused, connect
 from placement.progress import counting
 from training.data import DataError, Table, finite_number, table_text
 
@@ -30,6 +30,8 @@ HELP = "ask the served model"
 #: Candidates of one request, and requests in flight: the service is kept busy with little in memory.
 CHUNK = 500
 IN_FLIGHT = 4
+#: How often a request is sent that the service cannot take now.
+TRIES = 10
 
 _DEFAULT_URLS = {"v1": "http://127.0.0.1:8080", "v2": "http://127.0.0.1:8080", "grpc": "127.0.0.1:8081"}
 _V1_INSTANCES = "instances"
@@ -139,8 +141,14 @@ async def _answers(client: Client, source: Source) -> AsyncGenerator[Answer, Non
 
 
 async def _ask(client: Client, chunk: list[Located], source: Source) -> Answer:
+    candidates = [located.candidate for located in chunk]
     try:
-        return await client.predict([located.candidate for located in chunk])
+        for _ in range(TRIES - 1):
+            try:
+                return await client.predict(candidates)
+            except Busy as busy:
+                await asyncio.sleep(busy.after_s)
+        return await client.predict(candidates)
     except Refused as error:
         raise ClientError(in_the_file(str(error), chunk, source)) from error
 

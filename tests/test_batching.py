@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from placement.client import Busy, connect
 from tests.pairs import Pair, make_pair
 from tests.serving import Serving, serving
 from tests.stock import StockServer
@@ -154,6 +155,22 @@ async def test_more_than_may_wait_is_told_to_come_again(start, pair, truth):
     for number in taken:
         expected = truth.probabilities([pair.candidates[number]])
         assert probabilities(answers[number]) == pytest.approx(expected, abs=1e-12)
+
+
+async def test_over_grpc_it_is_told_the_same(start, pair, stack):
+    front, stock = await start("--predictor_connections=1", "--max_waiting_rows=1", "--max_batch_rows=1")
+    stock.open.clear()
+    first = asked(front, pair.candidates[:1])
+    await until(lambda: stock.plain)
+    second = asked(front, pair.candidates[:1])
+    await asyncio.sleep(0.1)
+    client = connect(front.grpc_address, "placement", "grpc")
+    stack.push_async_callback(client.close)
+    with pytest.raises(Busy, match="waiting already") as busy:
+        await client.predict(pair.candidates[:1])
+    assert busy.value.after_s == 1
+    stock.open.set()
+    await asyncio.gather(first, second)
 
 
 async def test_a_caller_that_has_gone_leaves_its_place(start, pair):

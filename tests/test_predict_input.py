@@ -18,7 +18,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from placement import cli, predict_command
-from placement.client import Answer, ClientError, Refused, connect, tensors, to_json
+from placement.client import Answer, Busy, ClientError, Refused, connect, tensors, to_json
 from training.candidates import SAMPLE, SIGNATURE
 from training.data import DataError
 from transformer import v1, v2
@@ -122,6 +122,30 @@ def test_each_row_has_its_prediction(predict, write, protocol):
         json.loads(result.out)
         == [{"placement": True, "placement_probability": 0.5, "model_version": "v1"}] * 1234
     )
+
+
+def test_a_request_that_cannot_be_taken_now_is_sent_again(predict, write, monkeypatch):
+    busy = iter([True, True, False])
+    real = Judge.predict
+
+    async def sometimes(self, candidates):
+        if next(busy):
+            raise Busy("20000 candidates are waiting already", after_s=0.0)
+        return await real(self, candidates)
+
+    monkeypatch.setattr(Judge, "predict", sometimes)
+    done = predict(write(table(ROW)), "--json")
+    assert (done.status, done.asked) == (0, 1)
+
+
+def test_a_service_that_stays_busy_is_given_up_on(predict, write, monkeypatch):
+    async def never(_, __):
+        raise Busy("20000 candidates are waiting already", after_s=0.0)
+
+    monkeypatch.setattr(Judge, "predict", never)
+    done = predict(write(table(ROW)))
+    assert done.status == 1
+    assert "waiting already" in done.err
 
 
 @pytest.mark.parametrize(
