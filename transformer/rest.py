@@ -68,6 +68,8 @@ class RestServer(RESTServer):  # type: ignore[misc]
         if not self._access_log:
             # KServe has given it one, and uvicorn writes a line for each request if there is any.
             logging.getLogger("uvicorn.access").handlers = []
+            # Who the client behind a proxy is, nobody asks then.
+            self.config.proxy_headers = False
         if self._timings or self.access_log_format:
             self._add_middlewares(app)
         self._register_endpoints(app)

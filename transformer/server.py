@@ -1,6 +1,7 @@
 """`kserve.ModelServer` with our REST and gRPC sides."""
 
 import asyncio
+import gc
 from argparse import Namespace
 
 from kserve.constants.constants import FASTAPI_APP_IMPORT_STRING
@@ -110,6 +111,9 @@ class TransformerServer(ModelServer):  # type: ignore[misc]
         self._draining = asyncio.create_task(drain())
 
     async def _serve_and_close(self, models: list[TransformerModel]) -> None:
+        # What was imported stays: the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
         try:
             for model in models:
                 model.scorer.start()

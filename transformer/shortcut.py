@@ -9,7 +9,6 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-import orjson
 from kserve.metrics import POST_HIST_TIME, PRE_HIST_TIME, PREDICT_HIST_TIME, get_labels
 from starlette.responses import JSONResponse, Response
 
@@ -105,7 +104,7 @@ class Shortcut:
         decoded = now()
         prediction = await self._model.scorer.predict(request.candidates, forwarded(headers))
         scored = now()
-        content = orjson.dumps(request.answer(prediction))
+        content = request.encode(prediction)
         self._observe(start, decoded, scored, now())
         return content, [
             (VERSION_HEADER.encode(), prediction.version.encode()),
