@@ -1,0 +1,259 @@
+"""The benchmark: it measures only what answers rightly, and reports what it measured."""
+
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import psutil
+import pytest
+
+from benchmarks import plot, report
+from benchmarks.asking import Judge, NoAnswer, Request, WrongAnswer
+from benchmarks.load import Load, load
+from benchmarks.ratios import RATIOS
+from benchmarks.results import Cell, Results
+from benchmarks.run import NAMES, SelectionError, Settings
+from benchmarks.servers import Server, ServerError
+from benchmarks.systems import BOUND, BULK, OURS, OURS_CHOSEN, PREDICTOR
+from placement.cli import main
+from predictor.child import ChildProcess
+from predictor.process import free_ports
+
+TO = "\N{EN DASH}"
+ROWS = [{"score": number} for number in range(20)]
+RIGHT = Request("/", lambda rows: {"rows": rows}, lambda content: content["probabilities"])
+
+
+class Patient(ThreadingHTTPServer):
+    request_queue_size = 128
+    daemon_threads = True
+
+
+@contextmanager
+def answering(status: int = 200, off_by: float = 0.0) -> Iterator[int]:
+    """A server of the rows' scores, a hundredth each."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            rows = json.loads(self.rfile.read(int(self.headers["content-length"])))["rows"]
+            body = json.dumps({"probabilities": [row["score"] / 100 + off_by for row in rows]}).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = Patient(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_the_command_measures_systems_side_by_side(trained_bundle, tmp_path, capsys):
+    page = tmp_path / "page" / "benchmarks.md"
+    arguments = ["bench", "--quick", "--json", "--rounds=1", "--seconds=0.3", f"--run={tmp_path}"]
+    arguments += [f"--forest={trained_bundle}", f"--chosen={trained_bundle}", f"--report={page}"]
+    only = ("front-end", "noop", "encoder")
+    status = main([*arguments, *(f"--only={name}" for name in only)])
+
+    output = capsys.readouterr()
+    assert status == 0, output.err
+    content = json.loads(output.out)
+    assert list(content["ratios"]) == [ratio.name for ratio in RATIOS]
+    assert content["ratios"]["front_end"] > 0
+    assert content["ratios"]["encoder_64"] > 0
+    assert content["ratios"]["bulk"] is None
+    assert content["ratio_details"]["front_end"]["mark"] == 3
+    assert content["problems"] == {}
+    assert content["machine"]["litserve"]
+    assert {cell["system"] for cell in content["loads"]} == {"front-end", "noop"}
+    assert all(cell["failed"] == 0 for cell in content["loads"])
+    for system in content["systems"].values():
+        assert system["ready_s"] > 0
+        assert system["memory_mb"]["median"] > 0
+    assert "| ours → stub predictor |" in page.read_text()
+    ET.fromstring(page.with_suffix(".svg").read_text())
+    assert "round 1 of 1: front-end" in output.err
+
+
+def test_names_that_nothing_has_are_refused(capsys):
+    assert main(["bench", "--only=nothing"]) == 1
+    assert "--only nothing: must be the beginning of one of tutorial," in capsys.readouterr().err
+    with pytest.raises(SelectionError):
+        Settings(rounds=1, seconds=1, only=("tutorial", "nothing")).names()
+
+
+def test_a_quick_run_measures_what_the_ratios_need():
+    quick = Settings(rounds=1, seconds=1, quick=True).names()
+    assert {"tutorial", "documented", "litserve", "bentoml", OURS, OURS_CHOSEN, PREDICTOR} <= set(quick)
+    assert set(quick) < set(NAMES)
+
+
+GENERATORS = [
+    pytest.param(True, id="wrk", marks=pytest.mark.skipif(not shutil.which("wrk"), reason="not installed")),
+    pytest.param(False, id="ours"),
+]
+
+
+@pytest.mark.parametrize("wrk", GENERATORS)
+def test_load_counts_what_is_answered_and_what_fails(wrk, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.load.has_wrk", lambda: wrk)
+    bodies = tmp_path / "bodies"
+    bodies.write_text("\n".join(json.dumps({"rows": ROWS[:count]}) for count in (1, 2, 3)))
+    with answering() as port:
+        fine = load(f"http://127.0.0.1:{port}/", bodies, 4, 0.5)
+    with answering(503) as port:
+        broken = load(f"http://127.0.0.1:{port}/", bodies, 4, 0.5)
+    assert fine.requests > 10
+    assert fine.failed == 0
+    assert 0 < fine.p50_ms <= fine.p90_ms <= fine.p99_ms < 1000 * fine.seconds
+    assert broken.requests == 0
+    assert broken.failed > 10
+
+
+def test_wrong_answers_do_not_count():
+    judge = Judge(ROWS, [row["score"] / 100 for row in ROWS])
+    with answering() as port:
+        assert judge.answers(port, RIGHT)
+        judge.warm_up(port, RIGHT, 0.1)
+    with answering(off_by=1e-5) as port, pytest.raises(WrongAnswer):
+        judge.answers(port, RIGHT)
+    with answering(500) as port:
+        assert not judge.answers(port, RIGHT)
+        with pytest.raises(NoAnswer, match="500"):
+            judge.warm_up(port, RIGHT, 0.1)
+    assert not judge.answers(free_ports(1)[0], RIGHT)
+
+
+def test_who_is_not_measured_takes_no_processor_time():
+    nest = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'while True: pass'])"
+    server = Server("busy", ChildProcess([sys.executable, "-c", nest], env=dict(os.environ)))
+    try:
+        family = wait_for_family(server)
+        server.pause()
+        before = seconds(family)
+        time.sleep(0.3)
+        assert seconds(family) - before < 0.05
+        server.resume()
+        deadline = time.monotonic() + 20
+        while seconds(family) - before < 0.05:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert server.memory_mb() > 1
+    finally:
+        server.pause()
+        server.stop()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+
+
+def wait_for_family(server: Server) -> list[psutil.Process]:
+    deadline = time.monotonic() + 20
+    while len(family := list(server._family())) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return family
+
+
+def seconds(family: list[psutil.Process]) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in family)
+
+
+def test_a_server_that_ends_is_told_with_its_last_lines():
+    server = Server("doomed", ChildProcess([sys.executable, "-c", "exit('no model')"], env=dict(os.environ)))
+    with pytest.raises(ServerError, match=r"doomed ended with status 1; its last lines:\n  no model"):
+        server.wait(lambda: False)
+    server.stop()
+
+
+def loads(*rates: float, failed: int = 0) -> list[Load]:
+    return [Load(int(rate * 2), 2.0, 1.5, 2.0, 4.0, failed) for rate in rates]
+
+
+@pytest.fixture
+def results() -> Results:
+    made = Results({"processor": "abacus"}, {"rounds": 3, "seconds": 2.0, "quick": False})
+    made.loads |= {
+        Cell(OURS, 64, 1): loads(3000, 3100, 2000),
+        Cell("tutorial", 64, 1): loads(50, 62, 20, failed=2),
+        Cell("litserve", 64, 1): loads(1000, 1000, 1000),
+        Cell(PREDICTOR, *BOUND): loads(100, 100, 100),
+        Cell(OURS, *BULK): loads(8, 8, 8),
+    }
+    made.ready_s |= {OURS: 2.5, "tutorial": 1.25}
+    made.memory_mb |= {OURS: [120.0, 120.0, 121.0], "documented": [200.0, 200.0, 200.0]}
+    made.encoder_s |= {1: [(10e-6, 120e-6)], 10_000: [(20e-3, 100e-3)]}
+    made.in_process |= {"forest": [4000.0, 4000.0, 4000.0]}
+    made.added_ms += [0.5, 0.4, 0.9]
+    return made
+
+
+def test_ratios_are_made_round_by_round(results):
+    content = report.content(results)
+    assert content["ratios"] == {
+        "tutorial_64": 60,
+        "tutorial_256": None,
+        "documented_64": None,
+        "litserve_64": 3,
+        "bentoml_64": None,
+        "chosen_64": None,
+        "bound_64": pytest.approx(3000 / 6400),
+        "added_latency_ms": 0.5,
+        "encoder_1": pytest.approx(12),
+        "encoder_64": None,
+        "encoder_10000": pytest.approx(5),
+        "front_end": None,
+        "bulk": 2,
+        "memory": pytest.approx(0.6),
+    }
+    assert content["ratio_details"]["tutorial_64"]["minimum"] == 50
+    assert content["ratio_details"]["tutorial_64"]["maximum"] == 100
+    reached = {name: details["reached"] for name, details in content["ratio_details"].items()}
+    assert reached["tutorial_64"]
+    assert reached["memory"]
+    assert reached["added_latency_ms"]
+    assert reached["bound_64"] is False
+    assert reached["front_end"] is None
+    json.dumps(content)
+
+
+def test_the_tables_show_medians_spread_failures_and_problems(results):
+    results.problems["bentoml"] = "bentoml ended with status 1;\n  no space"
+    text = " ".join(report.text(results).split())
+    assert f"≥ 30x 60.0x (50.0{TO}100.0) yes" in text
+    assert f"ours → kserve-sklearnserver, v1 3,000 (2,000{TO}3,100)" in text
+    assert "tutorial's app: Flask, gunicorn (6 FAILED)" in text
+    assert "bentoml bentoml ended with status 1; no space" in text
+
+
+def test_who_answered_wrongly_has_no_ratio(results):
+    results.problems[OURS] = "answered nonsense"
+    content = report.content(results)
+    assert content["ratios"]["tutorial_64"] is None
+    assert content["ratios"]["memory"] is None
+
+
+def test_the_page_tells_the_machine_and_the_command(results, tmp_path):
+    page = report.markdown(results, "benchmarks.svg", "make bench")
+    assert "| processor | abacus |" in page
+    assert "Written by `make bench`" in page
+    assert "3 rounds of 2 s a load" in page
+    assert "](benchmarks.svg)" in page
+    plot.write(results, tmp_path / "benchmarks.svg")
+    ET.fromstring((tmp_path / "benchmarks.svg").read_text())
