@@ -71,15 +71,15 @@ def _raw(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes) -> Tensor:
 
 
 def _typed(tensor: pb.ModelInferRequest.InferInputTensor) -> Tensor:
-    filled = [field.name for field, _ in tensor.contents.ListFields()]
-    expected = CONTENTS.get(tensor.datatype)
-    if filled and filled != [expected]:
+    name, datatype = tensor.name, tensor.datatype
+    filled = [(field.name, values) for field, values in tensor.contents.ListFields()]
+    expected = CONTENTS.get(datatype)
+    if filled and [field for field, _ in filled] != [expected]:
         raise InvalidRequest(
-            f"inputs.{tensor.name}: must carry {tensor.datatype[:40]!a} "
-            f"in {expected or 'raw_input_contents'}, got {', '.join(filled)}"
+            f"inputs.{name}: must carry {datatype[:40]!a} "
+            f"in {expected or 'raw_input_contents'}, got {', '.join(field for field, _ in filled)}"
         )
-    values = list(getattr(tensor.contents, expected)) if expected else []
-    return from_values(tensor.name, tensor.datatype, list(tensor.shape), values)
+    return from_values(name, datatype, list(tensor.shape), list(filled[0][1]) if filled else [])
 
 
 def encode(answer: V2Answer) -> pb.ModelInferResponse:

@@ -33,14 +33,14 @@ MAX_NAME = 128
 _LENGTH = struct.Struct("<I")
 #: What a value in JSON must be for its tensor's datatype; null is a missing value in all of them.
 _JSON_KINDS: dict[str, tuple[str, set[type]]] = {
-    "BYTES": ("a string", {str, bytes}),
-    "BOOL": ("a boolean", {bool}),
-    **dict.fromkeys(("FP16", "FP32", "FP64"), ("a number", {int, float})),
+    **dict.fromkeys(NUMPY_DTYPES, ("an integer", {int, type(None)})),
+    **dict.fromkeys(("FP16", "FP32", "FP64"), ("a number", {int, float, type(None)})),
+    "BOOL": ("a boolean", {bool, type(None)}),
+    "BYTES": ("a string", {str, bytes, type(None)}),
 }
-_INTEGER: tuple[str, set[type]] = ("an integer", {int})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Tensor:
     """One input: a column of `rows` values, as numpy array or list, strings as bytes or str."""
 
@@ -75,9 +75,9 @@ def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence
     rows = rows_of(name, shape)
     if len(values) != rows:
         raise InvalidRequest(f"inputs.{name}: shape {list(shape)} wants {rows} values, got {len(values)}")
-    kind, types = _JSON_KINDS.get(datatype, _INTEGER)
-    if not set(map(type, values)) <= {*types, type(None)}:
-        number, value = next((n, v) for n, v in enumerate(values) if v is not None and type(v) not in types)
+    kind, types = _JSON_KINDS[datatype]
+    if not types.issuperset(map(type, values)):
+        number, value = next((n, v) for n, v in enumerate(values) if type(v) not in types)
         raise InvalidRequest(f"inputs.{name}[{number}]: must be {kind}, as {datatype} is, got {typed(value)}")
     return Tensor(name, datatype, rows, values)
 
@@ -114,14 +114,16 @@ def _known(name: str, datatype: str) -> None:
 
 def _raw_bytes(name: str, rows: int, raw: bytes) -> list[bytes]:
     values: list[bytes] = []
-    position = 0
-    while position < len(raw) and len(values) <= rows:
+    position, end, length_at = 0, len(raw), _LENGTH.unpack_from
+    # One more than there should be tells of too many.
+    for _ in range(rows + 1):
+        if position == end:
+            break
         start = position + _LENGTH.size
-        end = start + _LENGTH.unpack_from(raw, position)[0] if start <= len(raw) else len(raw) + 1
-        if end > len(raw):
+        position = start + length_at(raw, position)[0] if start <= end else end + 1
+        if position > end:
             raise InvalidRequest(f"inputs.{name}[{len(values)}]: its length reaches past the end of the data")
-        values.append(raw[start:end])
-        position = end
+        values.append(raw[start:position])
     if len(values) != rows:
         got = f"more than {rows}" if len(values) > rows else len(values)
         raise InvalidRequest(f"inputs.{name}: shape wants {rows} elements, got {got}")
@@ -172,12 +174,15 @@ def _json_objects(tensor: Tensor) -> Candidates:
 
 
 def _column(tensor: Tensor) -> RawColumn:
-    if tensor.datatype != "BYTES":
+    if tensor.datatype != "BYTES" or bytes not in set(map(type, tensor.values)):
         return tensor.values
-    column = []
-    for number, value in enumerate(tensor.values):
-        try:
-            column.append(value.decode() if isinstance(value, bytes) else value)
-        except UnicodeDecodeError as error:
-            raise InvalidRequest(f"inputs.{tensor.name}[{number}]: is not UTF-8") from error
-    return column
+    # Categories: many values, few different ones.
+    texts = dict.fromkeys(tensor.values)
+    try:
+        for value in texts:
+            texts[value] = value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError as error:
+        # The first of its kind, since a dict keeps the order.
+        number = list(tensor.values).index(value)
+        raise InvalidRequest(f"inputs.{tensor.name}[{number}]: is not UTF-8") from error
+    return [texts[value] for value in tensor.values]

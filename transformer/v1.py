@@ -31,6 +31,10 @@ class V1Request:
             ]
         }
 
+    def encode(self, prediction: Prediction) -> bytes:
+        """The same as the body of a response."""
+        return orjson.dumps(self.answer(prediction))
+
 
 def decode(payload: object, name: str, fields: tuple[str, ...], max_candidates: int) -> V1Request:
     """Read a V1 request.

@@ -3,12 +3,13 @@
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 import numpy.typing as npt
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from transformer.candidates import Candidates
 from transformer.errors import InvalidRequest, NotImplementedHere
@@ -21,31 +22,31 @@ from transformer.v1 import parse_json
 JSON_LENGTH_HEADER = "inference-header-content-length"
 
 # Others than ours are passed over, whatever they are: MLServer's types write out null and objects.
-_Parameters = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)]
+_Parameters = dict[str, Any] | None
 
 
-class _Wire(BaseModel):
-    # The protocol lets clients add fields of their own; they are passed over.
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    parameters: _Parameters = Field(default_factory=dict)
-
-
-class _Input(_Wire):
-    name: str = Field(max_length=MAX_NAME)
+# The protocol lets clients add fields of their own; they are passed over.
+class _Input(TypedDict):
+    name: Annotated[str, Field(max_length=MAX_NAME)]
     datatype: str
     shape: list[int]
-    data: list[Any] | None = None
+    data: NotRequired[list[Any] | None]
+    parameters: NotRequired[_Parameters]
 
 
-class _Output(_Wire):
+class _Output(TypedDict):
     name: str
+    parameters: NotRequired[_Parameters]
 
 
-class _Body(_Wire):
-    id: str | None = None
+class _Body(TypedDict):
+    id: NotRequired[str | None]
     inputs: list[_Input]
-    outputs: list[_Output] | None = None
+    outputs: NotRequired[list[_Output] | None]
+    parameters: NotRequired[_Parameters]
+
+
+_BODY = TypeAdapter(_Body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,14 +189,15 @@ def decode(
     length = len(body) if json_length is None else _json_length(json_length, len(body))
     wire = _parse(body[:length])
     raw = _BinaryData(body, length)
-    tensors = [_tensor(tensor, raw.take) for tensor in wire.inputs]
+    tensors = [_tensor(tensor, raw.take) for tensor in wire["inputs"]]
     raw.finish()
-    binary = wire.parameters.get("binary_data_output") is True
+    binary = _parameter(wire, "binary_data_output", False) is True
     wanted = {
-        output.name: output.parameters.get("binary_data", binary) is True for output in wire.outputs or ()
+        output["name"]: _parameter(output, "binary_data", binary) is True
+        for output in wire.get("outputs") or ()
     }
     return V2Request(
-        id=wire.id or str(uuid.uuid4()),
+        id=wire.get("id") or str(uuid.uuid4()),
         model_name=model_name,
         name=name,
         candidates=to_candidates(tensors, fields, max_candidates),
@@ -248,7 +250,7 @@ def _json_length(header: str, available: int) -> int:
 def _parse(text: bytes) -> _Body:
     parsed = parse_json(text)
     try:
-        return _Body.model_validate(parsed)
+        return _BODY.validate_python(parsed, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         path = ".".join(map(str, first["loc"])) or "body"
@@ -277,21 +279,21 @@ class _BinaryData:
             raise InvalidRequest(f"body: {left} bytes are left after the last tensor's binary data")
 
 
-def _tensor(tensor: _Input, take: Callable[[str, object], bytes]) -> Tensor:
-    size = tensor.parameters.get("binary_data_size")
+def _parameter(wire: _Body | _Input | _Output, name: str, default: object) -> object:
+    parameters = wire.get("parameters")
+    return parameters.get(name, default) if parameters else default
+
+
+def _tensor(wire: _Input, take: Callable[[str, object], bytes]) -> Tensor:
+    name, datatype, shape, data = wire["name"], wire["datatype"], wire["shape"], wire.get("data")
+    size = _parameter(wire, "binary_data_size", None)
     if size is not None:
-        if tensor.data is not None:
-            raise InvalidRequest(f"inputs.{tensor.name}: must have data or binary_data_size, not both")
-        raw = take(tensor.name, size)
-        return from_raw(tensor.name, tensor.datatype, tensor.shape, raw)
-    if tensor.data is None:
-        raise InvalidRequest(f"inputs.{tensor.name}: has no data")
-    return from_values(tensor.name, tensor.datatype, tensor.shape, _flat(tensor))
-
-
-def _flat(tensor: _Input) -> list[Any]:
-    """JSON data of shape [n, 1] may be nested."""
-    data: list[Any] = tensor.data or []
-    if len(tensor.shape) == 2 and data and all(isinstance(value, list) for value in data):
-        return [value for row in data for value in row]
-    return data
+        if data is not None:
+            raise InvalidRequest(f"inputs.{name}: must have data or binary_data_size, not both")
+        return from_raw(name, datatype, shape, take(name, size))
+    if data is None:
+        raise InvalidRequest(f"inputs.{name}: has no data")
+    # JSON data of shape [n, 1] may be nested.
+    if len(shape) == 2 and data and all(isinstance(value, list) for value in data):
+        data = [value for row in data for value in row]
+    return from_values(name, datatype, shape, data)
