@@ -73,6 +73,8 @@ class Arena:
         """
         with ExitStack() as stack:
             for name in dict.fromkeys(name for system in systems for name in _with_needs(system.server)):
+                if name not in self._servers:
+                    raise NoAnswer(f"{name} does not run")
                 stack.enter_context(_resumed(self._servers[name]))
             for system in systems:
                 self.settle(system)

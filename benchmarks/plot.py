@@ -48,6 +48,7 @@ def write(results: Results, file: Path) -> None:
             axes.set(xscale="log", yscale="log", xlabel="clients", ylabel="requests per second")
             axes.set_title(f"{candidates} candidate{'' if candidates == 1 else 's'} a request", loc="left")
             axes.set_xticks([1, 16, 64, 256], labels=["1", "16", "64", "256"])
+            axes.yaxis.set_major_formatter("{x:,g}")
             axes.minorticks_off()
         handles, labels = drawn.axes[0].get_legend_handles_labels()
         if handles:

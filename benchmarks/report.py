@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from benchmarks import ratios
@@ -11,6 +12,8 @@ from benchmarks.systems import BY_NAME
 
 #: Stands where nothing was measured.
 NOTHING = "\N{EN DASH}"
+#: Characters that a problem gets; all of it is in the JSON.
+_REASON = 200
 _TO = "\N{EN DASH}"
 _TIMES = "\N{MULTIPLICATION SIGN}"
 _PAGE = Path(__file__).with_name("page.md")
@@ -82,7 +85,7 @@ def markdown(results: Results, plot: str, command: str) -> str:
     """
     settings = results.settings
     machine = "\n".join(f"| {name} | {value} |" for name, value in results.machine.items())
-    kind = "A quick run: only what the comparisons need. " if settings.get("quick") else ""
+    kind = "This was a quick run, of what the comparisons need. " if settings.get("quick") else ""
     return _PAGE.read_text().format(
         command=command,
         kind=kind,
@@ -191,7 +194,7 @@ def _processes(results: Results) -> Table:
 
 
 def _problems(results: Results) -> Table:
-    rows = tuple((name, " ".join(problem.split())) for name, problem in results.problems.items())
+    rows = tuple((name, shorten(problem, _REASON)) for name, problem in results.problems.items())
     return Table("Not measured", ("", "why"), rows)
 
 

@@ -165,8 +165,9 @@ class _Run:
             began = time.monotonic()
             first = number * len(names) // self._settings.rounds
             for name in (*names[first:], *names[:first]):
-                self._place.progress(f"round {number + 1} of {self._settings.rounds}: {name}")
-                self._try(name, others[name] if name in others else partial(self._measure, BY_NAME[name]))
+                if name not in self._results.problems:
+                    self._place.progress(f"round {number + 1} of {self._settings.rounds}: {name}")
+                    self._try(name, others.get(name) or partial(self._measure, BY_NAME[name]))
             self._results.settings["rounds"] = number + 1
             now = time.monotonic()
             limit = self._settings.limit_s
@@ -174,9 +175,7 @@ class _Run:
                 break
 
     def _try(self, name: str, action: Callable[[], None]) -> None:
-        """Do it, unless there is a problem with it or another one comes up."""
-        if name in self._results.problems:
-            return
+        """Do it; a problem ends what is measured of it, and nothing else."""
         try:
             action()
         except (ServerError, WrongAnswer, NoAnswer) as error:
@@ -229,7 +228,7 @@ class _Run:
     def _measure_encoder(self) -> None:
         model = self._place.models[FOREST]
         for rows in ENCODER_ROWS:
-            ours, theirs = encoder_seconds(model, self._candidates[:rows])
+            ours, theirs = encoder_seconds(model, self._candidates, rows)
             self._results.encoder_s[rows].append((ours, theirs))
             self._place.progress(f"  {rows} rows: {1e6 * ours:.0f} µs, DictVectorizer {1e6 * theirs:.0f} µs")
 

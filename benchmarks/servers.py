@@ -8,7 +8,7 @@ from typing import Final, Protocol
 import psutil
 
 _POLL_S: Final = 0.05
-_READY_TIMEOUT_S: Final = 120
+_READY_TIMEOUT_S: Final = 60
 
 
 class ServerError(Exception):

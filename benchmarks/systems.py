@@ -145,7 +145,7 @@ def _predictor_system(runtime: str, protocol: str, model: str) -> System:
 
 SYSTEMS: Final[tuple[System, ...]] = (
     System("tutorial", "tutorial's app: Flask, gunicorn", "tutorial", _tutorial, quick=((64, 1), (256, 1))),
-    System("tutorial-workers", f"the same, {WORKERS} workers", "tutorial-workers", _tutorial),
+    System("tutorial-workers", f"tutorial's app, {WORKERS} workers", "tutorial-workers", _tutorial),
     System(
         "documented",
         "KServe's documented transformer → kserve-sklearnserver, v1",

@@ -253,7 +253,7 @@ def test_the_page_tells_the_machine_and_the_command(results, tmp_path):
     page = report.markdown(results, "benchmarks.svg", "make bench")
     assert "| processor | abacus |" in page
     assert "Written by `make bench`" in page
-    assert "3 rounds of 2 s a load" in page
+    assert "Rounds: 3, of 2 s a load." in page
     assert "](benchmarks.svg)" in page
     plot.write(results, tmp_path / "benchmarks.svg")
     ET.fromstring((tmp_path / "benchmarks.svg").read_text())
