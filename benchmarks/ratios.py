@@ -7,7 +7,7 @@ from typing import Any, Final
 from benchmarks.microbenchmarks import ENCODER_ROWS
 from benchmarks.models import FOREST
 from benchmarks.results import Cell, Results, Spread
-from benchmarks.systems import BOUND, BULK, OURS, OURS_CHOSEN, PREDICTOR
+from benchmarks.systems import BOUND, OURS, OURS_CHOSEN, PREDICTOR
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ def _encoder(rows: int) -> Callable[[Results], list[float]]:
 
 
 def _bulk(results: Results) -> list[float]:
-    return _divided(results.rows_per_second(Cell(OURS, *BULK)), results.in_process.get(FOREST, []))
+    if OURS in results.problems:
+        return []
+    return _divided(results.bulk.get(OURS, []), results.in_process.get(FOREST, []))
 
 
 def _memory(results: Results) -> list[float]:

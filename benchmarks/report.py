@@ -6,7 +6,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from benchmarks import ratios
+from benchmarks import bulk, ratios
 from benchmarks.results import Cell, Results, Spread, to_json
 from benchmarks.systems import BY_NAME
 
@@ -148,14 +148,13 @@ def _grid(results: Results, candidates: int, title: str, figure: Callable[[Cell]
 
 def _rows(results: Results) -> Table:
     cells = [cell for cell in results.loads if cell.candidates not in _GRID_CANDIDATES]
-    order = list(BY_NAME)
+    figures = [(*cell, results.rows_per_second(cell)) for cell in cells]
+    figures += [
+        (system, bulk.CONNECTIONS, bulk.CANDIDATES, values) for system, values in results.bulk.items()
+    ]
     rows = tuple(
-        (
-            _title(results, cell.system),
-            f"{cell.clients} {_TIMES} {cell.candidates:,}",
-            _figure(Spread.of(results.rows_per_second(cell)), 0),
-        )
-        for cell in sorted(cells, key=lambda cell: (cell.candidates, order.index(cell.system)))
+        (_title(results, system), f"{clients} {_TIMES} {candidates:,}", _figure(Spread.of(values), 0))
+        for system, clients, candidates, values in figures
     )
     return Table(
         "Candidates per second in large requests", ("", f"clients {_TIMES} candidates", "candidates/s"), rows

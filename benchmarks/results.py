@@ -45,6 +45,8 @@ class Results:
         Systems that could not be measured, or answered wrongly, and why.
     loads
         What came of each load, a round each.
+    bulk
+        Candidates per second of a system that many are sent to.
     ready_s, memory_mb
         Of each system's own server, without those that it needs.
     encoder_s
@@ -59,6 +61,7 @@ class Results:
     settings: dict[str, Any] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     loads: dict[Cell, list[Load]] = field(default_factory=lambda: defaultdict(list))
+    bulk: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     ready_s: dict[str, float] = field(default_factory=dict)
     memory_mb: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     encoder_s: dict[int, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
@@ -91,6 +94,7 @@ def to_json(results: Results) -> dict[str, Any]:
                 "ready_s": ready,
                 "memory_mb": _spread(results.memory_mb.get(name, [])),
                 "failed": results.failed(name),
+                "bulk_rows_per_second": _spread(results.bulk.get(name, [])),
             }
             for name, ready in results.ready_s.items()
         },

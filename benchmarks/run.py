@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from benchmarks import machine
+from benchmarks import bulk, machine
 from benchmarks.arena import Arena
 from benchmarks.asking import NoAnswer, WrongAnswer
 from benchmarks.kinds import Place
@@ -197,6 +197,8 @@ class _Run:
                     f"median {measured.p50_ms:.1f} ms{failed}"
                 )
                 self._arena.settle(system)
+            if system.bulk:
+                self._measure_bulk(system)
             self._results.memory_mb[system.name].append(self._arena.memory_mb(system))
 
     def _loads(self, system: System) -> tuple[tuple[int, int], ...]:
@@ -212,6 +214,14 @@ class _Run:
             bodies = [self._arena.body(system, self._candidates[start : start + count]) for start in starts]
             file.write_bytes(b"\n".join(bodies))
         return load(self._arena.url(system), file, clients, self._settings.seconds)
+
+    def _measure_bulk(self, system: System) -> None:
+        starts = range(0, len(self._candidates), bulk.CANDIDATES)
+        parts = [self._candidates[start : start + bulk.CANDIDATES] for start in starts]
+        seconds = bulk.seconds(self._arena.url(system), [self._arena.body(system, part) for part in parts])
+        rate = len(self._candidates) / seconds
+        self._results.bulk[system.name].append(rate)
+        self._place.progress(f"  in bulk: {rate:.0f} candidates/s")
 
     def _measure_added_latency(self) -> None:
         ours, direct = BY_NAME[OURS_CHOSEN], BY_NAME[PREDICTOR_CHOSEN]

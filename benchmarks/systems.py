@@ -28,6 +28,8 @@ class System:
         What a quick run measures of it: clients and candidates a request.
     extra
         What a full run measures besides the loads that all systems get.
+    bulk
+        Whether many candidates are sent to it.
     constant
         Whether it answers every candidate with the stub's probability.
     """
@@ -38,6 +40,7 @@ class System:
     request: Callable[[ServedModel], Request]
     quick: tuple[tuple[int, int], ...] = ()
     extra: tuple[tuple[int, int], ...] = ()
+    bulk: bool = False
     constant: bool = False
 
 
@@ -117,8 +120,6 @@ OURS_CHOSEN: Final = our_name(SKLEARNSERVER, "v1", CHOSEN)
 #: The predictors that these have, alone.
 PREDICTOR: Final = "predictor-sklearnserver-v1"
 PREDICTOR_CHOSEN: Final = "predictor-chosen-sklearnserver-v1"
-#: Clients and candidates a request, where the most rows are to be scored.
-BULK: Final = (4, 1000)
 #: What a predictor is fed at most with: batches of 64, one after the other.
 BOUND: Final = (1, 64)
 
@@ -126,12 +127,12 @@ BOUND: Final = (1, 64)
 def _our_system(runtime: str, protocol: str, model: str) -> System:
     name = our_name(runtime, protocol, model)
     quick: dict[str, tuple[tuple[int, int], ...]] = {
-        OURS: ((64, 1), (256, 1), BULK),
-        OURS_CHOSEN: ((64, 1), BULK),
+        OURS: ((64, 1), (256, 1)),
+        OURS_CHOSEN: ((64, 1),),
     }
     what = "ours" if model == FOREST else "ours, chosen model"
     title = f"{what} → {runtime}, {protocol}"
-    return System(name, title, name, _v1, quick=quick.get(name, ()), extra=(BULK,))
+    return System(name, title, name, _v1, quick=quick.get(name, ()), bulk=True)
 
 
 def _predictor_system(runtime: str, protocol: str, model: str) -> System:
@@ -165,6 +166,7 @@ SYSTEMS: Final[tuple[System, ...]] = (
     _our_system(MLSERVER, "grpc-v2", FOREST),
     _predictor_system(SKLEARNSERVER, "v1", CHOSEN),
     _our_system(SKLEARNSERVER, "v1", CHOSEN),
+    _predictor_system(MLSERVER, "v2", CHOSEN),
     _our_system(MLSERVER, "v2", CHOSEN),
     System("front-end", "ours → stub predictor", "front-end", _v1, quick=((64, 1),), constant=True),
     System("noop", "kserve.Model that does nothing", "noop", _v1, quick=((64, 1),), constant=True),

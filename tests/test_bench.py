@@ -16,12 +16,13 @@ import pytest
 
 from benchmarks import plot, report
 from benchmarks.asking import Judge, NoAnswer, Request, WrongAnswer
+from benchmarks.kinds import KINDS
 from benchmarks.load import Load, load
 from benchmarks.ratios import RATIOS
 from benchmarks.results import Cell, Results
 from benchmarks.run import NAMES, SelectionError, Settings
 from benchmarks.servers import Server, ServerError
-from benchmarks.systems import BOUND, BULK, OURS, OURS_CHOSEN, PREDICTOR
+from benchmarks.systems import BOUND, OURS, OURS_CHOSEN, PREDICTOR, SYSTEMS
 from placement.cli import main
 from predictor.child import ChildProcess
 from predictor.process import free_ports
@@ -103,6 +104,12 @@ def test_a_quick_run_measures_what_the_ratios_need():
     quick = Settings(rounds=1, seconds=1, quick=True).names()
     assert {"tutorial", "documented", "litserve", "bentoml", OURS, OURS_CHOSEN, PREDICTOR} <= set(quick)
     assert set(quick) < set(NAMES)
+
+
+def test_what_a_system_needs_can_be_asked_whether_it_serves():
+    asked = {system.server for system in SYSTEMS}
+    for system in SYSTEMS:
+        assert set(KINDS[system.server].needs) <= asked | {"stub"}
 
 
 GENERATORS = [
@@ -194,8 +201,8 @@ def results() -> Results:
         Cell("tutorial", 64, 1): loads(50, 62, 20, failed=2),
         Cell("litserve", 64, 1): loads(1000, 1000, 1000),
         Cell(PREDICTOR, *BOUND): loads(100, 100, 100),
-        Cell(OURS, *BULK): loads(8, 8, 8),
     }
+    made.bulk |= {OURS: [8000.0, 8000.0, 8000.0]}
     made.ready_s |= {OURS: 2.5, "tutorial": 1.25}
     made.memory_mb |= {OURS: [120.0, 120.0, 121.0], "documented": [200.0, 200.0, 200.0]}
     made.encoder_s |= {1: [(10e-6, 120e-6)], 10_000: [(20e-3, 100e-3)]}
