@@ -16,7 +16,7 @@ from tests.pairs import Pair, make_pair
 from tests.serving import Serving, serving
 from tests.stock import StockServer
 from tests.truth import Truth
-from transformer import pool
+from transformer import slot
 from transformer.bundle import BUNDLE_FILE, read
 from transformer.v1 import from_dicts
 from transformer.versions import known_versions
@@ -172,7 +172,7 @@ async def test_a_predictor_that_takes_no_known_encoding_is_not_used_and_the_log_
 
 
 async def test_readiness_follows_the_connections(stack, renamed, old, monkeypatch):
-    monkeypatch.setattr(pool, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(slot, "HEARTBEAT_S", 0.05)
     front, stock = await start(stack, renamed.old, old)
     for path in READY:
         assert (await front.http.get(path)).status_code == 200

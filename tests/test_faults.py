@@ -27,7 +27,7 @@ from tests import stock
 from tests.serving import Serving, serving
 from tests.truth import Truth
 from training.candidates import SAMPLE
-from transformer import pool
+from transformer import pool, slot
 from transformer.errors import PredictorUnavailable
 from transformer.metrics import CONNECTIONS
 from transformer.predictor_client import PredictorAddress, connect
@@ -367,8 +367,8 @@ async def check(service: Serving, expected: list[tuple[str, bool]]) -> None:
 
 
 def check_asked(calls: int, often: int | None) -> None:
-    """Whether that many calls came for three requests."""
-    assert calls == 3 * often if often else calls > 3 * 2
+    """Whether that many calls came for three requests, which may go together or one by one."""
+    assert often <= calls <= 3 * often if often else calls > 3
 
 
 # A predictor that speaks HTTP
@@ -546,7 +546,7 @@ async def test_a_predictor_that_is_not_there_is_503_and_try_again(hop, trained_b
 async def test_a_predictor_that_goes_and_comes_back_is_missed_and_found_without_help(
     hop, trained_bundle, predictor, grpc_predictor, monkeypatch
 ):
-    monkeypatch.setattr(pool, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(slot, "HEARTBEAT_S", 0.1)
     monkeypatch.setattr(pool, "GRACE_S", 0.2)
     behind = grpc_predictor if hop == "grpc-v2" else predictor
     async with in_front_of(behind, trained_bundle, hop) as transformer:
@@ -665,7 +665,7 @@ async def test_a_connection_that_cannot_even_be_tried_is_tried_again(trained_bun
             raise error
         return connect(address)
 
-    monkeypatch.setattr(pool, "connect", connect_later)
+    monkeypatch.setattr(slot, "connect", connect_later)
     async with in_front_of(predictor, trained_bundle, "v2") as transformer:
         await recovers(transformer, predictor)
 

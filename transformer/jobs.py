@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from transformer.candidates import Candidates
 from transformer.errors import PredictorTooSlow, PredictorUnavailable, ServiceError
 from transformer.prediction import Prediction
-from transformer.validation import Candidates
 from transformer.versions import Behind, KnownVersion
 from transformer.wire import Matrix
 

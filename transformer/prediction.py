@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from transformer.validation import Candidates
+from transformer.candidates import Candidates
 
 
 @dataclass(frozen=True, slots=True)

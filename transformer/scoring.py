@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import Mapping
 
 from transformer.bundle import Bundle
+from transformer.candidates import Candidates
 from transformer.jobs import Job
 from transformer.pool import Pool, PoolSettings
 from transformer.prediction import Prediction
 from transformer.predictor_client import PredictorAddress
-from transformer.validation import Candidates, UnknownCategory
+from transformer.validation import UnknownCategory
 from transformer.versions import known_versions
 
 

@@ -7,8 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from transformer.candidates import Candidates as Candidates
-from transformer.candidates import RawColumn, as_list
+from transformer.candidates import Candidates, RawColumn, as_list
 from transformer.errors import InvalidCandidates
 from transformer.signature import Category, Number, RawField, Signature
 

@@ -138,13 +138,14 @@ def _json(body: bytes) -> Any:  # noqa: ANN401 (whatever the predictor sent)
 
 
 def _probabilities(read: Callable[[], object], rows: int, classes: int) -> Matrix:
-    expected = f"expected the probabilities of {classes} classes for each of {rows} candidates"
+    # Not how many rows: they may be other callers', too.
+    expected = f"expected the probabilities of {classes} classes for each candidate"
     try:
         matrix = np.asarray(read(), dtype=np.float64)
     except (ArithmeticError, LookupError, TypeError, ValueError, StopIteration, AttributeError) as error:
         raise PredictorAnswer(f"the predictor's answer cannot be read, {expected}") from error
     if matrix.shape != (rows, classes):
-        raise PredictorAnswer(f"the predictor answered with shape {list(matrix.shape)}, {expected}")
+        raise PredictorAnswer(f"the predictor's answer has another shape, {expected}")
     in_range = np.all(matrix >= 0) and np.all(matrix <= 1)
     if not (in_range and np.all(abs(matrix.sum(axis=1) - 1) <= _SUM_TOLERANCE)):
         raise PredictorAnswer(f"the predictor answered with other numbers than probabilities, {expected}")
