@@ -18,6 +18,9 @@ _WARM_UP_S: Final = 0.3
 #: Seconds that it has to answer at all.
 _WAKE_S: Final = 30
 _POLL_S: Final = 0.02
+#: Share of one processor up to which a system rests, and how long that is looked at.
+_IDLE: Final = 0.11
+_MOMENT_S: Final = 0.2
 
 
 class Arena:
@@ -81,7 +84,7 @@ class Arena:
             yield
 
     def settle(self, system: System) -> None:
-        """Wait until a system answers: then nothing that was sent before is still worked on.
+        """Wait until a system answers and rests, so that nothing that was sent before is still worked on.
 
         Raises
         ------
@@ -94,6 +97,15 @@ class Arena:
             if time.monotonic() > deadline:
                 raise NoAnswer(f"{system.name} does not answer any more")
             time.sleep(_POLL_S)
+        while self._effort(system) > _IDLE and time.monotonic() < deadline:
+            pass
+
+    def _effort(self, system: System) -> float:
+        """Processor time of a system for a moment, as a share of the time."""
+        servers = [self._servers[name] for name in _with_needs(system.server)]
+        before = sum(server.processor_s() for server in servers)
+        time.sleep(_MOMENT_S)
+        return (sum(server.processor_s() for server in servers) - before) / _MOMENT_S
 
     def warm_up(self, system: System, seconds: float = _WARM_UP_S) -> None:
         """Ask a system that is awake for its answers, several at once.

@@ -1,10 +1,14 @@
-"""A load generator for machines without wrk, in a process of its own: the same arguments, the same result.
+"""A load generator in a process of its own: for machines without wrk, and where answers are slow to come.
 
 python -m benchmarks.client --clients N --seconds S URL FILE_OF_BODIES
+
+Its measurement begins when each client has been answered once: until then, a system that works on all
+requests at the same time has answered none of them.
 """
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import sys
@@ -19,18 +23,35 @@ import uvloop
 
 from benchmarks.messages import Reader
 
+#: Seconds after which the measurement begins in any case.
+_PATIENCE_S = 30
+
 
 @dataclass(slots=True)
 class _Tally:
+    """What came of the requests; `new` are the clients that wait for their first answer."""
+
+    new: set[int]
+    steady: asyncio.Event = field(default_factory=asyncio.Event)
     latencies_s: list[float] = field(default_factory=list)
     failed: int = 0
     running: bool = True
 
+    def answered(self, client: int, seconds: float, status: int) -> None:
+        if status != 200:
+            self.failed += 1
+        elif self.steady.is_set():
+            self.latencies_s.append(seconds)
+        self.new.discard(client)
+        if not self.new:
+            self.steady.set()
 
-class _Client(asyncio.Protocol):
-    """One connection that sends the next request as soon as the last one is answered."""
 
-    def __init__(self, requests: Iterator[bytes], tally: _Tally) -> None:
+class _Connection(asyncio.Protocol):
+    """One that sends the next request as soon as the last one is answered."""
+
+    def __init__(self, client: int, requests: Iterator[bytes], tally: _Tally) -> None:
+        self._client = client
         self._requests = requests
         self._tally = tally
         self._reader = Reader()
@@ -46,11 +67,8 @@ class _Client(asyncio.Protocol):
         if answer is None:
             return
         self._waits = False
-        if answer.status == 200:
-            self._tally.latencies_s.append(time.perf_counter() - self._sent)
-        else:
-            self._tally.failed += 1
-        if answer.last or not self._tally.running:
+        self._tally.answered(self._client, time.perf_counter() - self._sent, answer.status)
+        if answer.last:
             self._transport.close()
         else:
             self._send()
@@ -67,16 +85,18 @@ class _Client(asyncio.Protocol):
         self._transport.write(next(self._requests))
 
 
-async def _client(host: str, port: int, requests: Iterator[bytes], tally: _Tally) -> None:
+async def _client(number: int, address: tuple[str, int], requests: Iterator[bytes], tally: _Tally) -> None:
     loop = asyncio.get_running_loop()
-    while tally.running:
+    while True:
         try:
-            _, client = await loop.create_connection(lambda: _Client(requests, tally), host, port)
+            _, connection = await loop.create_connection(
+                lambda: _Connection(number, requests, tally), *address
+            )
         except OSError:
             tally.failed += 1
             await asyncio.sleep(0.05)
             continue
-        await client.closed
+        await connection.closed
 
 
 async def _load(url: str, bodies: list[bytes], clients: int, seconds: float) -> dict[str, float]:
@@ -85,19 +105,20 @@ async def _load(url: str, bodies: list[bytes], clients: int, seconds: float) -> 
     requests = itertools.cycle(
         [f"{head}content-length: {len(body)}\r\n\r\n".encode() + body for body in bodies]
     )
-    tally = _Tally()
+    tally = _Tally(set(range(clients)))
+    address = (parts.hostname or "", parts.port or 80)
+    tasks = [asyncio.create_task(_client(number, address, requests, tally)) for number in range(clients)]
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(tally.steady.wait(), _PATIENCE_S)
+    tally.steady.set()
     start = time.perf_counter()
-    tasks = [
-        asyncio.create_task(_client(parts.hostname or "", parts.port or 80, requests, tally))
-        for _ in range(clients)
-    ]
     await asyncio.sleep(seconds)
     tally.running = False
     duration = time.perf_counter() - start
+    latencies = sorted(tally.latencies_s)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    latencies = sorted(tally.latencies_s)
     return {
         "requests": len(latencies),
         "seconds": duration,

@@ -1,4 +1,4 @@
-"""Load from a process of its own: wrk where it is installed, else our own client."""
+"""Load from a process of its own: wrk where it is installed and answers come fast, else our own client."""
 
 import json
 import os
@@ -59,20 +59,22 @@ def generator() -> str:
     return "wrk" if has_wrk() else "benchmarks.client"
 
 
-def load(url: str, bodies: Path, clients: int, seconds: float) -> Load:
+def load(url: str, bodies: Path, clients: int, seconds: float, *, steady: bool = False) -> Load:
     """Have clients send requests, each the next one when the last one is answered.
 
     Parameters
     ----------
     bodies
         File of JSON bodies, one a line, sent in turn.
+    steady
+        Whether to wait with the measurement until each client has been answered once, which wrk cannot.
 
     Raises
     ------
     LoadError
         If the generator itself fails.
     """
-    if has_wrk():
+    if has_wrk() and not steady:
         # It takes whole seconds only.
         command = ["wrk", "-t1", f"-c{clients}", f"-d{max(round(seconds), 1)}s", f"--timeout={_TIMEOUT_S}s"]
         command += ["--latency", "-s", str(_SCRIPT), url, "--", str(bodies)]

@@ -18,20 +18,24 @@ from benchmarks.microbenchmarks import BULK_ROWS, ENCODER_ROWS, encoder_seconds,
 from benchmarks.models import CHOSEN, FOREST, candidates, served_model, trained
 from benchmarks.results import Cell, Results
 from benchmarks.servers import ServerError
-from benchmarks.systems import BY_NAME, OURS_CHOSEN, PREDICTOR_CHOSEN, SYSTEMS, System
+from benchmarks.systems import BY_NAME, OURS, OURS_CHOSEN, PREDICTOR_CHOSEN, SYSTEMS, System
 
 Progress = Callable[[str], None]
 
 #: What can be measured besides the systems.
 ENCODER: Final = "encoder"
-IN_PROCESS: Final = "in-process"
+BULK: Final = "bulk"
 ADDED_LATENCY: Final = "added-latency"
-NAMES: Final = (*BY_NAME, ADDED_LATENCY, ENCODER, IN_PROCESS)
+NAMES: Final = (*BY_NAME, ADDED_LATENCY, BULK, ENCODER)
 
+#: Who is sent many candidates right before scikit-learn scores the same ones in this process, by model.
+BESIDE_SCIKIT_LEARN: Final = {FOREST: OURS, CHOSEN: OURS_CHOSEN}
 CLIENTS: Final = (1, 16, 64, 256)
 CANDIDATES: Final = (1, 100)
 #: Candidates of the requests that are sent in turn, in all.
 _BODY_CANDIDATES: Final = 64
+#: Answers that each client must get for its first ones not to matter.
+_ANSWERS: Final = 4
 #: Candidates that are asked for before anything counts.
 _CHECKED: Final = 32
 
@@ -133,6 +137,7 @@ def _told(settings: Settings, names: Sequence[str]) -> dict[str, Any]:
 def _systems(names: Sequence[str]) -> list[str]:
     """Systems that must run."""
     needed = {PREDICTOR_CHOSEN, OURS_CHOSEN} if ADDED_LATENCY in names else set()
+    needed |= set(BESIDE_SCIKIT_LEARN.values()) if BULK in names else set()
     return [system.name for system in SYSTEMS if system.name in {*names, *needed}]
 
 
@@ -148,6 +153,8 @@ class _Run:
         self._bodies = bodies
         self._results = results
         self._candidates = candidates(BULK_ROWS)
+        #: Loads that wrk measured too soon, when most clients still waited for their first answer.
+        self._slow: set[Cell] = set()
 
     def start(self, systems: Sequence[System]) -> None:
         """Start the systems, one after the other."""
@@ -158,8 +165,8 @@ class _Run:
         """Measure in turn, each round beginning elsewhere."""
         others = {
             ADDED_LATENCY: self._measure_added_latency,
+            BULK: self._measure_bulk_beside_scikit_learn,
             ENCODER: self._measure_encoder,
-            IN_PROCESS: self._measure_in_process,
         }
         for number in range(self._settings.rounds):
             began = time.monotonic()
@@ -197,7 +204,7 @@ class _Run:
                     f"median {measured.p50_ms:.1f} ms{failed}"
                 )
                 self._arena.settle(system)
-            if system.bulk:
+            if system.bulk and system.name not in BESIDE_SCIKIT_LEARN.values():
                 self._measure_bulk(system)
             self._results.memory_mb[system.name].append(self._arena.memory_mb(system))
 
@@ -213,7 +220,15 @@ class _Run:
             starts = [number * count for number in range(min(requests, len(self._candidates) // count))]
             bodies = [self._arena.body(system, self._candidates[start : start + count]) for start in starts]
             file.write_bytes(b"\n".join(bodies))
-        return load(self._arena.url(system), file, clients, self._settings.seconds)
+        url, seconds = self._arena.url(system), self._settings.seconds
+        cell = Cell(system.name, clients, count)
+        if cell not in self._slow and not (system.slow and clients > 1):
+            measured = load(url, file, clients, seconds)
+            if measured.requests >= _ANSWERS * clients:
+                return measured
+            self._slow.add(cell)
+            self._arena.settle(system)
+        return load(url, file, clients, seconds, steady=True)
 
     def _measure_bulk(self, system: System) -> None:
         starts = range(0, len(self._candidates), bulk.CANDIDATES)
@@ -242,8 +257,11 @@ class _Run:
             self._results.encoder_s[rows].append((ours, theirs))
             self._place.progress(f"  {rows} rows: {1e6 * ours:.0f} µs, DictVectorizer {1e6 * theirs:.0f} µs")
 
-    def _measure_in_process(self) -> None:
-        for name, model in self._place.models.items():
-            rate = rows_per_second(model, self._candidates)
+    def _measure_bulk_beside_scikit_learn(self) -> None:
+        for name, system in BESIDE_SCIKIT_LEARN.items():
+            with self._arena.awake(BY_NAME[system]):
+                self._arena.warm_up(BY_NAME[system])
+                self._measure_bulk(BY_NAME[system])
+            rate = rows_per_second(self._place.models[name], self._candidates)
             self._results.in_process[name].append(rate)
-            self._place.progress(f"  {name}: {rate:.0f} rows/s")
+            self._place.progress(f"  scikit-learn in process, {name}: {rate:.0f} candidates/s")

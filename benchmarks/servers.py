@@ -76,6 +76,15 @@ class Server:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
 
+    def processor_s(self) -> float:
+        """Seconds of processor time that its processes have taken."""
+        total = 0.0
+        for process in self._family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
     def memory_mb(self) -> float:
         """Resident memory of its processes together."""
         total = 0

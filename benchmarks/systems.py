@@ -28,6 +28,8 @@ class System:
         What a quick run measures of it: clients and candidates a request.
     extra
         What a full run measures besides the loads that all systems get.
+    slow
+        Whether it is known that answers come too slowly for wrk.
     bulk
         Whether many candidates are sent to it.
     constant
@@ -40,6 +42,7 @@ class System:
     request: Callable[[ServedModel], Request]
     quick: tuple[tuple[int, int], ...] = ()
     extra: tuple[tuple[int, int], ...] = ()
+    slow: bool = False
     bulk: bool = False
     constant: bool = False
 
@@ -145,14 +148,24 @@ def _predictor_system(runtime: str, protocol: str, model: str) -> System:
 
 
 SYSTEMS: Final[tuple[System, ...]] = (
-    System("tutorial", "tutorial's app: Flask, gunicorn", "tutorial", _tutorial, quick=((64, 1), (256, 1))),
-    System("tutorial-workers", f"tutorial's app, {WORKERS} workers", "tutorial-workers", _tutorial),
+    System(
+        "tutorial",
+        "tutorial's app: Flask, gunicorn",
+        "tutorial",
+        _tutorial,
+        quick=((64, 1), (256, 1)),
+        slow=True,
+    ),
+    System(
+        "tutorial-workers", f"tutorial's app, {WORKERS} workers", "tutorial-workers", _tutorial, slow=True
+    ),
     System(
         "documented",
         "KServe's documented transformer → kserve-sklearnserver, v1",
         "documented",
         _v1,
         quick=((64, 1),),
+        slow=True,
     ),
     System("litserve", "LitServe, batches of 64 in 5 ms", "litserve", _litserve, quick=((64, 1),)),
     System("bentoml", "BentoML, adaptive batches", "bentoml", _bentoml, quick=((64, 1),)),
