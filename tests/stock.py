@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import warnings
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ class StockServer:
     Attributes
     ----------
     serving
-        The version that answers; None while there is none (connections are then refused work with 404).
+        The version that answers, or what chooses one for each call; None while there is none (connections are
+        then refused work with 404).
     calls, connections
         How many calls came, and over how many connections.
     plain
@@ -28,7 +29,7 @@ class StockServer:
         Answers are held back while it is not set.
     """
 
-    def __init__(self, serving: Truth | None) -> None:
+    def __init__(self, serving: Truth | Callable[[], Truth] | None) -> None:
         self.serving = serving
         self.calls = 0
         self.connections = 0
@@ -83,7 +84,8 @@ class StockServer:
             with warnings.catch_warnings():
                 # What scikit-learn says of every plain array.
                 warnings.filterwarnings("ignore", "X does not have valid feature names")
-                scores = self.serving.model.predict_proba(features(body))
+                truth = self.serving if isinstance(self.serving, Truth) else self.serving()
+                scores = truth.model.predict_proba(features(body))
         except ValueError as error:
             return web.json_response({"error": f"builtins.ValueError: {error}"}, status=500)
         output = {

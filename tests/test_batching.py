@@ -2,6 +2,8 @@
 
 import asyncio
 import functools
+import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -222,6 +224,28 @@ async def test_verified_by_request_a_large_request_is_answered_by_one_model_too(
         version = response.headers["x-model-version"]
         assert probabilities(response) == pytest.approx(truths[version].probabilities(many), abs=1e-12)
     assert stock.calls > calls
+
+
+async def test_verified_by_request_each_version_gives_its_share_of_the_answers(stack, pair_of):
+    """A refused call is sent again, to whichever pod: that must not favour the version that has more."""
+    pair = pair_of("category_renamed")
+    truths = pair.truths
+    dice = random.Random(0)
+    stock = await stack.enter_async_context(
+        StockServer(lambda: truths["v2" if dice.random() < 0.2 else "v1"]).running()
+    )
+    front = await stack.enter_async_context(
+        serving(pair.new, stock.address, "--predictor_protocol=v2", "--verify=request")
+    )
+    versions = Counter[str]()
+    for _ in range(400):
+        response = await front.http.post(V1, json={"instances": pair.candidates[:1]})
+        version = response.headers["x-model-version"]
+        versions[version] += 1
+        expected = truths[version].probabilities(pair.candidates[:1])
+        assert probabilities(response) == pytest.approx(expected, abs=1e-12)
+    # 0.2, give or take four standard deviations; the square of it would be 0.06.
+    assert 0.12 < versions["v2"] / versions.total() < 0.28
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,8 @@ class Pool:
         self.dispatcher = Dispatcher(settings.connections, settings.max_batch_rows, settings.max_waiting_rows)
         #: What is behind each connection that can carry requests.
         self._usable: list[Behind] = []
+        #: When each version was last found behind a connection or a call.
+        self.met: dict[KnownVersion, float] = {}
         self._down = False
         self._going_down: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []

@@ -14,7 +14,7 @@ from transformer.jobs import Batch, Job, Part, encoded
 from transformer.metrics import BATCHES, CONNECTIONS, RETRIES, VERIFICATIONS
 from transformer.predictor_client import PredictorClient, Reconnected, connect
 from transformer.verification import NotVerified, verified_call, verify
-from transformer.versions import Behind
+from transformer.versions import Behind, KnownVersion
 from transformer.wire import Matrix
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ LAST_REFUSED_PAUSE_S = 0.5
 ANY_VERSION = "any"
 #: A dropped call is sent once more: to score twice changes nothing, to retry for ever helps nobody.
 MAX_DROPS = 1
+#: How many calls behind a balancing proxy look for a model that takes a batch, before others pass.
+NAMED_TRIES = 8
+#: A version that has not answered behind it for so many seconds is not expected there.
+LATELY_S = 30.0
 #: Rounds of verification behind a balancing proxy, where each call may meet another version.
 VERIFY_ROUNDS = 8
 
@@ -54,7 +58,6 @@ class Slot:
     def __init__(self, pool: "Pool") -> None:
         self._pool = pool
         self._failures = 0
-        self._last = pool.versions[0]
 
     async def run(self) -> None:
         """Connect, verify, serve; again and again."""
@@ -95,6 +98,7 @@ class Slot:
         with CONNECTIONS.labels("", "verifying").track_inprogress():
             behind = await (self._verify_some(client) if by_request else self._verify_one(client))
         verified_at = _now()
+        self._pool.met[behind.version] = verified_at
         end = verified_at + self._pool.settings.max_age_s * random.uniform(0.8, 1.2)  # noqa: S311 (jitter)
         self._pool.tell("")
 
@@ -240,10 +244,12 @@ class Slot:
 
     async def _score_named(self, client: PredictorClient, batch: Batch, left: list[Part]) -> None:
         """Named columns, in one version's encoding after the other, until a model of each part answers."""
-        for version in sorted(self._pool.versions, key=lambda version: version is not self._last):
+        refused = False
+        for _ in range(NAMED_TRIES):
+            version = self._guess(left, refused)
+            if version is None:
+                break
             parts = [part for part in left if part.matrix(version) is not None]
-            if not parts:
-                continue
             matrix = encoded(parts, version)
             try:
                 behind, probabilities = await verified_call(
@@ -251,16 +257,30 @@ class Slot:
                 )
             except EncodingRefused:
                 RETRIES.labels("refused").inc()
+                refused = True
                 continue
             if not behind.verified and self._pool.settings.unknown_model == "refuse":
                 continue
-            self._last = behind.version
+            self._pool.met[behind.version] = _now()
             # Versions of the same feature names may still differ in what a missing or an unknown value is.
             if behind.version is version or _equal([part.matrix(behind.version) for part in parts], matrix):
                 self._answer(parts, probabilities, behind)
                 left[:] = [part for part in left if part not in parts]
-        if left:
-            raise EncodingRefused("no model was met that takes this request")
+            if not left:
+                return
+        raise EncodingRefused("no model was met that takes this request")
+
+    def _guess(self, parts: list[Part], refused: bool) -> KnownVersion | None:
+        """A version whose model may be met by the next call, and that can express any of the parts.
+
+        Each that was met lately is as likely: then a canary gives just its share of the answers, since its
+        share of the calls is what it takes of them. To begin with the one that answered last would give
+        little more than the square.
+        """
+        able = [one for one in self._pool.versions if any(part.matrix(one) is not None for part in parts)]
+        lately = [one for one in able if self._pool.met.get(one, -LATELY_S) > _now() - LATELY_S]
+        possible = able if refused or not lately else lately
+        return random.choice(possible) if possible else None  # noqa: S311 (no secret)
 
     def _answer(self, parts: list[Part], probabilities: Matrix, behind: Behind) -> None:
         """Give each part its rows' probabilities."""
