@@ -144,7 +144,9 @@ def _predictor_system(runtime: str, protocol: str, model: str) -> System:
     request = _encoded_v1 if protocol == "v1" else _encoded_v2(get_runtime(runtime).probability_output)
     quick: tuple[tuple[int, int], ...] = (BOUND,) if name == PREDICTOR else ()
     title = f"{what}: {runtime}, {protocol}"
-    return System(name, title, f"{runtime}/{model}", request, quick=quick, extra=(BOUND,))
+    return System(
+        name, title, f"{runtime}/{model}", request, quick=quick, extra=(BOUND,), slow=model == FOREST
+    )
 
 
 SYSTEMS: Final[tuple[System, ...]] = (
