@@ -15,6 +15,7 @@ from tests.serving import Serving, serving
 from tests.stock import StockServer
 from tests.truth import Truth
 from transformer.concurrency import _Climb
+from transformer.dispatch import CALLS_WITHOUT, _Returning
 
 V1 = "/v1/models/placement:predict"
 
@@ -79,6 +80,38 @@ async def test_what_waits_goes_as_one_call(start, pair, truth):
     answers = [probabilities(await one) for one in (first, *rest)]
     assert [one for (one,) in answers] == pytest.approx(truth.probabilities(pair.candidates[:40]), abs=1e-12)
     assert [len(matrix) for matrix, _ in stock.plain] == [1, 39]
+
+
+async def test_callers_that_ask_again_at_once_share_calls_instead_of_taking_turns(start, pair):
+    front, stock = await start("--predictor_connections=1")
+    callers = 16
+
+    async def asks_again(candidate: dict) -> None:
+        for _ in range(20):
+            probabilities(await asked(front, [candidate]))
+
+    await asyncio.gather(*map(asks_again, pair.candidates[:callers]))
+    full = sum(len(matrix) >= 0.9 * callers for matrix, _ in stock.plain)
+    assert full > len(stock.plain) / 2, [len(matrix) for matrix, _ in stock.plain]
+
+
+async def test_callers_that_do_not_ask_again_are_not_waited_for():
+    returning = _Returning()
+    for _ in range(5):
+        returning.expect(10, 60.0)
+        assert returning.wait_s() > 0
+        returning.came = 9
+        assert returning.wait_s() <= 0
+        returning.stop()
+    for _ in range(10):
+        returning.expect(10, 60.0)
+        returning.stop()
+    assert returning.wait_s() <= 0
+    returning.expect(10, 60.0)
+    assert returning.wait_s() <= 0
+    for _ in range(CALLS_WITHOUT):
+        returning.expect(10, 60.0)
+    assert returning.wait_s() > 0
 
 
 async def test_a_batch_has_a_limit(start, pair, truth):

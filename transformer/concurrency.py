@@ -65,13 +65,18 @@ class ConcurrencyLimit:
         The highest limit: the number of connections.
     on_open
         Called when another call may begin.
+
+    Attributes
+    ----------
+    usual_s
+        Seconds that a call takes, on a moving average; 0 before the first.
     """
 
     def __init__(self, most: int, on_open: Callable[[], None]) -> None:
         self._climb = _Climb(most)
         self._on_open = on_open
         self._under_way = 0
-        self._usual_s = 0.0
+        self.usual_s = 0.0
         self._calls = self._rows = 0
         self._waited_s = 0.0
         self._epoch_since = 0.0
@@ -90,7 +95,7 @@ class ConcurrencyLimit:
         if not self._calls:
             self._epoch_since = asyncio.get_running_loop().time()
         self._under_way += 1
-        return Call(self, max(LEAST_PATIENCE_S, PATIENCE * self._usual_s))
+        return Call(self, max(LEAST_PATIENCE_S, PATIENCE * self.usual_s))
 
     def leave(self) -> None:
         """Count one call less."""
@@ -99,7 +104,7 @@ class ConcurrencyLimit:
 
     def measure(self, took_s: float, rows: int, waited_s: float) -> None:
         """Note a call that has ended; see `Call.end`."""
-        self._usual_s = took_s if not self._usual_s else 0.9 * self._usual_s + 0.1 * took_s
+        self.usual_s = took_s if not self.usual_s else 0.9 * self.usual_s + 0.1 * took_s
         self._calls += 1
         self._rows += rows
         self._waited_s += waited_s

@@ -1,6 +1,8 @@
 """Requests that wait for a connection, and connections that wait for a batch of them.
 
-No timer makes a batch: whenever a connection may carry one, everything that waits goes, up to a limit.
+No timer makes a batch: whenever a connection may carry one, everything that waits goes, up to a limit. Only
+where callers have just been answered who used to ask again at once are they waited for, a fraction of a
+call's time: or two groups of them would take turns in calls that are half full.
 """
 
 import asyncio
@@ -15,6 +17,12 @@ from transformer.prediction import Prediction
 #: Whether a connection can carry a job.
 Accepts = Callable[[Job], bool]
 
+#: Callers who ask again are waited for until so many of them have, or so much of a call's usual time is over.
+RETURNED = 0.9
+HOLD = 0.25
+#: If fewer do, on a moving average, they are not waited for in the next calls, so many.
+WORTH_IT = 0.5
+CALLS_WITHOUT = 32
 #: Requests that the event loop has taken in, but not read yet, are waited for: so many of its turns at most.
 MAX_TURNS = 16
 
@@ -35,6 +43,8 @@ class Dispatcher:
     def __init__(self, connections: int, max_batch_rows: int, max_waiting_rows: int) -> None:
         self._max_batch_rows = max_batch_rows
         self._max_waiting_rows = max_waiting_rows
+        #: What a call takes of one request before it looks at the others.
+        self._share = max(1, max_batch_rows // 2)
         self._waiting: OrderedDict[Job, None] = OrderedDict()
         #: Candidates of the jobs that wait, also of those that wait in part.
         self._waiting_rows = 0
@@ -42,6 +52,8 @@ class Dispatcher:
         self._limit = ConcurrencyLimit(connections, self.hand_out_soon)
         self._scheduled = False
         self._arrivals = self._turns = 0
+        self._returning = _Returning()
+        self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -57,6 +69,7 @@ class Dispatcher:
         if self._waiting and self._waiting_rows + job.rows > self._max_waiting_rows:
             raise QueueFull(f"{self._waiting_rows} candidates are waiting already, try again later")
         self._arrivals += 1
+        self._returning.came += 1
         self.put(job)
 
     def put(self, job: Job, *, first: bool = False) -> None:
@@ -102,6 +115,10 @@ class Dispatcher:
             self.forget(job)
             job.fail(error)
 
+    def expect(self, callers: int) -> None:
+        """Note that so many callers are being answered, who may ask again at once."""
+        self._returning.expect(callers, HOLD * self._limit.usual_s)
+
     def hand_out_soon(self) -> None:
         """See what can go after this turn of the event loop."""
         if not self._scheduled and self._free and self._waiting:
@@ -118,6 +135,10 @@ class Dispatcher:
             self._turns += 1
             self.hand_out_soon()
             return
+        if self._waiting_rows < self._max_batch_rows and (left_s := self._returning.wait_s()) > 0:
+            self._look_again(left_s)
+            return
+        self._returning.stop()
         self._arrivals = self._turns = 0
         for taking, accepts in self._free.items():
             if not self._limit.may_begin():
@@ -125,34 +146,39 @@ class Dispatcher:
             if not taking.done() and (parts := self._gather(accepts)):
                 taking.set_result((Batch(parts), self._limit.begin()))
 
+    def _look_again(self, after_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(after_s, self.hand_out_soon)
+
     def _gather(self, accepts: Accepts) -> list[Part]:
-        """Parts for one call: one of each job in turn, and again while there is room."""
+        """Parts for one call: of each job in turn, a large one's share, and again if there is room."""
         parts: list[Part] = []
         room = self._max_batch_rows
-        while jobs := self._choose(accepts, room, parts):
+        while room and (jobs := self._choose(accepts, room, parts)):
             for job in jobs:
-                part = job.unsent.popleft()
+                part = job.take(min(room, self._share))
                 parts.append(part)
                 room -= part.rows
                 if job.unsent:
                     self._waiting.move_to_end(job)
                 else:
                     self.forget(job)
+                if not room:
+                    break
         return parts
 
     def _choose(self, accepts: Accepts, room: int, parts: list[Part]) -> list[Job]:
-        """Jobs whose next parts go together, and with those that are chosen already."""
+        """Jobs, as many as fill the room, that can go together, and with those that are chosen already."""
         chosen: list[Job] = []
         first = parts[0].job if parts else None
         for job in self._waiting:
-            if room == 0:
+            if room <= 0:
                 break
-            rows = job.unsent[0].rows
-            alike = first is None or job.credentials == first.credentials
-            if rows <= room and alike and accepts(job):
+            if (first is None or job.credentials == first.credentials) and accepts(job):
                 chosen.append(job)
                 first = first or job
-                room -= rows
+                room -= min(job.unsent[0].rows, self._share)
         return chosen
 
     def _take_back(self, batch: Batch, call: Call) -> None:
@@ -160,6 +186,43 @@ class Dispatcher:
         for part in reversed(batch.parts):
             part.job.take_back(part)
             self.put(part.job, first=True)
+
+
+class _Returning:
+    """Callers who have just been answered: how many there were, and how many came since."""
+
+    def __init__(self) -> None:
+        self.came = 0
+        self._expected = 0
+        self._until = 0.0
+        #: Which part of them comes in time, on a moving average.
+        self._usual = 1.0
+        self._without = 0
+
+    def expect(self, callers: int, patience_s: float) -> None:
+        """Begin to wait for them."""
+        self.came = 0
+        self._without -= 1
+        if self._without > 0:
+            return
+        self._expected = callers
+        self._until = asyncio.get_running_loop().time() + patience_s
+
+    def wait_s(self) -> float:
+        """Seconds for which they are still waited for; 0 or less if they are not."""
+        if self.came >= RETURNED * self._expected:
+            return 0.0
+        return self._until - asyncio.get_running_loop().time()
+
+    def stop(self) -> None:
+        """Wait no longer, and learn how many came."""
+        if not self._expected:
+            return
+        self._usual += 0.2 * (min(1.0, self.came / self._expected) - self._usual)
+        self._expected = 0
+        if self._usual < WORTH_IT:
+            self._without = CALLS_WITHOUT
+            self._usual = 1.0
 
 
 async def answer_in_time(job: Job, dispatcher: Dispatcher) -> Prediction:

@@ -32,8 +32,6 @@ class Job:
         What goes along to the predictor.
     deadline
         Loop time at which the caller gets an answer in any case.
-    part_rows
-        Candidates of one part.
 
     Attributes
     ----------
@@ -50,7 +48,6 @@ class Job:
         matrix: Matrix,
         headers: Mapping[str, str],
         deadline: float,
-        part_rows: int,
     ) -> None:
         self.rows = len(matrix)
         self.headers = headers
@@ -63,24 +60,34 @@ class Job:
         self.turned_away = 0
         #: Only connections that were verified after this loop time may carry it.
         self.not_before = 0.0
-        self._part_rows = part_rows
         self._candidates = candidates
         self._matrices: dict[str, Matrix | None] = {newest.name: matrix}
         self._begin()
 
     def _begin(self) -> None:
         """From the start, whoever may answer."""
-        starts = range(0, self.rows, self._part_rows)
-        self._parts = [Part(self, start, min(start + self._part_rows, self.rows)) for start in starts]
-        self._answers: dict[Part, Prediction] = {}
-        self.unsent = deque(self._parts)
+        whole = Part(self, 0, self.rows)
+        self.unsent = deque([whole])
         self.model: Behind | None = None
+        #: Parts that are of use, sent or not; those of an earlier start are forgotten.
+        self._parts = {whole}
+        self._answers: dict[Part, Prediction] = {}
         self._strangers = 0
 
     @property
     def waits(self) -> bool:
         """Whether nothing of it has been sent."""
         return len(self.unsent) == len(self._parts)
+
+    def take(self, rows: int) -> "Part":
+        """The next part to send, of so many candidates at most."""
+        part = self.unsent.popleft()
+        if part.rows > rows:
+            self._parts.remove(part)
+            part, rest = part.cut(rows)
+            self._parts |= {part, rest}
+            self.unsent.appendleft(rest)
+        return part
 
     def matrix(self, version: KnownVersion) -> Matrix | None:
         """The candidates in a version's encoding, or None if it cannot express them."""
@@ -110,7 +117,8 @@ class Job:
             return False
         self._answers[part] = prediction
         if len(self._answers) == len(self._parts):
-            self.answer.set_result(_joined([self._answers[one] for one in self._parts]))
+            parts = sorted(self._parts, key=lambda one: one.start)
+            self.answer.set_result(_joined([self._answers[one] for one in parts]))
         return True
 
     def start_again(self) -> None:
@@ -133,20 +141,27 @@ class Job:
 class Part:
     """Some candidates of a job, that go to the predictor together."""
 
-    __slots__ = ("_start", "_stop", "drops", "job", "rows")
+    __slots__ = ("_stop", "drops", "job", "rows", "start")
 
     def __init__(self, job: Job, start: int, stop: int) -> None:
         self.job = job
+        self.start = start
         self.rows = stop - start
         #: Calls that carried it and were dropped.
         self.drops = 0
-        self._start = start
         self._stop = stop
+
+    def cut(self, rows: int) -> "tuple[Part, Part]":
+        """Its first candidates, and the others."""
+        middle = self.start + rows
+        first, rest = Part(self.job, self.start, middle), Part(self.job, middle, self._stop)
+        first.drops = rest.drops = self.drops
+        return first, rest
 
     def matrix(self, version: KnownVersion) -> Matrix | None:
         """Its rows in a version's encoding, or None if it cannot express the job."""
         matrix = self.job.matrix(version)
-        return matrix if matrix is None else matrix[self._start : self._stop]
+        return matrix if matrix is None else matrix[self.start : self._stop]
 
 
 class Batch:

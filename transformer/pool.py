@@ -50,7 +50,7 @@ class PoolSettings:
 
     connections: int = 4
     max_batch_rows: int = 256
-    max_waiting_rows: int = 20_000
+    max_waiting_rows: int = 50_000
     verify: Verify = "connection"
     unknown_model: UnknownModel = "serve"
     max_age_s: float = 5.0

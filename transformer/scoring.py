@@ -44,8 +44,6 @@ class Scorer:
         self._address = address
         self._timeout_s = timeout_s
         self._settings = settings or PoolSettings()
-        # Half a batch, so that two large requests, or a large one and small ones, share each.
-        self._part_rows = max(1, self._settings.max_batch_rows // 2)
         self._pool: Pool | None = None
 
     @property
@@ -81,7 +79,6 @@ class Scorer:
             newest.encode(candidates),
             headers,
             asyncio.get_running_loop().time() + self._timeout_s,
-            self._part_rows,
         )
         return await self._pool.score(job)
 

@@ -191,6 +191,7 @@ class Slot:
             raise
         finally:
             answered = [part for part in batch.parts if part not in left]
+            self._pool.dispatcher.expect(sum(job.answer.done() for job in _jobs(answered)))
             call.end(
                 sum(part.rows for part in answered),
                 sum(part.rows * (_now() - part.job.since) for part in answered),
