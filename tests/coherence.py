@@ -39,6 +39,8 @@ from transformer.versions import UNVERIFIED
 
 #: Connections that live shortly are many, so that the shares can be told.
 SHORT_LIVES = "--predictor_connection_age=0.3"
+#: So that the load's largest requests take several calls, which may meet different models.
+SMALL_CALLS = "--max_batch_rows=64"
 
 
 @dataclass
@@ -117,7 +119,7 @@ async def newcomers_in_a_rollout(pair: Pair, run: Path, some: int) -> Outcome:
             pair,
             local.url,
             local.grpc_address,
-            may_answer={"v2": pair.truths["v2"]},
+            may_answer={"v2": [pair.truths["v2"]]},
             newcomers=True,
             clients=1,
         ) as newcomers:
@@ -147,8 +149,9 @@ def apply_both(*late_s: tuple[float, float], name: str) -> Situation:
 
     async def situation(pair: Pair, run: Path, some: int) -> Outcome:
         # The old version's bundle does not know the new model, but may know its encoding.
-        unknown = {UNVERIFIED: pair.truths["v2"]} if pair.same_encoding else {}
-        may_answer = {**pair.truths, **unknown}
+        may_answer = {label: [truth] for label, truth in pair.truths.items()}
+        if pair.same_encoding:
+            may_answer[UNVERIFIED] = may_answer["v2"]
         async with (
             local_service(pair, run) as local,
             under_load(pair, local.url, local.grpc_address, may_answer=may_answer) as tally,
@@ -174,7 +177,7 @@ async def canary_by_connection(pair: Pair, run: Path, some: int) -> Outcome:
         predictor(pair.old, run / "old.log") as old,
         predictor(pair.new, run / "new.log") as new,
         forwarding(backend(old, 1 - share), backend(new, share)) as (_, port),
-        transformer(pair.new, port, run / "transformer.log", SHORT_LIVES) as front,
+        transformer(pair.new, port, run / "transformer.log", SHORT_LIVES, SMALL_CALLS) as front,
         under_load(pair, *addresses(front)) as tally,
     ):
         await some_more(tally, 4 * some)
@@ -205,7 +208,7 @@ async def canary_by_request(pair: Pair, run: Path, some: int) -> Outcome:
         predictor(pair.old, run / "old.log") as old,
         predictor(pair.new, run / "new.log") as new,
         proxying([backend(old).address, backend(new).address]) as port,
-        transformer(pair.new, port, run / "transformer.log", "--verify=request") as front,
+        transformer(pair.new, port, run / "transformer.log", "--verify=request", SMALL_CALLS) as front,
         under_load(pair, *addresses(front)) as tally,
     ):
         await some_more(tally, 4 * some)
@@ -273,27 +276,30 @@ async def killed_and_replaced(pair: Pair, run: Path, some: int) -> Outcome:
     return outcome
 
 
-async def unknown_model(pair: Pair, run: Path, some: int) -> Outcome:
-    """A model that no bundle describes is `unverified` wherever it answers, or does not answer at all."""
-    stranger = Truth(await asyncio.to_thread(lambda: pair.stranger))
-    known = pair.truths["v2"]
-    async with (
-        predictor(pair.new, run / "new.log") as new,
-        predictor(pair.stranger, run / "stranger.log") as unknown,
-        forwarding(backend(new), backend(unknown)) as (address, port),
-    ):
+async def unknown_models(pair: Pair, run: Path, some: int) -> Outcome:
+    """Models that no bundle describes are `unverified` wherever they answer, or do not answer at all."""
+    bundles = await asyncio.to_thread(lambda: pair.strangers)
+    known = {"v2": [pair.truths["v2"]]}
+    async with contextlib.AsyncExitStack() as stack:
+        new = await stack.enter_async_context(predictor(pair.new, run / "new.log"))
+        strangers = [
+            await stack.enter_async_context(predictor(bundle, run / f"{bundle.name}.log"))
+            for bundle in bundles
+        ]
+        address, port = await stack.enter_async_context(forwarding(*map(backend, [new, *strangers])))
+        may_answer = {**known, UNVERIFIED: [Truth(bundle) for bundle in bundles]}
         async with (
-            transformer(pair.new, port, run / "serves.log", SHORT_LIVES) as front,
-            under_load(pair, *addresses(front), may_answer={"v2": known, UNVERIFIED: stranger}) as served,
+            transformer(pair.new, port, run / "serves.log", SHORT_LIVES, SMALL_CALLS) as front,
+            under_load(pair, *addresses(front), may_answer=may_answer) as served,
         ):
             await some_more(served, 2 * some)
-        address.backends = [backend(unknown)]
+        address.backends = [*map(backend, strangers)]
         refusing = ("--unknown_model=refuse", SHORT_LIVES)
         async with transformer(pair.new, port, run / "refuses.log", *refusing, ready=False) as front:
             async with under_load(pair, *addresses(front), may_answer={}) as refused:
                 await some_more(refused, some)
-            address.backends = [backend(unknown), backend(new)]
-            async with under_load(pair, *addresses(front), may_answer={"v2": known}) as chosen:
+            address.backends = [*map(backend, [new, *strangers])]
+            async with under_load(pair, *addresses(front), may_answer=known) as chosen:
                 await until(chosen, lambda now: now.answered["v2"] >= some)
     outcome = Outcome(served)
     outcome.expect_no_failure()
@@ -347,7 +353,7 @@ SITUATIONS: tuple[Situation, ...] = (
     canary_by_request,
     rolling_update,
     killed_and_replaced,
-    unknown_model,
+    unknown_models,
 )
 
 

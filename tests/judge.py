@@ -31,21 +31,25 @@ class Judge:
     ----------
     candidates
         What is asked about.
-    models
-        Every model that is there.
     may_answer
-        Those of them that may answer, by the label that their answers must carry.
+        The models that may answer, by the label that their answers must carry; several may share one.
+    others
+        Models that are there and may not.
     """
 
     def __init__(
-        self, candidates: Sequence[dict[str, Any]], models: Sequence[Truth], may_answer: Mapping[str, Truth]
+        self,
+        candidates: Sequence[dict[str, Any]],
+        may_answer: Mapping[str, Sequence[Truth]],
+        others: Sequence[Truth] = (),
     ) -> None:
         self.candidates = candidates
-        self._all = [np.array(model.probabilities(candidates)) for model in models]
         self._claimed = {
-            label: (np.array(model.probabilities(candidates)), model.bundle.threshold)
-            for label, model in may_answer.items()
+            label: [(np.array(model.probabilities(candidates)), model.bundle.threshold) for model in models]
+            for label, models in may_answer.items()
         }
+        self._all = [scores for claimed in self._claimed.values() for scores, _ in claimed]
+        self._all += [np.array(model.probabilities(candidates)) for model in others]
 
     def verdict(self, chosen: Sequence[int], answer: Answer) -> Verdict:
         """What an answer about some of the candidates, by their numbers, is.
@@ -53,19 +57,21 @@ class Judge:
         Returns
         -------
         Verdict
-            ``right``: every score is the claimed version's. ``mixed``: each is some model's, but not all are
-            the same one's. ``unverified``: it is one model's, but claims none where every model is known.
+            ``right``: every score is the same claimed model's. ``mixed``: each is some model's, but not all
+            are the same one's. ``unverified``: it is one model's, but claims none where every model is known.
             ``wrong``: anything else.
         """
         scores = np.array(answer.probabilities)
         if scores.shape != (len(chosen),):
             return "wrong"
-        claimed, threshold = self._claimed.get(answer.version, (None, 0.0))
-        if claimed is not None and _same(scores, claimed[list(chosen)]).all():
-            return "right" if list(answer.positive) == (scores >= threshold).tolist() else "wrong"
-        by_model = np.array([_same(scores, model[list(chosen)]) for model in self._all])
+        numbers = list(chosen)
+        for model, threshold in self._claimed.get(answer.version, ()):
+            if _same(scores, model[numbers]).all():
+                return "right" if list(answer.positive) == (scores >= threshold).tolist() else "wrong"
+        by_model = np.array([_same(scores, model[numbers]) for model in self._all])
         if by_model.all(axis=1).any():
-            return "unverified" if answer.version == UNVERIFIED and claimed is None else "wrong"
+            unexpected = answer.version == UNVERIFIED and UNVERIFIED not in self._claimed
+            return "unverified" if unexpected else "wrong"
         return "mixed" if by_model.any(axis=0).all() else "wrong"
 
 

@@ -6,7 +6,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,8 @@ from tests.truth import Truth
 
 #: What a client that is told to come back does not count as a failure of the guarantee.
 TRY_AGAIN = "503 with Retry-After"
-#: Candidates of one request: one, several (only those can be mixed), now and then many.
-SIZES = (1, 2, 3, 4, 5, 5, 4, 3, 2, 40)
+#: Candidates of one request: one, several (only those can be mixed), now and then as many as go in parts.
+SIZES = (1, 2, 3, 4, 5) * 7 + (40, 40, 40, 200)
 
 
 @dataclass
@@ -169,7 +169,7 @@ async def under_load(
     url: str,
     grpc_address: str,
     *,
-    may_answer: Mapping[str, Truth] | None = None,
+    may_answer: Mapping[str, Sequence[Truth]] | None = None,
     newcomers: bool = False,
     clients: int = 2,
     pause_s: float = 0.05,
@@ -187,10 +187,11 @@ async def under_load(
     pause_s
         Between one client's requests.
     """
-    truths = pair.truths
-    may_answer = truths if may_answer is None else may_answer
+    versions = {label: [truth] for label, truth in pair.truths.items()}
+    may_answer = versions if may_answer is None else may_answer
     offered = pair.newcomers + pair.candidates if newcomers else pair.candidates
-    judge = Judge(offered, [*{**truths, **may_answer}.values()], may_answer)
+    others = [pair.truths[label] for label in versions if label not in may_answer]
+    judge = Judge(offered, may_answer, others)
     first = len(pair.newcomers) if newcomers else len(offered)
     tally = Tally()
     stop = asyncio.Event()

@@ -23,8 +23,8 @@ from transformer.validation import validate
 
 ROWS = 400
 ESTIMATOR = "forest-50"
-#: Seeds of the data: the old version's, the new one's, an unknown model's, the candidates'.
-OLD, NEW, STRANGER, CANDIDATES = 0, 1, 5, 9
+#: Seeds of the data: the old version's, the new one's, the candidates', unknown models'.
+OLD, NEW, CANDIDATES, STRANGERS = 0, 1, 9, (5, 6)
 #: How many candidates a pair has at most.
 MOST = 300
 #: Scores that differ by less tell nothing apart.
@@ -62,10 +62,13 @@ class Pair:
         return old.bundle.vectorizer == new.bundle.vectorizer
 
     @cached_property
-    def stranger(self) -> Path:
-        """A model with the new version's encoding that neither bundle describes; trained when asked for."""
-        data = PAIRS[self.name](STRANGER)
-        return Path(train(data, storage=self.new.parent, estimator=ESTIMATOR, version="stranger").uri)
+    def strangers(self) -> list[Path]:
+        """Two models with the new version's encoding that no bundle describes; trained when asked for."""
+        return [
+            Path(train(data, storage=self.new.parent, estimator=ESTIMATOR, version=f"stranger-{seed}").uri)
+            for seed in STRANGERS
+            for data in [PAIRS[self.name](seed)]
+        ]
 
 
 def changed(task: Task, dataset: Dataset, change: Callable[[Candidate, random.Random], Candidate]) -> Dataset:

@@ -72,7 +72,7 @@ def renamed(pair_of) -> Pair:
 
 @pytest.fixture(scope="module")
 def judge(renamed) -> Judge:
-    return Judge(renamed.candidates, [*renamed.truths.values()], renamed.truths)
+    return Judge(renamed.candidates, {label: [truth] for label, truth in renamed.truths.items()})
 
 
 def said(pair: Pair, version: str, chosen: list[int], *by: str) -> Answer:
@@ -116,12 +116,15 @@ def test_the_judge_holds_each_part_of_an_answer_against_the_model(renamed, judge
     assert judge.verdict([3], Answer("v1", [misread_score], [misread_score >= 0.5])) == "wrong"
 
 
-def test_an_unknown_model_answers_as_unverified_only(renamed):
-    stranger = renamed.truths["v1"]
-    judge = Judge(renamed.candidates, [*renamed.truths.values()], {UNVERIFIED: stranger})
-    assert judge.verdict([0, 1], said(renamed, UNVERIFIED, [0, 1], "v1", "v1")) == "right"
+def test_unknown_models_answer_as_unverified_only_and_each_for_itself(renamed):
+    old, new = renamed.truths.values()
+    judge = Judge(renamed.candidates, {UNVERIFIED: [old, new]})
+    for by in ("v1", "v2"):
+        assert judge.verdict([0, 1], said(renamed, UNVERIFIED, [0, 1], by, by)) == "right"
+        assert judge.verdict([0, 1], said(renamed, by, [0, 1], by, by)) == "wrong"
+    assert judge.verdict([0, 1], said(renamed, UNVERIFIED, [0, 1], "v1", "v2")) == "mixed"
+    judge = Judge(renamed.candidates, {UNVERIFIED: [old]}, others=[new])
     assert judge.verdict([0, 1], said(renamed, UNVERIFIED, [0, 1], "v2", "v2")) == "wrong"
-    assert judge.verdict([0, 1], said(renamed, "v1", [0, 1], "v1", "v1")) == "wrong"
 
 
 @pytest.mark.parametrize("name", PAIRS)
