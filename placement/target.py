@@ -2,10 +2,10 @@
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -116,9 +116,12 @@ async def _interruptible(steps: Callable[["Progress"], Awaitable[_Result]]) -> _
     steps_told = Steps()
 
     def progress(text: str) -> None:
-        # Nobody may be left to read it; that stops no rollout half-way.
-        with contextlib.suppress(OSError):
+        try:
             steps_told(text)
+        except OSError:
+            # Nobody is left to read it; that stops no rollout half-way, and is no failure at its end.
+            with Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stderr.fileno())
 
     async def work() -> _Result:
         return await steps(progress)
