@@ -12,6 +12,7 @@ import itertools
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -126,31 +127,32 @@ class Soak:
         Between one change and the next.
     seed
         Of the first run's load; the next run's is one more.
+    file
+        Gets the figures after each run, so that they outlast whatever ends this process.
     """
 
-    def __init__(self, work: Path, requests: int, seed: int) -> None:
+    def __init__(self, work: Path, requests: int, seed: int, file: Path | None) -> None:
         self.results = Results()
+        self._file = file
         self._work = work
         self._requests = requests
         self._seed = seed
+        self._start = time.monotonic()
         self._pair_of = functools.cache(lambda name: make_pair(name, work / "storage"))
 
     async def run(
         self, minutes: float, names: Sequence[str], situations: Sequence[Situation], *, once: bool
     ) -> None:
         """Run until the time is over, or each situation once; then the control if its pair is one of them."""
-        start = time.monotonic()
+        self._start = time.monotonic()
         every = [(situation, name) for name in names for situation in situations]
-        try:
-            for situation, name in every if once else itertools.cycle(every):
-                if time.monotonic() > start + 60 * minutes:
-                    break
-                if make_sense(situation, self._pair_of(name)):
-                    await self._run(situation.__name__, name, functools.partial(self._play, situation))
-            if CONTROL_PAIR in names:
-                await self._run(CONTROL, CONTROL_PAIR, self._play_control)
-        finally:
-            self.results.seconds = time.monotonic() - start
+        for situation, name in every if once else itertools.cycle(every):
+            if time.monotonic() > self._start + 60 * minutes:
+                break
+            if make_sense(situation, self._pair_of(name)):
+                await self._run(situation.__name__, name, functools.partial(self._play, situation))
+        if CONTROL_PAIR in names:
+            await self._run(CONTROL, CONTROL_PAIR, self._play_control)
 
     async def _play(self, situation: Situation, pair: Pair, run: Path) -> tuple[Figures, str, list[str]]:
         outcome = await situation(pair, run, self._requests)
@@ -176,6 +178,7 @@ class Soak:
             (run / "error.txt").write_text(traceback.format_exc())
         figures.seconds = time.monotonic() - start
         self.results.add(situation, name, figures)
+        self.results.seconds = time.monotonic() - self._start
         line = (
             f"{time.strftime('%H:%M:%S')} {situation}, {name}, seed {seed}, {figures.seconds:.0f} s: {text}"
         )
@@ -185,6 +188,8 @@ class Soak:
         else:
             shutil.rmtree(run)
         print(line, flush=True)
+        if self._file is not None:
+            self._file.write_text(self.results.json())
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -224,15 +229,15 @@ def main() -> int:
     situations = [situation for situation in SITUATIONS if situation.__name__ in wanted]
     seed = random.randrange(10**6) if options.seed is None else options.seed
     work = Path(tempfile.mkdtemp(prefix="soak-"))
-    soak = Soak(work, options.requests, seed)
+    soak = Soak(work, options.requests, seed, options.json)
+    # Whoever ends it wants to see how far it has come.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(soak.run(options.minutes, names, situations, once=options.once))
     finally:
         results = soak.results
         print(f"\n{results}\n\n{results.seconds / 60:.0f} minutes, seed {seed}")
-        if options.json:
-            options.json.write_text(results.json())
     if results.bad:
         print("\n".join(["", "not as it should be:", *results.bad]))
         return 1

@@ -44,6 +44,7 @@ def all_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(soak, "make_pair", lambda name, storage: PAIR)
     monkeypatch.setattr(soak, "control_experiment", no_control)
     monkeypatch.setattr(soak.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(soak.signal, "signal", lambda *_: None)
 
     def main(*situations: soak.Situation, arguments: tuple[str, ...] = ()) -> tuple[int, dict[str, object]]:
         monkeypatch.setattr(soak, "SITUATIONS", situations)
