@@ -6,7 +6,6 @@ situation cannot be brought to its end. The logs of such runs are kept.
 
 import argparse
 import asyncio
-import contextlib
 import functools
 import itertools
 import json
@@ -232,11 +231,12 @@ def main() -> int:
     soak = Soak(work, options.requests, seed, options.json)
     # Whoever ends it wants to see how far it has come.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    results = soak.results
     try:
-        with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(soak.run(options.minutes, names, situations, once=options.once))
+        asyncio.run(soak.run(options.minutes, names, situations, once=options.once))
+    except KeyboardInterrupt:
+        results.bad.append("interrupted")
     finally:
-        results = soak.results
         print(f"\n{results}\n\n{results.seconds / 60:.0f} minutes, seed {seed}")
     if results.bad:
         print("\n".join(["", "not as it should be:", *results.bad]))
