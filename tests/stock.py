@@ -25,6 +25,8 @@ class StockServer:
         How many calls came, and over how many connections.
     plain
         Plain arrays that came, each with its headers.
+    refuses
+        Whether the model cannot score an array.
     open
         Answers are held back while it is not set.
     """
@@ -34,6 +36,7 @@ class StockServer:
         self.calls = 0
         self.connections = 0
         self.plain: list[tuple[np.ndarray, Mapping[str, str]]] = []
+        self.refuses: Callable[[np.ndarray], bool] = lambda _: False
         self.open = asyncio.Event()
         self.open.set()
         self.address = ""
@@ -80,6 +83,8 @@ class StockServer:
         if "parameters" not in body:
             self.plain.append((features(body), request.headers))
         await self.open.wait()
+        if "parameters" not in body and self.refuses(features(body)):
+            return web.json_response({"error": "builtins.ValueError: Input is too large"}, status=500)
         try:
             with warnings.catch_warnings():
                 # What scikit-learn says of every plain array.

@@ -14,8 +14,11 @@ from tests.pairs import Pair, make_pair
 from tests.serving import Serving, serving
 from tests.stock import StockServer
 from tests.truth import Truth
-from transformer.concurrency import _Climb
+from transformer.concurrency import ConcurrencyLimit, _Climb
 from transformer.dispatch import CALLS_WITHOUT, _Returning
+from transformer.jobs import Job
+from transformer.slot import Slot
+from transformer.versions import Behind
 
 V1 = "/v1/models/placement:predict"
 
@@ -208,7 +211,7 @@ async def test_over_grpc_it_is_told_the_same(start, pair, stack):
     await asyncio.gather(first, second)
 
 
-async def test_a_caller_that_has_gone_leaves_its_place(start, pair):
+async def test_a_request_that_is_cancelled_leaves_its_place(start, pair):
     front, stock = await start("--predictor_connections=1", "--max_waiting_rows=5")
     stock.open.clear()
     first = asked(front, pair.candidates[:1])
@@ -279,6 +282,92 @@ async def test_verified_by_request_each_version_gives_its_share_of_the_answers(s
         assert probabilities(response) == pytest.approx(expected, abs=1e-12)
     # 0.2, give or take four standard deviations; the square of it would be 0.06.
     assert 0.12 < versions["v2"] / versions.total() < 0.28
+
+
+async def test_verified_by_request_a_request_of_thousands_is_answered_in_a_canary(stack, pair_of):
+    """In one piece: parts of it would have to meet the same model again and again."""
+    pair = pair_of("retrained")
+    truths = pair.truths
+    dice = random.Random(0)
+    stock = await stack.enter_async_context(
+        StockServer(lambda: truths["v2" if dice.random() < 0.5 else "v1"]).running()
+    )
+    front = await stack.enter_async_context(
+        serving(pair.new, stock.address, "--predictor_protocol=v2", "--verify=request")
+    )
+    many = (pair.candidates * 20)[:5000]
+    response = await asked(front, many)
+    expected = truths[response.headers["x-model-version"]].probabilities(many)
+    assert probabilities(response) == pytest.approx(expected, abs=1e-12)
+
+
+async def test_requests_for_a_newer_version_do_not_shut_out_the_others(stack, pair_of):
+    pair = pair_of("category_added")
+    truths = pair.truths
+    stock = await stack.enter_async_context(StockServer(truths["v1"]).running())
+    front = await stack.enter_async_context(
+        serving(pair.new, stock.address, "--predictor_protocol=v2", "--max_waiting_rows=4")
+    )
+    waiting = [asked(front, [one]) for one in pair.newcomers[:3]]
+    await asyncio.sleep(0.1)
+    for one in pair.candidates[:10]:
+        assert (await asked(front, [one])).headers["x-model-version"] == "v1"
+    assert not any(one.done() for one in waiting)
+    refused = [await asked(front, pair.newcomers[:2])]
+    assert [one.status_code for one in refused] == [503]
+    stock.swap(truths["v2"])
+    for one, newcomer in zip(waiting, pair.newcomers, strict=False):
+        response = await one
+        assert response.headers["x-model-version"] == "v2"
+        assert probabilities(response) == pytest.approx(truths["v2"].probabilities([newcomer]), abs=1e-12)
+
+
+async def test_a_request_that_the_predictor_cannot_score_fails_alone(start, pair, truth):
+    """Whoever shared a call with it has another one."""
+    front, stock = await start("--predictor_connections=1")
+    poison = {**pair.candidates[0], "ssc_p": 40.125}
+    column = list(truth.bundle.vectorizer.feature_names).index("ssc_p")
+    stock.refuses = lambda matrix: bool((matrix[:, column] == 40.125).any())
+    stock.open.clear()
+    first = asked(front, pair.candidates[:1])
+    await until(lambda: stock.plain)
+    innocent = [asked(front, [one]) for one in pair.candidates[:10]]
+    guilty = asked(front, [poison])
+    await asyncio.sleep(0.1)
+    stock.open.set()
+    assert (await first).status_code == 200
+    for one, candidate in zip(innocent, pair.candidates, strict=False):
+        assert probabilities(await one) == pytest.approx(truth.probabilities([candidate]), abs=1e-12)
+    assert (await guilty).status_code == 502
+
+
+async def test_a_request_that_cannot_be_looked_at_keeps_no_other_waiting(start, pair, monkeypatch):
+    front, stock = await start("--predictor_connections=1")
+    stock.open.clear()
+    first = asked(front, pair.candidates[:1])
+    await until(lambda: stock.plain)
+    broken = Slot._can_answer
+
+    def can_answer(slot: Slot, job: Job, behind: Behind) -> bool:
+        if job.headers.get("x-request-id") == "broken":
+            raise ArithmeticError("a bug")
+        return broken(slot, job, behind)
+
+    monkeypatch.setattr(Slot, "_can_answer", can_answer)
+    bad = asked(front, pair.candidates[:1], **{"x-request-id": "broken"})
+    others = [asked(front, [one]) for one in pair.candidates[:5]]
+    await asyncio.sleep(0.1)
+    stock.open.set()
+    assert [one.status_code for one in await asyncio.gather(first, *others)] == [200] * 6
+    assert (await bad).status_code == 500
+
+
+async def test_a_call_that_hung_is_nothing_to_expect_of_others():
+    limit = ConcurrencyLimit(4, lambda: None)
+    limit.measure(0.01, 1, 0.01)
+    for _ in range(10):
+        limit.measure(10.0, 0, 0.0)
+    assert limit.usual_s == 0.01
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,11 @@ SILENT_KILLER = "category_renamed"
 #: The short form: each situation once, with the silent killer unless another pair tells as much.
 PAIR_OF = MappingProxyType(
     {
-        "rollout_over_grpc": "retrained",
         "newcomers_in_a_rollout": "category_added",
-        "rolling_update": "field_added",
     }
 )
-#: Its other half is out with the transformer late, and back with the predictor late.
-ONLY_LONG = {"apply_out_predictor_late"}
+#: What the long form has beside: the other half of what is here, and what differs in the hop alone.
+ONLY_LONG = {"apply_out_predictor_late", "rollout_over_grpc", "rolling_update"}
 SHORT = [
     (PAIR_OF.get(situation.__name__, SILENT_KILLER), situation)
     for situation in SITUATIONS

@@ -372,8 +372,8 @@ async def check(service: Serving, expected: list[tuple[str, bool]], *, together:
 
 
 def check_asked(calls: int, often: int | None) -> None:
-    """Whether that many calls came for three requests, which may go together or one by one."""
-    assert often <= calls <= 3 * often if often else calls > 3
+    """Whether that many calls came for three requests, which may go together, and then one by one."""
+    assert often <= calls <= 3 * often + 1 if often else calls > 3
 
 
 # A predictor that speaks HTTP

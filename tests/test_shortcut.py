@@ -20,7 +20,7 @@ from tests.truth import Truth
 from transformer.rest import BodyLimit
 from transformer.shortcut import Shortcut
 
-REQUESTS = 2000
+REQUESTS = 1200
 #: Ids that answers are given, and times.
 MADE_UP = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{4}-\d\d-\d\dT[0-9:.+]+")
 V1 = "/v1/models/placement:predict"

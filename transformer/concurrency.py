@@ -104,7 +104,9 @@ class ConcurrencyLimit:
 
     def measure(self, took_s: float, rows: int, waited_s: float) -> None:
         """Note a call that has ended; see `Call.end`."""
-        self.usual_s = took_s if not self.usual_s else 0.9 * self.usual_s + 0.1 * took_s
+        if rows:
+            # One that failed may have hung until its deadline, which is nothing to expect of others.
+            self.usual_s = took_s if not self.usual_s else 0.9 * self.usual_s + 0.1 * took_s
         self._calls += 1
         self._rows += rows
         self._waited_s += waited_s

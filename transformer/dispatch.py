@@ -6,6 +6,7 @@ call's time: or two groups of them would take turns in calls that are half full.
 """
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -13,6 +14,8 @@ from transformer.concurrency import Call, ConcurrencyLimit
 from transformer.errors import QueueFull, ServiceError
 from transformer.jobs import Batch, Job, Part
 from transformer.prediction import Prediction
+
+logger = logging.getLogger("kserve.transformer")
 
 #: Whether a connection can carry a job.
 Accepts = Callable[[Job], bool]
@@ -37,17 +40,26 @@ class Dispatcher:
     max_batch_rows
         Candidates that one call may carry.
     max_waiting_rows
-        Candidates that may wait.
+        Candidates that may wait; as many again may wait for a version that can express them.
+    cuts
+        Whether large requests are cut: not where each call may meet another model, since one has to answer
+        all of a request.
     """
 
-    def __init__(self, connections: int, max_batch_rows: int, max_waiting_rows: int) -> None:
+    def __init__(
+        self, connections: int, max_batch_rows: int, max_waiting_rows: int, *, cuts: bool = True
+    ) -> None:
         self._max_batch_rows = max_batch_rows
         self._max_waiting_rows = max_waiting_rows
         #: What a call takes of one request before it looks at the others.
         self._share = max(1, max_batch_rows // 2)
+        self._cuts = cuts
         self._waiting: OrderedDict[Job, None] = OrderedDict()
         #: Candidates of the jobs that wait, also of those that wait in part.
         self._waiting_rows = 0
+        #: Jobs that no connection can carry at present.
+        self._parked: OrderedDict[Job, None] = OrderedDict()
+        self._parked_rows = 0
         self._free: dict[asyncio.Future[tuple[Batch, Call]], Accepts] = {}
         self._limit = ConcurrencyLimit(connections, self.hand_out_soon)
         self._scheduled = False
@@ -56,21 +68,42 @@ class Dispatcher:
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._parked)
 
-    def admit(self, job: Job) -> None:
-        """Let a new job wait.
+    def admit(self, job: Job, *, able: bool = True) -> None:
+        """Let a new job wait; apart from the others if no connection is `able` to carry it at present.
 
         Raises
         ------
         QueueFull
             If too many candidates wait already.
         """
-        if self._waiting and self._waiting_rows + job.rows > self._max_waiting_rows:
-            raise QueueFull(f"{self._waiting_rows} candidates are waiting already, try again later")
-        self._arrivals += 1
+        rows = self._waiting_rows if able else self._parked_rows
+        if rows and rows + job.rows > self._max_waiting_rows:
+            raise QueueFull(f"{rows} candidates are waiting already, try again later")
         self._returning.came += 1
-        self.put(job)
+        if able:
+            self._arrivals += 1
+            self.put(job)
+        else:
+            self._park(job)
+
+    def sort(self, able: Callable[[Job], bool]) -> None:
+        """See anew which jobs a connection is able to carry."""
+        for job in [*self._parked, *self._waiting]:
+            if self._accepted(able, job) == (job in self._waiting):
+                continue
+            waits = job in self._waiting
+            self.forget(job)
+            if waits:
+                self._park(job)
+            else:
+                self.put(job)
+        self.hand_out_soon()
+
+    def _park(self, job: Job) -> None:
+        self._parked[job] = None
+        self._parked_rows += job.rows
 
     def put(self, job: Job, *, first: bool = False) -> None:
         """Let a job wait, `first` in front of the others.
@@ -108,10 +141,13 @@ class Dispatcher:
         if job in self._waiting:
             del self._waiting[job]
             self._waiting_rows -= job.rows
+        elif job in self._parked:
+            del self._parked[job]
+            self._parked_rows -= job.rows
 
     def fail_all(self, error: ServiceError) -> None:
         """Fail every job that waits."""
-        for job in list(self._waiting):
+        for job in [*self._waiting, *self._parked]:
             self.forget(job)
             job.fail(error)
 
@@ -155,16 +191,16 @@ class Dispatcher:
         """Parts for one call: of each job in turn, a large one's share, and again if there is room."""
         parts: list[Part] = []
         room = self._max_batch_rows
-        while room and (jobs := self._choose(accepts, room, parts)):
+        while room > 0 and (jobs := self._choose(accepts, room, parts)):
             for job in jobs:
-                part = job.take(min(room, self._share))
+                part = job.take(min(room, self._share) if self._cuts else job.rows)
                 parts.append(part)
                 room -= part.rows
                 if job.unsent:
                     self._waiting.move_to_end(job)
                 else:
                     self.forget(job)
-                if not room:
+                if room <= 0:
                     break
         return parts
 
@@ -172,14 +208,27 @@ class Dispatcher:
         """Jobs, as many as fill the room, that can go together, and with those that are chosen already."""
         chosen: list[Job] = []
         first = parts[0].job if parts else None
-        for job in self._waiting:
-            if room <= 0:
+        for job in list(self._waiting):
+            if room <= 0 or (first is not None and first.alone):
                 break
-            if (first is None or job.credentials == first.credentials) and accepts(job):
+            if first is not None and (job.alone or job.credentials != first.credentials):
+                continue
+            rows = min(job.unsent[0].rows, self._share) if self._cuts else job.rows
+            if (self._cuts or rows <= room or first is None) and self._accepted(accepts, job):
                 chosen.append(job)
                 first = first or job
-                room -= min(job.unsent[0].rows, self._share)
+                room -= rows
         return chosen
+
+    def _accepted(self, accepts: Accepts, job: Job) -> bool:
+        try:
+            return accepts(job)
+        except Exception:
+            # A bug that only this request meets; it must not keep the others from being looked at.
+            logger.exception("a request could not be encoded")
+            self.forget(job)
+            job.fail(ServiceError("the request could not be encoded"))
+            return False
 
     def _take_back(self, batch: Batch, call: Call) -> None:
         call.end(0, 0.0)

@@ -58,6 +58,8 @@ class Job:
         self.answer: asyncio.Future[Prediction] = loop.create_future()
         #: How often no model took it, or its answer came over a connection that was not verified.
         self.turned_away = 0
+        #: Whether it shares no call any more: one that it shared has failed, and nobody knows by whom.
+        self.alone = False
         #: Only connections that were verified after this loop time may carry it.
         self.not_before = 0.0
         self._candidates = candidates

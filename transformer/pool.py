@@ -73,7 +73,12 @@ class Pool:
         self.versions = versions
         self.address = address
         self.settings = settings
-        self.dispatcher = Dispatcher(settings.connections, settings.max_batch_rows, settings.max_waiting_rows)
+        self.dispatcher = Dispatcher(
+            settings.connections,
+            settings.max_batch_rows,
+            settings.max_waiting_rows,
+            cuts=settings.verify == "connection",
+        )
         #: What is behind each connection that can carry requests.
         self._usable: list[Behind] = []
         #: When each version was last found behind a connection or a call.
@@ -120,7 +125,7 @@ class Pool:
         """
         if self._down:
             raise _no_connection()
-        self.dispatcher.admit(job)
+        self.dispatcher.admit(job, able=self._able(job))
         prediction = await answer_in_time(job, self.dispatcher)
         REQUESTS.labels(prediction.version).inc()
         return prediction
@@ -131,6 +136,7 @@ class Pool:
         gauge = CONNECTIONS.labels(label, "usable")
         gauge.inc()
         self._usable.append(behind)
+        self.dispatcher.sort(self._able)
         self._down = False
         if self._going_down is not None:
             self._going_down.cancel()
@@ -143,11 +149,18 @@ class Pool:
             if not self._usable:
                 self._go_down_soon()
             # What only that one could go on with may start again elsewhere.
-            self.dispatcher.hand_out_soon()
+            self.dispatcher.sort(self._able)
 
     def has(self, model: Behind) -> bool:
         """Whether a model is behind any usable connection."""
         return any(model.is_same_model(behind) for behind in self._usable)
+
+    def _able(self, job: Job) -> bool:
+        """Whether a connection can express a job, as far as that is known before a call."""
+        if self.settings.verify == "request" or not self._usable:
+            return True
+        versions = dict.fromkeys(behind.version for behind in self._usable)
+        return any(job.matrix(version) is not None for version in versions)
 
     def _go_down_soon(self) -> None:
         self._going_down = asyncio.get_running_loop().call_later(GRACE_S, self._go_down)

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import random
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -209,12 +208,20 @@ class Slot:
         elif isinstance(error, PredictorUnavailable):
             for part in left:
                 part.drops += 1
-                if part.drops > MAX_DROPS:
+                if part.drops > MAX_DROPS and not self._goes_alone(part.job, left):
                     part.job.fail(error)
             self._again(left, "dropped")
         else:
             for job in _jobs(left):
-                job.fail(error)
+                if not isinstance(error, PredictorAnswer) or not self._goes_alone(job, left):
+                    job.fail(error)
+            self._again(left, "alone")
+
+    def _goes_alone(self, job: Job, parts: list[Part]) -> bool:
+        """Let a job that shared a failed call have one of its own; whether it is the first time."""
+        first = not job.alone and len(_jobs(parts)) > 1
+        job.alone = job.alone or first
+        return first
 
     def _again(self, parts: list[Part], reason: str) -> None:
         """Let parts go first, over a connection that is verified from now on."""
@@ -293,7 +300,7 @@ class Slot:
                 self._pool.dispatcher.put(part.job)
 
 
-def _jobs(parts: list[Part]) -> Iterable[Job]:
+def _jobs(parts: list[Part]) -> dict[Job, None]:
     """The requests that the parts belong to, each once."""
     return dict.fromkeys(part.job for part in parts)
 
