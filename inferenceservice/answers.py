@@ -133,8 +133,8 @@ async def divided(target: Target, canary: Canary, bundle: Bundle, stable: Versio
 def requests_to_meet(percent: int) -> int:
     """How many requests miss a version that has a part of the traffic with a probability of `MISSED`.
 
-    Behind a proxy that balances requests, one that is refused by the other version and then tried in this
-    one's encoding must meet it twice: the square of its part counts.
+    The square of its part is reckoned with: a version whose pods are still starting or busy gets less than
+    what the spec gives it.
     """
     return math.ceil(math.log(MISSED) / math.log1p(-((percent / 100) ** 2)))
 
