@@ -62,18 +62,16 @@ class Forwarder:
             task.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 (asyncio runs this in one)
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._carry(reader, writer))
         self._open.add(task)
-        try:
-            await self._carry(reader, writer)
-        except asyncio.CancelledError:
-            # Only close() cancels, and waits.
-            pass
-        finally:
+
+        def close(_: asyncio.Task[None]) -> None:
+            # Also where it was cancelled before it could begin.
             self._open.discard(task)
             writer.close()
+
+        task.add_done_callback(close)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self.backends:
@@ -113,8 +111,9 @@ async def _join(
     finally:
         for way in ways:
             way.cancel()
-        await asyncio.gather(*ways, return_exceptions=True)
+        # Before the wait, which may be interrupted itself.
         upstream_writer.close()
+        await asyncio.gather(*ways, return_exceptions=True)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
