@@ -31,7 +31,10 @@ finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
 
 @st.composite
 def numbers(draw: st.DrawFn, name: str) -> Number:
-    minimum, maximum = sorted((draw(finite), draw(finite)))
+    # -0.0 before 0.0: no float lies between 0.0 and -0.0.
+    minimum, maximum = sorted(
+        (draw(finite), draw(finite)), key=lambda bound: (bound, math.copysign(1, bound))
+    )
     default = draw(st.none() | st.floats(minimum, maximum))
     return Number(name=name, minimum=minimum, maximum=maximum, default=default)
 
