@@ -286,10 +286,10 @@ async def answer_in_time(job: Job, dispatcher: Dispatcher) -> Prediction:
     ServiceError
         Any other reason why there is no prediction.
     """
+    # Not asyncio.timeout_at, which costs four times as much.
+    timer = asyncio.get_running_loop().call_at(job.deadline, job.expire)
     try:
-        async with asyncio.timeout_at(job.deadline):
-            return await job.answer
-    except TimeoutError as error:
-        raise job.late() from error
+        return await job.answer
     finally:
+        timer.cancel()
         dispatcher.forget(job)

@@ -134,6 +134,10 @@ class Job:
             return PredictorUnavailable("no predictor that can score this was there in time")
         return PredictorTooSlow("the predictor did not answer in time")
 
+    def expire(self) -> None:
+        """Tell the caller that its time is over."""
+        self.fail(self.late())
+
     def fail(self, error: ServiceError) -> None:
         """Tell the caller, if it still waits, why there is no answer."""
         if not self.answer.done():

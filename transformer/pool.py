@@ -159,8 +159,7 @@ class Pool:
         """Whether a connection can express a job, as far as that is known before a call."""
         if self.settings.verify == "request" or not self._usable:
             return True
-        versions = dict.fromkeys(behind.version for behind in self._usable)
-        return any(job.matrix(version) is not None for version in versions)
+        return any(job.matrix(behind.version) is not None for behind in self._usable)
 
     def _go_down_soon(self) -> None:
         self._going_down = asyncio.get_running_loop().call_later(GRACE_S, self._go_down)

@@ -22,6 +22,7 @@ from transformer.errors import (
     TooLarge,
 )
 from transformer.model import TransformerModel
+from transformer.rest_connection import RestConnection
 from transformer.shortcut import App, Message, Receive, Send, Shortcut
 
 logger = logging.getLogger("kserve.transformer")
@@ -78,6 +79,7 @@ class RestServer(RESTServer):  # type: ignore[misc]
         if not (self._timings or self.access_log_format):
             for model in self.dataplane.model_registry.get_models().values():
                 served = Shortcut(served, model, _error_response)
+        self.config.http = RestConnection
         self.config.app = BodyLimit(served, self._max_request_bytes)
 
     def _register_endpoints(self, app: FastAPI) -> None:

@@ -4,9 +4,9 @@ What is plain is read, scored and written here, each once; all that is unusual (
 types, other models, other methods) goes on to KServe's own handlers. Both ways give the same answers.
 """
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from time import perf_counter
 from typing import Any
 
 from kserve.metrics import POST_HIST_TIME, PRE_HIST_TIME, PREDICT_HIST_TIME, get_labels
@@ -28,6 +28,7 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 #: What a body may be called that is plain; the binary extension's has another name.
 _JSON = {None, "application/json"}
 _V2_TYPES = {*_JSON, "application/octet-stream"}
+_VERSION_HEADER = VERSION_HEADER.encode()
 #: A key that makes a JSON object a CloudEvent.
 _CLOUD_EVENT = "specversion"
 
@@ -95,34 +96,32 @@ class Shortcut:
         await send({"type": "http.response.body", "body": content})
 
     async def _v1(self, body: bytes, headers: Mapping[str, str]) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-        now = asyncio.get_running_loop().time
-        start = now()
+        start = perf_counter()
         payload = parse_json(body)
         if isinstance(payload, dict) and _CLOUD_EVENT in payload:
             raise _Unusual
         request = self._model.decode_v1(payload)
-        decoded = now()
+        decoded = perf_counter()
         prediction = await self._model.scorer.predict(request.candidates, forwarded(headers))
-        scored = now()
+        scored = perf_counter()
         content = request.encode(prediction)
-        self._observe(start, decoded, scored, now())
+        self._observe(start, decoded, scored, perf_counter())
         return content, [
-            (VERSION_HEADER.encode(), prediction.version.encode()),
+            (_VERSION_HEADER, prediction.version.encode()),
             (b"content-length", b"%d" % len(content)),
             (b"content-type", b"application/json"),
         ]
 
     async def _v2(self, body: bytes, headers: Mapping[str, str]) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-        now = asyncio.get_running_loop().time
-        start = now()
+        start = perf_counter()
         request = self._model.decode_v2(body, headers.get(v2.JSON_LENGTH_HEADER))
-        decoded = now()
+        decoded = perf_counter()
         prediction = await self._model.scorer.predict(request.candidates, forwarded(headers))
-        scored = now()
+        scored = perf_counter()
         content, content_headers = v2.encode(request.answer(prediction))
-        self._observe(start, decoded, scored, now())
+        self._observe(start, decoded, scored, perf_counter())
         return content, [
-            (VERSION_HEADER.encode(), prediction.version.encode()),
+            (_VERSION_HEADER, prediction.version.encode()),
             *((name.encode(), value.encode()) for name, value in content_headers.items()),
             (b"content-length", b"%d" % len(content)),
         ]

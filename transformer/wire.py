@@ -208,9 +208,9 @@ _B3 = re.compile(r"x-b3-(?!.*-bin$)[0-9a-z_.-]+")
 def forwarded(headers: Mapping[str, str]) -> dict[str, str]:
     """Those of a request's headers (or gRPC metadata) that go on to the predictor."""
     return {
-        name.lower(): value
-        for name, value in headers.items()
-        if name.lower() in _FORWARDED or _B3.fullmatch(name.lower())
+        name: value
+        for name, value in ((key.lower(), value) for key, value in headers.items())
+        if name in _FORWARDED or (name.startswith("x-b3-") and _B3.fullmatch(name))
     }
 
 
