@@ -28,6 +28,9 @@ ENVIRONMENT: Final = Environment(
 WORKERS: Final = max(os.cpu_count() or 1, 2)
 
 MLSERVER: Final = "kserve-mlserver"
+#: An MLServer that has a worker process for each of two cores, and ours in front of it.
+MLSERVER_2_WORKERS: Final = f"{MLSERVER}/{FOREST}/2-workers"
+OURS_2_WORKERS: Final = "ours-mlserver-v2-2-workers"
 SKLEARNSERVER: Final = "kserve-sklearnserver"
 
 
@@ -88,6 +91,11 @@ class Kind:
     needs: tuple[str, ...] = ()
 
 
+def _described() -> spec.InferenceService:
+    """The InferenceService that users begin with: ours run with its settings."""
+    return spec.read(ROOT / "inferenceservice" / "placement.yaml")
+
+
 def _gunicorn(server: str, workers: int) -> Kind:
     def start(place: Place) -> Process:
         gunicorn = place.peer().with_name("gunicorn")
@@ -136,11 +144,10 @@ def _start_echo(place: Place) -> Process:
     return place.child("echo", [uvicorn, "asgi_echo:echo", *options])
 
 
-def _predictor(runtime_name: str, model: str) -> Kind:
+def _predictor(server: str, runtime_name: str, model: str, **variables: str) -> Kind:
     def start(place: Place) -> Process:
         runtime = get_runtime(runtime_name)
-        server = f"{runtime_name}/{model}"
-        described = spec.read(ROOT / "inferenceservice" / "placement.yaml")
+        described = _described()
         env = dict(runtime.probability_env)
         if described.runtime == runtime_name:
             env |= {
@@ -153,7 +160,7 @@ def _predictor(runtime_name: str, model: str) -> Kind:
             model_name="placement",
             http_port=place.port(server),
             grpc_port=place.port(f"{server}/grpc"),
-            env=env,
+            env=env | variables,
             log=place.log(server),
         )
 
@@ -170,6 +177,7 @@ def _ours(server: str, predictor: str, protocol: str, model: str, output: str = 
     def start(place: Place) -> Process:
         port = place.port(f"{predictor}/grpc" if protocol == "grpc-v2" else predictor)
         options = [
+            *_described().transformer_args,
             "--model_name=placement",
             f"--http_port={place.port(server)}",
             f"--grpc_port={place.port(f'{server}/grpc')}",
@@ -201,11 +209,15 @@ def _kinds() -> dict[str, Kind]:
     }
     for runtime in (SKLEARNSERVER, MLSERVER):
         for model in (FOREST, CHOSEN):
-            kinds[f"{runtime}/{model}"] = _predictor(runtime, model)
+            kinds[f"{runtime}/{model}"] = _predictor(f"{runtime}/{model}", runtime, model)
             for protocol in get_runtime(runtime).protocols:
                 server = our_name(runtime, protocol, model)
                 output = get_runtime(runtime).probability_output
                 kinds[server] = _ours(server, f"{runtime}/{model}", protocol, model, output)
+    kinds[MLSERVER_2_WORKERS] = _predictor(
+        MLSERVER_2_WORKERS, MLSERVER, FOREST, MLSERVER_PARALLEL_WORKERS="2"
+    )
+    kinds[OURS_2_WORKERS] = _ours(OURS_2_WORKERS, MLSERVER_2_WORKERS, "v2", FOREST)
     return kinds
 
 

@@ -12,13 +12,14 @@ from typing import Any, Final
 from benchmarks import bulk, machine
 from benchmarks.arena import Arena
 from benchmarks.asking import NoAnswer, WrongAnswer
-from benchmarks.kinds import Place
+from benchmarks.kinds import OURS_2_WORKERS, Place
 from benchmarks.load import NO_WRK, Load, has_wrk, load
 from benchmarks.microbenchmarks import BULK_ROWS, ENCODER_ROWS, encoder_seconds, rows_per_second
 from benchmarks.models import CHOSEN, FOREST, candidates, served_model, trained
 from benchmarks.results import Cell, Results
 from benchmarks.servers import ServerError
 from benchmarks.systems import BY_NAME, OURS, OURS_CHOSEN, PREDICTOR_CHOSEN, SYSTEMS, System
+from predictor.child import ChildStartError
 
 Progress = Callable[[str], None]
 
@@ -29,7 +30,8 @@ ADDED_LATENCY: Final = "added-latency"
 NAMES: Final = (*BY_NAME, ADDED_LATENCY, BULK, ENCODER)
 
 #: Who is sent many candidates right before scikit-learn scores the same ones in this process, by model.
-BESIDE_SCIKIT_LEARN: Final = {FOREST: OURS, CHOSEN: OURS_CHOSEN}
+BESIDE_SCIKIT_LEARN: Final = {FOREST: (OURS, OURS_2_WORKERS), CHOSEN: (OURS_CHOSEN,)}
+_BESIDE: Final = tuple(name for names in BESIDE_SCIKIT_LEARN.values() for name in names)
 CLIENTS: Final = (1, 16, 64, 256)
 CANDIDATES: Final = (1, 100)
 #: Candidates of the requests that are sent in turn, in all.
@@ -137,7 +139,7 @@ def _told(settings: Settings, names: Sequence[str]) -> dict[str, Any]:
 def _systems(names: Sequence[str]) -> list[str]:
     """Systems that must run."""
     needed = {PREDICTOR_CHOSEN, OURS_CHOSEN} if ADDED_LATENCY in names else set()
-    needed |= set(BESIDE_SCIKIT_LEARN.values()) if BULK in names else set()
+    needed |= set(_BESIDE) if BULK in names else set()
     return [system.name for system in SYSTEMS if system.name in {*names, *needed}]
 
 
@@ -185,7 +187,7 @@ class _Run:
         """Do it; a problem ends what is measured of it, and nothing else."""
         try:
             action()
-        except (ServerError, WrongAnswer, NoAnswer) as error:
+        except (ServerError, ChildStartError, WrongAnswer, NoAnswer) as error:
             self._results.problems[name] = str(error)
             self._place.progress(f"{name}: NOT MEASURED: {error}")
 
@@ -204,7 +206,7 @@ class _Run:
                     f"median {measured.p50_ms:.1f} ms{failed}"
                 )
                 self._arena.settle(system)
-            if system.bulk and system.name not in BESIDE_SCIKIT_LEARN.values():
+            if system.bulk and system.name not in _BESIDE:
                 self._measure_bulk(system)
             self._results.memory_mb[system.name].append(self._arena.memory_mb(system))
 
@@ -233,8 +235,9 @@ class _Run:
     def _measure_bulk(self, system: System) -> None:
         starts = range(0, len(self._candidates), bulk.CANDIDATES)
         parts = [self._candidates[start : start + bulk.CANDIDATES] for start in starts]
-        seconds = bulk.seconds(self._arena.url(system), [self._arena.body(system, part) for part in parts])
-        rate = len(self._candidates) / seconds
+        rate = bulk.candidates_per_second(
+            self._arena.url(system), [self._arena.body(system, part) for part in parts]
+        )
         self._results.bulk[system.name].append(rate)
         self._place.progress(f"  in bulk: {rate:.0f} candidates/s")
 
@@ -258,10 +261,11 @@ class _Run:
             self._place.progress(f"  {rows} rows: {1e6 * ours:.0f} µs, DictVectorizer {1e6 * theirs:.0f} µs")
 
     def _measure_bulk_beside_scikit_learn(self) -> None:
-        for name, system in BESIDE_SCIKIT_LEARN.items():
-            with self._arena.awake(BY_NAME[system]):
-                self._arena.warm_up(BY_NAME[system])
-                self._measure_bulk(BY_NAME[system])
+        for name, systems in BESIDE_SCIKIT_LEARN.items():
+            for system in (BY_NAME[one] for one in systems):
+                with self._arena.awake(system):
+                    self._arena.warm_up(system)
+                    self._measure_bulk(system)
             rate = rows_per_second(self._place.models[name], self._candidates)
             self._results.in_process[name].append(rate)
             self._place.progress(f"  scikit-learn in process, {name}: {rate:.0f} candidates/s")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from benchmarks.asking import Request
-from benchmarks.kinds import MLSERVER, SKLEARNSERVER, WORKERS, our_name
+from benchmarks.kinds import MLSERVER, MLSERVER_2_WORKERS, OURS_2_WORKERS, SKLEARNSERVER, WORKERS, our_name
 from benchmarks.models import CHOSEN, FOREST, ServedModel
 from benchmarks.stub_predictor import PROBABILITY
 from predictor.runtimes import get_runtime
@@ -179,6 +179,15 @@ SYSTEMS: Final[tuple[System, ...]] = (
     _predictor_system(MLSERVER, "v2", FOREST),
     _our_system(MLSERVER, "v2", FOREST),
     _our_system(MLSERVER, "grpc-v2", FOREST),
+    System(
+        "predictor-mlserver-v2-2-workers",
+        f"predictor alone: {MLSERVER} with 2 workers, v2",
+        MLSERVER_2_WORKERS,
+        _encoded_v2(get_runtime(MLSERVER).probability_output),
+        extra=(BOUND,),
+        slow=True,
+    ),
+    System(OURS_2_WORKERS, f"ours → {MLSERVER} with 2 workers, v2", OURS_2_WORKERS, _v1, bulk=True),
     _predictor_system(SKLEARNSERVER, "v1", CHOSEN),
     _our_system(SKLEARNSERVER, "v1", CHOSEN),
     _predictor_system(MLSERVER, "v2", CHOSEN),

@@ -28,7 +28,7 @@ from training.data import DataError, Table, finite_number, table_text
 HELP = "ask the served model"
 
 #: Candidates of one request, and requests in flight: the service is kept busy with little in memory.
-CHUNK = 500
+CHUNK = 1000
 IN_FLIGHT = 4
 #: How often a request is sent that the service cannot take now.
 TRIES = 10

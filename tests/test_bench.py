@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks import plot, report
 from benchmarks.asking import Judge, NoAnswer, Request, WrongAnswer
-from benchmarks.kinds import KINDS
+from benchmarks.kinds import KINDS, OURS_2_WORKERS
 from benchmarks.load import Load, load
 from benchmarks.ratios import RATIOS
 from benchmarks.results import Cell, Results
@@ -202,7 +202,7 @@ def results() -> Results:
         Cell("litserve", 64, 1): loads(1000, 1000, 1000),
         Cell(PREDICTOR, *BOUND): loads(100, 100, 100),
     }
-    made.bulk |= {OURS: [8000.0, 8000.0, 8000.0]}
+    made.bulk |= {OURS_2_WORKERS: [8000.0, 8000.0, 8000.0]}
     made.ready_s |= {OURS: 2.5, "tutorial": 1.25}
     made.memory_mb |= {OURS: [120.0, 120.0, 121.0], "documented": [200.0, 200.0, 200.0]}
     made.encoder_s |= {1: [(10e-6, 120e-6)], 10_000: [(20e-3, 100e-3)]}

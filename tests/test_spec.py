@@ -79,7 +79,7 @@ def test_a_transformer_in_the_predictors_pod_is_collocated(document, written):
     document["spec"]["predictor"]["containers"] = [{"name": "sidecar"}, container]
     service = read(written(document))
     assert service.collocated
-    assert service.transformer_args == ("--predictor_protocol=v2",)
+    assert service.transformer_args == tuple(container["args"])
 
 
 BROKEN = [

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 
 #: Shortest measurement: so many calls, and so many seconds.
-EPOCH_CALLS = 16
+EPOCH_CALLS = 8
 EPOCH_S = 0.25
 #: One more call at once must raise the power by so much; one fewer may lower it by so much.
 GAIN = 1.15
