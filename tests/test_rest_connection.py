@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 
 import pytest
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from transformer.rest_connection import InOnePiece, RestConnection
+from transformer.rest_connection import CONNECTION, InOnePiece, RestConnection
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"
 
@@ -39,7 +40,16 @@ async def transport(recorder) -> InOnePiece:
 
 
 async def _answer(scope, receive, send):
-    """Answers in two pieces, with a pause between them where the path says so."""
+    """Answers in two pieces, with a pause before them, or between them, where the path says so."""
+    if scope["path"] == "/long":
+        served = scope["state"]["served"]
+        try:
+            with scope["extensions"][CONNECTION].needed():
+                served.began.set()
+                await asyncio.sleep(60)
+        except ConnectionResetError:
+            served.given_up.set()
+            return
     body = scope["path"].encode()
     headers = [(b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -48,17 +58,27 @@ async def _answer(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 
 
+@dataclass
+class Served:
+    """A server whose connections are ours; what becomes of a request for /long."""
+
+    port: int = 0
+    began: asyncio.Event = field(default_factory=asyncio.Event)
+    given_up: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 @pytest.fixture
-async def port() -> AsyncIterator[int]:
-    """Port of a server whose connections are ours."""
+async def served() -> AsyncIterator[Served]:
     config = Config(_answer, log_config=None, lifespan="off")
     config.load()
     state = ServerState()
+    served = Served()
     server = await asyncio.get_running_loop().create_server(
-        lambda: RestConnection(config, state, {}), "127.0.0.1", 0
+        lambda: RestConnection(config, state, {"served": served}), "127.0.0.1", 0
     )
     async with server:
-        yield server.sockets[0].getsockname()[1]
+        served.port = server.sockets[0].getsockname()[1]
+        yield served
 
 
 async def answers(port: int, requests: bytes) -> bytes:
@@ -102,15 +122,25 @@ async def test_what_is_held_is_written_before_the_connection_closes(transport, r
 
 
 @pytest.mark.parametrize("path", ["/quick", "/slow"])
-async def test_an_answer_without_a_body_comes(port, path):
-    content = await answers(port, asked("HEAD", path, last=True))
+async def test_an_answer_without_a_body_comes(served, path):
+    content = await answers(served.port, asked("HEAD", path, last=True))
     assert content.startswith(b"HTTP/1.1 200 OK\r\n")
     assert content.endswith(b"\r\n\r\n")
 
 
-async def test_requests_sent_together_are_answered_in_their_order(port):
+async def test_requests_sent_together_are_answered_in_their_order(served):
     requests = [("GET", "/1"), ("HEAD", "/2"), ("GET", "/slow/3"), ("HEAD", "/slow/4"), ("POST", "/5")]
     sent = b"".join(asked(*request, last=request[1] == "/5") for request in requests)
-    heads_and_bodies = (await answers(port, sent)).split(b"\r\n\r\n")
+    heads_and_bodies = (await answers(served.port, sent)).split(b"\r\n\r\n")
     bodies = [part.split(b"HTTP/1.1")[0] for part in heads_and_bodies[1:]]
     assert bodies == [b"/1", b"", b"/slow/3", b"", b"/5"]
+
+
+async def test_a_request_is_given_up_when_its_client_goes(served):
+    _, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(asked("GET", "/long"))
+    await asyncio.wait_for(served.began.wait(), 5)
+    assert not served.given_up.is_set()
+    writer.close()
+    await asyncio.wait_for(served.given_up.wait(), 5)
+    assert (await answers(served.port, asked("GET", "/1", last=True))).endswith(b"/1")

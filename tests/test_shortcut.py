@@ -50,13 +50,13 @@ async def ways(pair) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient
             serving(pair.new, stock.address, "--predictor_protocol=v2", "--max_request_bytes=20000")
         )
         served = front.http._transport.app
-        assert isinstance(served, BodyLimit)
-        assert isinstance(served.app, Shortcut)
-        long_way = httpx.ASGITransport(BodyLimit(served.app._app, 20000))
+        assert isinstance(served, Shortcut)
+        assert isinstance(served._app, BodyLimit)
+        long_way = httpx.ASGITransport(served._app)
         long = await stack.enter_async_context(
             httpx.AsyncClient(transport=long_way, base_url="http://transformer")
         )
-        yield front.http, long, served.app
+        yield front.http, long, served
 
 
 async def same(ways, **request: Any) -> httpx.Response:

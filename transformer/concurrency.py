@@ -16,6 +16,9 @@ EPOCH_S = 0.25
 #: One more call at once must raise the power by so much; one fewer may lower it by so much.
 GAIN = 1.15
 LOSS = 0.97
+#: A trial is given up after so many calls if it reaches no more than this part of the power before.
+HOPELESS_CALLS = 4
+HOPELESS = 0.7
 #: Measurements between two trials: doubled while trials change nothing.
 FIRST_REST = 2
 LAST_REST = 64
@@ -111,9 +114,11 @@ class ConcurrencyLimit:
         self._rows += rows
         self._waited_s += waited_s
         elapsed_s = asyncio.get_running_loop().time() - self._epoch_since
-        if self._calls >= EPOCH_CALLS and elapsed_s >= EPOCH_S:
-            if self._waited_s:
-                self._climb.step((self._rows / elapsed_s) / (self._waited_s / self._rows))
+        power = self._rows**2 / (elapsed_s * self._waited_s) if elapsed_s and self._waited_s else 0.0
+        over = self._calls >= EPOCH_CALLS and elapsed_s >= EPOCH_S
+        if over or (power and self._calls >= HOPELESS_CALLS and self._climb.is_hopeless(power)):
+            if power:
+                self._climb.step(power)
             self._calls = self._rows = 0
             self._waited_s = 0.0
 
@@ -130,6 +135,10 @@ class _Climb:
         self._upwards = True
         self._rest = FIRST_REST
         self._left = FIRST_REST
+
+    def is_hopeless(self, power: float) -> bool:
+        """Whether a trial goes so badly that it need not be measured to its end."""
+        return bool(self._before) and power < HOPELESS * self._power
 
     def step(self, power: float) -> None:
         """Take one measurement at the present limit, and choose the next limit."""

@@ -75,12 +75,12 @@ class RestServer(RESTServer):  # type: ignore[misc]
             self._add_middlewares(app)
         self._register_endpoints(app)
         self._add_exception_handlers(app)
-        served: App = app
+        served: App = BodyLimit(app, self._max_request_bytes)
         if not (self._timings or self.access_log_format):
             for model in self.dataplane.model_registry.get_models().values():
-                served = Shortcut(served, model, _error_response)
+                served = Shortcut(served, model, _error_response, self._max_request_bytes)
         self.config.http = RestConnection
-        self.config.app = BodyLimit(served, self._max_request_bytes)
+        self.config.app = served
 
     def _register_endpoints(self, app: FastAPI) -> None:
         # First come, first served: KServe's own V2 handler parses twice, and answers 422 or 500 where the

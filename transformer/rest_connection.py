@@ -1,17 +1,59 @@
 """A client's connection: uvicorn's, with each answer written in one piece."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+#: ASGI extension under which a request finds its connection.
+CONNECTION = "transformer.connection"
+
 
 class RestConnection(HttpToolsProtocol):
-    """uvicorn's protocol over a transport that sends the head of an answer together with its body."""
+    """uvicorn's protocol over a transport that sends the head of an answer together with its body.
+
+    uvicorn lets a request go on whose client has gone; here it can be given up.
+    """
+
+    lost = False
+    _task: asyncio.Task[object] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
         super().connection_made(InOnePiece(transport, self.loop))  # type: ignore[arg-type]
+
+    def on_message_begin(self) -> None:
+        """Begin a request; see `httptools.HttpRequestParser`."""
+        super().on_message_begin()
+        self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        super().connection_lost(exc)
+        self.lost = True
+        if self._task is not None:
+            self._task.cancel()
+
+    @contextmanager
+    def needed(self) -> Iterator[None]:
+        """Give up what runs inside when the connection is lost.
+
+        Raises
+        ------
+        ConnectionResetError
+            When it is.
+        """
+        self._task = asyncio.current_task()
+        try:
+            yield
+        except asyncio.CancelledError as error:
+            if self.lost:
+                raise ConnectionResetError from error
+            raise
+        finally:
+            self._task = None
 
 
 class InOnePiece:

@@ -6,6 +6,7 @@ types, other models, other methods) goes on to KServe's own handlers. Both ways 
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import nullcontext
 from time import perf_counter
 from typing import Any
 
@@ -15,8 +16,9 @@ from starlette.responses import JSONResponse, Response
 from transformer import v2
 from transformer.errors import ServiceError
 from transformer.model import VERSION_HEADER, TransformerModel
+from transformer.rest_connection import CONNECTION, RestConnection
 from transformer.v1 import parse_json
-from transformer.wire import forwarded
+from transformer.wire import forwarded_of
 
 logger = logging.getLogger("kserve.transformer")
 
@@ -24,11 +26,14 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
+#: Of a request, names in lower case.
+Headers = Mapping[bytes, bytes]
 
 #: What a body may be called that is plain; the binary extension's has another name.
-_JSON = {None, "application/json"}
-_V2_TYPES = {*_JSON, "application/octet-stream"}
+_JSON = {None, b"application/json"}
+_V2_TYPES = {*_JSON, b"application/octet-stream"}
 _VERSION_HEADER = VERSION_HEADER.encode()
+_JSON_LENGTH_HEADER = v2.JSON_LENGTH_HEADER.encode()
 #: A key that makes a JSON object a CloudEvent.
 _CLOUD_EVENT = "specversion"
 
@@ -48,13 +53,20 @@ class Shortcut:
         What answers.
     error_response
         Makes a response of an error.
+    max_request_bytes
+        Bytes of the longest body that is read here.
     """
 
     def __init__(
-        self, app: App, model: TransformerModel, error_response: Callable[[ServiceError], Response]
+        self,
+        app: App,
+        model: TransformerModel,
+        error_response: Callable[[ServiceError], Response],
+        max_request_bytes: int,
     ) -> None:
         self._app = app
         self._model = model
+        self._max_request_bytes = max_request_bytes
         self._error_response = error_response
         self._ways = {
             f"/v1/models/{model.name}:predict": (_JSON, self._v1),
@@ -71,19 +83,21 @@ class Shortcut:
             await self._app(scope, receive, send)
             return
         content_types, way = self._ways[scope["path"]]
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        plain = len(headers) == len(scope["headers"]) and headers.get("content-type") in content_types
-        if not plain or any(name.startswith("ce-") for name in headers):
+        headers = dict(scope["headers"])
+        if len(headers) < len(scope["headers"]) or not self._is_plain(headers, content_types):
             await self._app(scope, receive, send)
             return
+        connection: RestConnection | None = scope.get("extensions", {}).get(CONNECTION)
         body = b""
         try:
-            body = await _body(receive)
-            status, content, answer_headers = 200, *await way(body, headers)
+            with nullcontext() if connection is None else connection.needed():
+                body = await _body(receive)
+                content, answer_headers = await way(body, headers)
         except _Unusual:
             await self._app(scope, _replaying(body, receive), send)
             return
         except ConnectionResetError:
+            # Nobody is left to answer.
             return
         except ServiceError as error:
             await self._error_response(error)(scope, receive, send)
@@ -92,17 +106,27 @@ class Shortcut:
             logger.exception("a prediction failed")
             await JSONResponse({"error": "internal error"}, 500)(scope, receive, send)
             return
-        await send({"type": "http.response.start", "status": status, "headers": answer_headers})
+        await send({"type": "http.response.start", "status": 200, "headers": answer_headers})
         await send({"type": "http.response.body", "body": content})
 
-    async def _v1(self, body: bytes, headers: Mapping[str, str]) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    def _is_plain(self, headers: Headers, content_types: set[bytes | None]) -> bool:
+        length = headers.get(b"content-length", b"")
+        return (
+            length.isdigit()
+            and int(length) <= self._max_request_bytes
+            and headers.get(b"content-type") in content_types
+            and b"content-encoding" not in headers
+            and not any(name.startswith(b"ce-") for name in headers)
+        )
+
+    async def _v1(self, body: bytes, headers: Headers) -> tuple[bytes, list[tuple[bytes, bytes]]]:
         start = perf_counter()
         payload = parse_json(body)
         if isinstance(payload, dict) and _CLOUD_EVENT in payload:
             raise _Unusual
         request = self._model.decode_v1(payload)
         decoded = perf_counter()
-        prediction = await self._model.scorer.predict(request.candidates, forwarded(headers))
+        prediction = await self._model.scorer.predict(request.candidates, forwarded_of(headers.items()))
         scored = perf_counter()
         content = request.encode(prediction)
         self._observe(start, decoded, scored, perf_counter())
@@ -112,11 +136,12 @@ class Shortcut:
             (b"content-type", b"application/json"),
         ]
 
-    async def _v2(self, body: bytes, headers: Mapping[str, str]) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    async def _v2(self, body: bytes, headers: Headers) -> tuple[bytes, list[tuple[bytes, bytes]]]:
         start = perf_counter()
-        request = self._model.decode_v2(body, headers.get(v2.JSON_LENGTH_HEADER))
+        json_length = headers.get(_JSON_LENGTH_HEADER)
+        request = self._model.decode_v2(body, None if json_length is None else json_length.decode("latin-1"))
         decoded = perf_counter()
-        prediction = await self._model.scorer.predict(request.candidates, forwarded(headers))
+        prediction = await self._model.scorer.predict(request.candidates, forwarded_of(headers.items()))
         scored = perf_counter()
         content, content_headers = v2.encode(request.answer(prediction))
         self._observe(start, decoded, scored, perf_counter())

@@ -5,7 +5,7 @@ message carries the feature names: scikit-learn, fitted on a DataFrame, refuses 
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -201,6 +201,7 @@ def grpc_failure(code: grpc.StatusCode, details: str) -> ServiceError:
 
 #: Request headers that reach the predictor when a call serves one request, beside every ``x-b3-*``.
 _FORWARDED = frozenset({"authorization", "x-request-id", "traceparent", "tracestate"})
+_FORWARDED_BYTES = frozenset(name.encode() for name in _FORWARDED)
 # Names that are headers and metadata alike: what ends in -bin has bytes in gRPC.
 _B3 = re.compile(r"x-b3-(?!.*-bin$)[0-9a-z_.-]+")
 
@@ -212,6 +213,12 @@ def forwarded(headers: Mapping[str, str]) -> dict[str, str]:
         for name, value in ((key.lower(), value) for key, value in headers.items())
         if name in _FORWARDED or (name.startswith("x-b3-") and _B3.fullmatch(name))
     }
+
+
+def forwarded_of(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """The same of an ASGI scope's headers, whose names are in lower case."""
+    some = [pair for pair in headers if pair[0] in _FORWARDED_BYTES or pair[0].startswith(b"x-b3-")]
+    return forwarded({name.decode("latin-1"): value.decode("latin-1") for name, value in some})
 
 
 def metadata(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
