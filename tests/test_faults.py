@@ -668,10 +668,10 @@ async def test_a_connection_that_cannot_even_be_tried_is_tried_again(trained_bun
     """Certificates that are not mounted yet, for one."""
     missing = iter([FileNotFoundError("ca.crt")] * 2 * SLOTS)
 
-    def connect_later(address: PredictorAddress):
+    def connect_later(address: PredictorAddress, **how: bool):
         if error := next(missing, None):
             raise error
-        return connect(address)
+        return connect(address, **how)
 
     monkeypatch.setattr(slot, "connect", connect_later)
     async with in_front_of(predictor, trained_bundle, "v2") as transformer:

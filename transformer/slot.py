@@ -57,6 +57,8 @@ class Slot:
     def __init__(self, pool: "Pool") -> None:
         self._pool = pool
         self._failures = 0
+        #: Whether each call may meet another version; else it is verified once what is behind a connection.
+        self._by_request = pool.settings.verify == "request"
 
     async def run(self) -> None:
         """Connect, verify, serve; again and again."""
@@ -81,7 +83,7 @@ class Slot:
                 self._failures += 1
 
     async def _one_connection(self) -> None:
-        client = connect(self._pool.address)
+        client = connect(self._pool.address, reconnects=self._by_request)
         try:
             await self._serve(client)
         finally:
@@ -93,9 +95,9 @@ class Slot:
 
     async def _serve(self, client: PredictorClient) -> None:
         """Verify one connection and let it carry jobs until it is old."""
-        by_request = self._pool.settings.verify == "request"
+        by_request = self._by_request
         with CONNECTIONS.labels("", "verifying").track_inprogress():
-            behind = await (self._verify_some(client) if by_request else self._verify_one(client))
+            behind = await (self._verify_some(client) if by_request else self._verify(client))
         verified_at = _now()
         self._pool.met[behind.version] = verified_at
         end = verified_at + self._pool.settings.max_age_s * random.uniform(0.8, 1.2)  # noqa: S311 (jitter)
@@ -123,14 +125,6 @@ class Slot:
                 return False
             job.start_again()
         return True
-
-    async def _verify_one(self, client: PredictorClient) -> Behind:
-        """Verify a connection: all of it on that one, or it says nothing."""
-        behind = await self._verify(client)
-        if client.connects != 1:
-            raise PredictorUnavailable("the predictor closed the connection while it was verified")
-        client.sealed = True
-        return behind
 
     async def _verify_some(self, client: PredictorClient) -> Behind:
         """Find out whether any known version answers, where each call may meet another one."""
