@@ -12,7 +12,8 @@ from threadpoolctl import threadpool_limits
 from benchmarks.asking import WrongAnswer
 from benchmarks.models import ServedModel
 from training.candidates import Candidate
-from transformer.v1 import INSTANCES, from_dicts
+from transformer.candidates import Rows
+from transformer.v1 import INSTANCES
 from transformer.versions import known_versions
 
 #: Rows that the encoder is timed with.
@@ -38,13 +39,12 @@ def encoder_seconds(
         If they do not give the same numbers.
     """
     version = known_versions(model.bundle)[0]
-    fields = model.bundle.signature.names
     starts = range(0, min(len(candidates), _BATCHES * rows), rows)
     # As a request brings them: parsed one after the other, not scattered over the memory.
     batches = [orjson.loads(orjson.dumps(candidates[start : start + rows])) for start in starts]
 
     def ours(batch: list[Candidate]) -> object:
-        return version.encode(from_dicts(batch, fields, INSTANCES))
+        return version.encode(Rows(batch, INSTANCES))
 
     def theirs(batch: list[Candidate]) -> object:
         return model.vectorizer.transform(batch)

@@ -8,8 +8,8 @@ from typing import Any
 
 from inferenceservice.target import Canary, Scored, Target, TargetError
 from transformer.bundle import REFERENCE_TOLERANCE, Bundle, Version
+from transformer.candidates import Rows
 from transformer.errors import InvalidCandidates
-from transformer.v1 import from_dicts
 from transformer.validation import validate
 
 #: What a transformer calls a model that no bundle describes. Its own constant would import KServe's SDK: 2 s.
@@ -156,7 +156,7 @@ def _takes(version: Version, candidate: dict[str, str | float]) -> bool:
     """Whether a candidate is valid for a version, so that it can be expressed in its encoding."""
     signature = version.signature
     try:
-        validate(from_dicts([candidate], signature.names, "reference"), signature)
+        validate(Rows([candidate], "reference"), signature)
     except InvalidCandidates:
         return False
     return True

@@ -16,9 +16,9 @@ from training.candidates import PLACEMENT, Candidate, Task
 from training.data import Dataset
 from training.generator import generate
 from training.train import train
+from transformer.candidates import Rows
 from transformer.errors import InvalidCandidates
 from transformer.signature import Category, Number, Signature
-from transformer.v1 import from_dicts
 from transformer.validation import validate
 
 ROWS = 400
@@ -142,7 +142,7 @@ def make_pair(name: str, storage: Path) -> Pair:
 def takes(signature: Signature, candidate: Candidate) -> bool:
     """Whether a candidate is valid for a signature."""
     try:
-        validate(from_dicts([candidate], signature.names, "candidates"), signature)
+        validate(Rows([candidate], "candidates"), signature)
     except InvalidCandidates:
         return False
     return True

@@ -18,7 +18,7 @@ from tests.stock import StockServer
 from tests.truth import Truth
 from transformer import slot
 from transformer.bundle import BUNDLE_FILE, read
-from transformer.v1 import from_dicts
+from transformer.candidates import Rows
 from transformer.versions import known_versions
 
 CONNECTIONS = "transformer_predictor_connections"
@@ -247,7 +247,7 @@ def test_an_older_version_expresses_what_its_own_signature_allows(pair_of, unkno
     newest, older = known_versions(read(pair.new), unknown)
     candidate = pair.candidates[0]
     for stream, expressible in (("Arts", True), ("Vocational", False)):
-        rows = from_dicts([{**candidate, "hsc_s": stream}], tuple(candidate), "instances")
+        rows = Rows([{**candidate, "hsc_s": stream}], "instances")
         assert len(newest.encode(rows)) == 1
         assert (older.express(rows) is not None) == expressible
 
@@ -255,7 +255,7 @@ def test_an_older_version_expresses_what_its_own_signature_allows(pair_of, unkno
 def test_what_no_version_knows_is_ignored_by_all_where_that_is_asked_for(pair_of):
     newest, older = known_versions(read(pair_of("category_added").new), "ignore")
     candidate = {**pair_of("category_added").candidates[0], "hsc_s": "Music"}
-    rows = from_dicts([candidate], tuple(candidate), "instances")
+    rows = Rows([candidate], "instances")
     assert len(newest.encode(rows)) == 1
     assert older.express(rows) is not None
 

@@ -15,11 +15,10 @@ from training.candidates import SIGNATURE as PLACEMENT_SIGNATURE
 from training.generator import generate
 from transformer import encoder as encoding
 from transformer.bundle import Vectorizer
-from transformer.candidates import DOUBTS, Candidates, Columns
+from transformer.candidates import DOUBTS, Candidates, Columns, Rows
 from transformer.encoder import BLOCK, FEW, Encoder
 from transformer.errors import InvalidCandidates, InvalidRequest
 from transformer.signature import Category, Number, Signature
-from transformer.v1 import from_dicts
 from transformer.validation import validate
 
 #: Around each size at which the encoder goes another way, and those that are promised.
@@ -122,7 +121,7 @@ def encoder_of(signature: Signature, **options: Any) -> Encoder:
 
 
 def rows_of(rows: list[Any], signature: Signature) -> Candidates:
-    return from_dicts(rows, signature.names, "instances")
+    return Rows(rows, "instances")
 
 
 def columns_of(rows: list[dict], signature: Signature) -> Candidates:

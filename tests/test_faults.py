@@ -28,11 +28,11 @@ from tests.serving import Serving, serving
 from tests.truth import Truth
 from training.candidates import SAMPLE
 from transformer import pool, slot
+from transformer.candidates import Rows
 from transformer.errors import PredictorUnavailable
 from transformer.metrics import CONNECTIONS
 from transformer.predictor_client import PredictorAddress, connect
 from transformer.scoring import Scorer
-from transformer.v1 import from_dicts
 from transformer.versions import known_versions
 
 V1 = "/v1/models/placement:predict"
@@ -687,7 +687,7 @@ async def scorer(truth, predictor) -> AsyncIterator[Scorer]:
 
 
 def score(scorer: Scorer) -> asyncio.Task[Any]:
-    return asyncio.create_task(scorer.predict(from_dicts([SAMPLE], scorer.fields, "instances"), {}))
+    return asyncio.create_task(scorer.predict(Rows([SAMPLE], "instances"), {}))
 
 
 async def test_a_request_whose_caller_has_gone_is_forgotten_when_its_call_is_dropped(scorer, predictor):

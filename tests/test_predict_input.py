@@ -62,9 +62,8 @@ class Judge:
         pass
 
     def _decoded(self, candidates):
-        names = self._signature.names
         if self._protocol == "v1":
-            return v1.decode(to_json({"instances": candidates}), "placement", names, 10_000).candidates
+            return v1.decode(to_json({"instances": candidates}), "placement", 10_000).candidates
         inputs = tensors(candidates, {field.name: field.datatype for field in self._signature.fields})
         if self._protocol == "grpc":
             objects = [to_json(candidate).decode() for candidate in candidates]
@@ -72,8 +71,8 @@ class Judge:
                 {"name": "candidates", "datatype": "BYTES", "shape": [len(objects)], "data": objects},
             ]
         body = to_json({"inputs": inputs})
-        names = {"model_name": "placement", "name": "placement", "fields": names}
-        return v2.decode(body, None, **names, max_candidates=10_000).candidates
+        named = {"model_name": "placement", "name": "placement", "fields": self._signature.names}
+        return v2.decode(body, None, **named, max_candidates=10_000).candidates
 
 
 @pytest.fixture(params=["v1", "v2", "grpc"])

@@ -5,10 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from transformer.candidates import Candidates, Columns
+from transformer.candidates import Candidates, Columns, Rows
 from transformer.errors import MAX_PROBLEMS, InvalidCandidates
 from transformer.signature import Category, Number, Signature
-from transformer.v1 import from_dicts
 from transformer.validation import validate
 
 SIGNATURE = Signature(
@@ -23,7 +22,7 @@ VALID = {"mark": 71, "board": "Central"}
 
 
 def candidates(*rows: dict) -> Candidates:
-    return from_dicts(list(rows), SIGNATURE.names, "instances")
+    return Rows(list(rows), "instances")
 
 
 def problems(*rows: dict) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ class TransformerModel(kserve.Model):  # type: ignore[misc]
 
     def decode_v1(self, payload: object) -> v1.V1Request:
         """Read a V1 request; see `transformer.v1.decode`."""
-        return v1.decode(payload, self._outputs, self._fields, self._max_candidates)
+        return v1.decode(payload, self._outputs, self._max_candidates)
 
     def decode_v2(self, body: bytes, json_length: str | None) -> v2.V2Request:
         """Read a V2 REST request; see `transformer.v2.decode`."""

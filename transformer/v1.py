@@ -36,7 +36,7 @@ class V1Request:
         return orjson.dumps(self.answer(prediction))
 
 
-def decode(payload: object, name: str, fields: tuple[str, ...], max_candidates: int) -> V1Request:
+def decode(payload: object, name: str, max_candidates: int) -> V1Request:
     """Read a V1 request.
 
     Parameters
@@ -45,8 +45,6 @@ def decode(payload: object, name: str, fields: tuple[str, ...], max_candidates: 
         The body, parsed or as bytes of JSON.
     name
         Name of the bundle, and so of the answer's keys.
-    fields
-        Names of the signature's fields; other keys of a candidate are passed over.
 
     Raises
     ------
@@ -61,7 +59,7 @@ def decode(payload: object, name: str, fields: tuple[str, ...], max_candidates: 
     if not isinstance(instances, list) or not instances:
         raise InvalidRequest('body: must be {"instances": [{candidate}, …]} with at least one candidate')
     check_count(len(instances), max_candidates)
-    return V1Request(name, from_dicts(instances, fields, INSTANCES))
+    return V1Request(name, Rows(instances, INSTANCES))
 
 
 def check_count(candidates: int, max_candidates: int) -> None:
@@ -88,8 +86,3 @@ def parse_json(body: bytes | str) -> object:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"body: is not JSON: {error}") from error
-
-
-def from_dicts(rows: list[Any], fields: tuple[str, ...], path: str) -> Candidates:
-    """Candidates from one dict each, in the list that `path` names. Whether each is a dict is seen later."""
-    return Rows(rows, path)

@@ -6,12 +6,11 @@ import numpy as np
 import numpy.typing as npt
 
 from transformer.bundle import REFERENCE_TOLERANCE, Bundle, Version
-from transformer.candidates import Candidates
+from transformer.candidates import Candidates, Rows
 from transformer.encoder import Encoder
 from transformer.errors import InvalidCandidates
 from transformer.prediction import Prediction
 from transformer.signature import Signature
-from transformer.v1 import from_dicts
 from transformer.validation import UnknownCategory
 from transformer.wire import Matrix
 
@@ -40,7 +39,7 @@ class KnownVersion:
         self.classes = len(version.classes)
         self._version = version
         self._encoder = Encoder(version.vectorizer, version.signature, unknown_category, newest)
-        rows = from_dicts(list(version.reference.candidates), version.signature.names, "reference")
+        rows = Rows(list(version.reference.candidates), "reference")
         self.reference: Matrix = self._encoder.encode(rows)
         self._expected = np.array(version.reference.probabilities)
 
