@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv/bin
 ARGS ?=
 
-.PHONY: help setup run test soak bench check lint lock clean
+.PHONY: help setup run test soak bench check lint lock audit clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/ /' | sort | awk '{printf "make %-8s %s\n", $$1, substr($$0, index($$0, $$2))}'
@@ -38,6 +38,9 @@ check: lint test  ## Lint, types and tests.
 
 lock: .venv/dev.stamp  ## Resolve all lock files anew.
 	@requirements/lock
+
+audit: .venv/service.stamp  ## Known vulnerabilities in the lock files, and the image's SBOM (ARGS are pip-audit's).
+	@$(VENV)/python requirements/audit.py $(ARGS)
 
 clean:  ## Remove what was installed, but no model.
 	@rm -rf .venv .runtimes .run build *.egg-info

@@ -4,30 +4,35 @@ import copy
 import functools
 import json
 import re
-import shutil
-import subprocess
 import tomllib
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import kserve
 import pytest
-import yaml
 from kubernetes.client import models as kubernetes_models
 
-Manifest = dict[str, Any]
-
-ROOT = Path(__file__).resolve().parent.parent
-SPEC = ROOT / "inferenceservice" / "placement.yaml"
-OVERLAYS = ROOT / "inferenceservice" / "overlays"
-
-BASE = "placement.yaml"
-OVERLAY_NAMES = ["autoscaling", "collocated", "knative", "s3", "sklearnserver"]
-EVERY_MANIFEST = [BASE, *OVERLAY_NAMES]
-TWO_PODS = [name for name in EVERY_MANIFEST if name != "collocated"]
-WITH_MLSERVER = [name for name in EVERY_MANIFEST if name != "sklearnserver"]
-STANDARD_MODE = [name for name in EVERY_MANIFEST if name != "knative"]
+from tests.manifests import (
+    BASE,
+    EVERY_MANIFEST,
+    OVERLAY_NAMES,
+    OVERLAYS,
+    ROOT,
+    SPEC,
+    STANDARD_MODE,
+    TWO_PODS,
+    WITH_MLSERVER,
+    Manifest,
+    argument,
+    components,
+    containers,
+    documents,
+    environment,
+    listening_ports,
+    pause_seconds,
+    rendered,
+    service,
+    transformer_container,
+)
 
 DRAIN_SECONDS = 30  # what kserve.ModelServer gives running requests after SIGTERM
 
@@ -38,74 +43,6 @@ RESTRICTED = {
     "runAsNonRoot": True,
     "seccompProfile": {"type": "RuntimeDefault"},
 }
-
-
-@functools.cache
-def _documents(name: str) -> str:
-    """Give the YAML that a cluster would get: the base as written, an overlay as kustomize renders it."""
-    if name == BASE:
-        return SPEC.read_text()
-    if kubectl := shutil.which("kubectl"):
-        # Rendering needs no cluster, but some kubectls first ask one for its version: let that fail at once.
-        command = [kubectl, "--server=http://127.0.0.1:1", "kustomize"]
-    elif kustomize := shutil.which("kustomize"):
-        command = [kustomize, "build"]
-    else:
-        pytest.skip("rendering an overlay needs kubectl or kustomize")
-    done = subprocess.run([*command, str(OVERLAYS / name)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def documents(name: str) -> list[Manifest]:
-    return [document for document in yaml.safe_load_all(_documents(name)) if document]
-
-
-def service(name: str) -> Manifest:
-    [found] = [document for document in documents(name) if document["kind"] == "InferenceService"]
-    return dict(found)
-
-
-def components(manifest: Manifest) -> list[Manifest]:
-    """Give the parts that become pods of their own."""
-    spec = manifest["spec"]
-    return [spec[part] for part in ("predictor", "transformer") if part in spec]
-
-
-def transformer_container(manifest: Manifest) -> Manifest:
-    part = manifest["spec"].get("transformer") or manifest["spec"]["predictor"]
-    [container] = part["containers"]
-    return dict(container)
-
-
-def containers(component: Manifest) -> list[Manifest]:
-    return [*filter(None, [component.get("model")]), *component.get("containers", [])]
-
-
-def environment(container: Manifest) -> dict[str, str]:
-    return {entry["name"]: entry["value"] for entry in container.get("env", [])}
-
-
-def argument(container: Manifest, name: str) -> str | None:
-    values = [text.partition("=")[2] for text in container["args"] if text.startswith(f"--{name}=")]
-    assert len(values) <= 1, f"--{name} is given {len(values)} times"
-    return values[0] if values else None
-
-
-def listening_ports(manifest: Manifest, container: Manifest) -> list[int]:
-    """Give every port that a container's process binds, stated or not."""
-    if "modelFormat" not in container:
-        return [port["containerPort"] for port in container["ports"]]
-    if container["runtime"] == "kserve-sklearnserver":
-        return [8080, 8081]
-    # What the ClusterServingRuntime sets, what MLServer defaults to, and what the manifest overrides.
-    ports = {"MLSERVER_HTTP_PORT": "8080", "MLSERVER_GRPC_PORT": "9000", "MLSERVER_METRICS_PORT": "8082"}
-    ports |= {name: value for name, value in environment(container).items() if name in ports}
-    return [int(port) for port in ports.values()]
-
-
-def pause_seconds(container: Manifest) -> int:
-    return int(container["lifecycle"]["preStop"]["sleep"]["seconds"])
 
 
 def in_kserves_words(type_name: str) -> str:
@@ -209,7 +146,7 @@ def test_the_runtime_and_its_version_are_pinned(name: str) -> None:
 def test_the_image_is_this_version_of_the_project_never_latest(name: str) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert transformer_container(service(name))["image"] == f"placement-transformer:{version}"
-    assert "latest" not in _documents(name)
+    assert "latest" not in rendered(name)
 
 
 @pytest.mark.parametrize("field", RESTRICTED)
@@ -328,7 +265,7 @@ def test_a_collocated_transformer_shares_its_predictors_bundle() -> None:
     manifest = service("collocated")
     assert "transformer" not in manifest["spec"]
     assert "STORAGE_URI" not in environment(transformer_container(manifest))
-    assert _documents("collocated").count("://") == 1
+    assert rendered("collocated").count("://") == 1
     assert transformer_container(manifest)["name"] == "transformer-container"
 
 

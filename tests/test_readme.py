@@ -17,7 +17,12 @@ from transformer.options import parser
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def snippets(mark: str) -> list[tuple[str, str]]:
@@ -129,5 +134,5 @@ def test_overlays_that_are_named_are_those_that_exist():
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_help_lists_every_target():
     listed = run("bash", "make --no-print-directory help", ROOT)
-    for target in ("setup", "run", "test", "check"):
+    for target in ("setup", "run", "test", "check", "audit"):
         assert f"make {target} " in listed
