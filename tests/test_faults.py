@@ -27,7 +27,7 @@ from tests import stock
 from tests.serving import Serving, serving
 from tests.truth import Truth
 from training.candidates import SAMPLE
-from transformer import pool, slot
+from transformer import pool, retry_budget, slot
 from transformer.candidates import Rows
 from transformer.errors import PredictorUnavailable
 from transformer.metrics import CONNECTIONS
@@ -589,6 +589,19 @@ async def test_a_call_that_was_dropped_twice_is_not_sent_again(transformer, pred
     assert (await v1_status(transformer, SAMPLE))[0] == "503"
     assert len(predictor.requests) == 2
     assert await v1_status(transformer, SAMPLE) == transformer.answer
+
+
+async def test_a_predictor_that_drops_everything_does_not_get_every_call_twice(
+    trained_bundle, predictor, monkeypatch
+):
+    monkeypatch.setattr(retry_budget, "MOST", 3.0)
+    async with in_front_of(predictor, trained_bundle, "v2") as transformer:
+        predictor.faults += [hangs_up] * 100
+        for _ in range(10):
+            assert (await v1_status(transformer, SAMPLE))[0] == "503"
+        assert len(predictor.requests) == 10 + 3
+        predictor.faults.clear()
+        assert await v1_status(transformer, SAMPLE) == transformer.answer
 
 
 async def test_a_second_try_does_not_get_a_second_deadline(transformer, predictor):

@@ -13,6 +13,7 @@ from transformer.jobs import Job
 from transformer.metrics import CONNECTIONS, REQUESTS
 from transformer.prediction import Prediction
 from transformer.predictor_client import PredictorAddress
+from transformer.retry_budget import RetryBudget
 from transformer.slot import Slot
 from transformer.verification import UnknownModel
 from transformer.versions import Behind, KnownVersion
@@ -79,6 +80,7 @@ class Pool:
             settings.max_waiting_rows,
             cuts=settings.verify == "connection",
         )
+        self.retries = RetryBudget()
         #: What is behind each connection that can carry requests.
         self._usable: list[Behind] = []
         #: When each version was last found behind a connection or a call.

@@ -184,6 +184,8 @@ class Slot:
             raise
         finally:
             answered = [part for part in batch.parts if part not in left]
+            if answered:
+                self._pool.retries.earn()
             self._pool.dispatcher.expect(sum(job.answer.done() for job in _jobs(answered)))
             call.end(
                 sum(part.rows for part in answered),
@@ -200,9 +202,10 @@ class Slot:
             else:
                 self._again(left, "refused" if isinstance(error, EncodingRefused) else "reconnected")
         elif isinstance(error, PredictorUnavailable):
+            again = self._pool.retries.spend()
             for part in left:
                 part.drops += 1
-                if part.drops > MAX_DROPS and not self._goes_alone(part.job, left):
+                if not again or (part.drops > MAX_DROPS and not self._goes_alone(part.job, left)):
                     part.job.fail(error)
             self._again(left, "dropped")
         else:
@@ -212,8 +215,8 @@ class Slot:
             self._again(left, "alone")
 
     def _goes_alone(self, job: Job, parts: list[Part]) -> bool:
-        """Let a job that shared a failed call have one of its own; whether it is the first time."""
-        first = not job.alone and len(_jobs(parts)) > 1
+        """Let a job that shared a failed call have one of its own, once; whether it may."""
+        first = not job.alone and len(_jobs(parts)) > 1 and self._pool.retries.spend()
         job.alone = job.alone or first
         return first
 
