@@ -202,10 +202,10 @@ class Slot:
             else:
                 self._again(left, "refused" if isinstance(error, EncodingRefused) else "reconnected")
         elif isinstance(error, PredictorUnavailable):
-            again = self._pool.retries.spend()
+            again = any(part.drops < MAX_DROPS for part in left) and self._pool.retries.spend()
             for part in left:
                 part.drops += 1
-                if not again or (part.drops > MAX_DROPS and not self._goes_alone(part.job, left)):
+                if (part.drops > MAX_DROPS or not again) and not self._goes_alone(part.job, left):
                     part.job.fail(error)
             self._again(left, "dropped")
         else:
