@@ -8,7 +8,6 @@ import pytest
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from transformer import rest_connection
 from transformer.rest_connection import CONNECTION, InOnePiece, RestConnection
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"
@@ -42,11 +41,6 @@ async def transport(recorder) -> InOnePiece:
 
 async def _answer(scope, receive, send):
     """Answers in two pieces, with a pause before them, or between them, where the path says so."""
-    if scope["path"] == "/body":
-        while (message := await receive()).get("more_body"):
-            pass
-        if message["type"] == "http.disconnect":
-            return
     if scope["path"] == "/long":
         served = scope["state"]["served"]
         try:
@@ -150,46 +144,3 @@ async def test_a_request_is_given_up_when_its_client_goes(served):
     writer.close()
     await asyncio.wait_for(served.given_up.wait(), 5)
     assert (await answers(served.port, asked("GET", "/1", last=True))).endswith(b"/1")
-
-
-UNFINISHED = {
-    "line": b"POST /body HT",
-    "headers": b"POST /body HTTP/1.1\r\nhost: a\r\n",
-    "no body": b"POST /body HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n",
-    "part of the body": b"POST /body HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n1234",
-    "part of a chunk": b"POST /body HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n9\r\n1234",
-}
-
-
-@pytest.mark.parametrize("before", [b"", asked("GET", "/1")], ids=["first", "second"])
-@pytest.mark.parametrize("sent", UNFINISHED.values(), ids=UNFINISHED)
-async def test_a_request_that_does_not_come_to_its_end_is_answered_with_408(
-    served, monkeypatch, before, sent
-):
-    monkeypatch.setattr(rest_connection, "REQUEST_TIMEOUT_S", 0.1)
-    content = await answers(served.port, before + sent)
-    assert content.endswith(b'{"error":"the whole request must come within 0.1 s"}')
-    assert content.count(b"HTTP/1.1 200 OK") == bool(before)
-    assert content.count(b"HTTP/1.1 408 Request Timeout") == 1
-
-
-async def test_a_connection_on_which_nothing_is_asked_is_closed(served, monkeypatch):
-    monkeypatch.setattr(rest_connection, "REQUEST_TIMEOUT_S", 0.1)
-    assert b" 408 " in await answers(served.port, b"")
-
-
-async def test_a_slow_answer_is_not_a_slow_request(served, monkeypatch):
-    monkeypatch.setattr(rest_connection, "REQUEST_TIMEOUT_S", 0.05)
-    assert (await answers(served.port, asked("POST", "/slow", last=True))).endswith(b"/slow")
-
-
-async def test_headers_without_end_are_refused(served):
-    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
-    writer.write(b"GET /1 HTTP/1.1\r\n")
-    for _ in range(4):
-        writer.write(b"a: " + b"b" * (rest_connection.MAX_HEAD_BYTES // 4) + b"\r\n")
-    content = await asyncio.wait_for(reader.read(), 5)
-    writer.close()
-    await writer.wait_closed()
-    assert content.startswith(b"HTTP/1.1 431 ")
-    assert content.endswith(b'{"error":"headers: at most 65536 bytes"}')

@@ -209,9 +209,9 @@ class Dispatcher:
         chosen: list[Job] = []
         first = parts[0].job if parts else None
         for job in list(self._waiting):
-            if room <= 0 or (first is not None and first.alone):
+            if room <= 0:
                 break
-            if first is not None and (job.alone or job.credentials != first.credentials):
+            if first is not None and (job.group is not first.group or job.credentials != first.credentials):
                 continue
             rows = min(job.unsent[0].rows, self._share) if self._cuts else job.rows
             if (self._cuts or rows <= room or first is None) and self._accepted(accepts, job):

@@ -19,6 +19,8 @@ import httptools
 MAX_ANSWER = 64 * 2**20
 #: Largest head of one, with the informational answers before it.
 MAX_HEAD = 64 * 2**10
+#: Seconds that one of several addresses has, before the next one is tried.
+OTHERS_S = 1
 # What headers are made of (RFC 9110, 5.1 and 5.5): with no CR, LF or NUL, one cannot become two.
 _NAME = re.compile(r"[0-9A-Za-z!#$%&'*+.^_`|~-]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
@@ -76,7 +78,8 @@ class HttpConnection(asyncio.Protocol):
         *others, last = await _addresses(host, port)
         for address in others:
             with contextlib.suppress(OSError):
-                return await connect(address)
+                async with asyncio.timeout(OTHERS_S):
+                    return await connect(address)
         return await connect(last)
 
     async def request(

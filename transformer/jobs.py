@@ -58,8 +58,9 @@ class Job:
         self.answer: asyncio.Future[Prediction] = loop.create_future()
         #: How often no model took it, or its answer came over a connection that was not verified.
         self.turned_away = 0
-        #: Whether it shares no call any more: one that it shared has failed, and nobody knows by whom.
-        self.alone = False
+        #: Jobs share calls with those of the same group only: one that they all shared has failed, and nobody
+        #: knows by whom.
+        self.group: object = None
         #: Only connections that were verified after this loop time may carry it.
         self.not_before = 0.0
         self._candidates = candidates

@@ -18,5 +18,5 @@ RETRIES = Counter("transformer_predictor_retries", "Calls to the predictor that 
 BATCHES = Histogram(
     "transformer_batch_candidates",
     "Candidates that one call to the predictor carried",
-    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096),
 )

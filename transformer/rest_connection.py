@@ -1,17 +1,12 @@
-"""A client's connection: uvicorn's, with answers in one piece, and limits on a client's time."""
+"""A client's connection: uvicorn's, with answers in one piece, and given up when the client goes."""
 
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-#: Seconds from a connection's begin, or from a request's first byte, until the whole request must be there.
-REQUEST_TIMEOUT_S = 30
-#: Bytes that a request's line and headers may have, give or take what one read brings.
-MAX_HEAD_BYTES = 64 * 1024
 #: ASGI extension under which a request finds its connection.
 CONNECTION = "transformer.connection"
 
@@ -19,78 +14,35 @@ CONNECTION = "transformer.connection"
 class RestConnection(HttpToolsProtocol):
     """uvicorn's protocol over a transport that sends the head of an answer together with its body.
 
-    uvicorn lets a request go on whose client has gone; here it can be given up. It waits for ever for one
-    that does not come to its end, and keeps headers of any length; here they are answered with 408 and 431.
+    uvicorn lets a request go on whose client has gone; here it can be given up. Relies on what uvicorn 0.54
+    does inside: `cycle` is the request that was read last, `_start_asgi_task` begins to answer one.
     """
 
     lost = False
     _task: asyncio.Task[object] | None = None
-    #: Whether a request has begun and not come to its end.
-    _coming = True
-    _head_bytes = 0
-    _patience: asyncio.TimerHandle | None = None
+    #: The request that is being answered, while others that were sent behind it may be read already.
+    _answering: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
         super().connection_made(InOnePiece(transport, self.loop))  # type: ignore[arg-type]
-        self._patience = self.loop.call_later(REQUEST_TIMEOUT_S, self._time_out)
-
-    def data_received(self, data: bytes) -> None:
-        """See `asyncio.Protocol`."""
-        super().data_received(data)
-        if not self._coming:
-            return
-        if self._patience is None:
-            self._patience = self.loop.call_later(REQUEST_TIMEOUT_S, self._time_out)
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(
-                    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"headers: at most {MAX_HEAD_BYTES} bytes"
-                )
-
-    @property
-    def _in_head(self) -> bool:
-        """Whether the request that is coming has not been begun to be answered."""
-        return self.cycle is None or self.cycle.scope is not self.scope
 
     def on_message_begin(self) -> None:
         """Begin a request; see `httptools.HttpRequestParser`."""
         super().on_message_begin()
         self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
-        self._coming = True
-        self._head_bytes = 0
 
-    def on_message_complete(self) -> None:
-        """See `httptools.HttpRequestParser`."""
-        super().on_message_complete()
-        self._coming = False
-        self._wait_no_longer()
-
-    def _wait_no_longer(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
-
-    def _time_out(self) -> None:
-        self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"the whole request must come within {REQUEST_TIMEOUT_S} s")
-
-    def _refuse(self, status: HTTPStatus, text: str) -> None:
-        """Close the connection; with an answer, unless another one is due or begun."""
-        cycle = self.cycle
-        if cycle is None or (cycle.response_complete if self._in_head else not cycle.response_started):
-            body = b'{"error":"%b"}' % text.encode()
-            self.transport.write(
-                b"%bcontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b"
-                % (STATUS_LINE[status], len(body), body)
-            )
-        self.transport.close()
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 (uvicorn's own)
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         super().connection_lost(exc)
         self.lost = True
-        self._wait_no_longer()
+        if self._answering is not None and not self._answering.response_complete:
+            # uvicorn marks the last one only, and takes the absence of this one's answer for an error.
+            self._answering.disconnected = True
         if self._task is not None:
             self._task.cancel()
 

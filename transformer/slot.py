@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -183,9 +184,9 @@ class Slot:
             self._again(left, "interrupted")
             raise
         finally:
-            answered = [part for part in batch.parts if part not in left]
-            if answered:
-                self._pool.retries.earn()
+            unanswered = set(left)
+            answered = [part for part in batch.parts if part not in unanswered]
+            self._pool.retries.earn(len(answered))
             self._pool.dispatcher.expect(sum(job.answer.done() for job in _jobs(answered)))
             call.end(
                 sum(part.rows for part in answered),
@@ -194,6 +195,7 @@ class Slot:
 
     def _not_answered(self, left: list[Part], error: ServiceError, *, by_request: bool) -> None:
         """See what becomes of parts that a call brought no answer for."""
+        left = [part for part in left if not part.job.answer.done()]
         if isinstance(error, Reconnected | EncodingRefused):
             for job in _jobs(left):
                 job.turned_away += 1
@@ -205,20 +207,28 @@ class Slot:
             again = any(part.drops < MAX_DROPS for part in left) and self._pool.retries.spend()
             for part in left:
                 part.drops += 1
-                if (part.drops > MAX_DROPS or not again) and not self._goes_alone(part.job, left):
-                    part.job.fail(error)
+            shared = len(_jobs(left)) > 1
+            for job in _jobs(part for part in left if part.drops > MAX_DROPS or not again):
+                # Whoever shared the call may have brought the predictor down.
+                if shared and self._pool.retries.spend():
+                    job.group = job
+                else:
+                    job.fail(error)
             self._again(left, "dropped")
         else:
-            for job in _jobs(left):
-                if not isinstance(error, PredictorAnswer) or not self._goes_alone(job, left):
+            if not isinstance(error, PredictorAnswer) or not self._halve(_jobs(left)):
+                for job in _jobs(left):
                     job.fail(error)
-            self._again(left, "alone")
+            self._again(left, "halved")
 
-    def _goes_alone(self, job: Job, parts: list[Part]) -> bool:
-        """Let a job that shared a failed call have one of its own, once; whether it may."""
-        first = not job.alone and len(_jobs(parts)) > 1 and self._pool.retries.spend()
-        job.alone = job.alone or first
-        return first
+    def _halve(self, jobs: Collection[Job]) -> bool:
+        """Let jobs that shared a failed call go on in two, to see whose fault it is; whether they may."""
+        if len(jobs) < 2 or not self._pool.retries.spend(2):
+            return False
+        groups = object(), object()
+        for number, job in enumerate(jobs):
+            job.group = groups[2 * number // len(jobs)]
+        return True
 
     def _again(self, parts: list[Part], reason: str) -> None:
         """Let parts go first, over a connection that is verified from now on."""
@@ -270,7 +280,8 @@ class Slot:
             # Versions of the same feature names may still differ in what a missing or an unknown value is.
             if behind.version is version or _equal([part.matrix(behind.version) for part in parts], matrix):
                 self._answer(parts, probabilities, behind)
-                left[:] = [part for part in left if part not in parts]
+                answered = set(parts)
+                left[:] = [part for part in left if part not in answered]
             if not left:
                 return
         raise EncodingRefused("no model was met that takes this request")
@@ -297,7 +308,7 @@ class Slot:
                 self._pool.dispatcher.put(part.job)
 
 
-def _jobs(parts: list[Part]) -> dict[Job, None]:
+def _jobs(parts: Iterable[Part]) -> dict[Job, None]:
     """The requests that the parts belong to, each once."""
     return dict.fromkeys(part.job for part in parts)
 
