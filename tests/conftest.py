@@ -1,9 +1,11 @@
 """Versions and processes that many tests share, because they take seconds to make."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from predictor.environment import ensure
 from predictor.process import PredictorProcess
@@ -11,6 +13,11 @@ from predictor.runtimes import get_runtime
 from tests.pairs import Pair, make_pair
 from training.generator import generate
 from training.train import train
+
+# The same examples in every run, so that what fails for one fails for all.
+# HYPOTHESIS_PROFILE=default draws others.
+settings.register_profile("repeatable", derandomize=True, database=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 #: Fixtures of the tests against an imitated cluster.
 pytest_plugins = ["tests.cluster_service"]
