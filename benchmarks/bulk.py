@@ -4,7 +4,6 @@ import http.client
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, repeat
 from queue import Empty, SimpleQueue
 from typing import Final
 from urllib.parse import urlsplit
@@ -36,7 +35,7 @@ def candidates_per_second(url: str, bodies: Sequence[bytes]) -> float:
 
 def _send_all(url: str, bodies: Sequence[bytes], times: int) -> None:
     work: SimpleQueue[bytes] = SimpleQueue()
-    for body in chain.from_iterable(repeat(bodies, times)):
+    for body in [*bodies] * times:
         work.put(body)
     with ThreadPoolExecutor(CONNECTIONS) as threads:
         for done in [threads.submit(_send, url, work) for _ in range(CONNECTIONS)]:

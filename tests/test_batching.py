@@ -262,17 +262,22 @@ async def test_verified_by_request_a_large_request_is_answered_by_one_model_too(
     assert stock.calls > calls
 
 
+async def in_front_of_a_canary(stack: AsyncExitStack, pair: Pair, share: float) -> Serving:
+    """A transformer whose every call may meet another version: the new one for that share of them."""
+    dice = random.Random(0)
+    stock = await stack.enter_async_context(
+        StockServer(lambda: pair.truths["v2" if dice.random() < share else "v1"]).running()
+    )
+    return await stack.enter_async_context(
+        serving(pair.new, stock.address, "--predictor_protocol=v2", "--verify=request")
+    )
+
+
 async def test_verified_by_request_each_version_gives_its_share_of_the_answers(stack, pair_of):
     """A refused call is sent again, to whichever pod: that must not favour the version that has more."""
     pair = pair_of("category_renamed")
     truths = pair.truths
-    dice = random.Random(0)
-    stock = await stack.enter_async_context(
-        StockServer(lambda: truths["v2" if dice.random() < 0.2 else "v1"]).running()
-    )
-    front = await stack.enter_async_context(
-        serving(pair.new, stock.address, "--predictor_protocol=v2", "--verify=request")
-    )
+    front = await in_front_of_a_canary(stack, pair, 0.2)
     versions = Counter[str]()
     for _ in range(400):
         response = await front.http.post(V1, json={"instances": pair.candidates[:1]})
@@ -288,13 +293,7 @@ async def test_verified_by_request_a_request_of_thousands_is_answered_in_a_canar
     """In one piece: parts of it would have to meet the same model again and again."""
     pair = pair_of("retrained")
     truths = pair.truths
-    dice = random.Random(0)
-    stock = await stack.enter_async_context(
-        StockServer(lambda: truths["v2" if dice.random() < 0.5 else "v1"]).running()
-    )
-    front = await stack.enter_async_context(
-        serving(pair.new, stock.address, "--predictor_protocol=v2", "--verify=request")
-    )
+    front = await in_front_of_a_canary(stack, pair, 0.5)
     many = (pair.candidates * 20)[:5000]
     response = await asked(front, many)
     expected = truths[response.headers["x-model-version"]].probabilities(many)

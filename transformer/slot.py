@@ -96,9 +96,8 @@ class Slot:
 
     async def _serve(self, client: PredictorClient) -> None:
         """Verify one connection and let it carry jobs until it is old."""
-        by_request = self._by_request
         with CONNECTIONS.labels("", "verifying").track_inprogress():
-            behind = await (self._verify_some(client) if by_request else self._verify(client))
+            behind = await (self._verify_some(client) if self._by_request else self._verify(client))
         verified_at = _now()
         self._pool.met[behind.version] = verified_at
         end = verified_at + self._pool.settings.max_age_s * random.uniform(0.8, 1.2)  # noqa: S311 (jitter)
@@ -107,15 +106,15 @@ class Slot:
         def accepts(job: Job) -> bool:
             if job.not_before > verified_at:
                 return False
-            return by_request or self._can_answer(job, behind)
+            return self._by_request or self._can_answer(job, behind)
 
-        with self._pool.in_use(ANY_VERSION if by_request else behind.label, behind):
+        with self._pool.in_use(ANY_VERSION if self._by_request else behind.label, behind):
             while (left := end - _now()) > 0:
                 taken = await self._pool.dispatcher.take(accepts, min(HEARTBEAT_S, left))
                 if taken is None:
                     await self._heartbeat(client)
                 else:
-                    await self._carry(client, *taken, None if by_request else behind)
+                    await self._carry(client, *taken, None if self._by_request else behind)
 
     def _can_answer(self, job: Job, behind: Behind) -> bool:
         """Whether the model behind can express a job, and go on with it where it has been begun."""
@@ -171,7 +170,7 @@ class Slot:
                 job.fail(job.late())
             raise PredictorUnavailable("the predictor did not answer in time") from error
         except ServiceError as error:
-            self._not_answered(left, error, by_request=behind is None)
+            self._not_answered(left, error)
             if behind is not None or not isinstance(error, EncodingRefused):
                 raise
         except Exception:
@@ -193,13 +192,13 @@ class Slot:
                 sum(part.rows * (_now() - part.job.since) for part in answered),
             )
 
-    def _not_answered(self, left: list[Part], error: ServiceError, *, by_request: bool) -> None:
+    def _not_answered(self, left: list[Part], error: ServiceError) -> None:
         """See what becomes of parts that a call brought no answer for."""
         left = [part for part in left if not part.job.answer.done()]
         if isinstance(error, Reconnected | EncodingRefused):
             for job in _jobs(left):
                 job.turned_away += 1
-            if by_request and isinstance(error, EncodingRefused):
+            if self._by_request and isinstance(error, EncodingRefused):
                 self._later(left)
             else:
                 self._again(left, "refused" if isinstance(error, EncodingRefused) else "reconnected")

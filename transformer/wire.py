@@ -211,7 +211,7 @@ def forwarded(headers: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in ((key.lower(), value) for key, value in headers.items())
-        if name in _FORWARDED or (name.startswith("x-b3-") and _B3.fullmatch(name))
+        if name in _FORWARDED or _B3.fullmatch(name)
     }
 
 
