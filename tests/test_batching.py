@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -85,6 +86,21 @@ async def test_what_waits_goes_as_one_call(start, pair, truth):
     assert [len(matrix) for matrix, _ in stock.plain] == [1, 39]
 
 
+async def test_what_was_answered_goes_without_the_garbage_collector(start, pair):
+    front, _ = await start("--max_batch_rows=16")
+    gc.collect()
+    gc.disable()
+    try:
+        for rows in (pair.candidates[:1], pair.candidates[:50]):
+            for _ in range(10):
+                probabilities(await asked(front, rows))
+        left = sum(isinstance(one, Job) for one in gc.get_objects())
+    finally:
+        gc.enable()
+    # The connections' tasks may hold those of their last call.
+    assert left <= 2
+
+
 async def test_callers_that_ask_again_at_once_share_calls_instead_of_taking_turns(start, pair):
     front, stock = await start("--predictor_connections=1")
     callers = 16
@@ -99,7 +115,7 @@ async def test_callers_that_ask_again_at_once_share_calls_instead_of_taking_turn
 
 
 async def test_callers_that_do_not_ask_again_are_not_waited_for():
-    returning = _Returning()
+    returning = _Returning(asyncio.get_running_loop())
     for _ in range(5):
         returning.expect(10, 60.0)
         assert returning.wait_s() > 0

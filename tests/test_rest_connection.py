@@ -39,14 +39,17 @@ async def transport(recorder) -> InOnePiece:
     return InOnePiece(recorder, asyncio.get_running_loop())
 
 
+async def _never(served):
+    served.began.set()
+    await asyncio.sleep(60)
+
+
 async def _answer(scope, receive, send):
     """Answers in two pieces, with a pause before them, or between them, where the path says so."""
     if scope["path"] == "/long":
         served = scope["state"]["served"]
         try:
-            with scope["extensions"][CONNECTION].needed():
-                served.began.set()
-                await asyncio.sleep(60)
+            await scope["extensions"][CONNECTION].needed(_never(served))
         except ConnectionResetError:
             served.given_up.set()
             return

@@ -33,10 +33,9 @@ class Call:
     __slots__ = ("_limit", "_since", "_timer")
 
     def __init__(self, limit: "ConcurrencyLimit", patience_s: float) -> None:
-        loop = asyncio.get_running_loop()
         self._limit = limit
-        self._since = loop.time()
-        self._timer: asyncio.TimerHandle | None = loop.call_later(patience_s, self._let_go)
+        self._since = limit.loop.time()
+        self._timer: asyncio.TimerHandle | None = limit.loop.call_later(patience_s, self._let_go)
 
     def _let_go(self) -> None:
         """Count it no more, although it goes on."""
@@ -56,11 +55,11 @@ class Call:
             Seconds from a caller's question to its answer, summed over those candidates.
         """
         self._let_go()
-        self._limit.measure(asyncio.get_running_loop().time() - self._since, rows, waited_s)
+        self._limit.measure(self._limit.loop.time() - self._since, rows, waited_s)
 
 
 class ConcurrencyLimit:
-    """Lets calls begin.
+    """Lets calls begin. Made inside the event loop that they run in.
 
     Parameters
     ----------
@@ -71,11 +70,14 @@ class ConcurrencyLimit:
 
     Attributes
     ----------
+    loop
+        The event loop.
     usual_s
         Seconds that a call takes, on a moving average; 0 before the first.
     """
 
     def __init__(self, most: int, on_open: Callable[[], None]) -> None:
+        self.loop = asyncio.get_running_loop()
         self._climb = _Climb(most)
         self._on_open = on_open
         self._under_way = 0
@@ -96,7 +98,7 @@ class ConcurrencyLimit:
     def begin(self) -> Call:
         """Count a call."""
         if not self._calls:
-            self._epoch_since = asyncio.get_running_loop().time()
+            self._epoch_since = self.loop.time()
         self._under_way += 1
         return Call(self, max(LEAST_PATIENCE_S, PATIENCE * self.usual_s))
 
@@ -113,7 +115,7 @@ class ConcurrencyLimit:
         self._calls += 1
         self._rows += rows
         self._waited_s += waited_s
-        elapsed_s = asyncio.get_running_loop().time() - self._epoch_since
+        elapsed_s = self.loop.time() - self._epoch_since
         power = self._rows**2 / (elapsed_s * self._waited_s) if elapsed_s and self._waited_s else 0.0
         over = self._calls >= EPOCH_CALLS and elapsed_s >= EPOCH_S
         if over or (power and self._calls >= HOPELESS_CALLS and self._climb.is_hopeless(power)):

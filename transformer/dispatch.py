@@ -33,6 +33,8 @@ MAX_TURNS = 16
 class Dispatcher:
     """Brings what waits to free connections, oldest first, a large request's parts in turn with the others.
 
+    Made inside the event loop that is to serve.
+
     Parameters
     ----------
     connections
@@ -49,6 +51,8 @@ class Dispatcher:
     def __init__(
         self, connections: int, max_batch_rows: int, max_waiting_rows: int, *, cuts: bool = True
     ) -> None:
+        # Python 3.11 asks the system for the process each time that it is asked for the loop.
+        self._loop = asyncio.get_running_loop()
         self._max_batch_rows = max_batch_rows
         self._max_waiting_rows = max_waiting_rows
         #: What a call takes of one request before it looks at the others.
@@ -64,7 +68,7 @@ class Dispatcher:
         self._limit = ConcurrencyLimit(connections, self.hand_out_soon)
         self._scheduled = False
         self._arrivals = self._turns = 0
-        self._returning = _Returning()
+        self._returning = _Returning(self._loop)
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
@@ -121,7 +125,7 @@ class Dispatcher:
 
     async def take(self, accepts: Accepts, timeout_s: float) -> tuple[Batch, Call] | None:
         """A batch of waiting jobs that are accepted; None if there is none within the time."""
-        taking: asyncio.Future[tuple[Batch, Call]] = asyncio.get_running_loop().create_future()
+        taking: asyncio.Future[tuple[Batch, Call]] = self._loop.create_future()
         self._free[taking] = accepts
         self.hand_out_soon()
         try:
@@ -159,7 +163,7 @@ class Dispatcher:
         """See what can go after this turn of the event loop."""
         if not self._scheduled and self._free and self._waiting:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._hand_out)
+            self._loop.call_soon(self._hand_out)
 
     def _hand_out(self) -> None:
         self._scheduled = False
@@ -185,7 +189,7 @@ class Dispatcher:
     def _look_again(self, after_s: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(after_s, self.hand_out_soon)
+        self._timer = self._loop.call_later(after_s, self.hand_out_soon)
 
     def _gather(self, accepts: Accepts) -> list[Part]:
         """Parts for one call: of each job in turn, a large one's share, and again if there is room."""
@@ -240,7 +244,8 @@ class Dispatcher:
 class _Returning:
     """Callers who have just been answered: how many there were, and how many came since."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self.came = 0
         self._expected = 0
         self._until = 0.0
@@ -255,13 +260,13 @@ class _Returning:
         if self._without > 0:
             return
         self._expected = callers
-        self._until = asyncio.get_running_loop().time() + patience_s
+        self._until = self._loop.time() + patience_s
 
     def wait_s(self) -> float:
         """Seconds for which they are still waited for; 0 or less if they are not."""
         if self.came >= RETURNED * self._expected:
             return 0.0
-        return self._until - asyncio.get_running_loop().time()
+        return self._until - self._loop.time()
 
     def stop(self) -> None:
         """Wait no longer, and learn how many came."""
@@ -287,9 +292,10 @@ async def answer_in_time(job: Job, dispatcher: Dispatcher) -> Prediction:
         Any other reason why there is no prediction.
     """
     # Not asyncio.timeout_at, which costs four times as much.
-    timer = asyncio.get_running_loop().call_at(job.deadline, job.expire)
+    timer = job.loop.call_at(job.deadline, job.expire)
     try:
         return await job.answer
     finally:
         timer.cancel()
         dispatcher.forget(job)
+        job.release()

@@ -30,11 +30,15 @@ class Job:
         The candidates in its encoding.
     headers
         What goes along to the predictor.
-    deadline
-        Loop time at which the caller gets an answer in any case.
+    loop
+        The event loop.
+    timeout_s
+        Seconds after which the caller gets an answer in any case.
 
     Attributes
     ----------
+    since, deadline
+        Loop time of the question, and of the latest answer.
     answer
         What the caller waits for.
     unsent
@@ -47,14 +51,15 @@ class Job:
         newest: KnownVersion,
         matrix: Matrix,
         headers: Mapping[str, str],
-        deadline: float,
+        loop: asyncio.AbstractEventLoop,
+        timeout_s: float,
     ) -> None:
         self.rows = len(matrix)
         self.headers = headers
         self.credentials = headers.get(_AUTHORIZATION)
-        self.deadline = deadline
-        loop = asyncio.get_running_loop()
+        self.loop = loop
         self.since = loop.time()
+        self.deadline = self.since + timeout_s
         self.answer: asyncio.Future[Prediction] = loop.create_future()
         #: How often no model took it, or its answer came over a connection that was not verified.
         self.turned_away = 0
@@ -127,6 +132,12 @@ class Job:
     def start_again(self) -> None:
         """Forget the answers so far: the model that gave them is not there any more."""
         self._begin()
+
+    def release(self) -> None:
+        """Let go of its parts, which hold it: nobody waits for it any more."""
+        self.unsent.clear()
+        self._parts.clear()
+        self._answers.clear()
 
     def late(self) -> ServiceError:
         """Why there is no answer at the deadline, while a connection has this job."""

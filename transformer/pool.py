@@ -66,11 +66,17 @@ class Pool:
         The versions that may be behind, newest first.
     address
         The predictor.
+
+    Attributes
+    ----------
+    loop
+        The event loop that serves; the pool is made inside it.
     """
 
     def __init__(
         self, versions: Sequence[KnownVersion], address: PredictorAddress, settings: PoolSettings
     ) -> None:
+        self.loop = asyncio.get_running_loop()
         self.versions = versions
         self.address = address
         self.settings = settings
@@ -161,10 +167,12 @@ class Pool:
         """Whether a connection can express a job, as far as that is known before a call."""
         if self.settings.verify == "request" or not self._usable:
             return True
+        if job.matrix(self._usable[0].version) is not None:
+            return True
         return any(job.matrix(behind.version) is not None for behind in self._usable)
 
     def _go_down_soon(self) -> None:
-        self._going_down = asyncio.get_running_loop().call_later(GRACE_S, self._go_down)
+        self._going_down = self.loop.call_later(GRACE_S, self._go_down)
 
     def _go_down(self) -> None:
         self._down = True

@@ -1,11 +1,12 @@
 """A client's connection: uvicorn's, with answers in one piece, and given up when the client goes."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+T = TypeVar("T")
 
 #: ASGI extension under which a request finds its connection.
 CONNECTION = "transformer.connection"
@@ -46,18 +47,17 @@ class RestConnection(HttpToolsProtocol):
         if self._task is not None:
             self._task.cancel()
 
-    @contextmanager
-    def needed(self) -> Iterator[None]:
-        """Give up what runs inside when the connection is lost.
+    async def needed(self, answer: Coroutine[Any, Any, T]) -> T:
+        """Wait for an answer, and give it up when the connection is lost.
 
         Raises
         ------
         ConnectionResetError
             When it is.
         """
-        self._task = asyncio.current_task()
+        self._task = asyncio.current_task(self.loop)
         try:
-            yield
+            return await answer
         except asyncio.CancelledError as error:
             if self.lost:
                 raise ConnectionResetError from error

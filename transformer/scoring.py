@@ -1,6 +1,5 @@
 """The way of one request, without a protocol: validate, then wait for a connection that can score it."""
 
-import asyncio
 from collections.abc import Mapping
 
 from transformer.bundle import Bundle
@@ -73,13 +72,8 @@ class Scorer:
         self.start()
         assert self._pool is not None  # noqa: S101 (just made)
         newest = self._versions[0]
-        job = Job(
-            candidates,
-            newest,
-            newest.encode(candidates),
-            headers,
-            asyncio.get_running_loop().time() + self._timeout_s,
-        )
+        matrix = newest.encode(candidates)
+        job = Job(candidates, newest, matrix, headers, self._pool.loop, self._timeout_s)
         return await self._pool.score(job)
 
     async def close(self) -> None:

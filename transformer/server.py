@@ -1,7 +1,6 @@
 """`kserve.ModelServer` with our REST and gRPC sides."""
 
 import asyncio
-import gc
 from argparse import Namespace
 
 from kserve.constants.constants import FASTAPI_APP_IMPORT_STRING
@@ -11,7 +10,7 @@ from transformer.dataplane import FixedRepository, TransformerDataPlane
 from transformer.grpc_server import GrpcServer
 from transformer.model import TransformerModel
 from transformer.rest import RestServer
-from transformer.workers import Workers
+from transformer.workers import Workers, collect_seldom
 
 #: Seconds in which requests that were accepted before a SIGTERM are answered; KServe's own.
 GRACE_PERIOD_S = 30
@@ -111,9 +110,7 @@ class TransformerServer(ModelServer):  # type: ignore[misc]
         self._draining = asyncio.create_task(drain())
 
     async def _serve_and_close(self, models: list[TransformerModel]) -> None:
-        # What was imported stays: the collector need not look at it again and again.
-        gc.collect()
-        gc.freeze()
+        collect_seldom()
         try:
             for model in models:
                 model.scorer.start()

@@ -6,7 +6,6 @@ types, other models, other methods) goes on to KServe's own handlers. Both ways 
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from contextlib import nullcontext
 from time import perf_counter
 from typing import Any
 
@@ -90,9 +89,9 @@ class Shortcut:
         connection: RestConnection | None = scope.get("extensions", {}).get(CONNECTION)
         body = b""
         try:
-            with nullcontext() if connection is None else connection.needed():
-                body = await _body(receive)
-                content, answer_headers = await way(body, headers)
+            body = await _body(receive)
+            answer = way(body, headers)
+            content, answer_headers = await (answer if connection is None else connection.needed(answer))
         except _Unusual:
             await self._app(scope, _replaying(body, receive), send)
             return

@@ -57,6 +57,7 @@ class Slot:
 
     def __init__(self, pool: "Pool") -> None:
         self._pool = pool
+        self._now = pool.loop.time
         self._failures = 0
         #: Whether each call may meet another version; else it is verified once what is behind a connection.
         self._by_request = pool.settings.verify == "request"
@@ -67,7 +68,7 @@ class Slot:
             if self._failures:
                 with CONNECTIONS.labels("", "waiting").track_inprogress():
                     await asyncio.sleep(self._backoff())
-            start = _now()
+            start = self._now()
             try:
                 await self._one_connection()
                 self._failures = 0
@@ -76,7 +77,7 @@ class Slot:
                 self._failures = 0
                 self._pool.tell(str(error))
             except ServiceError as error:
-                self._failures = 0 if _now() - start > SHORT_LIFE_S else self._failures + 1
+                self._failures = 0 if self._now() - start > SHORT_LIFE_S else self._failures + 1
                 self._pool.tell(str(error))
             except Exception:
                 # A slot must outlive whatever one connection brings.
@@ -98,7 +99,7 @@ class Slot:
         """Verify one connection and let it carry jobs until it is old."""
         with CONNECTIONS.labels("", "verifying").track_inprogress():
             behind = await (self._verify_some(client) if self._by_request else self._verify(client))
-        verified_at = _now()
+        verified_at = self._now()
         self._pool.met[behind.version] = verified_at
         end = verified_at + self._pool.settings.max_age_s * random.uniform(0.8, 1.2)  # noqa: S311 (jitter)
         self._pool.tell("")
@@ -109,7 +110,7 @@ class Slot:
             return self._by_request or self._can_answer(job, behind)
 
         with self._pool.in_use(ANY_VERSION if self._by_request else behind.label, behind):
-            while (left := end - _now()) > 0:
+            while (left := end - self._now()) > 0:
                 taken = await self._pool.dispatcher.take(accepts, min(HEARTBEAT_S, left))
                 if taken is None:
                     await self._heartbeat(client)
@@ -187,9 +188,10 @@ class Slot:
             answered = [part for part in batch.parts if part not in unanswered]
             self._pool.retries.earn(len(answered))
             self._pool.dispatcher.expect(sum(job.answer.done() for job in _jobs(answered)))
+            now = self._now()
             call.end(
                 sum(part.rows for part in answered),
-                sum(part.rows * (_now() - part.job.since) for part in answered),
+                sum(part.rows * (now - part.job.since) for part in answered),
             )
 
     def _not_answered(self, left: list[Part], error: ServiceError) -> None:
@@ -234,7 +236,7 @@ class Slot:
         for part in reversed(parts):
             if not part.job.answer.done():
                 RETRIES.labels(reason).inc()
-                part.job.not_before = _now()
+                part.job.not_before = self._now()
                 part.job.take_back(part)
                 self._pool.dispatcher.put(part.job, first=True)
 
@@ -244,7 +246,7 @@ class Slot:
             part.job.take_back(part)
         for job in _jobs(parts):
             pause = min(LAST_REFUSED_PAUSE_S, REFUSED_PAUSE_S * 2.0 ** min(job.turned_away, 16))
-            asyncio.get_running_loop().call_later(pause, self._pool.dispatcher.put, job)
+            self._pool.loop.call_later(pause, self._pool.dispatcher.put, job)
 
     async def _score_plain(
         self, client: PredictorClient, batch: Batch, left: list[Part], behind: Behind
@@ -275,7 +277,7 @@ class Slot:
                 continue
             if not behind.verified and self._pool.settings.unknown_model == "refuse":
                 continue
-            self._pool.met[behind.version] = _now()
+            self._pool.met[behind.version] = self._now()
             # Versions of the same feature names may still differ in what a missing or an unknown value is.
             if behind.version is version or _equal([part.matrix(behind.version) for part in parts], matrix):
                 self._answer(parts, probabilities, behind)
@@ -293,7 +295,7 @@ class Slot:
         little more than the square.
         """
         able = [one for one in self._pool.versions if any(part.matrix(one) is not None for part in parts)]
-        lately = [one for one in able if self._pool.met.get(one, -LATELY_S) > _now() - LATELY_S]
+        lately = [one for one in able if self._pool.met.get(one, -LATELY_S) > self._now() - LATELY_S]
         possible = able if refused or not lately else lately
         return random.choice(possible) if possible else None  # noqa: S311 (no secret)
 
@@ -320,7 +322,3 @@ def _equal(ones: list[Matrix | None], other: Matrix) -> bool:
             return False
         start += len(one)
     return True
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

@@ -1,6 +1,7 @@
 """REST in several processes: KServe's, but for when one of them is taken for dead."""
 
 import asyncio
+import gc
 import logging
 import pickle
 from functools import partial
@@ -11,6 +12,9 @@ from kserve.protocol.rest.multiprocess.server import RESTServerMultiProcess, RES
 from transformer.rest import RestServer
 
 logger = logging.getLogger("kserve.transformer")
+
+#: New objects, less those that went, after which cycles among them are looked for; Python's own is 700.
+COLLECT_AFTER = 20_000
 
 
 class Worker(RESTServerProcess):  # type: ignore[misc]
@@ -68,6 +72,14 @@ class Workers(RESTServerMultiProcess):  # type: ignore[misc]
         return worker
 
 
+def collect_seldom() -> None:
+    """Keep the garbage collector off what was imported, and off requests, which are freed without it."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER)
+
+
 def _serve(pickled: bytes, sockets: list[socket]) -> None:
     rest: RestServer = pickle.loads(pickled)  # noqa: S301 (our own, from the process that started us)
+    collect_seldom()
     rest.run(sockets)
