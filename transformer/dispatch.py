@@ -8,7 +8,7 @@ call's time: or two groups of them would take turns in calls that are half full.
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from transformer.concurrency import Call, ConcurrencyLimit
 from transformer.errors import QueueFull, ServiceError
@@ -58,12 +58,9 @@ class Dispatcher:
         #: What a call takes of one request before it looks at the others.
         self._share = max(1, max_batch_rows // 2)
         self._cuts = cuts
-        self._waiting: OrderedDict[Job, None] = OrderedDict()
-        #: Candidates of the jobs that wait, also of those that wait in part.
-        self._waiting_rows = 0
+        self._waiting = _Queue()
         #: Jobs that no connection can carry at present.
-        self._parked: OrderedDict[Job, None] = OrderedDict()
-        self._parked_rows = 0
+        self._parked = _Queue()
         self._free: dict[asyncio.Future[tuple[Batch, Call]], Accepts] = {}
         self._limit = ConcurrencyLimit(connections, self.hand_out_soon)
         self._scheduled = False
@@ -82,32 +79,28 @@ class Dispatcher:
         QueueFull
             If too many candidates wait already.
         """
-        rows = self._waiting_rows if able else self._parked_rows
-        if rows and rows + job.rows > self._max_waiting_rows:
-            raise QueueFull(f"{rows} candidates are waiting already, try again later")
+        queue = self._waiting if able else self._parked
+        if queue.rows and queue.rows + job.rows > self._max_waiting_rows:
+            raise QueueFull(f"{queue.rows} candidates are waiting already, try again later")
         self._returning.came += 1
         if able:
             self._arrivals += 1
             self.put(job)
         else:
-            self._park(job)
+            queue.put(job)
 
     def sort(self, able: Callable[[Job], bool]) -> None:
         """See anew which jobs a connection is able to carry."""
-        for job in [*self._parked, *self._waiting]:
-            if self._accepted(able, job) == (job in self._waiting):
-                continue
-            waits = job in self._waiting
-            self.forget(job)
-            if waits:
-                self._park(job)
-            else:
+        waiting, parked = list(self._waiting), list(self._parked)
+        for job in parked:
+            if self._accepted(able, job):
+                self._parked.forget(job)
                 self.put(job)
+        for job in waiting:
+            if not self._accepted(able, job) and not job.answer.done():
+                self._waiting.forget(job)
+                self._parked.put(job)
         self.hand_out_soon()
-
-    def _park(self, job: Job) -> None:
-        self._parked[job] = None
-        self._parked_rows += job.rows
 
     def put(self, job: Job, *, first: bool = False) -> None:
         """Let a job wait, `first` in front of the others.
@@ -116,11 +109,7 @@ class Dispatcher:
         """
         if job.answer.done() or not job.unsent:
             return
-        if job not in self._waiting:
-            self._waiting[job] = None
-            self._waiting_rows += job.rows
-        if first:
-            self._waiting.move_to_end(job, last=False)
+        self._waiting.put(job, first=first)
         self.hand_out_soon()
 
     async def take(self, accepts: Accepts, timeout_s: float) -> tuple[Batch, Call] | None:
@@ -142,12 +131,8 @@ class Dispatcher:
 
     def forget(self, job: Job) -> None:
         """Let a job wait no longer."""
-        if job in self._waiting:
-            del self._waiting[job]
-            self._waiting_rows -= job.rows
-        elif job in self._parked:
-            del self._parked[job]
-            self._parked_rows -= job.rows
+        self._waiting.forget(job)
+        self._parked.forget(job)
 
     def fail_all(self, error: ServiceError) -> None:
         """Fail every job that waits."""
@@ -170,12 +155,12 @@ class Dispatcher:
         if not self._limit.may_begin():
             return
         # While each turn of the event loop takes in more requests, a batch is still growing.
-        if self._arrivals and self._turns < MAX_TURNS and self._waiting_rows < self._max_batch_rows:
+        if self._arrivals and self._turns < MAX_TURNS and self._waiting.rows < self._max_batch_rows:
             self._arrivals = 0
             self._turns += 1
             self.hand_out_soon()
             return
-        if self._waiting_rows < self._max_batch_rows and (left_s := self._returning.wait_s()) > 0:
+        if self._waiting.rows < self._max_batch_rows and (left_s := self._returning.wait_s()) > 0:
             self._look_again(left_s)
             return
         self._returning.stop()
@@ -197,15 +182,13 @@ class Dispatcher:
         room = self._max_batch_rows
         while room > 0 and (jobs := self._choose(accepts, room, parts)):
             for job in jobs:
-                part = job.take(min(room, self._share) if self._cuts else job.rows)
+                part = job.take(self._share if self._cuts else job.rows)
                 parts.append(part)
                 room -= part.rows
                 if job.unsent:
-                    self._waiting.move_to_end(job)
+                    self._waiting.put_last(job)
                 else:
                     self.forget(job)
-                if room <= 0:
-                    break
         return parts
 
     def _choose(self, accepts: Accepts, room: int, parts: list[Part]) -> list[Job]:
@@ -218,7 +201,8 @@ class Dispatcher:
             if first is not None and (job.group is not first.group or job.credentials != first.credentials):
                 continue
             rows = min(job.unsent[0].rows, self._share) if self._cuts else job.rows
-            if (self._cuts or rows <= room or first is None) and self._accepted(accepts, job):
+            # What fits no more goes next time, whole: its caller needs all of it, and two calls take longer.
+            if (rows <= room or first is None) and self._accepted(accepts, job):
                 chosen.append(job)
                 first = first or job
                 room -= rows
@@ -239,6 +223,38 @@ class Dispatcher:
         for part in reversed(batch.parts):
             part.job.take_back(part)
             self.put(part.job, first=True)
+
+
+class _Queue:
+    """Jobs in the order in which they go, and how many candidates they have, sent in part or not."""
+
+    def __init__(self) -> None:
+        self._jobs: OrderedDict[Job, None] = OrderedDict()
+        self.rows = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self._jobs)
+
+    def put(self, job: Job, *, first: bool = False) -> None:
+        """Add a job, if it is not there, and put it in front if it is to be the `first`."""
+        if job not in self._jobs:
+            self._jobs[job] = None
+            self.rows += job.rows
+        if first:
+            self._jobs.move_to_end(job, last=False)
+
+    def put_last(self, job: Job) -> None:
+        """Let the others go before a job that is there."""
+        self._jobs.move_to_end(job)
+
+    def forget(self, job: Job) -> None:
+        """Remove a job, if it is there."""
+        if job in self._jobs:
+            del self._jobs[job]
+            self.rows -= job.rows
 
 
 class _Returning:
