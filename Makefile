@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv/bin
 ARGS ?=
 
-.PHONY: help setup run test soak bench check lint lock audit clean
+.PHONY: help setup run test fuzz soak bench check lint lock audit clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/ /' | sort | awk '{printf "make %-8s %s\n", $$1, substr($$0, index($$0, $$2))}'
@@ -21,7 +21,11 @@ test: .venv/dev.stamp  ## Run all tests (ARGS are pytest's).
 	@$(VENV)/python -m predictor install kserve-mlserver kserve-sklearnserver
 	@$(VENV)/python -m pytest $(ARGS)
 
-soak: .venv/dev.stamp  ## Rollouts, canaries and crashes under load (ARGS='--minutes 30').
+fuzz: .venv/dev.stamp  ## Tens of thousands of hostile inputs, others each time (FUZZ_EXAMPLES=10000 a test).
+	@$(VENV)/python -m predictor install kserve-mlserver
+	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-10000} $(VENV)/python -m pytest tests/test_hostile_input.py tests/test_openapi.py $(ARGS)
+
+soak: .venv/dev.stamp  ## Rollouts, canaries, outages and overload under load (ARGS='--minutes 30').
 	@$(VENV)/python -m predictor install kserve-mlserver kserve-sklearnserver
 	@$(VENV)/python -m tests.soak $(ARGS)
 

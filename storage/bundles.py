@@ -119,7 +119,7 @@ def publish(bundle: Bundle, model: bytes, storage: str | os.PathLike[str]) -> st
 def put_beside(uri: str, suffix: str, content: bytes, media_type: str) -> str:
     """Write one file beside a version: ``…/v1`` and ``.html`` give ``…/v1.html``. Returns its URI."""
     model, _, version = uri.rpartition("/")
-    with _told(uri):
+    with _told(uri + suffix):
         _place(model).replace(version + suffix, content, media_type)
     return uri + suffix
 
@@ -155,7 +155,7 @@ def fetch(uri: str | os.PathLike[str], directory: str | os.PathLike[str]) -> Bun
         files already.
     """
     bundle, text, target = read_bundle(uri), os.fspath(uri).rstrip("/"), Path(directory)
-    with _told(text):
+    with _told(f"{text}: cannot be copied to {target}"):
         target.mkdir(parents=True, exist_ok=True)
         if any(target.iterdir()):
             raise StorageError(f"{target}: must be empty to take the version {text}")

@@ -28,10 +28,12 @@ from tests.parts import (
     forwarding,
     left,
     local_service,
+    metrics,
     predictor,
     proxying,
     say_nothing,
     service,
+    total,
     transformer,
 )
 from tests.truth import Truth
@@ -196,10 +198,7 @@ async def canary_by_connection(pair: Pair, run: Path, some: int) -> Outcome:
 
 async def verified_connections(url: str) -> float:
     """How many connections to its predictors a transformer has verified."""
-    async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as response:
-        lines = (await response.text()).splitlines()
-    start = 'transformer_verifications_total{outcome="equal"} '
-    return next(float(line.removeprefix(start)) for line in lines if line.startswith(start))
+    return total(await metrics(url), "transformer_verifications_total", outcome="equal")
 
 
 async def canary_by_request(pair: Pair, run: Path, some: int) -> Outcome:

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from inferenceservice.local.components import TransformerProcess
 from predictor.environment import ensure
 from predictor.process import PredictorProcess
 from predictor.runtimes import get_runtime
 from tests.pairs import Pair, make_pair
+from tests.processes import transformer
 from training.generator import generate
 from training.train import train
 
@@ -42,4 +44,15 @@ def mlserver(trained_bundle: Path) -> Iterator[PredictorProcess]:
     runtime = get_runtime("kserve-mlserver")
     with PredictorProcess(runtime, trained_bundle, python=ensure(runtime), model_name="placement") as process:
         process.wait_ready()
+        yield process
+
+
+@pytest.fixture(scope="session")
+def transformer_process(
+    trained_bundle: Path, mlserver: PredictorProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TransformerProcess]:
+    """A transformer in a process of its own in front of that server, for at most 50 candidates a request."""
+    ports = (mlserver.http_port, mlserver.grpc_port)
+    log = tmp_path_factory.mktemp("transformer") / "log"
+    with transformer(ports, trained_bundle, log, "--max_candidates=50") as process:
         yield process

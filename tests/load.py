@@ -21,6 +21,17 @@ from tests.truth import Truth
 
 #: What a client that is told to come back does not count as a failure of the guarantee.
 TRY_AGAIN = "503 with Retry-After"
+#: How a reason begins where nobody has answered, whatever the reason.
+NO_ANSWER = "no answer"
+#: Seconds after which a client does not wait any longer.
+GIVE_UP_S = 30
+#: What gRPC's codes are over REST; where the answer tells of the predictor, the second ones go first.
+STATUSES = {
+    grpc.StatusCode.INVALID_ARGUMENT: "400",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "413",
+    grpc.StatusCode.INTERNAL: "500",
+}
+OF_THE_PREDICTOR = {grpc.StatusCode.DEADLINE_EXCEEDED: "504", grpc.StatusCode.INTERNAL: "502"}
 #: Candidates of one request: one, several (only those can be mixed), now and then as many as go in parts.
 SIZES = (1, 2, 3, 4, 5) * 7 + (40, 40, 40, 200)
 
@@ -34,7 +45,7 @@ class Tally:
     answered
         By the version that the answer claims.
     failed
-        By the reason.
+        By the reason, which begins with the status that it has over REST, whatever the protocol.
     several
         How many answers were to more than one candidate.
     faults
@@ -78,11 +89,16 @@ class Tally:
         )
 
 
+def status_of(reason: str) -> str:
+    """The status that a reason begins with, as a fault may allow it."""
+    return reason if reason == TRY_AGAIN else reason.split()[0]
+
+
 Ask = Callable[[list[dict[str, Any]]], Awaitable[Answer]]
 
 
 class Refused(Exception):
-    """An answer that is no prediction; the message says which one."""
+    """An answer that is no prediction, or none; the message begins with its status over REST."""
 
 
 def over_v1(session: aiohttp.ClientSession, url: str) -> Ask:
@@ -144,14 +160,11 @@ def over_grpc(stub: GRPCInferenceServiceStub) -> Ask:
         message = pb.ModelInferRequest(model_name="placement")
         tensor = message.inputs.add(name="candidates", datatype="BYTES", shape=[len(rows)])
         tensor.contents.bytes_contents.extend(json.dumps(row).encode() for row in rows)
-        call = stub.ModelInfer(message, timeout=30)
+        call = stub.ModelInfer(message, timeout=GIVE_UP_S)
         try:
             answer = await call
         except grpc.aio.AioRpcError as error:
-            retry = "retry-after" in dict(error.trailing_metadata() or ())
-            if error.code() is grpc.StatusCode.UNAVAILABLE and retry:
-                raise Refused(TRY_AGAIN) from error
-            raise Refused(f"{error.code().name} {error.details()}") from error
+            raise Refused(reason(error)) from error
         header = dict(await call.trailing_metadata()).get("x-model-version")
         positive, probabilities = (output.contents for output in answer.outputs)
         return Answer(
@@ -161,6 +174,42 @@ def over_grpc(stub: GRPCInferenceServiceStub) -> Ask:
         )
 
     return ask
+
+
+def reason(error: grpc.aio.AioRpcError) -> str:
+    """Why there is no prediction, as REST would say it."""
+    code, details = error.code(), error.details() or ""
+    if "retry-after" in dict(error.trailing_metadata() or ()):
+        return TRY_AGAIN
+    # The client's own library says DEADLINE_EXCEEDED, too, when nobody has answered.
+    told = OF_THE_PREDICTOR if details.startswith("the predictor") else {}
+    return f"{told.get(code) or STATUSES.get(code, NO_ANSWER)} {code.name} {details}"
+
+
+@contextlib.asynccontextmanager
+async def three_ways(url: str, grpc_address: str) -> AsyncIterator[list[Ask]]:
+    """A client of each protocol; of REST, as many connections as there are requests at once."""
+    timeout = aiohttp.ClientTimeout(total=GIVE_UP_S)
+    async with (
+        aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session,
+        grpc.aio.insecure_channel(grpc_address) as channel,
+    ):
+        yield [
+            over_v1(session, url),
+            over_v2(session, url),
+            over_grpc(GRPCInferenceServiceStub(channel)),
+        ]
+
+
+def judge_of(
+    pair: Pair, may_answer: Mapping[str, Sequence[Truth]] | None = None, *, newcomers: bool = False
+) -> Judge:
+    """Who knows what each candidate's score is; the parameters are those of `under_load`."""
+    versions = {label: [truth] for label, truth in pair.truths.items()}
+    may_answer = versions if may_answer is None else may_answer
+    offered = pair.newcomers + pair.candidates if newcomers else pair.candidates
+    others = [pair.truths[label] for label in versions if label not in may_answer]
+    return Judge(offered, may_answer, others)
 
 
 @contextlib.asynccontextmanager
@@ -187,22 +236,11 @@ async def under_load(
     pause_s
         Between one client's requests.
     """
-    versions = {label: [truth] for label, truth in pair.truths.items()}
-    may_answer = versions if may_answer is None else may_answer
-    offered = pair.newcomers + pair.candidates if newcomers else pair.candidates
-    others = [pair.truths[label] for label in versions if label not in may_answer]
-    judge = Judge(offered, may_answer, others)
-    first = len(pair.newcomers) if newcomers else len(offered)
+    judge = judge_of(pair, may_answer, newcomers=newcomers)
+    first = len(pair.newcomers) if newcomers else len(judge.candidates)
     tally = Tally()
     stop = asyncio.Event()
-    async with contextlib.AsyncExitStack() as stack:
-        session = await stack.enter_async_context(aiohttp.ClientSession())
-        channel = await stack.enter_async_context(grpc.aio.insecure_channel(grpc_address))
-        asks = [
-            over_v1(session, url),
-            over_v2(session, url),
-            over_grpc(GRPCInferenceServiceStub(channel)),
-        ]
+    async with three_ways(url, grpc_address) as asks:
         tasks = [
             asyncio.create_task(_Client(ask, judge, tally, first).run(stop, pause_s))
             for ask in asks * clients
@@ -212,6 +250,15 @@ async def under_load(
         finally:
             stop.set()
             await asyncio.gather(*tasks)
+
+
+async def at_once(judge: Judge, url: str, grpc_address: str, *, requests: int, size: int) -> Tally:
+    """What becomes of many requests of one size that come at the same time, a third over each protocol."""
+    tally = Tally()
+    async with three_ways(url, grpc_address) as asks:
+        clients = [_Client(ask, judge, tally, len(judge.candidates)) for ask in asks]
+        await asyncio.gather(*(clients[number % 3].once(size) for number in range(requests)))
+    return tally
 
 
 class _Client:
@@ -228,29 +275,32 @@ class _Client:
     async def run(self, stop: asyncio.Event, pause_s: float) -> None:
         """Ask until told to stop."""
         while not stop.is_set():
-            try:
-                await self._once()
-            except Refused as refused:
-                self._tally.failed[str(refused)] += 1
+            if not await self.once():
                 # What Retry-After asks for, in a test's time.
                 await asyncio.sleep(0.05)
-            except (aiohttp.ClientError, TimeoutError) as error:
-                self._tally.failed[f"{type(error).__name__} {error}"] += 1
             await asyncio.sleep(pause_s)
 
-    async def _once(self) -> None:
-        chosen = self._choose()
-        answer = await self._ask([self._judge.candidates[number] for number in chosen])
+    async def once(self, size: int | None = None) -> bool:
+        """Ask about so many candidates, or any number of them; whether there was a prediction."""
+        chosen = self._choose(self._dice.choice(SIZES) if size is None else size)
+        try:
+            answer = await self._ask([self._judge.candidates[number] for number in chosen])
+        except Refused as refused:
+            self._tally.failed[str(refused)] += 1
+            return False
+        except (aiohttp.ClientError, TimeoutError) as error:
+            self._tally.failed[f"{NO_ANSWER} {type(error).__name__} {error}"] += 1
+            return False
         self._tally.answered[answer.version] += 1
         self._tally.several += len(chosen) > 1
         verdict = self._judge.verdict(chosen, answer)
         if verdict != "right":
             text = f"{time.strftime('%H:%M:%S')} {answer} of candidates {chosen}"
             self._tally.faults.setdefault(verdict, []).append(text)
+        return True
 
-    def _choose(self) -> list[int]:
+    def _choose(self, size: int) -> list[int]:
         others = range(len(self._judge.candidates))
-        size = self._dice.choice(SIZES)
         return [self._dice.randrange(self._first), *self._dice.choices(others, k=size - 1)]
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import aiohttp
 from aiohttp import web
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from inferenceservice import spec
 from inferenceservice.local.components import TransformerProcess
@@ -102,6 +104,20 @@ async def answers(process: TransformerProcess | ChildProcess, port: int, health:
                         return
             assert process.poll() is None, process.tail()
             await asyncio.sleep(0.05)
+
+
+async def metrics(url: str) -> list[Sample]:
+    """What a transformer tells Prometheus."""
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as response:
+        families = text_string_to_metric_families(await response.text())
+        return [sample for family in families for sample in family.samples]
+
+
+def total(samples: Sequence[Sample], name: str, **labels: str) -> float:
+    """The sum of the samples of a name that have these labels, and maybe others."""
+    return sum(
+        sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items()
+    )
 
 
 def addresses(process: TransformerProcess) -> tuple[str, str]:

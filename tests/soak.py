@@ -1,7 +1,7 @@
 """``make soak``: every situation with every pair of versions, again and again, for as long as it is told.
 
-Exit status 1 on any wrong or mixed answer, on a failure that the situation does not allow, and when a
-situation cannot be brought to its end. The logs of such runs are kept.
+Exit status 1 on any wrong, mixed or missing answer, on a failure that the situation does not allow, and when
+a situation cannot be brought to its end. The logs of such runs are kept.
 """
 
 import argparse
@@ -20,13 +20,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from tests.coherence import SITUATIONS, Situation, control_experiment, make_sense
+from tests import coherence
+from tests.coherence import Situation, control_experiment, make_sense
 from tests.load import TRY_AGAIN, Tally
+from tests.outages import Record, Survived, outages
 from tests.pairs import PAIRS, Pair, make_pair
 
+#: In which versions meet, and one in which everything else happens.
+SITUATIONS = (*coherence.SITUATIONS, outages)
 CONTROL = "the documented transformer"
 CONTROL_PAIR = "category_renamed"
-#: Seconds after which a situation is stuck: the longest takes one or two minutes.
+#: Seconds after which a situation of 500 requests or fewer is stuck: the longest takes some minutes.
 STUCK_S = 900
 HEAD = ("| situation | pairs | requests | wrong | mixed | failed | 503 |", "|---|---|---|---|---|---|---|")
 
@@ -61,9 +65,10 @@ Play = Callable[[Pair, Path], Awaitable[tuple[Figures, str, list[str]]]]
 
 @dataclass
 class Results:
-    """What all runs came to, by situation and pair; and what was not as it should be."""
+    """What all runs came to, by situation and pair, outages by fault; and what was not as it should be."""
 
     figures: dict[tuple[str, str], Figures] = field(default_factory=dict)
+    outages: Record = field(default_factory=Record)
     bad: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -85,8 +90,11 @@ class Results:
             by_situation.setdefault(situation, []).append(figures)
         control = by_situation.pop(CONTROL, [])
         rows = [_row(name.replace("_", " "), *pairs) for name, pairs in by_situation.items()]
-        rows.append(_row("**all**", *self._by_pair()))
-        return "\n".join([*HEAD, *rows, *([_row(f"*{CONTROL}*", *control)] if control else [])])
+        if rows:
+            rows.append(_row("**all**", *self._by_pair()))
+        table = "\n".join([*HEAD, *rows, *([_row(f"*{CONTROL}*", *control)] if control else [])])
+        tables = [table] if self.figures else []
+        return "\n\n".join([*tables, *([str(self.outages)] if self.outages.faults else [])])
 
     def _by_pair(self) -> list[Figures]:
         pairs: dict[str, Figures] = {}
@@ -104,6 +112,7 @@ class Results:
                 for (situation, pair), figures in self.figures.items()
             ],
             "all": asdict(self.total),
+            "outages": self.outages.facts(),
             "bad": self.bad,
         }
         return json.dumps(content, indent=2)
@@ -155,6 +164,8 @@ class Soak:
 
     async def _play(self, situation: Situation, pair: Pair, run: Path) -> tuple[Figures, str, list[str]]:
         outcome = await situation(pair, run, self._requests)
+        if isinstance(outcome, Survived):
+            self.results.outages.add(outcome.record)
         return Figures.of(outcome.tally), str(outcome.tally), outcome.unexpected
 
     async def _play_control(self, pair: Pair, run: Path) -> tuple[Figures, str, list[str]]:
@@ -170,13 +181,15 @@ class Soak:
         run = Path(tempfile.mkdtemp(prefix=f"{situation}-{name}-".replace(" ", "-"), dir=self._work))
         start = time.monotonic()
         try:
-            async with asyncio.timeout(STUCK_S):
+            async with asyncio.timeout(STUCK_S * max(1.0, self._requests / 500)):
                 figures, text, bad = await play(self._pair_of(name), run)
         except Exception as error:  # noqa: BLE001 (whatever it is, the others' figures are not to be lost)
             figures, text, bad = Figures(runs=1), "", [f"{type(error).__name__}: {error}"]
             (run / "error.txt").write_text(traceback.format_exc())
         figures.seconds = time.monotonic() - start
-        self.results.add(situation, name, figures)
+        if situation != outages.__name__:
+            # There, failures are asked for, and counted by what they are.
+            self.results.add(situation, name, figures)
         self.results.seconds = time.monotonic() - self._start
         line = (
             f"{time.strftime('%H:%M:%S')} {situation}, {name}, seed {seed}, {figures.seconds:.0f} s: {text}"

@@ -1,203 +1,52 @@
-"""Whatever the predictor does, the caller gets the status that says so, and nobody's values are logged."""
+"""Whatever the predictor does, the caller gets the status that says so."""
 
 import asyncio
-import contextlib
-import itertools
-import json
-import logging
-import warnings
-from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 import httpx
-import numpy as np
-import pandas as pd
 import pytest
 from aiohttp import web
-from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
-from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 
-from inferenceservice import spec
-from inferenceservice.local.components import TransformerProcess
-from tests import stock
+from tests.scripted import (
+    GOOD,
+    LOADING,
+    REFUSED_NAMES,
+    REFUSED_ORDER,
+    REFUSED_WIDTH,
+    SLOTS,
+    V1,
+    V2,
+    Front,
+    GrpcPredictor,
+    HttpPredictor,
+    Predictor,
+    aborts,
+    eventually,
+    hangs_up,
+    in_front_of,
+    logged,
+    message,
+    predictions,
+    status,
+    usable,
+    v2_body,
+)
 from tests.serving import Serving, serving
 from tests.truth import Truth
 from training.candidates import SAMPLE
 from transformer import pool, retry_budget, slot
 from transformer.candidates import Rows
 from transformer.errors import PredictorUnavailable
-from transformer.metrics import CONNECTIONS
 from transformer.predictor_client import PredictorAddress, connect
 from transformer.scoring import Scorer
-from transformer.versions import known_versions
+from transformer.wire import MAX_DETAIL
 
-V1 = "/v1/models/placement:predict"
-V2 = "/v2/models/placement/infer"
 READY = ("/v2/health/ready", "/v2/models/placement/ready", "/v1/models/placement")
 #: A port that nobody can listen to: a connection to it is refused at once.
 NOBODY = "127.0.0.1:1"
-#: The class columns are in the alphabet's order: "Not Placed", "Placed".
-GOOD = (0.25, 0.75)
-REFUSED_NAMES = (
-    "The feature names should match those that were passed during fit.\n"
-    "Feature names unseen at fit time:\n- hsc_s=Music\n"
-    "Feature names seen at fit time, yet now missing:\n- hsc_s=Arts\n"
-)
-REFUSED_ORDER = (
-    "The feature names should match those that were passed during fit.\n"
-    "Feature names must be in the same order as they were in fit.\n"
-)
-REFUSED_WIDTH = "X has 20 features, but RandomForestClassifier is expecting 21 features as input."
-LOADING = "Model placement is not ready yet."
-#: Of each transformer here: one for each of the three protocols that `outcomes` asks over at once.
-SLOTS = 3
-
-
-def predictions(protocol: str, rows: Any) -> dict[str, Any]:
-    """An answer with these probabilities, one list for each candidate, in the predictor's protocol."""
-    if protocol == "v1":
-        return {"predictions": rows}
-    data = [value for row in rows for value in row]
-    output = {"name": "predict_proba", "datatype": "FP64", "shape": [len(rows), len(rows[0])], "data": data}
-    return {"model_name": "placement", "id": "1", "outputs": [output]}
-
-
-class Predictor:
-    """The trained model, unless a fault is to come first. A verification is always answered well.
-
-    Verification is the reference rows with their names and nothing else; every other call scores.
-
-    Attributes
-    ----------
-    faults, always
-        What the next calls that score meet, one each; and what all others do.
-    """
-
-    def __init__(self, truth: Truth) -> None:
-        self.faults: deque[Callable[..., Any]] = deque()
-        self.always: Callable[..., Any] | None = None
-        self.address = ""
-        self.truth = truth
-        self._reference = known_versions(truth.bundle)[0].reference
-        #: What each of many verifications is answered.
-        self._verified: list[list[float]] | None = None
-
-    def verifies(self, rows: Any) -> bool:
-        return isinstance(rows, pd.DataFrame) and np.array_equal(rows.to_numpy(), self._reference)
-
-    def fault(self) -> Callable[..., Any] | None:
-        return self.faults.popleft() if self.faults else self.always
-
-    def probabilities(self, rows: Any) -> list[list[float]]:
-        if not self.verifies(rows):
-            return self._scored(rows)
-        if self._verified is None:
-            self._verified = self._scored(rows)
-        return self._verified
-
-    def _scored(self, rows: Any) -> list[list[float]]:
-        with warnings.catch_warnings():
-            # What scikit-learn says of every plain array.
-            warnings.filterwarnings("ignore", "X does not have valid feature names")
-            return self.truth.model.predict_proba(rows).tolist()
-
-
-class HttpPredictor(Predictor):
-    """Speaks V1 and V2; a fault is a function of the request.
-
-    Attributes
-    ----------
-    calls
-        What came: a request, and whether it scored.
-    """
-
-    def __init__(self, truth: Truth) -> None:
-        super().__init__(truth)
-        self.calls: list[tuple[web.Request, bool]] = []
-        self.transports: set[asyncio.BaseTransport] = set()
-
-    @property
-    def requests(self) -> list[web.Request]:
-        """Those that scored."""
-        return [request for request, scored in self.calls if scored]
-
-    @property
-    def connections(self) -> int:
-        """How many are open."""
-        return sum(not transport.is_closing() for transport in self.transports)
-
-    async def start(self, port: int = 0) -> None:
-        application = web.Application()
-        application.router.add_get("/v2/health/live", self._live)
-        application.router.add_post("/{path:.*}", self._answer)
-        self._runner = web.AppRunner(application, access_log=None, handler_cancellation=True)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", port).start()
-        self.address = f"localhost:{self._runner.addresses[0][1]}"
-
-    async def stop(self) -> None:
-        await self._runner.cleanup()
-
-    async def _live(self, request: web.Request) -> web.StreamResponse:
-        return web.json_response({"live": True})
-
-    async def _answer(self, request: web.Request) -> web.StreamResponse:
-        self.transports.add(request.transport)
-        body = await request.json()
-        hop = "v1" if request.path == V1 else "v2"
-        rows = instances(body) if hop == "v1" else stock.features(body)
-        self.calls.append((request, not self.verifies(rows)))
-        if not self.verifies(rows) and (fault := self.fault()):
-            return await fault(request)
-        return web.json_response(predictions(hop, self.probabilities(rows)))
-
-
-def instances(body: dict[str, Any]) -> Any:
-    """The frame or the array of a V1 request."""
-    first = body["instances"][0]
-    return pd.DataFrame(first) if isinstance(first, dict) else np.array(body["instances"])
-
-
-class GrpcPredictor(services.GRPCInferenceServiceServicer, Predictor):
-    """Speaks gRPC; a fault is a function of the call's context and of a good answer.
-
-    Attributes
-    ----------
-    metadata
-        What came with the calls that scored.
-    """
-
-    def __init__(self, truth: Truth) -> None:
-        super().__init__(truth)
-        self.metadata: list[dict[str, str]] = []
-
-    async def start(self, port: int = 0) -> None:
-        self._server = grpc.aio.server()
-        services.add_GRPCInferenceServiceServicer_to_server(self, self._server)
-        self.address = f"localhost:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
-        await self._server.start()
-
-    async def stop(self) -> None:
-        await self._server.stop(None)
-
-    async def ServerLive(self, request, context):  # noqa: N802 (the service's own name)
-        return pb.ServerLiveResponse(live=True)
-
-    async def ModelInfer(self, request, context):  # noqa: N802
-        columns = {tensor.name: list(tensor.contents.fp64_contents) for tensor in request.inputs}
-        rows = pd.DataFrame(columns)
-        answer = pb.ModelInferResponse(model_name="placement")
-        tensor = answer.outputs.add(name="predict_proba", datatype="FP64", shape=[len(rows), 2])
-        tensor.contents.fp64_contents.extend(itertools.chain(*self.probabilities(rows)))
-        if not self.verifies(rows):
-            self.metadata.append(dict(context.invocation_metadata()))
-            if fault := self.fault():
-                await fault(context, answer)
-        return answer
 
 
 @pytest.fixture(scope="module")
@@ -221,45 +70,6 @@ async def grpc_predictor(truth) -> AsyncIterator[GrpcPredictor]:
     await predictor.stop()
 
 
-@dataclass
-class Front(Serving):
-    """A transformer in front of a scripted predictor, every connection verified.
-
-    Attributes
-    ----------
-    hop
-        Protocol between the two.
-    answer
-        How a request for two of `SAMPLE` ends that ends well.
-    tasks
-        How many there were while nothing happened.
-    """
-
-    hop: str
-    answer: tuple[str, Any, bool]
-    tasks: int
-
-
-@contextlib.asynccontextmanager
-async def in_front_of(
-    predictor: Predictor, bundle: Path, hop: str, *arguments: str, slots: int = SLOTS
-) -> AsyncIterator[Front]:
-    """A transformer whose requests may take a second; `hop` is a protocol, or one `` by request``."""
-    protocol, _, by = hop.partition(" by ")
-    options = [
-        f"--predictor_protocol={protocol}",
-        "--predictor_request_timeout_seconds=1",
-        f"--predictor_connections={slots}",
-        *([f"--verify={by}"] if by else []),
-        *arguments,
-    ]
-    (probability,) = predictor.truth.probabilities([SAMPLE])
-    async with serving(bundle, predictor.address, *options) as running:
-        await eventually(lambda: usable() == slots)
-        answer = ("200", pytest.approx([probability] * 2, abs=1e-12), False)
-        yield Front(**vars(running), hop=protocol, answer=answer, tasks=len(asyncio.all_tasks()))
-
-
 @pytest.fixture(params=["v1", "v2"])
 async def transformer(request, trained_bundle, predictor) -> AsyncIterator[Front]:
     """A transformer in front of the HTTP predictor, over each protocol that there is between them."""
@@ -271,18 +81,6 @@ async def transformer(request, trained_bundle, predictor) -> AsyncIterator[Front
 async def grpc_transformer(trained_bundle, grpc_predictor) -> AsyncIterator[Front]:
     async with in_front_of(grpc_predictor, trained_bundle, "grpc-v2") as running:
         yield running
-
-
-async def eventually(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-def usable() -> float:
-    """Connections that can carry requests, of all transformers in this process."""
-    samples = (sample for metric in CONNECTIONS.collect() for sample in metric.samples)
-    return sum(sample.value for sample in samples if sample.labels["state"] == "usable")
 
 
 async def recovers(front: Front, predictor: Predictor) -> None:
@@ -298,18 +96,6 @@ async def recovers(front: Front, predictor: Predictor) -> None:
 # What callers see
 
 
-def message(candidate: dict[str, Any], copies: int = 1) -> pb.ModelInferRequest:
-    request = pb.ModelInferRequest(model_name="placement")
-    tensor = request.inputs.add(name="candidates", datatype="BYTES", shape=[copies])
-    tensor.contents.bytes_contents.extend([json.dumps(candidate).encode()] * copies)
-    return request
-
-
-def v2_body(candidate: dict[str, Any], copies: int = 1) -> dict[str, Any]:
-    data = [json.dumps(candidate)] * copies
-    return {"inputs": [{"name": "candidates", "datatype": "BYTES", "shape": [copies], "data": data}]}
-
-
 #: How a request ended: its status, the probabilities or the error, and whether it says when to try again.
 Outcome = tuple[str, Any, bool]
 
@@ -320,7 +106,7 @@ async def v1_status(service: Serving, candidate: dict[str, Any]) -> Outcome:
 
 
 async def v2_status(service: Serving, candidate: dict[str, Any]) -> Outcome:
-    response = await service.http.post(V2, json=v2_body(candidate, 2))
+    response = await service.http.post(V2, json=v2_body(candidate, candidate))
     return of_rest(response, lambda content: content["outputs"][1]["data"])
 
 
@@ -331,7 +117,7 @@ def of_rest(response: httpx.Response, probabilities: Callable[[Any], list[float]
 
 
 async def grpc_status(service: Serving, candidate: dict[str, Any]) -> Outcome:
-    call = service.grpc.ModelInfer(message(candidate, 2))
+    call = service.grpc.ModelInfer(message(candidate, candidate))
     code, details = await call.code(), await call.details()
     if code is grpc.StatusCode.OK:
         details = list((await call).outputs[1].contents.fp64_contents)
@@ -377,18 +163,6 @@ def check_asked(calls: int, often: int | None) -> None:
 
 
 # A predictor that speaks HTTP
-
-
-def status(code: int, body: Any = None, text: str | None = None) -> Callable[..., Any]:
-    async def fault(request: web.Request) -> web.Response:
-        return web.json_response(body, status=code) if text is None else web.Response(status=code, text=text)
-
-    return fault
-
-
-async def hangs_up(request: web.Request) -> web.StreamResponse:
-    request.transport.close()
-    return web.Response()
 
 
 async def breaks_off(request: web.Request) -> web.StreamResponse:
@@ -739,13 +513,6 @@ async def test_who_still_waits_when_the_transformer_closes_is_told_so_at_once(sc
 # A predictor that speaks gRPC
 
 
-def aborts(code: str, details: str):
-    async def fault(context, answer):
-        await context.abort(grpc.StatusCode[code], details)
-
-    return fault
-
-
 async def is_stuck(context, answer):
     await asyncio.Event().wait()
 
@@ -968,125 +735,90 @@ async def test_no_proxy_of_the_environment_comes_between(
         assert await v1_status(transformer, SAMPLE) == transformer.answer
 
 
-# What is written down
+# What is logged of a predictor that cannot be verified
 
 
-#: Values that stand nowhere else, each a field of one candidate.
-SECRETS = {"ssc_p": 67.8901, "hsc_p": 84.3219, "degree_p": 71.7171, "mba_p": 63.6363}
-SECRET_TEXT = "Zaphodshire"
-CANDIDATES = {
-    "fine": {**SAMPLE, **SECRETS},
-    "unknown category": {**SAMPLE, **SECRETS, "ssc_b": SECRET_TEXT},
-    "out of range": {**SAMPLE, **SECRETS, "etest_p": 8765.4321},
-    "wrong type": {**SAMPLE, **SECRETS, "etest_p": SECRET_TEXT},
-    "a list": {**SAMPLE, **SECRETS, "etest_p": [SECRET_TEXT]},
-    "missing field": SECRETS,
-}
-#: Parts of them, since a number may be written with fewer digits and text cut short.
-#: None can be a time of day or a duration.
-TRACES = ["67.89", "84.32", "71.71", "63.63", "8765.4", "Zaphod"]
+async def says_no_and_closes(request: web.Request) -> web.StreamResponse:
+    response = web.Response(status=400, text="no such output")
+    response.force_close()
+    return response
 
 
-PATHS = [V1, V2, "/v1/models/placement:explain", "/v1/models/other:predict", f"{V2[:-6]}/versions/1/infer"]
-TEXTS = [
-    json.dumps({"instances": [SECRETS]})[:-3],
-    json.dumps({"instances": [SECRETS]}),
-    json.dumps([SECRETS]),
-    json.dumps(SECRETS),
-    f'{{"specversion": "1.0", "id": "1", "source": "s", "type": "t", "data": "{SECRET_TEXT}"}}',
-    f'{{"specversion": "1.0", "id": "1", "source": "s", "type": "{SECRET_TEXT}"}}',
-    f'"{SECRET_TEXT} \\ud800"',
-    f"{SECRET_TEXT} \xff".encode("latin-1"),
-    "67.8901",
-    "6789" * 100,
-    "null",
-    "[" * 10_000 + "67.8901",
-    "",
+async def talks_nonsense(request: web.Request) -> web.StreamResponse:
+    request.transport.write(b"SSH-2.0-OpenSSH_9.2\r\n")
+    return web.Response()
+
+
+UNVERIFIED = [
+    pytest.param(
+        status(400, text="no such output: \x1b[31m\r\n" + "odds" * 100),
+        r"the predictor answered with status 400: no such output: \x1b[31m\r\noddsodds",
+        id="escaped and cut",
+    ),
+    pytest.param(
+        status(403, text="RBAC: access denied"),
+        "the predictor answered with status 403: RBAC: access denied",
+        id="a mesh",
+    ),
+    pytest.param(
+        status(503, text="no healthy upstream"),
+        "the predictor is not ready: it answered with status 503: no healthy upstream",
+        id="not ready",
+    ),
+    pytest.param(
+        says_no_and_closes,
+        "the predictor answered with status 400: no such output; then the predictor closed the connection",
+        id="says why, and closes",
+    ),
+    pytest.param(
+        talks_nonsense,
+        "the predictor's answer is not HTTP; then the predictor closed the connection",
+        id="not HTTP",
+    ),
+    pytest.param(status(204), "the predictor answered with status 204", id="nothing said"),
 ]
-EVENT = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "s", "ce-type": "t"}
-HEADERS = [
-    {"content-type": kind, **more}
-    for kind in ("application/json", "application/cloudevents+json", "application/octet-stream", "")
-    for more in ({}, EVENT, {**EVENT, "ce-contenttype": "application/json"}, {**EVENT, "ce-specversion": "9"})
-]
 
 
-async def ask_in_every_way(http, stub) -> list[str]:
-    """Statuses of good candidates and of bad ones, over every protocol."""
-    ended = []
-    for candidate in CANDIDATES.values():
-        response = await http.post(V1, json={"instances": [candidate]})
-        ended.append(str(response.status_code))
-        response = await http.post(V2, json=v2_body(candidate))
-        ended.append(str(response.status_code))
-        ended.append((await stub.ModelInfer(message(candidate)).code()).name)
-    bad = pb.ModelInferRequest(model_name="placement")
-    bad.inputs.add(name=SECRET_TEXT, datatype="BYTES", shape=[3]).contents.bytes_contents.append(b"Zaphod")
-    ended.append((await stub.ModelInfer(bad).code()).name)
-    return ended
-
-
-async def ask_oddly(http) -> set[int]:
-    """Statuses of requests that are none."""
-    odd = itertools.product(PATHS, TEXTS, HEADERS)
-    return {(await http.post(path, content=text, headers=more)).status_code for path, text, more in odd}
-
-
-LOGGED = {
-    "fine": None,
-    "unavailable": status(503, text=f"no: {SECRETS}"),
-    "nonsense": status(200, {"predictions": [[67.8901, 84.3219]], "outputs": [SECRETS]}),
-    "refused": status(500, {"error": f"ValueError: could not convert {SECRETS}"}),
-    "other feature names": status(500, {"error": REFUSED_NAMES + SECRET_TEXT}),
-    "hangs up": hangs_up,
-}
-
-
-@pytest.mark.parametrize("fault", LOGGED.values(), ids=LOGGED)
-async def test_no_value_of_a_candidate_is_logged(fault, transformer, predictor, caplog, capfd):
-    predictor.always = fault
-    kserve = [logging.getLogger(name) for name in ("kserve", "kserve.trace")]
-    with caplog.at_level(logging.INFO), contextlib.ExitStack() as stack:
-        for logger in kserve:  # they do not propagate
-            logger.addHandler(caplog.handler)
-            stack.callback(logger.removeHandler, caplog.handler)
-        ended = await ask_in_every_way(transformer.http, transformer.grpc)
-        if not fault:
-            assert await ask_oddly(transformer.http) == {400, 404, 501}
-    assert {"400", "INVALID_ARGUMENT"} <= set(ended)
-    logged = caplog.text + "".join(capfd.readouterr())
-    if fault:
-        assert "predictor" in logged, "failures are logged, without the values"
-    assert [trace for trace in TRACES if trace in logged] == []
-
-
-async def test_no_value_of_a_candidate_is_in_the_output_of_the_process(
-    trained_bundle: Path, predictor: HttpPredictor, tmp_path: Path
+@pytest.mark.parametrize(("fault", "told"), UNVERIFIED)
+async def test_why_a_predictor_cannot_be_verified_is_logged_once_and_in_its_own_words(
+    fault, told, pair, caplog, monkeypatch
 ):
-    log = tmp_path / "transformer.log"
-
-    described = spec.read("inferenceservice/placement.yaml")
-    hurried = (*described.transformer_args, "--predictor_request_timeout_seconds=1")
-    described = replace(described, transformer_args=hurried)
-    port = int(predictor.address.rpartition(":")[2])
-    process = await asyncio.to_thread(TransformerProcess, described, trained_bundle, (port, port), log)
-    channel = grpc.aio.insecure_channel(f"127.0.0.1:{process.grpc_port}")
+    """Of a version that knows another one, which is tried next."""
+    monkeypatch.setattr(pool, "GRACE_S", 0.2)
+    predictor = HttpPredictor(Truth(pair.new))
+    predictor.unverified = predictor.always = fault
+    await predictor.start()
     try:
-        await asyncio.wait_for(channel.channel_ready(), 30)
-        stub = services.GRPCInferenceServiceStub(channel)
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{process.http_port}") as http:
-            while True:
-                with contextlib.suppress(httpx.ConnectError):
-                    if (await http.get("/v2/health/ready")).status_code == 200:
-                        break
-                await asyncio.sleep(0.05)
-            for predictor.always in LOGGED.values():
-                ended = await ask_in_every_way(http, stub)
-                assert {"400", "INVALID_ARGUMENT"} <= set(ended)
-            assert await ask_oddly(http) == {400, 404, 501}
+        with logged(caplog):
+            options = (predictor.address, "--predictor_protocol=v2")
+            async with serving(pair.new, *options, ready=False) as transformer:
+                await check(transformer, UNAVAILABLE)
+                # Tried by every connection, and again.
+                await eventually(lambda: len(predictor.calls) > 10)
     finally:
-        await channel.close()
-        await asyncio.to_thread(process.stop)
-    output = log.read_text()
-    assert "the predictor is not ready" in output, "failures are logged, without the values"
-    assert [trace for trace in TRACES if trace in output] == []
+        await predictor.stop()
+    about = f"predictor {predictor.address}: "
+    (line,) = {one.getMessage() for one in caplog.records if one.getMessage().startswith(about)}
+    assert line.startswith(about + told)
+    assert line == about + told or len(line.partition("400: ")[2]) <= MAX_DETAIL
+
+
+async def test_why_a_grpc_predictor_cannot_be_verified_is_logged(
+    trained_bundle, grpc_predictor, caplog, monkeypatch
+):
+    monkeypatch.setattr(pool, "GRACE_S", 0.2)
+    grpc_predictor.unverified = aborts("INVALID_ARGUMENT", "no such output")
+    with logged(caplog):
+        options = (grpc_predictor.address, "--predictor_protocol=grpc-v2")
+        async with serving(trained_bundle, *options, ready=False) as transformer:
+            await check(transformer, UNAVAILABLE)
+    told = "the predictor answered with INVALID_ARGUMENT: no such output"
+    assert f"predictor {grpc_predictor.address}: {told}" in [one.getMessage() for one in caplog.records]
+
+
+async def test_what_a_predictor_says_of_a_callers_candidate_is_not_logged(transformer, predictor, caplog):
+    predictor.always = status(400, text="bad: 67.8901")
+    with logged(caplog):
+        await check(transformer, NONSENSE)
+    assert "the predictor answered with status 400" in caplog.text
+    assert "67.89" not in caplog.text

@@ -9,6 +9,7 @@ import pytest
 from tests import soak
 from tests.coherence import Outcome
 from tests.load import TRY_AGAIN, Tally
+from tests.outages import Record, Survived
 from tests.pairs import Pair
 
 PAIR = Pair("category_renamed", Path("v1"), Path("v2"), [], [])
@@ -30,6 +31,14 @@ async def answers_wrongly(pair: Pair, run: Path, requests: int) -> Outcome:
 async def raises(pair: Pair, run: Path, requests: int) -> Outcome:
     (run / "transformer.log").touch()
     raise TimeoutError("no more requests")
+
+
+async def outages(pair: Pair, run: Path, requests: int) -> Survived:
+    tally = Tally()
+    tally.failed[TRY_AGAIN] += 3
+    record = Record(memory=[(2**27, 2**27)], pace=[(400.0, 401.0)], calls=5)
+    record.count("hiccups", 2, tally)
+    return Survived(tally, record=record)
 
 
 @pytest.fixture
@@ -88,3 +97,16 @@ def test_what_goes_wrong_is_told_and_its_logs_are_kept(situation, reason, all_of
 def test_one_situation_can_be_chosen(all_of):
     _, figures = all_of(raises, goes_well, arguments=("--situation=goes_well",))
     assert [one["situation"] for one in figures["situations"]] == ["goes_well", soak.CONTROL]
+
+
+def test_outages_have_a_table_of_their_own_by_fault(all_of, capsys):
+    status, figures = all_of(goes_well, outages)
+    assert status == 0
+    assert figures["all"]["requests"] == 7
+    assert figures["outages"]["faults"] == {
+        "hiccups": {"times": 1, "met": 2, "requests": 3, "wrong": 0, "200": 0, "503": 3}
+    }
+    said = capsys.readouterr().out
+    assert "| hiccups | 1 | 2 | 3 | 0 | 0 | 0 | 0 | 0 | 3 | 0 | 0 | 0 |" in said
+    assert "memory 128 → 128 MiB; answers a second 400 → 401" in said
+    assert "| outages |" not in said

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kserve.errors import InvalidInput
+from kserve.errors import InvalidInput, ModelNotFound
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
-from transformer.errors import InvalidRequest, NotImplementedHere
+from transformer.errors import InvalidRequest, NotImplementedHere, UnknownModel
 
 
 class TransformerDataPlane(DataPlane):  # type: ignore[misc]
@@ -29,6 +29,19 @@ class TransformerDataPlane(DataPlane):  # type: ignore[misc]
             raise InvalidRequest(f"body: {text}") from error
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise InvalidRequest("body: is not a CloudEvent with JSON data") from error
+
+    def get_model_from_registry(self, name: str) -> Any:  # noqa: ANN401 (KServe's own)
+        """The model of this name.
+
+        Raises
+        ------
+        UnknownModel
+            If there is none. KServe's own error would go into the log as long as the name is.
+        """
+        try:
+            return super().get_model_from_registry(name)
+        except ModelNotFound as error:
+            raise UnknownModel(name) from error
 
     async def ready(self) -> bool:
         """Whether the server can answer: each of its models has a verified connection to a predictor."""

@@ -14,11 +14,27 @@ MAX_PROBLEMS = 20
 RETRY_AFTER_S = 1
 
 
+def printable(text: str, most: int = 80) -> str:
+    """The beginning of somebody else's words, with escapes for what is no part of a line of text."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text[:most].strip())[:most]
+
+
 class ServiceError(Exception):
-    """A request that was not answered with a prediction."""
+    """A request that was not answered with a prediction.
+
+    Parameters
+    ----------
+    detail
+        What the other side said about it, if it did. It may repeat candidates: only who knows that there were
+        none in the call may write it down.
+    """
 
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     grpc_code = "INTERNAL"
+
+    def __init__(self, message: str, *, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail
 
     @property
     def headers(self) -> dict[str, str]:
@@ -56,6 +72,16 @@ class InvalidCandidates(InvalidRequest):
             shown.append(f"and {len(problems) - len(shown)} more problems")
         super().__init__("; ".join(shown))
         self.problems = tuple(problems)
+
+
+class UnknownModel(ServiceError):
+    """A model that is not served here."""
+
+    status = HTTPStatus.NOT_FOUND
+    grpc_code = "NOT_FOUND"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Model with name {printable(name)} does not exist.")
 
 
 class TooLarge(ServiceError):

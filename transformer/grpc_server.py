@@ -1,6 +1,8 @@
 """The gRPC side: KServe's service with our decoding, our status codes and the version in the metadata."""
 
+import asyncio
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,11 +17,15 @@ from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.utils.utils import to_headers
 
 from transformer import rpc
-from transformer.errors import ServiceError
+from transformer.errors import PredictorUnavailable, ServiceError
+from transformer.failure_log import FailureLog
 from transformer.model import VERSION_HEADER, TransformerModel
 
 #: Seconds after which gRPC clients are asked to reconnect; no call is lost by it.
 CONNECTION_AGE_S = 5
+#: Seconds in which a call that comes while we stop is told so. gRPC would cancel it without a word, which no
+#: client takes for a reason to ask elsewhere.
+LATE_S = 1.0
 
 logger = logging.getLogger("kserve.transformer")
 
@@ -48,6 +54,7 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
     ) -> None:
         super().__init__(port, data_plane, model_repository_extension, {}, grace_period)
         self._max_request_bytes = max_request_bytes
+        self._interceptor = StatusInterceptor()
 
     async def start(self, max_workers: int) -> None:
         """Serve until `stop`.
@@ -59,7 +66,7 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
         """
         self._server = grpc.aio.server(
             ThreadPoolExecutor(max_workers=max_workers),
-            interceptors=(StatusInterceptor(),),
+            interceptors=(self._interceptor,),
             options=[
                 ("grpc.max_receive_message_length", self._max_request_bytes),
                 ("grpc.so_reuseport", 0),
@@ -77,6 +84,19 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
         logger.info("gRPC on port %d", self._port)
         await self._server.wait_for_termination()
 
+    async def stop(self, sig: int | None = None) -> None:
+        """Take no further call, and answer those that are under way within the grace period.
+
+        Parameters
+        ----------
+        sig
+            The signal that asks for it, if one does: then clients may still be sending.
+        """
+        self._interceptor.stopping = True
+        if sig is not None:
+            await asyncio.sleep(LATE_S)
+        await super().stop(sig)
+
 
 class Servicer(InferenceServicer):  # type: ignore[misc]
     """KServe's servicer, with inference of our own."""
@@ -93,7 +113,31 @@ class Servicer(InferenceServicer):  # type: ignore[misc]
 
 
 class StatusInterceptor(ExceptionToStatusInterceptor):  # type: ignore[misc]
-    """Turns our errors into their status codes, and leaves KServe's to KServe."""
+    """Turns our errors into their status codes, and leaves KServe's to KServe.
+
+    Attributes
+    ----------
+    stopping
+        Whether every call is refused from now on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stopping = False
+        self._failures = FailureLog()
+
+    async def intercept(
+        self,
+        method: Callable[..., Any],
+        request_or_iterator: Any,  # noqa: ANN401
+        context: grpc.aio.ServicerContext,
+        method_name: str,
+    ) -> Any:  # noqa: ANN401
+        """Answer a call, or refuse it."""
+        if self.stopping:
+            error = PredictorUnavailable("the transformer is being stopped, ask another one")
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error), tuple(error.headers.items()))
+        return await super().intercept(method, request_or_iterator, context, method_name)
 
     async def handle_exception(
         self,
@@ -106,8 +150,7 @@ class StatusInterceptor(ExceptionToStatusInterceptor):  # type: ignore[misc]
         if not isinstance(ex, ServiceError):
             await super().handle_exception(ex, request_or_iterator, context, method_name)
             return
-        if ex.status >= 500:
-            logger.warning("%s: %s", ex.grpc_code, ex)
+        self._failures.tell(ex.grpc_code, ex)
         await context.abort(
             grpc.StatusCode[ex.grpc_code], str(ex), trailing_metadata=tuple(ex.headers.items())
         )

@@ -6,7 +6,7 @@ from typing import Any
 import kserve
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
-from transformer import rpc, v1, v2
+from transformer import openapi, rpc, v1, v2
 from transformer.errors import NotImplementedHere
 from transformer.prediction import Request
 from transformer.scoring import Scorer
@@ -107,6 +107,13 @@ class TransformerModel(kserve.Model):  # type: ignore[misc]
     def load(self) -> bool:
         """KServe asks for this when the model is not ready; what was read at the start is all there is."""
         return bool(self.ready)
+
+    def openapi(self) -> dict[str, Any]:
+        """The REST side's description; see `transformer.openapi.describe`."""
+        bundle = self.scorer.bundle
+        return openapi.describe(
+            self.name, self._outputs, bundle.version, bundle.signature, max_candidates=self._max_candidates
+        )
 
     def get_input_types(self) -> list[dict[str, Any]]:
         """The raw fields as tensors of the model metadata endpoint."""

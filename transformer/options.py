@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -10,6 +11,7 @@ from kserve.model_server import parser as kserve_parser
 
 from transformer.bundle import BundleError
 from transformer.pool import PoolSettings
+from transformer.predictor_client import host_and_port
 
 #: Where KServe's storage initializer puts the bundle.
 MOUNT = "/mnt/models"
@@ -91,6 +93,13 @@ def parser() -> argparse.ArgumentParser:
         default=8 * 2**20,
         help="bytes that one request's body or message may have",
     )
+    own.add_argument(
+        "--client_timeout_seconds",
+        type=_seconds,
+        default=20.0,
+        help="seconds that a REST client has for a request's head and for each 10,000 bytes of its body "
+        "(else 408), and to take each 10,000 bytes of its answers",
+    )
     return parser
 
 
@@ -102,6 +111,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser().parse_args(arguments)
     if not options.predictor_host:
         parser().error("--predictor_host: is required, expected the predictor's host[:port]")
+    try:
+        host_and_port(options.predictor_host, use_ssl=options.predictor_use_ssl)
+    except ValueError as error:
+        parser().error(f"--predictor_host: {error}")
+    if options.access_log_format and find_spec("asgi_logger") is None:
+        parser().error("--access_log_format: needs the package asgi-logger, which is not installed")
     over_grpc = options.predictor_protocol == "grpc-v2"
     if over_grpc and options.verify == "connection":
         parser().error("--verify: must be request for grpc-v2, whose connections cannot be told apart")

@@ -5,12 +5,13 @@ into status 500 and has no deadline that a request could bring along.
 """
 
 import os
+import re
 import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import grpc
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
@@ -22,6 +23,9 @@ from transformer.http_connection import MAX_ANSWER, BadAnswer, HttpConnection
 from transformer.wire import Matrix
 
 Protocol = Literal["v1", "v2", "grpc-v2"]
+_HOST = re.compile(
+    r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s\x00-\x1f\x7f\[\]/?#@:,\\]+))(?::(?P<port>[0-9]{1,5}))?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,22 +118,16 @@ class RestClient(PredictorClient):
 
     def __init__(self, address: PredictorAddress, *, reconnects: bool) -> None:
         super().__init__(address)
-        base = urlsplit(f"//{address.host}")
-        if not base.hostname:
-            raise ValueError(f"the predictor's host: must be host[:port], got {address.host!r}")
-        self._host = base.hostname
-        self._port = base.port or (443 if address.use_ssl else 80)
+        self._host, self._port = host_and_port(address.host, use_ssl=address.use_ssl)
         name = quote(address.model_name)
-        path = f"/v2/models/{name}/infer" if address.protocol == "v2" else f"/v1/models/{name}:predict"
-        self._path = base.path + path
-        self._ping_path = f"{base.path}/v2/health/live"
+        self._path = f"/v2/models/{name}/infer" if address.protocol == "v2" else f"/v1/models/{name}:predict"
         self._context = _ssl_context() if address.use_ssl else None
         self._reconnects = reconnects
         self._connection: HttpConnection | None = None
 
     async def ping(self) -> None:
         """See `PredictorClient`."""
-        status, _ = await self._request("GET", self._ping_path, None, {})
+        status, _ = await self._request("GET", "/v2/health/live", None, {})
         if status != 200:
             raise PredictorUnavailable(f"the predictor is not alive: it answered with status {status}")
 
@@ -159,7 +157,10 @@ class RestClient(PredictorClient):
         except BadAnswer as error:
             raise PredictorAnswer(f"the predictor's answer {error}") from error
         except OSError as error:
-            raise PredictorUnavailable(f"the predictor at {self.address.host} cannot be reached") from error
+            # What is wrong with a certificate; what else the system says may name another address each time.
+            detail = str(error) if isinstance(error, ssl.SSLError) else ""
+            message = f"the predictor at {self.address.host} cannot be reached"
+            raise PredictorUnavailable(message, detail=detail) from error
         except ValueError as error:
             raise PredictorAnswer(f"the predictor was not asked: {error}") from error
 
@@ -190,11 +191,14 @@ class GrpcClient(PredictorClient):
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.enable_http_proxy", 0),
         ]
+        host, port = host_and_port(address.host, use_ssl=address.use_ssl)
+        # gRPC's own is 443, with TLS or without.
+        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         if address.use_ssl:
             credentials = grpc.ssl_channel_credentials(_ca_bundle())
-            self._channel = grpc.aio.secure_channel(address.host, credentials, options)
+            self._channel = grpc.aio.secure_channel(target, credentials, options)
         else:
-            self._channel = grpc.aio.insecure_channel(address.host, options)
+            self._channel = grpc.aio.insecure_channel(target, options)
         self._stub = services.GRPCInferenceServiceStub(self._channel)
 
     async def call(
@@ -218,6 +222,21 @@ class GrpcClient(PredictorClient):
     async def close(self) -> None:
         """Close the channel."""
         await self._channel.close()
+
+
+def host_and_port(text: str, *, use_ssl: bool) -> tuple[str, int]:
+    """Read ``host[:port]``, where an IPv6 address stands in brackets; the port may be the scheme's own.
+
+    Raises
+    ------
+    ValueError
+        If it is something else, such as a URL.
+    """
+    found = _HOST.fullmatch(text)
+    port = int(found["port"] or (443 if use_ssl else 80)) if found else 0
+    if found is None or not 0 < port < 2**16:
+        raise ValueError(f"must be the predictor's host[:port], got {text!r}")
+    return (found["address"] or found["name"]).lower(), port
 
 
 def connect(address: PredictorAddress, *, reconnects: bool) -> PredictorClient:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from functools import cache, partial
 from http import HTTPStatus
 from socket import socket
 from typing import Any
@@ -20,12 +21,12 @@ from transformer.errors import (
     PredictorUnavailable,
     ServiceError,
     TooLarge,
+    printable,
 )
+from transformer.failure_log import FailureLog
 from transformer.model import TransformerModel
-from transformer.rest_connection import RestConnection
+from transformer.rest_connection import RestConnection, Watch, while_needed
 from transformer.shortcut import App, Message, Receive, Send, Shortcut
-
-logger = logging.getLogger("kserve.transformer")
 
 #: Seconds for which the rest of a body is read that has been answered already.
 LINGER_S = 10
@@ -40,8 +41,10 @@ class RestServer(RESTServer):  # type: ignore[misc]
         As `kserve.protocol.rest.server.RESTServer`.
     max_request_bytes
         Bytes that a request's body may have.
+    client_timeout_s
+        As `transformer.rest_connection.Watch`.
     docs
-        Whether ``/docs`` is served.
+        Whether ``/docs`` is served, which shows ``/openapi.json`` as a page; that one is always there.
     timings
         Whether the time of each request is logged.
     access_log
@@ -52,6 +55,7 @@ class RestServer(RESTServer):  # type: ignore[misc]
         self,
         *args: Any,  # noqa: ANN401
         max_request_bytes: int,
+        client_timeout_s: float,
         docs: bool = False,
         timings: bool = False,
         access_log: bool = False,
@@ -59,9 +63,11 @@ class RestServer(RESTServer):  # type: ignore[misc]
     ) -> None:
         super().__init__(*args, **kwargs)
         self._max_request_bytes = max_request_bytes
+        self._client_timeout_s = client_timeout_s
         self._docs = docs
         self._timings = timings
         self._access_log = access_log
+        self._failures = FailureLog()
 
     def create_application(self) -> None:
         """Build the application: KServe's routes and handlers, in an application of this server's own."""
@@ -75,11 +81,12 @@ class RestServer(RESTServer):  # type: ignore[misc]
             self._add_middlewares(app)
         self._register_endpoints(app)
         self._add_exception_handlers(app)
+        (model,) = self.dataplane.model_registry.get_models().values()
+        app.openapi = cache(model.openapi)  # type: ignore[method-assign]
         served: App = BodyLimit(app, self._max_request_bytes)
         if not (self._timings or self.access_log_format):
-            for model in self.dataplane.model_registry.get_models().values():
-                served = Shortcut(served, model, _error_response, self._max_request_bytes)
-        self.config.http = RestConnection
+            served = Shortcut(served, model, self._error_response, self._max_request_bytes)
+        self.config.http = partial(RestConnection, watch=Watch(self._client_timeout_s))
         self.config.app = served
 
     def _register_endpoints(self, app: FastAPI) -> None:
@@ -99,12 +106,26 @@ class RestServer(RESTServer):  # type: ignore[misc]
 
     def _add_exception_handlers(self, app: FastAPI) -> None:
         super()._add_exception_handlers(app)
-        app.add_exception_handler(ServiceError, _service_error)
+        app.add_exception_handler(ServiceError, self._service_error)
         app.add_exception_handler(ModelNotFound, _not_found)
-        app.add_exception_handler(NotImplementedError, _not_implemented)
+        app.add_exception_handler(NotImplementedError, self._not_implemented)
         for not_ready in (ModelNotReady, ServerNotReady):
-            app.add_exception_handler(not_ready, _not_ready)
+            app.add_exception_handler(not_ready, self._not_ready)
         app.add_exception_handler(HTTPException, _http_error)
+
+    async def _service_error(self, _: Request, error: Exception) -> Response:
+        assert isinstance(error, ServiceError)  # noqa: S101 (registered for it)
+        return self._error_response(error)
+
+    def _error_response(self, error: ServiceError) -> Response:
+        self._failures.tell(str(error.status.value), error)
+        return JSONResponse({"error": str(error)}, error.status, headers=error.headers)
+
+    async def _not_implemented(self, _: Request, error: Exception) -> Response:
+        return self._error_response(NotImplementedHere(str(error)))
+
+    async def _not_ready(self, _: Request, error: Exception) -> Response:
+        return self._error_response(PredictorUnavailable(str(error)))
 
     async def _infer(self, model_name: str, request: Request) -> Response:
         """V2 inference of a model."""
@@ -118,6 +139,15 @@ class RestServer(RESTServer):  # type: ignore[misc]
         """V2 inference of a model's version, which is not offered."""
         self.dataplane.get_model_from_registry(model_name)
         v2.refuse_version(model_version)
+
+    async def start(self) -> None:
+        """Serve until `stop`, beside gRPC, which is to stop at the same signal and not when this has."""
+        self._server.capture_signals = contextlib.nullcontext
+        await super().start()
+
+    def stop(self, sig: int) -> None:
+        """Stop accepting, and answer what was accepted; at a second SIGINT no more."""
+        self._server.handle_exit(sig, None)
 
     def run(self, sockets: list[socket] | None = None) -> None:
         """Serve in a worker process of its own until it is told to stop."""
@@ -187,33 +217,14 @@ class BodyLimit:
                 message = {"type": "http.response.body", "body": b""}
             await send(message)
 
-        await self.app(scope, limited, send_then_drain)
-
-
-async def _service_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ServiceError)  # noqa: S101 (registered for it)
-    return _error_response(error)
-
-
-def _error_response(error: ServiceError) -> Response:
-    if error.status >= 500:
-        logger.warning("%d: %s", error.status, error)
-    return JSONResponse({"error": str(error)}, error.status, headers=error.headers)
+        await while_needed(scope, self.app(scope, limited, send_then_drain))
 
 
 async def _not_found(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(error)}, HTTPStatus.NOT_FOUND)
 
 
-async def _not_implemented(request: Request, error: Exception) -> Response:
-    return await _service_error(request, NotImplementedHere(str(error)))
-
-
-async def _not_ready(request: Request, error: Exception) -> Response:
-    return await _service_error(request, PredictorUnavailable(str(error)))
-
-
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 (registered for it)
-    text = f"{request.method} {request.url.path}: {error.detail}"
+    text = f"{request.method} {printable(request.url.path)}: {error.detail}"
     return JSONResponse({"error": text}, error.status_code, headers=error.headers)

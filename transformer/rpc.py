@@ -6,7 +6,7 @@ import numpy as np
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from transformer.errors import InvalidRequest
-from transformer.tensors import MAX_NAME, Tensor, from_raw, from_values, to_candidates
+from transformer.tensors import Tensor, check_heads, from_raw, from_values, to_candidates
 from transformer.v2 import V2Answer, V2Request, raw_bytes, refuse_version, requested_outputs
 
 #: Field of `InferTensorContents` that holds each datatype's values; FP16 has none.
@@ -48,8 +48,8 @@ def decode(
         raise InvalidRequest(
             f"raw_input_contents: must be one for each of {len(message.inputs)}, got {len(raw)}"
         )
-    if any(len(tensor.name) > MAX_NAME for tensor in message.inputs):
-        raise InvalidRequest(f"inputs: a tensor's name may have {MAX_NAME} characters")
+    heads = ((tensor.name, tensor.datatype, list(tensor.shape)) for tensor in message.inputs)
+    check_heads(heads, fields, max_candidates)
     tensors = [
         _raw(tensor, raw[number]) if raw else _typed(tensor) for number, tensor in enumerate(message.inputs)
     ]
@@ -58,7 +58,7 @@ def decode(
         id=message.id or str(uuid.uuid4()),
         model_name=message.model_name,
         name=name,
-        candidates=to_candidates(tensors, fields, max_candidates),
+        candidates=to_candidates(tensors, fields),
         outputs=requested_outputs(name, wanted),
         binary=bool(raw),
     )
@@ -76,7 +76,7 @@ def _typed(tensor: pb.ModelInferRequest.InferInputTensor) -> Tensor:
     expected = CONTENTS.get(datatype)
     if filled and [field for field, _ in filled] != [expected]:
         raise InvalidRequest(
-            f"inputs.{name}: must carry {datatype[:40]!a} "
+            f"inputs.{name}: must carry {datatype!r} "
             f"in {expected or 'raw_input_contents'}, got {', '.join(field for field, _ in filled)}"
         )
     return from_values(name, datatype, list(tensor.shape), list(filled[0][1]) if filled else [])

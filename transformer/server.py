@@ -60,6 +60,7 @@ class TransformerServer(ModelServer):  # type: ignore[misc]
             ssl_certfile=self.ssl_certfile,
             ssl_keyfile=self.ssl_keyfile,
             max_request_bytes=self._options.max_request_bytes,
+            client_timeout_s=self._options.client_timeout_seconds,
             docs=self._options.enable_docs_url,
             timings=self._options.enable_latency_logging,
             access_log=self._options.log_config_file is not None,
@@ -96,12 +97,11 @@ class TransformerServer(ModelServer):  # type: ignore[misc]
             runner.run(self._serve_and_close(models))
 
     def stop(self, sig: int) -> None:
-        """Stop accepting, and answer what was accepted; KServe's own would first forget the model.
-
-        With one worker, uvicorn has drained REST before it passes the signal on to here.
-        """
+        """Stop accepting, and answer what was accepted; KServe's own would first forget the model."""
 
         async def drain() -> None:
+            if self._rest_server:
+                self._rest_server.stop(sig)
             if self._rest_multiprocess_server:
                 await self._rest_multiprocess_server.stop(sig)
             if self._grpc_server:

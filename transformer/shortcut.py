@@ -5,7 +5,7 @@ types, other models, other methods) goes on to KServe's own handlers. Both ways 
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from time import perf_counter
 from typing import Any
 
@@ -24,7 +24,7 @@ logger = logging.getLogger("kserve.transformer")
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Coroutine[Any, Any, None]]
 #: Of a request, names in lower case.
 Headers = Mapping[bytes, bytes]
 

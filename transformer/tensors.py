@@ -1,7 +1,7 @@
 """Tensors of the V2 inference protocol: from JSON, from binary data, and as candidates."""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from transformer.candidates import Candidates, Columns, RawColumn, Rows
 from transformer.errors import InvalidRequest
 from transformer.v1 import check_count, parse_json
-from transformer.validation import typed
+from transformer.validation import MAX_ECHO, typed
 
 #: The V2 protocol's datatypes and their little-endian numpy form; BYTES has none.
 NUMPY_DTYPES = {
@@ -28,8 +28,20 @@ NUMPY_DTYPES = {
     "FP32": "<f4",
     "FP64": "<f8",
 }
+#: Least and greatest value of each integer datatype.
+_RANGES = {
+    name: (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+    for name, dtype in NUMPY_DTYPES.items()
+    if "INT" in name
+}
+#: Datatypes that hold less of a number than JSON does.
+_NARROW = {"FP16", "FP32"}
 #: Longest name of a tensor; errors repeat it.
 MAX_NAME = 128
+#: Tensors that a request may have beyond one for each field; they are passed over.
+MAX_OTHERS = 1_000
+#: A tensor without its data: name, datatype, shape.
+Head = tuple[str, str, Sequence[int]]
 _LENGTH = struct.Struct("<I")
 #: What a value in JSON must be for its tensor's datatype; null is a missing value in all of them.
 _JSON_KINDS: dict[str, tuple[str, set[type]]] = {
@@ -63,15 +75,54 @@ def rows_of(name: str, shape: Sequence[int]) -> int:
     return shape[0]
 
 
-def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence[Any]) -> Tensor:
-    """A tensor of plain values, as JSON and gRPC's typed contents hold them.
+def check_heads(heads: Iterable[Head], fields: Collection[str], max_candidates: int) -> None:
+    """See what can be seen of a request's tensors before any of their data is read.
 
     Raises
     ------
     InvalidRequest
-        If the datatype is unknown, the shape asks for another number of values, or one is of another type.
+        If there is no tensor or far too many, a name is too long, cannot be printed or stands twice, a
+        datatype is unknown, a shape is none of a column, or the tensors differ in length.
+    TooLarge
+        If there are more than `max_candidates`.
     """
-    _known(name, datatype)
+    names: set[str] = set()
+    first, candidates = "", 0
+    for name, datatype, shape in heads:
+        if len(name) > MAX_NAME:
+            raise InvalidRequest(
+                f"inputs: a tensor's name may have at most {MAX_NAME} characters, got {len(name)}"
+            )
+        if not name.isprintable():
+            raise InvalidRequest(f"inputs: a tensor's name must be printable, got {name[:40]!a}")
+        if datatype != "BYTES" and datatype not in NUMPY_DTYPES:
+            known = ", ".join(NUMPY_DTYPES)
+            raise InvalidRequest(
+                f"inputs.{name}: datatype must be one of BYTES, {known}, got {datatype[:40]!a}"
+            )
+        if name in names:
+            raise InvalidRequest(f"inputs: {name[:40]!a} stands twice")
+        rows = rows_of(name, shape)
+        if not names:
+            first, candidates = name, rows
+        if rows != candidates:
+            raise InvalidRequest(f"inputs.{name}: must hold {candidates} as inputs.{first} does, got {rows}")
+        names.add(name)
+        if len(names) > len(fields) + MAX_OTHERS:
+            raise InvalidRequest(f"inputs: may be at most {len(fields) + MAX_OTHERS} tensors")
+    if not names:
+        raise InvalidRequest("inputs: must be one tensor for each field, or one BYTES tensor of JSON objects")
+    check_count(candidates, max_candidates)
+
+
+def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence[Any]) -> Tensor:
+    """A tensor of plain values, as JSON and gRPC's typed contents hold them; its head was checked.
+
+    Raises
+    ------
+    InvalidRequest
+        If the shape asks for another number of values, or one is of another type or out of its range.
+    """
     rows = rows_of(name, shape)
     if len(values) != rows:
         raise InvalidRequest(f"inputs.{name}: shape {list(shape)} wants {rows} values, got {len(values)}")
@@ -79,18 +130,23 @@ def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence
     if not types.issuperset(map(type, values)):
         number, value = next((n, v) for n, v in enumerate(values) if type(v) not in types)
         raise InvalidRequest(f"inputs.{name}[{number}]: must be {kind}, as {datatype} is, got {typed(value)}")
+    if datatype in _RANGES:
+        _in_range(name, datatype, values)
+    if datatype in _NARROW:
+        return Tensor(name, datatype, rows, _rounded(datatype, values))
     return Tensor(name, datatype, rows, values)
 
 
 def from_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> Tensor:
-    """A tensor of little-endian binary data; BYTES elements each follow their length in four bytes.
+    """A tensor of little-endian binary data, whose head was checked.
+
+    BYTES elements each follow their length in four bytes.
 
     Raises
     ------
     InvalidRequest
-        If the datatype is unknown or the data does not fill the shape exactly.
+        If the data does not fill the shape exactly.
     """
-    _known(name, datatype)
     rows = rows_of(name, shape)
     if datatype == "BYTES":
         return Tensor(name, datatype, rows, _raw_bytes(name, rows, raw))
@@ -103,13 +159,22 @@ def from_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> Tens
     return Tensor(name, datatype, rows, np.frombuffer(raw, dtype))
 
 
-def _known(name: str, datatype: str) -> None:
-    if len(name) > MAX_NAME:
-        raise InvalidRequest(f"inputs: a tensor's name may have {MAX_NAME} characters, got {len(name)}")
-    if datatype != "BYTES" and datatype not in NUMPY_DTYPES:
-        raise InvalidRequest(
-            f"inputs.{name}: datatype must be one of BYTES, {', '.join(NUMPY_DTYPES)}, got {datatype[:40]!a}"
-        )
+def _in_range(name: str, datatype: str, values: Sequence[Any]) -> None:
+    least, greatest = _RANGES[datatype]
+    for number, value in enumerate(values):
+        if value is not None and not least <= value <= greatest:
+            raise InvalidRequest(
+                f"inputs.{name}[{number}]: must be {least} to {greatest}, as {datatype} is, got {value}"
+            )
+
+
+def _rounded(datatype: str, values: Sequence[Any]) -> RawColumn:
+    """Values as the datatype holds them; those beyond it become infinite."""
+    with np.errstate(over="ignore"):
+        rounded = np.array([0.0 if value is None else value for value in values], NUMPY_DTYPES[datatype])
+    if None not in values:
+        return rounded
+    return [None if value is None else held for value, held in zip(values, rounded.tolist(), strict=True)]
 
 
 def _raw_bytes(name: str, rows: int, raw: bytes) -> list[bytes]:
@@ -130,7 +195,7 @@ def _raw_bytes(name: str, rows: int, raw: bytes) -> list[bytes]:
     return values
 
 
-def to_candidates(tensors: Sequence[Tensor], fields: tuple[str, ...], max_candidates: int) -> Candidates:
+def to_candidates(tensors: Sequence[Tensor], fields: tuple[str, ...]) -> Candidates:
     """Candidates from tensors: one tensor for each field, or one BYTES tensor of JSON objects.
 
     Tensors of other names are passed over, as a candidate's other keys are.
@@ -138,30 +203,18 @@ def to_candidates(tensors: Sequence[Tensor], fields: tuple[str, ...], max_candid
     Raises
     ------
     InvalidRequest
-        If there is no tensor, a name stands twice, the tensors differ in length, or a BYTES element is not
-        UTF-8 or not JSON.
-    TooLarge
-        If there are more than `max_candidates`.
+        If a BYTES element is not UTF-8 or not JSON.
     """
-    if not tensors:
-        raise InvalidRequest("inputs: must be one tensor for each field, or one BYTES tensor of JSON objects")
     first = tensors[0]
-    names = [tensor.name for tensor in tensors]
-    if len(set(names)) != len(names):
-        raise InvalidRequest(f"inputs: {max(names, key=names.count)[:40]!a} stands twice")
-    for tensor in tensors:
-        if tensor.rows != first.rows:
-            raise InvalidRequest(
-                f"inputs.{tensor.name}: must hold {first.rows} as inputs.{first.name} does, got {tensor.rows}"
-            )
-    check_count(first.rows, max_candidates)
     if len(tensors) == 1 and first.datatype == "BYTES" and first.name not in fields:
         return _json_objects(first)
     return Columns(first.rows, {tensor.name: _column(tensor) for tensor in tensors if tensor.name in fields})
 
 
 def _json_objects(tensor: Tensor) -> Candidates:
-    path = f"inputs.{tensor.name}"
+    # Errors repeat it for each problem, and gRPC has 8 KiB for an error in all, escaped as in URLs.
+    short = tensor.name.isascii() and len(tensor.name) <= MAX_ECHO
+    path = f"inputs.{tensor.name}" if short else "inputs"
     rows = []
     for number, value in enumerate(tensor.values):
         if not isinstance(value, (bytes, str)):

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from transformer.errors import EncodingRefused, PredictorAnswer, PredictorUnavailable
+from transformer.errors import EncodingRefused, PredictorAnswer, PredictorUnavailable, ServiceError
 from transformer.metrics import VERIFICATIONS
 from transformer.predictor_client import PredictorClient
 from transformer.versions import Behind, KnownVersion
@@ -50,14 +50,18 @@ async def verify(
             continue
         except PredictorAnswer as error:
             # It may have another number of classes than this version's.
-            unreadable = error
+            unreadable = unreadable or error
             continue
+        except ServiceError as error:
+            # What it said first may be why it does not answer any more.
+            first = [_told(unreadable)] if unreadable else refusals
+            raise PredictorUnavailable("; then ".join([*first, _told(error)])) from error
         if version.is_it(probabilities):
             VERIFICATIONS.labels("equal").inc()
             return Behind(version, verified=True, fingerprint=probabilities)
         taken = taken or Behind(version, verified=False, fingerprint=probabilities)
     if taken is None and unreadable is not None:
-        raise unreadable
+        raise PredictorUnavailable(_told(unreadable)) from unreadable
     if taken is None:
         VERIFICATIONS.labels("refused").inc()
         raise NotVerified(f"the predictor takes no known version's encoding; {'; '.join(refusals)}")
@@ -67,6 +71,11 @@ async def verify(
             f"the predictor takes {taken.version.name}'s encoding, but its model is none that is known"
         )
     return taken
+
+
+def _told(error: ServiceError) -> str:
+    """An error with the predictor's own words, which cannot repeat a caller's candidates: none were sent."""
+    return f"{error}: {error.detail}" if error.detail else str(error)
 
 
 async def verified_call(

@@ -21,6 +21,7 @@ from transformer.errors import (
     PredictorTooSlow,
     PredictorUnavailable,
     ServiceError,
+    printable,
 )
 
 Matrix = npt.NDArray[np.float64]
@@ -38,6 +39,9 @@ _UNAVAILABLE_CODES = {
 _LOADING = "is not ready yet"
 #: How far from 1 the classes' probabilities of one row may add up to.
 _SUM_TOLERANCE = 1e-3
+#: Longest part of a predictor's own words that is kept, and most feature names of its refusal.
+MAX_DETAIL = 200
+MAX_NAMES = 5
 
 
 def v1_body(matrix: Matrix, feature_names: Sequence[str] | None) -> bytes:
@@ -159,29 +163,39 @@ def failure(status: int, body: bytes) -> ServiceError:
         return EncodingRefused(_differences(text))
     # MLServer says 400 while it loads its model, and 500 with a traceback as plain text while it stops.
     stopping = status == HTTPStatus.INTERNAL_SERVER_ERROR and not text.startswith("{")
+    detail = _said(text)
     if status in _UNAVAILABLE or stopping or _LOADING in text:
-        return PredictorUnavailable(f"the predictor is not ready: it answered with status {status}")
+        message = f"the predictor is not ready: it answered with status {status}"
+        return PredictorUnavailable(message, detail=detail)
     if status == HTTPStatus.GATEWAY_TIMEOUT:
-        return PredictorTooSlow("the predictor did not answer in time")
-    return PredictorAnswer(f"the predictor answered with status {status}")
+        return PredictorTooSlow("the predictor did not answer in time", detail=detail)
+    return PredictorAnswer(f"the predictor answered with status {status}", detail=detail)
+
+
+def _said(text: str) -> str:
+    """A predictor's own words; of many the first and the last, which in gRPC's are the cause."""
+    if len(text) > MAX_DETAIL:
+        half = MAX_DETAIL // 2 - 1
+        text = f"{printable(text[:half], half)}…{printable(text[-half:], half)}"
+    return printable(text, MAX_DETAIL)
 
 
 def _differences(text: str) -> str:
-    """Feature names that only one side has, out of scikit-learn's refusal (which lists the first five)."""
+    """Feature names that only one side has, out of scikit-learn's refusal, which lists no more than these."""
     lines = text.replace("\\n", "\n").split("\n")
     found: dict[str, list[str]] = {}
     section = ""
     for line in lines:
         if line.startswith("- ") and section:
-            found[section].append(line[2:].strip())
+            found[section].append(printable(line[2:]))
         elif line.startswith("Feature names "):
             section = line
             found[section] = []
     unknown = next((names for line, names in found.items() if "unseen at fit time" in line), [])
     missing = next((names for line, names in found.items() if "now missing" in line), [])
     parts = [
-        f"its model does not know {', '.join(unknown)}" if unknown else "",
-        f"its model needs {', '.join(missing)}" if missing else "",
+        f"its model does not know {', '.join(unknown[:MAX_NAMES])}" if unknown else "",
+        f"its model needs {', '.join(missing[:MAX_NAMES])}" if missing else "",
     ]
     return " and ".join(filter(None, parts)) or "its model takes other features, or in another order"
 
@@ -192,11 +206,13 @@ def grpc_failure(code: grpc.StatusCode, details: str) -> ServiceError:
         return EncodingRefused(_differences(details))
     # MLServer says INVALID_ARGUMENT while it loads its model, and INTERNAL with a bare number while it stops.
     stopping = code is grpc.StatusCode.INTERNAL and details.isdigit()
+    detail = _said(details)
     if code in _UNAVAILABLE_CODES or stopping or _LOADING in details:
-        return PredictorUnavailable(f"the predictor is not ready: it answered with {code.name}")
+        message = f"the predictor is not ready: it answered with {code.name}"
+        return PredictorUnavailable(message, detail=detail)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return PredictorTooSlow("the predictor did not answer in time")
-    return PredictorAnswer(f"the predictor answered with {code.name}")
+        return PredictorTooSlow("the predictor did not answer in time", detail=detail)
+    return PredictorAnswer(f"the predictor answered with {code.name}", detail=detail)
 
 
 #: Request headers that reach the predictor when a call serves one request, beside every ``x-b3-*``.

@@ -51,6 +51,7 @@ class Workers(RESTServerMultiProcess):  # type: ignore[misc]
 
     def init_processes(self, sockets: list[socket]) -> None:
         """Start all."""
+        self._sockets = sockets
         self._processes = [self._started(sockets) for _ in range(self._rest_server.config.workers)]
 
     async def keep_subprocess_alive(self, sockets: list[socket]) -> None:
@@ -59,6 +60,12 @@ class Workers(RESTServerMultiProcess):  # type: ignore[misc]
             if not worker.is_alive() and not self.should_exit.is_set():
                 logger.warning("worker %d has ended; starting another", worker.pid)
                 self._processes[number] = self._started(sockets)
+
+    async def terminate_all(self) -> None:
+        """Stop all. Without our own copy of the sockets: while one is open, clients connect to nobody."""
+        for one in self._sockets:
+            one.close()
+        await super().terminate_all()
 
     def kill(self) -> None:
         """End those that still run, or this process would wait for them for ever."""

@@ -105,17 +105,23 @@ class ControlEndpoint:
         # A page in a browser can reach loopback, too: by another name (DNS rebinding) or from another origin.
         if request.host != self._address or "origin" in request.headers:
             return _refused(403, f"must be asked as {self._address}, and by no web page")
-        given = request.headers.get("authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
+        given = request.headers.get("authorization", "").encode(errors="surrogateescape")
+        if not hmac.compare_digest(given, f"Bearer {self._token}".encode()):
             return _refused(401, "authorization: must be the token of the control file")
         return await handler(request)
 
     def _handler(self, work: _Work) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def handle(request: web.Request) -> web.StreamResponse:
+            try:
+                arguments = await request.json()
+            except ValueError:
+                return _refused(400, "body: is not JSON")
+            if not isinstance(arguments, dict):
+                return _refused(400, "body: must be an object")
             response = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
             # A client that has gone does not interrupt a step: half a step is nobody's wish.
             with contextlib.suppress(ConnectionError):
-                lines = self._begin(work, await request.json())
+                lines = self._begin(work, arguments)
                 await response.prepare(request)
                 while True:
                     line = await lines.get()

@@ -1,0 +1,276 @@
+"""Faults of the predictor, of the way to it and of clients, one after the other, under steady load.
+
+A transformer in front of a faulty proxy in front of a stock predictor, each real. Whatever happens, each
+request is answered: rightly, or with a status that the table in the README has for the fault. After it, all
+are answered rightly again, without help, and nothing of it is left in the transformer.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from inferenceservice.local.components import TransformerProcess
+from predictor.process import PredictorProcess, free_ports
+from tests.coherence import Outcome, some_more
+from tests.faults import CLIENTS, DEADLINE_S, FAULTS, WAITING, Fault, Scene
+from tests.faulty_proxy import FaultyProxy
+from tests.load import NO_ANSWER, Tally, status_of, under_load, until
+from tests.pairs import Pair
+from tests.parts import addresses, metrics, predictor, total, transformer
+from transformer.pool import PoolSettings
+from transformer.retry_budget import EARNED, MOST
+
+#: Requests while a fault lasts, at least; and how many clients of each protocol ask.
+REQUESTS, CLIENTS_EACH = 20, 4
+#: Seconds in which all must be well again: a connection that is being verified waits for 10 s for an answer.
+RECOVERY_S = 30
+#: Connections to the predictor.
+CONNECTIONS = PoolSettings.connections
+#: Bytes by which the transformer may have grown. What the largest requests took stays with the allocator,
+#: so it is counted from after the first ones of each kind.
+GROWTH = 32 * 2**20
+COLUMNS = ("times", "met", "requests", "200", "400", "404", "413", "502", "503", "504", "wrong", NO_ANSWER)
+
+
+@dataclass
+class Record:
+    """What outages came to.
+
+    Attributes
+    ----------
+    faults
+        For each fault its counts.
+    memory, pace
+        Of each run: the transformer's bytes, and answers a second, before all faults and after them.
+    calls, sent_again
+        Calls to the predictor, and requests that were in one more than once.
+    slowest_recovery_s
+        Seconds from a fault's end until all connections could be used again.
+    """
+
+    faults: dict[str, Counter[str]] = field(default_factory=dict)
+    memory: list[tuple[int, int]] = field(default_factory=list)
+    pace: list[tuple[float, float]] = field(default_factory=list)
+    calls: int = 0
+    sent_again: int = 0
+    slowest_recovery_s: float = 0.0
+
+    def count(self, name: str, met: int, tally: Tally) -> None:
+        """Count one time that something happened."""
+        counts = self.faults.setdefault(name, Counter())
+        wrong = sum(map(len, tally.faults.values()))
+        counts.update({"times": 1, "met": met, "requests": tally.requests, "wrong": wrong})
+        counts["200"] += tally.answered.total()
+        for reason, often in tally.failed.items():
+            counts[NO_ANSWER if reason.startswith(NO_ANSWER) else reason[:3]] += often
+
+    def add(self, other: "Record") -> None:
+        """Count another run's, too."""
+        for name, counts in other.faults.items():
+            self.faults.setdefault(name, Counter()).update(counts)
+        self.memory = self.memory + other.memory
+        self.pace = self.pace + other.pace
+        self.calls += other.calls
+        self.sent_again += other.sent_again
+        self.slowest_recovery_s = max(self.slowest_recovery_s, other.slowest_recovery_s)
+
+    def facts(self) -> dict[str, object]:
+        """The same for programs."""
+        return {**vars(self), "faults": {name: dict(counts) for name, counts in self.faults.items()}}
+
+    def __str__(self) -> str:
+        """A table, with a row for each fault."""
+        lines = [f"| fault | {' | '.join(COLUMNS)} |", f"|---{'|--:' * len(COLUMNS)}|"]
+        for name, counts in [*self.faults.items(), ("**all**", sum(self.faults.values(), Counter()))]:
+            lines.append(f"| {name} | {' | '.join(f'{counts[column]:,}' for column in COLUMNS)} |")
+        memory = ", ".join(f"{start >> 20} → {end >> 20} MiB" for start, end in self.memory)
+        pace = ", ".join(f"{start:.0f} → {end:.0f}" for start, end in self.pace)
+        lines += [
+            "",
+            f"Calls to the predictor: {self.calls:,}; requests sent again: {self.sent_again:,}; slowest "
+            f"recovery: {self.slowest_recovery_s:.1f} s.",
+            f"The transformer, before and after: memory {memory}; answers a second {pace}.",
+        ]
+        return "\n".join(lines)
+
+
+@dataclass
+class Survived(Outcome):
+    """An outcome with what it came to by faults."""
+
+    record: Record = field(default_factory=Record)
+
+
+async def outages(pair: Pair, run: Path, some: int, faults: Sequence[Fault] = FAULTS) -> Survived:
+    """Every fault, and what clients do, in another order each time: once for each hundred of `some`."""
+    (port,) = free_ports(1)
+    faulty = FaultyProxy(port)
+    options = (f"--predictor_request_timeout_seconds={DEADLINE_S}", f"--max_waiting_rows={WAITING}")
+    survived = Survived(Tally(), record=Record())
+    every = [*faults, *CLIENTS]
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start_predictor() -> PredictorProcess:
+            return await stack.enter_async_context(predictor(pair.old, run / "predictor.log", http_port=port))
+
+        serving = await start_predictor()
+        await faulty.start()
+        try:
+            log = run / "transformer.log"
+            async with transformer(pair.old, faulty.port, log, *options) as front:
+                scene = Scene(pair, front, faulty, serving, start_predictor)
+                for fault in CLIENTS:
+                    await one_fault(scene, fault, survived)
+                before, pace = await left_over(scene, None), await answers_a_second(scene, 3 * some)
+                for _ in range(max(1, some // 100)):
+                    for fault in random.sample(every, len(every)):
+                        await one_fault(scene, fault, survived)
+                survived.record.pace = [(pace, await answers_a_second(scene, 3 * some))]
+                await account(scene, before, survived)
+        finally:
+            await faulty.stop()
+        survived.expect("Traceback" not in log.read_text(), f"the transformer failed, see {log}")
+    survived.unexpected += [*Outcome(survived.tally).unexpected, *scene.bad]
+    statuses: Counter[str] = Counter()
+    for reason, often in survived.tally.failed.items():
+        statuses[status_of(reason)] += often
+    survived.tally.failed = statuses
+    return survived
+
+
+async def one_fault(scene: Scene, fault: Fault, survived: Survived) -> None:
+    """Let a fault happen under load, and see that all is well after it."""
+    scene.acts = scene.unheard = 0
+    spoiled_before, calls_before = scene.proxy.spoiled, scene.proxy.calls
+    again_before = await sent_again(scene)
+
+    def met() -> int:
+        return scene.acts + scene.proxy.spoiled - spoiled_before
+
+    def enough(tally: Tally) -> bool:
+        return tally.requests >= fault.lasts * REQUESTS and met() >= fault.few
+
+    async with under_load_of(scene) as scene.tally:
+        async with fault.happens(scene):
+            await until(scene.tally, enough)
+        ended = time.monotonic()
+        await recovered(addresses(scene.front)[0])
+        took_s = time.monotonic() - ended
+    during = scene.tally
+    async with under_load_of(scene) as after:
+        await some_more(after, REQUESTS)
+    record = survived.record
+    record.count(fault.name, met(), during)
+    record.count("*nothing, after each*", 0, after)
+    calls, again = scene.proxy.calls - calls_before, await sent_again(scene) - again_before
+    record.calls += calls
+    record.sent_again += again.total()
+    record.slowest_recovery_s = max(record.slowest_recovery_s, took_s)
+    survived.unexpected += unexpected(fault, during, after)
+    survived.tally.add(during)
+    survived.tally.add(after)
+    asked = during.requests + after.requests + scene.unheard
+    answered = during.answered.total() + after.answered.total() + scene.unheard
+    # A dropped one goes once more with those that it shared the call with, then alone; all in the budget.
+    survived.expect(
+        again["dropped"] <= 2 * asked and calls <= asked + MOST + EARNED * answered,
+        f"{fault.name}: {calls} calls for {asked} requests, sent again: {dict(again)}",
+    )
+
+
+def under_load_of(scene: Scene, pause_s: float = 0.01) -> AbstractAsyncContextManager[Tally]:
+    """Steady load."""
+    return under_load(
+        scene.pair,
+        *addresses(scene.front),
+        may_answer=scene.may_answer,
+        clients=CLIENTS_EACH,
+        pause_s=pause_s,
+    )
+
+
+def unexpected(fault: Fault, during: Tally, after: Tally) -> list[str]:
+    """What requests were answered with that the fault does not excuse."""
+    inexcusable = {
+        reason: often for reason, often in during.failed.items() if status_of(reason) not in fault.statuses
+    }
+    return [
+        f"{fault.name}, {when}: {dict(failed)}"
+        for when, failed in (("during it", inexcusable), ("after it", after.failed))
+        if failed
+    ]
+
+
+async def recovered(url: str) -> None:
+    """Wait until every connection to the predictor can carry requests."""
+    async with asyncio.timeout(RECOVERY_S):
+        while total(await metrics(url), "transformer_predictor_connections", state="usable") < CONNECTIONS:
+            await asyncio.sleep(0.05)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a process has open, and its memory, while nothing happens."""
+
+    connections: int
+    files: int
+    memory: int
+
+    @classmethod
+    def by(cls, process: TransformerProcess) -> "Held":
+        """At present."""
+        held = psutil.Process(process.pid)
+        connections = held.connections(kind="tcp")
+        return cls(
+            sum(one.status != psutil.CONN_LISTEN for one in connections),
+            held.num_fds(),
+            held.memory_info().rss,
+        )
+
+
+async def left_over(scene: Scene, before: Held | None) -> Held:
+    """What the transformer holds when all clients have gone; waits until it is no more than before."""
+    held = Held.by(scene.front)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(RECOVERY_S):
+            while held.connections != CONNECTIONS or (before and held.files > before.files):
+                await asyncio.sleep(0.1)
+                held = Held.by(scene.front)
+    return held
+
+
+async def answers_a_second(scene: Scene, requests: int) -> float:
+    """How many there are while clients ask so often without a pause."""
+    async with under_load_of(scene, pause_s=0.0) as tally:
+        await some_more(tally, REQUESTS)
+        start, before = time.monotonic(), tally.answered.total()
+        await some_more(tally, requests)
+        return (tally.answered.total() - before) / (time.monotonic() - start)
+
+
+async def sent_again(scene: Scene) -> Counter[str]:
+    """How many requests have been, and why; who found the connection closed had not been sent before."""
+    samples = await metrics(addresses(scene.front)[0])
+    name = "transformer_predictor_retries_total"
+    return Counter({reason: int(total(samples, name, reason=reason)) for reason in ("dropped", "halved")})
+
+
+async def account(scene: Scene, before: Held, survived: Survived) -> None:
+    """See that nothing is left of all the faults."""
+    after = await left_over(scene, before)
+    survived.record.memory = [(before.memory, after.memory)]
+    survived.expect(
+        after.connections == CONNECTIONS and after.files <= before.files,
+        f"something is left open: {before} before, {after} after",
+    )
+    survived.expect(
+        after.memory <= before.memory + GROWTH, f"memory has grown: {before} before, {after} after"
+    )
