@@ -34,8 +34,6 @@ OVER_GRPC = {
     grpc.StatusCode.NOT_FOUND: "not found",
     grpc.StatusCode.RESOURCE_EXHAUSTED: "too large",
     grpc.StatusCode.UNIMPLEMENTED: "not implemented",
-    # gRPC's own answer to bytes that are no message of its protocol.
-    grpc.StatusCode.UNKNOWN: "no message",
 }
 
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
@@ -126,6 +127,15 @@ class StatusInterceptor(ExceptionToStatusInterceptor):  # type: ignore[misc]
         self.stopping = False
         self._failures = FailureLog()
 
+    async def intercept_service(
+        self,
+        continuation: Callable[..., Any],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        """Let bytes that are no message reach `intercept`, too; gRPC itself answers UNKNOWN."""
+        handler = await super().intercept_service(continuation, handler_call_details)
+        return handler and handler._replace(request_deserializer=_or_error(handler.request_deserializer))
+
     async def intercept(
         self,
         method: Callable[..., Any],
@@ -134,6 +144,8 @@ class StatusInterceptor(ExceptionToStatusInterceptor):  # type: ignore[misc]
         method_name: str,
     ) -> Any:  # noqa: ANN401
         """Answer a call, or refuse it."""
+        if isinstance(request_or_iterator, DecodeError):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is none of its method's")
         if self.stopping:
             error = PredictorUnavailable("the transformer is being stopped, ask another one")
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error), tuple(error.headers.items()))
@@ -154,3 +166,15 @@ class StatusInterceptor(ExceptionToStatusInterceptor):  # type: ignore[misc]
         await context.abort(
             grpc.StatusCode[ex.grpc_code], str(ex), trailing_metadata=tuple(ex.headers.items())
         )
+
+
+def _or_error(deserialize: Callable[[bytes], Message]) -> Callable[[bytes], Message | DecodeError]:
+    """Gives the error instead of raising it."""
+
+    def deserialized(data: bytes) -> Message | DecodeError:
+        try:
+            return deserialize(data)
+        except DecodeError as error:
+            return error
+
+    return deserialized
