@@ -6,6 +6,7 @@ Ten thousand inputs a test, others each time: `make fuzz`.
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,9 +162,8 @@ def test_tensors_get_the_same_answer_or_error_over_rest_and_grpc(tensors, ask):
             assert_same(typed, raw)
 
 
-@pytest.mark.parametrize("name", ["\U0001f4a9" * 128, "\n" * 128], ids=["four bytes", "control characters"])
-def test_a_name_makes_no_error_too_long_for_grpc(name, ask):
-    tensors = [Tensor(name, "BYTES", (20,), (b"{}",) * 20)]
+def test_a_name_makes_no_error_too_long_for_grpc(ask):
+    tensors = [Tensor("\U0001f4a9" * 128, "BYTES", (20,), (b"{}",) * 20)]
     error = ask.v2_json(tensors)
     assert error.content.endswith("and 220 more problems")
     assert_same(error, ask.grpc_typed(tensors))
@@ -398,7 +398,7 @@ def test_a_request_of_many_things_is_refused(name, ask):
 )
 def test_a_message_of_many_things_is_refused(part, ask):
     start = pb.ModelInferRequest(model_name="placement").SerializeToString()
-    assert ask.grpc(filled(start, part.SerializeToString(), b"")).status == "invalid"
+    assert ask.grpc(filled(start, part.SerializeToString(), b"")).status == "too large"
 
 
 def test_large_requests_leave_no_memory_behind(ask, transformer_process):
@@ -410,3 +410,11 @@ def test_large_requests_leave_no_memory_behind(ask, transformer_process):
     ask_all()
     before = ask_all()
     assert ask_all() - before < MAX_REQUEST_BYTES
+    # All that this process has been sent so far, and the limit of the InferenceService's container is 1 GiB.
+    assert peak_bytes(transformer_process.pid) < 2**29
+
+
+def peak_bytes(pid: int) -> int:
+    """The most memory that a process has had."""
+    (line,) = (one for one in Path(f"/proc/{pid}/status").read_text().splitlines() if one.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024

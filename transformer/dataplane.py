@@ -8,6 +8,7 @@ from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
 from transformer.errors import InvalidRequest, NotImplementedHere, UnknownModel
+from transformer.v1 import check_values
 
 
 class TransformerDataPlane(DataPlane):  # type: ignore[misc]
@@ -18,10 +19,14 @@ class TransformerDataPlane(DataPlane):  # type: ignore[misc]
 
         Raises
         ------
+        TooLarge
+            See `transformer.v1.check_values`.
         InvalidRequest
             Where KServe raises `InvalidInput`, which its handler would log with the request's content, and
             where it stumbles over a CloudEvent that is none.
         """
+        if isinstance(body, bytes):
+            check_values(body)
         try:
             return super().decode(body, headers, *args, **kwargs)
         except InvalidInput as error:

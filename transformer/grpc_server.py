@@ -18,7 +18,7 @@ from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.utils.utils import to_headers
 
 from transformer import rpc
-from transformer.errors import PredictorUnavailable, ServiceError
+from transformer.errors import InvalidRequest, PredictorUnavailable, ServiceError
 from transformer.failure_log import FailureLog
 from transformer.model import VERSION_HEADER, TransformerModel
 
@@ -132,7 +132,7 @@ class StatusInterceptor(ExceptionToStatusInterceptor):  # type: ignore[misc]
         continuation: Callable[..., Any],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler | None:
-        """Let bytes that are no message reach `intercept`, too; gRPC itself answers UNKNOWN."""
+        """Let what is wrong with a message's bytes reach `intercept`; gRPC itself would answer UNKNOWN."""
         handler = await super().intercept_service(continuation, handler_call_details)
         return handler and handler._replace(request_deserializer=_or_error(handler.request_deserializer))
 
@@ -144,8 +144,8 @@ class StatusInterceptor(ExceptionToStatusInterceptor):  # type: ignore[misc]
         method_name: str,
     ) -> Any:  # noqa: ANN401
         """Answer a call, or refuse it."""
-        if isinstance(request_or_iterator, DecodeError):
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is none of its method's")
+        if isinstance(request_or_iterator, ServiceError):
+            await self.handle_exception(request_or_iterator, None, context, method_name)
         if self.stopping:
             error = PredictorUnavailable("the transformer is being stopped, ask another one")
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error), tuple(error.headers.items()))
@@ -168,13 +168,16 @@ class StatusInterceptor(ExceptionToStatusInterceptor):  # type: ignore[misc]
         )
 
 
-def _or_error(deserialize: Callable[[bytes], Message]) -> Callable[[bytes], Message | DecodeError]:
-    """Gives the error instead of raising it."""
+def _or_error(deserialize: Callable[[bytes], Message]) -> Callable[[bytes], Message | ServiceError]:
+    """Gives an error instead of raising it."""
 
-    def deserialized(data: bytes) -> Message | DecodeError:
+    def deserialized(data: bytes) -> Message | ServiceError:
         try:
+            rpc.check_fields(data)
             return deserialize(data)
-        except DecodeError as error:
+        except ServiceError as error:
             return error
+        except DecodeError:
+            return InvalidRequest("the message is none of its method's")
 
     return deserialized

@@ -5,10 +5,14 @@ import uuid
 import numpy as np
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
-from transformer.errors import InvalidRequest
+from transformer.errors import InvalidRequest, TooLarge
 from transformer.tensors import Tensor, check_heads, from_raw, from_values, to_candidates
 from transformer.v2 import V2Answer, V2Request, raw_bytes, refuse_version, requested_outputs
 
+#: Wire types of protobuf: how long a field is.
+_VARINT = 0
+_BYTES = 2
+_FIXED = {1: 8, 5: 4}
 #: Field of `InferTensorContents` that holds each datatype's values; FP16 has none.
 CONTENTS = {
     "BOOL": "bool_contents",
@@ -24,6 +28,50 @@ CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
+#: Fields that a message may have at its outermost level, most of them tensors.
+MAX_FIELDS = 10_000
+
+
+def check_fields(message: bytes) -> None:
+    """Refuse a message of so many fields that the parsed ones would take forty times its bytes.
+
+    Raises
+    ------
+    TooLarge
+        If there are more than `MAX_FIELDS`.
+    """
+    fields = position = 0
+    try:
+        while position < len(message):
+            fields += 1
+            if fields > MAX_FIELDS:
+                raise TooLarge(f"the message may have {MAX_FIELDS} tensors and other fields")
+            tag, position = _varint(message, position)
+            kind = tag & 7
+            if kind == _VARINT:
+                _, position = _varint(message, position)
+            elif kind == _BYTES:
+                length, position = _varint(message, position)
+                position += length
+            elif kind in _FIXED:
+                position += _FIXED[kind]
+            else:
+                # Whoever parses it will say what is wrong.
+                return
+    except IndexError:
+        return
+
+
+def _varint(message: bytes, position: int) -> tuple[int, int]:
+    """A number of protobuf's, and where it ends."""
+    value = shift = 0
+    while True:
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
 
 
 def decode(

@@ -10,6 +10,8 @@ from transformer.errors import InvalidRequest, TooLarge
 from transformer.prediction import Prediction
 
 INSTANCES = "instances"
+#: Values that any request's JSON may have, counted by what stands before them: a comma or a bracket.
+MAX_VALUES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,21 @@ def check_count(candidates: int, max_candidates: int) -> None:
         raise TooLarge(f"a request may carry {max_candidates} candidates, got {candidates}")
 
 
+def check_values(body: bytes) -> None:
+    """Refuse JSON of so many values that the parsed ones would take thirty times its bytes.
+
+    Raises
+    ------
+    TooLarge
+        If there are more than `MAX_VALUES`, and more than one for every 8 bytes.
+    """
+    limit = max(MAX_VALUES, len(body) // 8)
+    if len(body) > limit:
+        values = sum(map(body.count, (b",", b"[", b"{")))
+        if values > limit:
+            raise TooLarge(f"body: may be JSON of {limit} values, got {values}")
+
+
 def parse_json(body: bytes | str) -> object:
     """Parse a JSON text.
 
@@ -81,7 +98,12 @@ def parse_json(body: bytes | str) -> object:
     ------
     InvalidRequest
         If it is none; the message says where.
+    TooLarge
+        See `check_values`.
     """
+    if isinstance(body, bytes):
+        # Text was part of something that has been looked at already.
+        check_values(body)
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
