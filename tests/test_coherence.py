@@ -25,8 +25,13 @@ PAIR_OF = MappingProxyType(
         "newcomers_in_a_rollout": "category_added",
     }
 )
-#: What the long form has beside: the other half of what is here, and what differs in the hop alone.
-ONLY_LONG = {"apply_out_predictor_late", "rollout_over_grpc", "rolling_update"}
+#: What the long form has beside: what test_local_service.py has, and what differs in the hop alone.
+ONLY_LONG = {
+    "apply_out_predictor_late",
+    "apply_out_transformer_late",
+    "rollout_over_grpc",
+    "rolling_update",
+}
 SHORT = [
     (PAIR_OF.get(situation.__name__, SILENT_KILLER), situation)
     for situation in SITUATIONS

@@ -6,7 +6,7 @@ import datetime
 import ipaddress
 import re
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,13 +123,13 @@ class Terminator:
     ----------
     port
         Where it listens.
-    shaken
-        Connections whose certificate was taken.
+    heard
+        Bytes that were said by those who have taken the certificate.
     """
 
     to_port: int
     port: int = 0
-    shaken: int = 0
+    heard: int = 0
     _context: ssl.SSLContext = field(default_factory=lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
 
     def show(self, files: tuple[Path, Path]) -> None:
@@ -145,17 +145,22 @@ class Terminator:
             yield self
 
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.shaken += 1
         with contextlib.suppress(OSError):
             there, back = await asyncio.open_connection(HERE, self.to_port)
             async with asyncio.TaskGroup() as both:
-                both.create_task(_pass_on(reader, back))
-                both.create_task(_pass_on(there, writer))
+                both.create_task(_pass_on(reader, back, self._hear))
+                both.create_task(_pass_on(there, writer, lambda _: None))
+
+    def _hear(self, data: bytes) -> None:
+        self.heard += len(data)
 
 
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pass_on(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, note: Callable[[bytes], None]
+) -> None:
     with contextlib.suppress(OSError):
         while data := await reader.read(2**16):
+            note(data)
             writer.write(data)
             await writer.drain()
     writer.close()
@@ -223,7 +228,7 @@ def test_over_tls_the_predictor_is_believed_that_the_authority_has_signed(
             expected = pytest.approx(truth.probabilities(candidates), abs=1e-12)
             assert over_v1(url, candidates, truth)[1] == expected
             assert over_grpc(address, candidates, truth)[1] == expected
-    assert terminator.shaken > 0
+    assert terminator.heard > 0
 
 
 #: Whose certificate is shown for which host, how long it lasts, whether the authority is named, and what the
@@ -258,7 +263,7 @@ async def test_over_tls_nobody_else_is_believed_and_the_log_says_why(
                 assert answer.status_code == 503
                 assert answer.json() == {"error": "no verified predictor is there"}
                 assert (await front.http.get("/v2/health/ready")).status_code == 503
-    assert terminator.shaken == 0, "it was told nothing"
+    assert terminator.heard == 0, "it was told nothing"
 
 
 async def test_a_certificate_that_is_renewed_is_believed_without_a_restart(
