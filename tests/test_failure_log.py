@@ -4,7 +4,13 @@ import logging
 
 import pytest
 
-from transformer.errors import InvalidRequest, PredictorTooSlow, PredictorUnavailable, QueueFull
+from transformer.errors import (
+    InvalidRequest,
+    NotImplementedHere,
+    PredictorTooSlow,
+    PredictorUnavailable,
+    QueueFull,
+)
 from transformer.failure_log import INTERVAL_S, FailureLog
 
 
@@ -58,4 +64,5 @@ def test_a_flood_is_one_line_and_then_a_count(lines):
 
 def test_what_is_the_callers_own_fault_is_not_logged(lines):
     FailureLog().tell("400", InvalidRequest("no JSON"))
+    FailureLog().tell("501", NotImplementedHere("explanations are not implemented"))
     assert lines() == []

@@ -81,8 +81,8 @@ def test_routes_that_always_refuse_are_not_described(url):
 
 
 @fuzz(150)
-@given(data=st.data())
-def test_a_candidate_is_valid_by_the_description_just_when_it_is_by_validation(data):
+@given(data=st.data(), unknown=st.sampled_from(["refuse", "ignore"]))
+def test_a_candidate_is_valid_by_the_description_just_when_it_is_by_validation(data, unknown):
     signature = data.draw(signatures())
     candidate = data.draw(valid(signature) | complete(signature) | mutilated(signature))
     try:
@@ -91,8 +91,8 @@ def test_a_candidate_is_valid_by_the_description_just_when_it_is_by_validation(d
     except (ValueError, InvalidRequest):
         return
     try:
-        validate(rows_of([parsed], signature), signature)
+        validate(rows_of([parsed], signature), signature, unknown, newest=signature)
         accepted = True
     except InvalidRequest:
         accepted = False
-    assert jsonschema_rs.is_valid(candidate_schema(signature), parsed) == accepted
+    assert jsonschema_rs.is_valid(candidate_schema(signature, unknown), parsed) == accepted

@@ -212,6 +212,10 @@ def parsed(answers: bytes) -> list[tuple[int, bytes]]:
 # Many requests on one connection.
 
 OFFER = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\n"
+WEBSOCKET = (
+    b"connection: Upgrade\r\nupgrade: websocket\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
 words = st.binary(max_size=30)
 
 
@@ -219,7 +223,10 @@ words = st.binary(max_size=30)
 def requests(draw, number: int) -> tuple[bytes, tuple[int, bytes]]:
     """A sound request, and what answers it."""
     path = draw(st.sampled_from(["/quick", "/echo"])) + f"/{number}"
-    head = b"POST %s HTTP/1.1\r\n%s" % (path.encode(), draw(st.sampled_from([b"", b"A: b\r\n", OFFER])))
+    head = b"POST %s HTTP/1.1\r\n%s" % (
+        path.encode(),
+        draw(st.sampled_from([b"", b"A: b\r\n", OFFER, WEBSOCKET])),
+    )
     pieces = draw(st.lists(words, max_size=3))
     body = b"".join(pieces)
     if draw(st.booleans()):

@@ -1,6 +1,6 @@
 """KServe's data plane, with errors of ours and without what a served version must not allow."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kserve.errors import InvalidInput, ModelNotFound
@@ -11,8 +11,22 @@ from transformer.errors import InvalidRequest, NotImplementedHere, UnknownModel
 from transformer.v1 import check_values
 
 
+def _never() -> bool:
+    return False
+
+
 class TransformerDataPlane(DataPlane):  # type: ignore[misc]
-    """Decodes V1 requests and CloudEvents as KServe does."""
+    """Decodes V1 requests and CloudEvents as KServe does.
+
+    Attributes
+    ----------
+    stopping
+        Tells whether the server is being stopped.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 (KServe's own)
+        super().__init__(*args, **kwargs)
+        self.stopping: Callable[[], bool] = _never
 
     def decode(self, body: object, headers: Mapping[str, str], *args: object, **kwargs: object) -> Any:  # noqa: ANN401
         """Payload and CloudEvent attributes of a request.
@@ -50,7 +64,9 @@ class TransformerDataPlane(DataPlane):  # type: ignore[misc]
 
     async def ready(self) -> bool:
         """Whether the server can answer: each of its models has a verified connection to a predictor."""
-        return all([await model.healthy() for model in self.model_registry.get_models().values()])
+        return not self.stopping() and all(
+            [await model.healthy() for model in self.model_registry.get_models().values()]
+        )
 
     async def model_ready(self, model_name: str, disable_predictor_health_check: bool = False) -> bool:
         """Whether a model can answer.

@@ -1,4 +1,4 @@
-"""Failures in the log: the first of a kind at once, then how many more there were, now and then.
+"""Failures in the log: the first of a kind at once, and with a later one how many more there were.
 
 An overload is answered with thousands of 503s a second. A line for each would cost more than the answer.
 """
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from time import monotonic
 
-from transformer.errors import ServiceError
+from transformer.errors import NotImplementedHere, ServiceError
 
 logger = logging.getLogger("kserve.transformer")
 
@@ -33,7 +33,7 @@ class FailureLog:
 
     def tell(self, status: str, error: ServiceError) -> None:
         """Log a failure that is not the caller's own, unless one of its kind was logged a moment ago."""
-        if error.status < 500:
+        if error.status < 500 or isinstance(error, NotImplementedHere):
             return
         kind, now = type(error), self._now()
         if now < self._next.get(kind, now):

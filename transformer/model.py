@@ -112,7 +112,12 @@ class TransformerModel(kserve.Model):  # type: ignore[misc]
         """The REST side's description; see `transformer.openapi.describe`."""
         bundle = self.scorer.bundle
         return openapi.describe(
-            self.name, self._outputs, bundle.version, bundle.signature, max_candidates=self._max_candidates
+            self.name,
+            self._outputs,
+            bundle.version,
+            bundle.signature,
+            max_candidates=self._max_candidates,
+            unknown_category=self.scorer.unknown_category,
         )
 
     def get_input_types(self) -> list[dict[str, Any]]:

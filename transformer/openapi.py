@@ -9,6 +9,7 @@ from typing import Any
 from transformer.signature import Number, RawField, Signature
 from transformer.tensors import NUMPY_DTYPES
 from transformer.v2 import JSON_LENGTH_HEADER, output_types
+from transformer.validation import UnknownCategory
 
 #: A JSON Schema, or another part of the document.
 Part = dict[str, Any]
@@ -39,7 +40,13 @@ _JSON_LENGTH: Part = {
 
 
 def describe(
-    model_name: str, output_name: str, version: str, signature: Signature, *, max_candidates: int
+    model_name: str,
+    output_name: str,
+    version: str,
+    signature: Signature,
+    *,
+    max_candidates: int,
+    unknown_category: UnknownCategory = "refuse",
 ) -> Part:
     """The description, as OpenAPI 3.1.
 
@@ -55,6 +62,8 @@ def describe(
         What a candidate is.
     max_candidates
         Candidates that one request may carry.
+    unknown_category
+        Whether a value that the signature does not list is an error or encoded as none.
     """
     v1, v2 = f"/v1/models/{model_name}", f"/v2/models/{model_name}"
     return {
@@ -76,9 +85,9 @@ def describe(
         },
         "components": {
             "schemas": {
-                "Candidate": candidate_schema(signature),
+                "Candidate": candidate_schema(signature, unknown_category),
                 **_v1_schemas(output_name, max_candidates),
-                **_v2_request_schemas(output_name, signature, max_candidates),
+                **_v2_request_schemas(output_name, signature, max_candidates, unknown_category),
                 **_v2_response_schemas(model_name, output_name),
                 **_server_schemas(model_name),
                 "Error": _object({"error": _TEXT}),
@@ -87,15 +96,17 @@ def describe(
     }
 
 
-def candidate_schema(signature: Signature) -> Part:
+def candidate_schema(signature: Signature, unknown_category: UnknownCategory = "refuse") -> Part:
     """JSON Schema of a candidate: it allows just what validation does. Other keys are passed over."""
-    fields = {field.name: _value_schema(field) for field in signature.fields}
+    fields = {field.name: _value_schema(field, unknown_category) for field in signature.fields}
     return _object(fields, optional=[field.name for field in signature.fields if field.default is not None])
 
 
-def _value_schema(field: RawField) -> Part:
+def _value_schema(field: RawField, unknown_category: UnknownCategory) -> Part:
     if isinstance(field, Number):
         schema: Part = {"type": "number", "minimum": field.minimum, "maximum": field.maximum}
+    elif unknown_category == "ignore":
+        schema = _TEXT
     else:
         schema = {"type": "string", "enum": list(field.categories)}
     if field.default is None:
@@ -114,7 +125,9 @@ def _v1_schemas(output_name: str, max_candidates: int) -> Part:
     }
 
 
-def _v2_request_schemas(output_name: str, signature: Signature, max_candidates: int) -> Part:
+def _v2_request_schemas(
+    output_name: str, signature: Signature, max_candidates: int, unknown_category: UnknownCategory
+) -> Part:
     def tensor(name: Part, datatypes: Iterable[str], values: Part) -> Part:
         return _object(
             {
@@ -130,7 +143,9 @@ def _v2_request_schemas(output_name: str, signature: Signature, max_candidates: 
     numeric = [datatype for datatype in NUMPY_DTYPES if datatype != "BOOL"]
     fields = [
         tensor(
-            {"const": field.name}, numeric if isinstance(field, Number) else ["BYTES"], _value_schema(field)
+            {"const": field.name},
+            numeric if isinstance(field, Number) else ["BYTES"],
+            _value_schema(field, unknown_category),
         )
         for field in signature.fields
     ]

@@ -25,6 +25,9 @@ Verify = Literal["connection", "request"]
 #: How long requests wait when the last connection has gone, before they get 503: a verified reconnect takes
 #: some 30 ms, and a swap of predictors should not be noticed.
 GRACE_S = 2.0
+#: Reasons why connections cannot be used, of which each is logged once in so many seconds.
+MAX_TOLD = 20
+TOLD_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,9 @@ class Pool:
         self._down = False
         self._going_down: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._told = ""
+        #: Reasons that were logged since a loop time.
+        self._told: set[str] = set()
+        self._told_since = 0.0
 
     @property
     def usable(self) -> bool:
@@ -179,10 +184,13 @@ class Pool:
         self.dispatcher.fail_all(_no_connection())
 
     def tell(self, reason: str) -> None:
-        """Log why a connection cannot be used, once for all connections and until another reason comes."""
-        if reason and reason != self._told:
+        """Log why a connection cannot be used: each reason once a minute, and no more than a few."""
+        if self.loop.time() - self._told_since > TOLD_S:
+            self._told.clear()
+            self._told_since = self.loop.time()
+        if reason not in self._told and len(self._told) < MAX_TOLD:
+            self._told.add(reason)
             logger.warning("predictor %s: %s", self.address.host, reason)
-        self._told = reason
 
 
 def _no_connection() -> PredictorUnavailable:

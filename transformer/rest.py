@@ -81,13 +81,21 @@ class RestServer(RESTServer):  # type: ignore[misc]
             self._add_middlewares(app)
         self._register_endpoints(app)
         self._add_exception_handlers(app)
+        self.dataplane.stopping = self._is_stopping
         (model,) = self.dataplane.model_registry.get_models().values()
         app.openapi = cache(model.openapi)  # type: ignore[method-assign]
         served: App = BodyLimit(app, self._max_request_bytes)
         if not (self._timings or self.access_log_format):
             served = Shortcut(served, model, self._error_response, self._max_request_bytes)
-        self.config.http = partial(RestConnection, watch=Watch(self._client_timeout_s))
+        # Websockets need not even be loaded.
+        self.config.ws = "none"
+        self.config.http = partial(
+            RestConnection, watch=Watch(self._client_timeout_s), stopping=self._is_stopping
+        )
         self.config.app = served
+
+    def _is_stopping(self) -> bool:
+        return bool(self._server.should_exit)
 
     def _register_endpoints(self, app: FastAPI) -> None:
         # First come, first served: KServe's own V2 handler parses twice, and answers 422 or 500 where the

@@ -1,7 +1,7 @@
 """A client's connection: uvicorn's, with limits on what it may send and on how long it may take."""
 
 import asyncio
-from collections.abc import Coroutine, MutableMapping
+from collections.abc import Callable, Coroutine, MutableMapping
 from http import HTTPStatus
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -53,6 +53,8 @@ class RestConnection(HttpToolsProtocol):
         As `HttpToolsProtocol`.
     watch
         Asks from time to time what the client keeps us waiting for.
+    stopping
+        Tells whether the server is being stopped.
     """
 
     #: Whether nobody waits any more for the answer that is under way.
@@ -82,9 +84,16 @@ class RestConnection(HttpToolsProtocol):
     #: Whether the server is being stopped.
     _stopping = False
 
-    def __init__(self, *args: Any, watch: "Watch", **kwargs: Any) -> None:  # noqa: ANN401 (uvicorn's own)
+    def __init__(
+        self,
+        *args: Any,  # noqa: ANN401 (uvicorn's own)
+        watch: "Watch",
+        stopping: Callable[[], bool] = lambda: False,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._watch = watch
+        self._is_stopping = stopping
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
@@ -92,6 +101,9 @@ class RestConnection(HttpToolsProtocol):
         super().connection_made(self._out)  # type: ignore[arg-type]
         self.flow = InTurn(transport, self.pipeline)
         self._watch.begin(self.loop, self.connections)
+        if self._is_stopping():
+            # It was accepted before, and uvicorn has told all others already.
+            self.shutdown()
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
@@ -114,15 +126,16 @@ class RestConnection(HttpToolsProtocol):
     def _read_behind(self, upgrade: httptools.HttpParserUpgrade | None, data: bytes) -> None:
         """Read what comes behind heads that offer another protocol."""
         while upgrade is not None:
-            if self._should_upgrade():
-                self.handle_websocket_upgrade()
-                return
             self._stay_with_http()
             data, upgrade = data[upgrade.args[0] :], None
             try:
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as another:
                 upgrade = another
+
+    def _should_upgrade(self) -> bool:
+        # Nothing here speaks websockets, and uvicorn would refuse one before it answers what came before.
+        return False
 
     def _stay_with_http(self) -> None:
         """Read on behind a head that offers another protocol, as Java's client does with its first request.
@@ -170,7 +183,7 @@ class RestConnection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """End a request."""
-        if self.parser.should_upgrade() and not self._should_upgrade():
+        if self.parser.should_upgrade():
             # Its body comes yet.
             return
         super().on_message_complete()
@@ -380,9 +393,7 @@ class Watch:
         if connections:
             self.begin(loop, connections)
         for connection in list(connections):
-            # uvicorn puts its websockets there, too.
-            if isinstance(connection, RestConnection):
-                connection.look(self._timeout_s)
+            connection.look(self._timeout_s)
 
 
 def _error(status: HTTPStatus, text: str, headers: list[tuple[bytes, bytes]]) -> bytes:

@@ -39,6 +39,7 @@ class Scorer:
         settings: PoolSettings | None = None,
     ) -> None:
         self.bundle = bundle
+        self.unknown_category: UnknownCategory = unknown_category
         self._versions = known_versions(bundle, unknown_category)
         self._address = address
         self._timeout_s = timeout_s

@@ -102,7 +102,6 @@ class Slot:
         verified_at = self._now()
         self._pool.met[behind.version] = verified_at
         end = verified_at + self._pool.settings.max_age_s * random.uniform(0.8, 1.2)  # noqa: S311 (jitter)
-        self._pool.tell("")
 
         def accepts(job: Job) -> bool:
             if job.not_before > verified_at:

@@ -145,11 +145,14 @@ def _probabilities(read: Callable[[], object], rows: int, classes: int) -> Matri
     # Not how many rows: they may be other callers', too.
     expected = f"expected the probabilities of {classes} classes for each candidate"
     try:
-        matrix = np.asarray(read(), dtype=np.float64)
+        matrix = np.asarray(read())
     except (ArithmeticError, LookupError, TypeError, ValueError, StopIteration, AttributeError) as error:
         raise PredictorAnswer(f"the predictor's answer cannot be read, {expected}") from error
     if matrix.shape != (rows, classes):
         raise PredictorAnswer(f"the predictor's answer has another shape, {expected}")
+    if matrix.dtype.kind not in "fi":
+        raise PredictorAnswer(f"the predictor answered with other things than numbers, {expected}")
+    matrix = matrix.astype(np.float64, copy=False)
     in_range = np.all(matrix >= 0) and np.all(matrix <= 1)
     if not (in_range and np.all(abs(matrix.sum(axis=1) - 1) <= _SUM_TOLERANCE)):
         raise PredictorAnswer(f"the predictor answered with other numbers than probabilities, {expected}")
