@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import jsonschema_rs
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.fuzzing import MANY, fuzz
@@ -90,6 +90,9 @@ def test_a_candidate_is_valid_by_the_description_just_when_it_is_by_validation(d
         parsed = parse_json(json.dumps(candidate, allow_nan=False))
     except (ValueError, InvalidRequest):
         return
+    # Beyond, the decimal digits of a bound are not the number that the bound is.
+    values = parsed.values() if isinstance(parsed, dict) else ()
+    assume(not any(isinstance(value, int) and abs(value) > 2**53 for value in values))
     try:
         validate(rows_of([parsed], signature), signature, unknown, newest=signature)
         accepted = True
