@@ -25,12 +25,14 @@ PAIR_OF = MappingProxyType(
         "newcomers_in_a_rollout": "category_added",
     }
 )
-#: What the long form has beside: what test_local_service.py has, and what differs in the hop alone.
+#: What the long form has beside: what test_local_service.py and test_connections.py have, and what differs in
+#: the hop alone.
 ONLY_LONG = {
     "apply_out_predictor_late",
     "apply_out_transformer_late",
     "rollout_over_grpc",
     "rolling_update",
+    "unknown_models",
 }
 SHORT = [
     (PAIR_OF.get(situation.__name__, SILENT_KILLER), situation)
