@@ -1,7 +1,7 @@
 """Versions and processes that many tests share, because they take seconds to make."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,8 @@ from predictor.process import PredictorProcess
 from predictor.runtimes import get_runtime
 from tests.pairs import Pair, make_pair
 from tests.processes import transformer
+from tests.scripted import HttpPredictor
+from tests.truth import Truth
 from training.generator import generate
 from training.train import train
 
@@ -30,6 +32,21 @@ def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a version that was trained on generated candidates."""
     trained = train(generate(500), storage=tmp_path_factory.mktemp("storage"), estimator="forest-50")
     return Path(trained.uri)
+
+
+@pytest.fixture(scope="session")
+def truth(trained_bundle: Path) -> Truth:
+    """What scikit-learn says of candidates by that version."""
+    return Truth(trained_bundle)
+
+
+@pytest.fixture
+async def predictor(truth: Truth) -> AsyncIterator[HttpPredictor]:
+    """An HTTP predictor that answers as that version does, or as it is told to."""
+    predictor = HttpPredictor(truth)
+    await predictor.start()
+    yield predictor
+    await predictor.stop()
 
 
 @pytest.fixture(scope="session")

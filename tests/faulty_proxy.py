@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from inferenceservice.local.forwarder import LoopbackServer
+
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 #: What MLServer 1.7 writes before an output's first number.
 _FIRST_NUMBER = re.compile(rb'("data": *\[)[^,\]]+')
@@ -73,14 +75,12 @@ class FaultyProxy:
         self.spoiled = 0
         self.calls = 0
         self._predictor_port = predictor_port
-        self._server: asyncio.Server | None = None
-        self._open: set[asyncio.Task[None]] = set()
+        self._server = LoopbackServer(self._carry)
         self._surprises: list[Exception] = []
 
     async def start(self) -> None:
         """Listen, after the first time where it did before."""
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self.port = await self._server.start(self.port)
 
     async def stop(self) -> None:
         """Refuse connections, and reset those that are open.
@@ -90,23 +90,9 @@ class FaultyProxy:
         ExceptionGroup
             If it has met something that it does not know how to handle.
         """
-        assert self._server is not None
-        self._server.close()
-        for task in self._open:
-            task.cancel()
-        await asyncio.gather(*self._open, return_exceptions=True)
+        await self._server.close()
         if self._surprises:
             raise ExceptionGroup("the proxy failed", self._surprises)
-
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._carry(reader, writer))
-        self._open.add(task)
-
-        def close(_: asyncio.Task[None]) -> None:
-            self._open.discard(task)
-            writer.close()
-
-        task.add_done_callback(close)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

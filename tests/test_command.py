@@ -77,11 +77,6 @@ def refusal(done: Done, command: str) -> str:
     return told.removesuffix("\n")
 
 
-@pytest.fixture(scope="module")
-def truth(trained_bundle: Path) -> Truth:
-    return Truth(trained_bundle)
-
-
 # Help
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -24,7 +23,6 @@ from tests.scripted import (
     v2_body,
 )
 from tests.serving import Serving
-from tests.truth import Truth
 from training.candidates import SAMPLE
 
 #: Who asks: two with credentials of their own, and one without any.
@@ -62,11 +60,6 @@ async def over_grpc(
     except grpc.aio.AioRpcError:
         return None
     return list(answer.outputs[1].contents.fp64_contents)
-
-
-@pytest.fixture(scope="module")
-def truth(trained_bundle: Path) -> Truth:
-    return Truth(trained_bundle)
 
 
 HOPS = {

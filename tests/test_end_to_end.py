@@ -67,11 +67,6 @@ HOPS: list[Any] = [
 
 
 @pytest.fixture(scope="module")
-def truth(trained_bundle: Path) -> Truth:
-    return Truth(trained_bundle)
-
-
-@pytest.fixture(scope="module")
 def candidates() -> list[dict[str, Any]]:
     return generate(40, seed=7).candidates
 

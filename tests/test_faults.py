@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -47,19 +46,6 @@ from transformer.wire import MAX_DETAIL
 READY = ("/v2/health/ready", "/v2/models/placement/ready", "/v1/models/placement")
 #: A port that nobody can listen to: a connection to it is refused at once.
 NOBODY = "127.0.0.1:1"
-
-
-@pytest.fixture(scope="module")
-def truth(trained_bundle: Path) -> Truth:
-    return Truth(trained_bundle)
-
-
-@pytest.fixture
-async def predictor(truth) -> AsyncIterator[HttpPredictor]:
-    predictor = HttpPredictor(truth)
-    await predictor.start()
-    yield predictor
-    await predictor.stop()
 
 
 @pytest.fixture
@@ -149,12 +135,14 @@ SLOW = (TOO_SLOW, 1)
 async def check(service: Serving, expected: list[tuple[str, bool]], *, together: bool = True) -> None:
     ended = await outcomes(service, together=together)
     assert [(status, again) for status, _, again in ended] == expected
-    told = ended[0][1]
-    assert all(other == told for _, other, _ in ended), "each protocol tells the same"
-    if expected is FINE:
-        assert told == service.answer[1]
-    else:
-        assert "predictor" in told
+    for _, told, _ in ended:
+        if expected is FINE:
+            assert told == service.answer[1]
+        else:
+            assert "predictor" in told
+    # Where none is there, one may be told why its call failed and another that it waited in vain.
+    if expected is not UNAVAILABLE:
+        assert len({str(told) for _, told, _ in ended}) == 1, "each protocol tells the same"
 
 
 def check_asked(calls: int, often: int | None) -> None:

@@ -44,11 +44,6 @@ def running(trained_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture(scope="module")
-def truth(trained_bundle: Path) -> Truth:
-    return Truth(trained_bundle)
-
-
-@pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:
     return generate(7, seed=11).candidates
 

@@ -26,6 +26,7 @@ from predictor.process import free_ports
 from tests.load import Tally, under_load, until
 from tests.pairs import Pair, make_pair
 from tests.service import SPEC
+from tests.storing import damaged
 from transformer.bundle import BUNDLE_FILE, MODEL_FILE, file_sha256
 
 #: As the collocated overlay has it.
@@ -59,15 +60,6 @@ def unloadable(version: Path, copy: Path) -> Path:
     model = json.loads((version / BUNDLE_FILE).read_text())["model"]
     changed(version, copy, model={**model, "sha256": file_sha256(copy.parent / "model")})
     (copy.parent / "model").replace(copy / MODEL_FILE)
-    return copy
-
-
-def damaged(version: Path, copy: Path) -> Path:
-    """A copy of a version with one byte of its model exchanged."""
-    shutil.copytree(version, copy)
-    model = bytearray((copy / MODEL_FILE).read_bytes())
-    model[len(model) // 2] ^= 1
-    (copy / MODEL_FILE).write_bytes(model)
     return copy
 
 

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -34,25 +34,11 @@ from tests.scripted import (
     status,
     v2_body,
 )
-from tests.truth import Truth
 from training.candidates import SAMPLE
 
 PLACEMENT = Path(sys.executable).with_name("placement")
 TIMEOUT_S = 120
 JSON = {"content-type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def truth(trained_bundle: Path) -> Truth:
-    return Truth(trained_bundle)
-
-
-@pytest.fixture
-async def predictor(truth) -> AsyncIterator[HttpPredictor]:
-    predictor = HttpPredictor(truth)
-    await predictor.start()
-    yield predictor
-    await predictor.stop()
 
 
 # What is written down

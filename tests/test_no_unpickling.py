@@ -111,11 +111,6 @@ class Watched:
         return f"127.0.0.1:{self.process.grpc_port}"
 
 
-@pytest.fixture(scope="module")
-def truth(trained_bundle: Path) -> Truth:
-    return Truth(trained_bundle)
-
-
 @pytest.fixture(scope="module", params=[1, 2], ids=["one worker", "two workers"])
 def watched(
     request: pytest.FixtureRequest, mlserver, trained_bundle: Path, tmp_path_factory: pytest.TempPathFactory

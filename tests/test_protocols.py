@@ -34,11 +34,6 @@ async def transformer(trained_bundle: Path, mlserver: PredictorProcess) -> Async
         yield running
 
 
-@pytest.fixture(scope="session")
-def truth(trained_bundle: Path) -> Truth:
-    return Truth(trained_bundle)
-
-
 async def v1(service: Serving, rows: Sequence[dict[str, Any]], **headers: str) -> Answer:
     response = await service.http.post(V1, content=json.dumps({"instances": rows}), headers=headers)
     assert response.status_code == 200, response.text

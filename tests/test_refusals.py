@@ -13,6 +13,7 @@ import pytest
 
 from predictor.process import free_ports
 from storage.bundles import fetch, versions
+from tests.storing import damaged
 from training.generator import generate
 from training.train import train
 from transformer.bundle import BUNDLE_FILE, MODEL_FILE
@@ -111,15 +112,6 @@ def test_the_transformer_does_not_start_with_a_bundle_that_is(case, refused):
     assert problem in line
     assert line.endswith(f"; {advice}")
     assert output == ""
-
-
-def damaged(version: Path, copy: Path) -> Path:
-    """A copy of a version, one byte of whose model was exchanged."""
-    shutil.copytree(version, copy)
-    model = bytearray((copy / MODEL_FILE).read_bytes())
-    model[len(model) // 2] ^= 1
-    (copy / MODEL_FILE).write_bytes(model)
-    return copy
 
 
 #: The command in a process that can write no file longer than so many bytes, which is told as a full disk is.

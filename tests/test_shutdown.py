@@ -8,7 +8,6 @@ import re
 import signal
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -106,11 +105,6 @@ def is_ready(process: TransformerProcess) -> bool:
             return GRPCInferenceServiceStub(channel).ServerReady(pb.ServerReadyRequest(), timeout=10).ready
         except grpc.RpcError as error:
             return error.code() is not grpc.StatusCode.UNAVAILABLE
-
-
-@pytest.fixture(scope="module")
-def truth(trained_bundle: Path) -> Truth:
-    return Truth(trained_bundle)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

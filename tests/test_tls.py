@@ -25,7 +25,6 @@ from predictor.runtimes import get_runtime
 from tests.processes import transformer
 from tests.scripted import eventually, logged
 from tests.serving import serving
-from tests.truth import Truth
 from tests.ways import over_grpc, over_v1
 from training.generator import generate
 from transformer import pool
@@ -176,11 +175,6 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture(scope="module")
 def another(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("tls") / "another")
-
-
-@pytest.fixture(scope="module")
-def truth(trained_bundle: Path) -> Truth:
-    return Truth(trained_bundle)
 
 
 @pytest.fixture(scope="module")

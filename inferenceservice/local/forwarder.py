@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 _CHUNK = 2**16
 #: Seconds to reach a backend.
@@ -27,18 +28,23 @@ def choose(backends: Sequence[Backend]) -> Backend:
     return backend
 
 
-class Forwarder:
-    """Listens on loopback and carries each connection, byte by byte, to one of the backends at random.
+#: Serves one connection; its writer is closed when that ends.
+Carry = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
-    Set `backends` at any time: new connections follow, those that are open stay where they are.
+
+class LoopbackServer:
+    """Listens on loopback; what it has open ends with it.
+
+    Parameters
+    ----------
+    carry
+        What is done with each connection.
     """
 
-    def __init__(self, backends: Sequence[Backend] = ()) -> None:
-        self.backends = backends
+    def __init__(self, carry: Carry) -> None:
+        self._carry = carry
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
-        #: Open connections to each address.
-        self.connections: Counter[str] = Counter()
 
     async def start(self, port: int = 0) -> int:
         """Listen, and return the port.
@@ -72,6 +78,27 @@ class Forwarder:
             writer.close()
 
         task.add_done_callback(close)
+
+
+class Forwarder:
+    """Listens on loopback and carries each connection, byte by byte, to one of the backends at random.
+
+    Set `backends` at any time: new connections follow, those that are open stay where they are.
+    """
+
+    def __init__(self, backends: Sequence[Backend] = ()) -> None:
+        self.backends = backends
+        #: Open connections to each address.
+        self.connections: Counter[str] = Counter()
+        self._server = LoopbackServer(self._carry)
+
+    async def start(self, port: int = 0) -> int:
+        """Listen, and return the port; see `LoopbackServer.start`."""
+        return await self._server.start(port)
+
+    async def close(self) -> None:
+        """Stop listening and end what is open."""
+        await self._server.close()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self.backends:
