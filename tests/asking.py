@@ -100,10 +100,10 @@ class Client:
         assert set(response.json()) == {"error"}
         return Outcome(OVER_REST[response.status_code], response.json()["error"])
 
-    def grpc(self, message: bytes) -> Outcome:
+    def grpc(self, message: bytes, compression: grpc.Compression | None = None) -> Outcome:
         """Send what is to be a ``ModelInferRequest``. The content is that of the answer, or its error."""
         try:
-            answer = self._infer(message, timeout=20)
+            answer = self._infer(message, timeout=20, compression=compression)
         except grpc.RpcError as error:
             code, details = error.code(), error.details()
         else:

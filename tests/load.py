@@ -50,12 +50,15 @@ class Tally:
         How many answers were to more than one candidate.
     faults
         Answers that are not what they should be, by the judge's verdict.
+    slowest_s
+        The longest time that one took, as its client saw it, by status over REST.
     """
 
     answered: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
     several: int = 0
     faults: dict[str, list[str]] = field(default_factory=dict)
+    slowest_s: dict[str, float] = field(default_factory=dict)
 
     @property
     def requests(self) -> int:
@@ -79,6 +82,12 @@ class Tally:
         self.several += other.several
         for verdict, answers in other.faults.items():
             self.faults.setdefault(verdict, []).extend(answers)
+        for status, seconds in other.slowest_s.items():
+            self.took(status, seconds)
+
+    def took(self, status: str, seconds: float) -> None:
+        """Note how long a request with this status took."""
+        self.slowest_s[status] = max(seconds, self.slowest_s.get(status, 0.0))
 
     def __str__(self) -> str:
         answered = ", ".join(f"{count} by {version}" for version, count in sorted(self.answered.items()))
@@ -283,14 +292,21 @@ class _Client:
     async def once(self, size: int | None = None) -> bool:
         """Ask about so many candidates, or any number of them; whether there was a prediction."""
         chosen = self._choose(self._dice.choice(SIZES) if size is None else size)
+        start = time.monotonic()
+        status = NO_ANSWER
         try:
             answer = await self._ask([self._judge.candidates[number] for number in chosen])
         except Refused as refused:
             self._tally.failed[str(refused)] += 1
+            status = status_of(str(refused))
             return False
         except (aiohttp.ClientError, TimeoutError) as error:
             self._tally.failed[f"{NO_ANSWER} {type(error).__name__} {error}"] += 1
             return False
+        else:
+            status = "200"
+        finally:
+            self._tally.took(status, time.monotonic() - start)
         self._tally.answered[answer.version] += 1
         self._tally.several += len(chosen) > 1
         verdict = self._judge.verdict(chosen, answer)

@@ -121,3 +121,22 @@ async def test_a_call_carries_the_credentials_of_all_candidates_in_it(
     assert seen == owners.keys()
     assert not faulty or not predictor.faults
     assert len(predictor.carried) < len(asked) / 2, "what waited went together"
+
+
+@pytest.mark.parametrize("hop", ["v1", "grpc-v2"])
+async def test_credentials_that_grpc_cannot_carry_are_refused_and_never_left_out(
+    hop, predictor, trained_bundle
+):
+    credentials = "Bearer caf\xe9".encode("latin-1")
+    async with in_front_of(predictor, trained_bundle, hop) as front:
+        for path, body in ((V1, {"instances": [SAMPLE]}), (V2, v2_body(SAMPLE))):
+            response = await front.http.post(path, json=body, headers={b"authorization": credentials})
+            if hop == "v1":
+                assert response.status_code == 200
+            else:
+                assert response.status_code == 400
+                assert response.json()["error"].startswith("authorization: must be printable ASCII")
+    assert len(predictor.carried) == (2 if hop == "v1" else 0)
+    # aiohttp shows bytes that are no UTF-8 as surrogates.
+    sent = {headers["authorization"].encode("utf-8", "surrogateescape") for _, headers in predictor.carried}
+    assert sent <= {credentials}

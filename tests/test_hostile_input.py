@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import psutil
 import pytest
@@ -399,6 +400,11 @@ def test_a_request_of_many_things_is_refused(name, ask):
 def test_a_message_of_many_things_is_refused(part, ask):
     start = pb.ModelInferRequest(model_name="placement").SerializeToString()
     assert ask.grpc(filled(start, part.SerializeToString(), b"")).status == "too large"
+
+
+def test_a_message_that_is_large_once_it_is_unpacked_is_refused(ask):
+    message = pb.ModelInferRequest(raw_input_contents=[bytes(64 * MAX_REQUEST_BYTES)]).SerializeToString()
+    assert ask.grpc(message, grpc.Compression.Gzip).status == "too large"
 
 
 def test_large_requests_leave_no_memory_behind(ask, transformer_process):

@@ -90,6 +90,16 @@ def family() -> set[int]:
     return {child.pid for child in psutil.Process().children(recursive=True)}
 
 
+def listening() -> set[str]:
+    """The addresses that what was started listens on."""
+    return {
+        connection.laddr.ip
+        for pid in family()
+        for connection in psutil.Process(pid).connections(kind="tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
 async def test_both_change_at_once_and_no_request_fails(strangers, tmp_path):
     """Neither version knows the other, so that a transformer of one never gets ready before the other."""
     old, new = str(strangers.old), str(strangers.new)
@@ -98,6 +108,7 @@ async def test_both_change_at_once_and_no_request_fails(strangers, tmp_path):
         under_load(strangers, local.url, local.grpc_address, clients=1) as tally,
     ):
         processes = len(family())
+        assert listening() == {"127.0.0.1"}
         await some_more(tally, "v1")
         await local.set_both(new, quiet)
         assert await local.state() == State(new, new, old)

@@ -1,19 +1,25 @@
 """Ten times as much as can be taken: what is accepted is answered in time, the rest told to come back.
 
-Real processes. A client that does not get an answer within its own deadline counts as one without an answer.
+Real processes, but where it is to be seen that a refusal waits for nothing. A client that does not get an
+answer within its own deadline counts as one without an answer.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import psutil
 import pytest
 import pytest_asyncio
+from aiohttp import web
 
 from inferenceservice.local.components import TransformerProcess
 from tests.judge import Judge
 from tests.load import TRY_AGAIN, Tally, at_once, judge_of, status_of, under_load, until
-from tests.parts import addresses, answers, predictor, transformer
+from tests.parts import addresses, answers, transformer
+from tests.parts import predictor as stock_predictor
+from tests.scripted import SLOTS, V1, eventually, in_front_of, instances, predictions
+from training.candidates import SAMPLE
 
 #: Candidates that may wait, and how many a request has: ten times as many come at once.
 WAITING, SIZE = 100, 10
@@ -47,7 +53,7 @@ async def front(pair, tmp_path_factory) -> AsyncIterator[Front]:
     run = tmp_path_factory.mktemp("overload")
     options = (f"--max_waiting_rows={WAITING}", f"--max_batch_rows={WAITING}")
     async with (
-        predictor(pair.old, run / "predictor.log") as behind,
+        stock_predictor(pair.old, run / "predictor.log") as behind,
         transformer(pair.old, behind.http_port, run / "transformer.log", *options) as process,
     ):
         yield Front(process, judge_of(pair))
@@ -88,6 +94,39 @@ async def test_hundreds_of_clients_that_do_not_stop_asking_are_all_answered(fron
     url, grpc_address = addresses(front.process)
     async with under_load(pair, url, grpc_address, clients=100, pause_s=0.0) as tally:
         await until(tally, lambda now: now.requests >= 5000)
-    print(f"\n{tally}")
+    print(f"\n{tally}; slowest: {tally.slowest_s}")
     check(tally)
     await check_recovered(front)
+
+
+async def test_what_cannot_be_taken_is_refused_before_anything_is_answered(predictor, trained_bundle, truth):
+    gate = asyncio.Event()
+
+    async def waits(request: web.Request) -> web.StreamResponse:
+        await gate.wait()
+        rows = instances(await request.json())
+        return web.json_response(predictions("v1", predictor.probabilities(rows)))
+
+    predictor.always = waits
+    options = (
+        f"--max_waiting_rows={WAITING}",
+        f"--max_batch_rows={WAITING}",
+        "--predictor_request_timeout_seconds=30",
+    )
+    async with in_front_of(predictor, trained_bundle, "v1", *options) as front:
+        body = {"instances": [SAMPLE] * SIZE}
+        asked = [asyncio.create_task(front.http.post(V1, json=body)) for _ in range(REQUESTS)]
+        # Each connection may carry as many candidates as may wait.
+        taken = (SLOTS + 1) * WAITING // SIZE
+        await eventually(lambda: sum(one.done() for one in asked) >= REQUESTS - taken)
+        refused = [one.result() for one in asked if one.done()]
+        assert {one.status_code for one in refused} == {503}
+        assert all(one.headers["retry-after"] for one in refused)
+        gate.set()
+        answers = await asyncio.gather(*asked)
+    assert {one.status_code for one in answers} == {200, 503}
+    right = [one.json()["predictions"] for one in answers if one.status_code == 200]
+    assert len(right) >= WAITING // SIZE
+    probability = truth.probabilities([SAMPLE] * SIZE)
+    for rows in right:
+        assert [row["placement_probability"] for row in rows] == pytest.approx(probability, abs=1e-12)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from uvicorn import Config, Server
 from uvicorn.server import ServerState
 
-from transformer.rest_connection import CONNECTION, MAX_HEAD, MAX_PIPELINED, RestConnection, Watch
+from transformer.patience import Watch
+from transformer.rest_connection import CONNECTION, MAX_HEAD, MAX_PIPELINED, RestConnection
 from transformer.rest_transport import InOnePiece
 
 #: More than the sockets between a client and a server hold.

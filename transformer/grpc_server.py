@@ -37,9 +37,11 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
     Parameters
     ----------
     port
-        Port to listen to, on every address.
+        Port to listen to.
     data_plane, model_repository_extension, grace_period
         As `kserve.protocol.grpc.server.GRPCServer`.
+    host
+        Address to listen to; every one if None.
     max_request_bytes
         Bytes that a message may have.
     """
@@ -50,10 +52,12 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
         data_plane: DataPlane,
         model_repository_extension: ModelRepositoryExtension,
         *,
+        host: str | None = None,
         max_request_bytes: int,
         grace_period: int,
     ) -> None:
         super().__init__(port, data_plane, model_repository_extension, {}, grace_period)
+        self._host = host or "::"
         self._max_request_bytes = max_request_bytes
         self._interceptor = StatusInterceptor()
 
@@ -80,7 +84,8 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
         services.add_GRPCInferenceServiceServicer_to_server(
             Servicer(self._data_plane, self._model_repository_extension), self._server
         )
-        self._server.add_insecure_port(f"[::]:{self._port}")
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        self._server.add_insecure_port(f"{host}:{self._port}")
         await self._server.start()
         logger.info("gRPC on port %d", self._port)
         await self._server.wait_for_termination()

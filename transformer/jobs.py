@@ -10,11 +10,10 @@ from transformer.candidates import Candidates
 from transformer.errors import PredictorTooSlow, PredictorUnavailable, ServiceError
 from transformer.prediction import Prediction
 from transformer.versions import Behind, KnownVersion
-from transformer.wire import Matrix
+from transformer.wire import AUTHORIZATION, Matrix
 
 #: How often a part may meet another model than the one that answered the parts before it.
 MAX_STRANGERS = 8
-_AUTHORIZATION = "authorization"
 
 
 class Job:
@@ -56,7 +55,7 @@ class Job:
     ) -> None:
         self.rows = len(matrix)
         self.headers = headers
-        self.credentials = headers.get(_AUTHORIZATION)
+        self.credentials = headers.get(AUTHORIZATION)
         self.loop = loop
         self.since = loop.time()
         self.deadline = self.since + timeout_s
@@ -200,7 +199,7 @@ class Batch:
         job = self.parts[0].job
         if all(part.job is job for part in self.parts):
             return dict(job.headers)
-        return {} if job.credentials is None else {_AUTHORIZATION: job.credentials}
+        return {} if job.credentials is None else {AUTHORIZATION: job.credentials}
 
 
 def encoded(parts: list[Part], version: KnownVersion) -> Matrix:

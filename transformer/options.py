@@ -34,6 +34,9 @@ def parser() -> argparse.ArgumentParser:
     )
     own = parser.add_argument_group("the transformer's own")
     own.add_argument(
+        "--host", help="address to listen to, over REST and gRPC; every one of this machine if not given"
+    )
+    own.add_argument(
         "--predictor_output",
         default="predict_proba",
         help="V2 output of the predictor that holds the probabilities: predict_proba for kserve-mlserver, "

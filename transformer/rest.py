@@ -25,7 +25,8 @@ from transformer.errors import (
 )
 from transformer.failure_log import FailureLog
 from transformer.model import TransformerModel
-from transformer.rest_connection import RestConnection, Watch, while_needed
+from transformer.patience import Watch
+from transformer.rest_connection import RestConnection, while_needed
 from transformer.shortcut import App, Message, Receive, Send, Shortcut
 
 #: Seconds for which the rest of a body is read that has been answered already.
@@ -39,10 +40,12 @@ class RestServer(RESTServer):  # type: ignore[misc]
     ----------
     *args, **kwargs
         As `kserve.protocol.rest.server.RESTServer`.
+    host
+        Address to listen to; every IPv4 address if None.
     max_request_bytes
         Bytes that a request's body may have.
     client_timeout_s
-        As `transformer.rest_connection.Watch`.
+        As `transformer.patience.Watch`.
     docs
         Whether ``/docs`` is served, which shows ``/openapi.json`` as a page; that one is always there.
     timings
@@ -54,6 +57,7 @@ class RestServer(RESTServer):  # type: ignore[misc]
     def __init__(
         self,
         *args: Any,  # noqa: ANN401
+        host: str | None = None,
         max_request_bytes: int,
         client_timeout_s: float,
         docs: bool = False,
@@ -62,6 +66,8 @@ class RestServer(RESTServer):  # type: ignore[misc]
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(*args, **kwargs)
+        if host is not None:
+            self.config.host = host
         self._max_request_bytes = max_request_bytes
         self._client_timeout_s = client_timeout_s
         self._docs = docs

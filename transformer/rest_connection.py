@@ -9,6 +9,7 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from transformer.patience import MIN_PROGRESS, Patience, Waits, Watch
 from transformer.rest_transport import InOnePiece, InTurn
 
 T = TypeVar("T")
@@ -21,19 +22,11 @@ MAX_HEAD = 64 * 2**10
 MAX_HEADERS = 1000
 #: Requests that may wait behind the one that is being answered; each takes about 3 KB.
 MAX_PIPELINED = 1000
-#: Bytes of a body that a client must send, or of its answers that it must take, within the time-out.
-MIN_PROGRESS = 10_000
-#: How often a connection is looked at before it has kept us waiting for the whole time-out.
-LOOKS = 20
 #: Seconds in which the next request of an idle client is the last one here, when the server is being stopped.
 LAST_REQUEST_S = 1.0
-#: How often while a client may read why it was refused; what it still sends is thrown away.
-LINGER_LOOKS = 5
 
 #: Headers that say how long a body is.
 _LENGTHS = {b"content-length", b"transfer-encoding"}
-#: What the client keeps us waiting for.
-_Waits = Literal["nothing", "request", "head", "body", "rest", "reader", "end"]
 
 
 class RestConnection(HttpToolsProtocol):
@@ -77,22 +70,19 @@ class RestConnection(HttpToolsProtocol):
     _over: tuple[HTTPStatus, str] | None = None
     _refusal: bytes | None = None
     _refused = False
-    #: What the last look has found, and how often in a row.
-    _waits: tuple[_Waits, int] = ("nothing", 0)
-    _progress = 0
-    _looks = 0
     #: Whether the server is being stopped.
     _stopping = False
 
     def __init__(
         self,
         *args: Any,  # noqa: ANN401 (uvicorn's own)
-        watch: "Watch",
+        watch: Watch,
         stopping: Callable[[], bool] = lambda: False,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(*args, **kwargs)
         self._watch = watch
+        self._patience = Patience()
         self._is_stopping = stopping
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -305,39 +295,35 @@ class RestConnection(HttpToolsProtocol):
     # What the client keeps us waiting for.
 
     def look(self, timeout_s: float) -> None:
-        """Count how often in a row the client keeps us waiting, and end that when it is too often."""
+        """See what the client keeps us waiting for, and end that when it has been for too long."""
         waits, progress = self._waits_for()
-        if waits != self._waits or progress - self._progress >= MIN_PROGRESS:
-            self._waits, self._progress, self._looks = waits, progress, 0
-        self._looks += 1
-        kind, _ = waits
-        if kind == "request" and self.cycle is not None and self.timeout_keep_alive_task is None:
+        if waits == "request" and self.cycle is not None and self.timeout_keep_alive_task is None:
             # Blank lines, which may stand in front of a request, have ended what uvicorn began.
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
-        if self._looks > (LINGER_LOOKS if kind in {"rest", "end"} else LOOKS):
-            self._end(kind, timeout_s)
+        if self._patience.is_over(waits, self._begun, progress):
+            self._end(waits, timeout_s)
 
-    def _waits_for(self) -> tuple[tuple[_Waits, int], int]:
-        """What we wait for, of which request, and how many bytes of it have come or gone."""
+    def _waits_for(self) -> tuple[Waits, int]:
+        """What we wait for, and how many bytes of it have come or gone."""
         unread = self.transport.get_write_buffer_size()
         if unread:
-            return ("reader", 0), self._out.written - unread
+            return "reader", self._out.written - unread
         if self.transport.is_closing():
-            return ("nothing", 0), 0
+            return "nothing", 0
         if self._refused:
-            return ("end", 0), 0
+            return "end", 0
         if not self._all_answered:
             # Nothing is read of a request that waits for its turn.
             held_up = self.flow.read_paused or self.cycle.waiting_for_100_continue
             if self._part == "body" and not held_up:
-                return ("body", self._begun), self._received
-            return ("nothing", 0), 0
-        waits: dict[str, _Waits] = {"nothing": "request", "head": "head", "body": "rest"}
-        return (waits[self._part], self._begun), 0
+                return "body", self._received
+            return "nothing", 0
+        waits: dict[str, Waits] = {"nothing": "request", "head": "head", "body": "rest"}
+        return waits[self._part], 0
 
-    def _end(self, waits: _Waits, timeout_s: float) -> None:
+    def _end(self, waits: Waits, timeout_s: float) -> None:
         if waits == "head":
             self._refuse(
                 HTTPStatus.REQUEST_TIMEOUT, f"the request's head did not come within {timeout_s:g} s"
@@ -364,36 +350,6 @@ async def while_needed(scope: MutableMapping[str, Any], answering: Coroutine[Any
     except ConnectionResetError:
         if not connection.lost:
             raise
-
-
-class Watch:
-    """Looks at a server's connections again and again, while there are any.
-
-    One timer for all of them: a request is not made dearer by it. It counts how often it has looked, not how
-    long ago that was, so that a process which was stopped does not take its clients for slow.
-
-    Parameters
-    ----------
-    timeout_s
-        Seconds that a client has for a request's head, for the next 10,000 bytes of its body, and for the
-        next 10,000 of its answers.
-    """
-
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self._timer: asyncio.TimerHandle | None = None
-
-    def begin(self, loop: asyncio.AbstractEventLoop, connections: set[Any]) -> None:
-        """Look at these from now on; nothing, where that has begun."""
-        if self._timer is None:
-            self._timer = loop.call_later(self._timeout_s / LOOKS, self._look, loop, connections)
-
-    def _look(self, loop: asyncio.AbstractEventLoop, connections: set[Any]) -> None:
-        self._timer = None
-        if connections:
-            self.begin(loop, connections)
-        for connection in list(connections):
-            connection.look(self._timeout_s)
 
 
 def _error(status: HTTPStatus, text: str, headers: list[tuple[bytes, bytes]]) -> bytes:

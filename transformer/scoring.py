@@ -4,12 +4,14 @@ from collections.abc import Mapping
 
 from transformer.bundle import Bundle
 from transformer.candidates import Candidates
+from transformer.errors import InvalidRequest
 from transformer.jobs import Job
 from transformer.pool import Pool, PoolSettings
 from transformer.prediction import Prediction
 from transformer.predictor_client import PredictorAddress
 from transformer.validation import UnknownCategory
 from transformer.versions import known_versions
+from transformer.wire import AUTHORIZATION, is_metadata
 
 
 class Scorer:
@@ -42,6 +44,7 @@ class Scorer:
         self.unknown_category: UnknownCategory = unknown_category
         self._versions = known_versions(bundle, unknown_category)
         self._address = address
+        self._over_grpc = address.protocol == "grpc-v2"
         self._timeout_s = timeout_s
         self._settings = settings or PoolSettings()
         self._pool: Pool | None = None
@@ -70,6 +73,10 @@ class Scorer:
         ServiceError
             Of the class that says why there is no prediction.
         """
+        if self._over_grpc and not is_metadata(headers.get(AUTHORIZATION, "")):
+            raise InvalidRequest(
+                f"{AUTHORIZATION}: must be printable ASCII, to go to the predictor over gRPC"
+            )
         self.start()
         assert self._pool is not None  # noqa: S101 (just made)
         newest = self._versions[0]

@@ -59,6 +59,7 @@ class TransformerServer(ModelServer):  # type: ignore[misc]
             timeout_keep_alive=self.timeout_keep_alive,
             ssl_certfile=self.ssl_certfile,
             ssl_keyfile=self.ssl_keyfile,
+            host=self._options.host,
             max_request_bytes=self._options.max_request_bytes,
             client_timeout_s=self._options.client_timeout_seconds,
             docs=self._options.enable_docs_url,
@@ -72,6 +73,7 @@ class TransformerServer(ModelServer):  # type: ignore[misc]
             self.grpc_port,
             self.dataplane,
             self.model_repository_extension,
+            host=self._options.host,
             max_request_bytes=self._options.max_request_bytes,
             grace_period=self.grace_period,
         )

@@ -219,7 +219,8 @@ def grpc_failure(code: grpc.StatusCode, details: str) -> ServiceError:
 
 
 #: Request headers that reach the predictor when a call serves one request, beside every ``x-b3-*``.
-_FORWARDED = frozenset({"authorization", "x-request-id", "traceparent", "tracestate"})
+AUTHORIZATION = "authorization"
+_FORWARDED = frozenset({AUTHORIZATION, "x-request-id", "traceparent", "tracestate"})
 _FORWARDED_BYTES = frozenset(name.encode() for name in _FORWARDED)
 # Names that are headers and metadata alike: what ends in -bin has bytes in gRPC.
 _B3 = re.compile(r"x-b3-(?!.*-bin$)[0-9a-z_.-]+")
@@ -241,5 +242,10 @@ def forwarded_of(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 
 
 def metadata(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Forwarded headers as gRPC metadata, whose values must be printable ASCII; others stay behind."""
-    return tuple((name, value) for name, value in headers.items() if value.isascii() and value.isprintable())
+    """Forwarded headers as gRPC metadata; those that cannot be are left behind."""
+    return tuple((name, value) for name, value in headers.items() if is_metadata(value))
+
+
+def is_metadata(value: str) -> bool:
+    """Whether gRPC can send a value: printable ASCII."""
+    return value.isascii() and value.isprintable()

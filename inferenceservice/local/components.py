@@ -109,6 +109,7 @@ class TransformerProcess:
             *_model_name(service),
             *service.transformer_args,
             # The last one wins: ports and addresses are this machine's, not the pod's.
+            "--host=127.0.0.1",
             f"--predictor_host=127.0.0.1:{predictor_port}",
             f"--http_port={self.http_port}",
             f"--grpc_port={self.grpc_port}",
