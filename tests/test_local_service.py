@@ -25,6 +25,7 @@ from inferenceservice.target import Canary, State, TargetError
 from predictor.process import free_ports
 from tests.load import Tally, under_load, until
 from tests.pairs import Pair, make_pair
+from tests.parts import RENEWED_SOON
 from tests.service import SPEC
 from tests.storing import damaged
 from transformer.bundle import BUNDLE_FILE, MODEL_FILE, file_sha256
@@ -66,8 +67,9 @@ def unloadable(version: Path, copy: Path) -> Path:
 @contextlib.asynccontextmanager
 async def serving(uri: Path, run: Path, service: InferenceService = SPEC) -> AsyncIterator[LocalService]:
     port, grpc_port = free_ports(2)
+    arguments = (*service.transformer_args, RENEWED_SOON)
     async with LocalService(
-        dataclasses.replace(service, storage_uri=str(uri)),
+        dataclasses.replace(service, storage_uri=str(uri), transformer_args=arguments),
         port=port,
         grpc_port=grpc_port,
         logs=run / "logs",
