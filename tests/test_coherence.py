@@ -40,7 +40,7 @@ SHORT = [
     if situation.__name__ not in ONLY_LONG
 ]
 #: Requests between one change and the next; a rollout takes its time, so that it sees thousands.
-SOME = 100
+SOME = 60
 
 
 @pytest.fixture(scope="module")

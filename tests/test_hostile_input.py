@@ -403,7 +403,7 @@ def test_a_message_of_many_things_is_refused(part, ask):
 
 
 def test_a_message_that_is_large_once_it_is_unpacked_is_refused(ask):
-    message = pb.ModelInferRequest(raw_input_contents=[bytes(64 * MAX_REQUEST_BYTES)]).SerializeToString()
+    message = pb.ModelInferRequest(raw_input_contents=[bytes(8 * MAX_REQUEST_BYTES)]).SerializeToString()
     assert ask.grpc(message, grpc.Compression.Gzip).status == "too large"
 
 

@@ -95,7 +95,7 @@ def family() -> set[int]:
 def listening() -> set[str]:
     """The addresses that what was started listens on."""
     return {
-        connection.laddr.ip
+        connection.laddr.ip.removeprefix("::ffff:")
         for pid in family()
         for connection in psutil.Process(pid).connections(kind="tcp")
         if connection.status == psutil.CONN_LISTEN
