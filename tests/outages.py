@@ -54,6 +54,8 @@ class Record:
         Calls to the predictor, and requests that were in one more than once.
     slowest_recovery_s
         Seconds from a fault's end until all connections could be used again.
+    slowest_s
+        The longest time that a request took, by status.
     """
 
     faults: dict[str, Counter[str]] = field(default_factory=dict)
@@ -62,6 +64,7 @@ class Record:
     calls: int = 0
     sent_again: int = 0
     slowest_recovery_s: float = 0.0
+    slowest_s: dict[str, float] = field(default_factory=dict)
 
     def count(self, name: str, met: int, tally: Tally) -> None:
         """Count one time that something happened."""
@@ -71,6 +74,12 @@ class Record:
         counts["200"] += tally.answered.total()
         for reason, often in tally.failed.items():
             counts[NO_ANSWER if reason.startswith(NO_ANSWER) else reason[:3]] += often
+        self._slowest(tally.slowest_s)
+
+    def _slowest(self, seconds: dict[str, float]) -> None:
+        for status, slowest in seconds.items():
+            name = status if status == NO_ANSWER else status[:3]
+            self.slowest_s[name] = max(slowest, self.slowest_s.get(name, 0.0))
 
     def add(self, other: "Record") -> None:
         """Count another run's, too."""
@@ -81,6 +90,7 @@ class Record:
         self.calls += other.calls
         self.sent_again += other.sent_again
         self.slowest_recovery_s = max(self.slowest_recovery_s, other.slowest_recovery_s)
+        self._slowest(other.slowest_s)
 
     def facts(self) -> dict[str, object]:
         """The same for programs."""
@@ -93,10 +103,12 @@ class Record:
             lines.append(f"| {name} | {' | '.join(f'{counts[column]:,}' for column in COLUMNS)} |")
         memory = ", ".join(f"{start >> 20} → {end >> 20} MiB" for start, end in self.memory)
         pace = ", ".join(f"{start:.0f} → {end:.0f}" for start, end in self.pace)
+        slowest = ", ".join(f"{status} {seconds:.1f}" for status, seconds in sorted(self.slowest_s.items()))
         lines += [
             "",
             f"Calls to the predictor: {self.calls:,}; requests sent again: {self.sent_again:,}; slowest "
             f"recovery: {self.slowest_recovery_s:.1f} s.",
+            f"Slowest request, in seconds, by status: {slowest}.",
             f"The transformer, before and after: memory {memory}; answers a second {pace}.",
         ]
         return "\n".join(lines)

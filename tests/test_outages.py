@@ -17,8 +17,12 @@ from tests.faulty_proxy import FaultyProxy
 from tests.load import NO_ANSWER, TRY_AGAIN, Tally
 from tests.outages import Record, outages, unexpected
 
-#: What the long form has beside: to the transformer, each is another way to drop a call.
-ONLY_LONG = {"resets", "429", "502", "500 while stopping"}
+#: What the long form has beside: to the transformer, each is another way to drop a call, or to answer what is
+#: no probability; test_faults.py has each of them.
+ONLY_LONG = {
+    "resets", "429", "502", "504", "500 while stopping",
+    "is late, in time", "a candidate too many", "no probabilities",
+}  # fmt: skip
 SHORT = [fault for fault in FAULTS if fault.name not in ONLY_LONG]
 
 
@@ -60,9 +64,13 @@ def test_the_record_counts_each_request_once_by_its_status():
     tally = Tally(faults={"wrong": ["one"], "mixed": ["another"]})
     tally.answered["v1"] += 4
     tally.failed.update({TRY_AGAIN: 3, "502 bad": 2, f"{NO_ANSWER} TimeoutError": 1})
+    tally.took("200", 1.25)
+    tally.took(TRY_AGAIN, 0.5)
+    tally.took(TRY_AGAIN, 0.25)
     record = Record()
     record.count("hiccups", 7, tally)
     record.add(record)
+    assert "in seconds, by status: 200 1.2, 503 0.5." in str(record)
     (row,) = [line for line in str(record).splitlines() if line.startswith("| hiccups")]
     assert row == "| hiccups | 2 | 14 | 20 | 8 | 0 | 0 | 0 | 4 | 6 | 0 | 4 | 2 |"
     assert json.loads(json.dumps(record.facts()))["faults"]["hiccups"]["502"] == 4
