@@ -19,6 +19,11 @@ def printable(text: str, most: int = 80) -> str:
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text[:most].strip())[:most]
 
 
+def quoted(word: str) -> str:
+    """The beginning of a caller's own word, in quotes and in ASCII."""
+    return ascii(word[:40])
+
+
 class ServiceError(Exception):
     """A request that was not answered with a prediction.
 

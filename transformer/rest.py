@@ -22,6 +22,7 @@ from transformer.errors import (
     ServiceError,
     TooLarge,
     printable,
+    quoted,
 )
 from transformer.failure_log import FailureLog
 from transformer.model import TransformerModel
@@ -213,7 +214,7 @@ class BodyLimit:
         async def limited() -> Message:
             nonlocal received
             if encoding.lower() != "identity":
-                raise CompressedBody(f"content-encoding: must be identity, got {encoding[:40]!a}")
+                raise CompressedBody(f"content-encoding: must be identity, got {quoted(encoding)}")
             message = await read()
             received += len(message.get("body", b""))
             if received > self._max_bytes:

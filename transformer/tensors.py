@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from transformer.candidates import Candidates, Columns, RawColumn, Rows
-from transformer.errors import InvalidRequest
+from transformer.errors import InvalidRequest, quoted
 from transformer.v1 import check_count, parse_json
 from transformer.validation import MAX_ECHO, typed
 
@@ -94,14 +94,14 @@ def check_heads(heads: Iterable[Head], fields: Collection[str], max_candidates: 
                 f"inputs: a tensor's name may have at most {MAX_NAME} characters, got {len(name)}"
             )
         if not name.isprintable():
-            raise InvalidRequest(f"inputs: a tensor's name must be printable, got {name[:40]!a}")
+            raise InvalidRequest(f"inputs: a tensor's name must be printable, got {quoted(name)}")
         if datatype != "BYTES" and datatype not in NUMPY_DTYPES:
             known = ", ".join(NUMPY_DTYPES)
             raise InvalidRequest(
-                f"inputs.{name}: datatype must be one of BYTES, {known}, got {datatype[:40]!a}"
+                f"inputs.{name}: datatype must be one of BYTES, {known}, got {quoted(datatype)}"
             )
         if name in names:
-            raise InvalidRequest(f"inputs: {name[:40]!a} stands twice")
+            raise InvalidRequest(f"inputs: {quoted(name)} stands twice")
         rows = rows_of(name, shape)
         if not names:
             first, candidates = name, rows

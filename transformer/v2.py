@@ -12,7 +12,7 @@ from pydantic import FailFast, TypeAdapter, ValidationError
 from typing_extensions import TypeAliasType, TypedDict
 
 from transformer.candidates import Candidates
-from transformer.errors import InvalidRequest, NotImplementedHere
+from transformer.errors import InvalidRequest, NotImplementedHere, quoted
 from transformer.prediction import Prediction
 from transformer.signature import Signature
 from transformer.tensors import Tensor, check_heads, from_raw, from_values, to_candidates
@@ -141,7 +141,7 @@ def requested_outputs(name: str, wanted: Mapping[str, bool]) -> Mapping[str, boo
     for output in wanted:
         if output not in output_types(name):
             raise InvalidRequest(
-                f"outputs: must be among {', '.join(output_types(name))}, got {output[:40]!a}"
+                f"outputs: must be among {', '.join(output_types(name))}, got {quoted(output)}"
             )
     return wanted
 
@@ -250,7 +250,7 @@ def raw_bytes(values: npt.NDArray[Any]) -> bytes:
 def _json_length(header: str, available: int) -> int:
     digits = header.isascii() and header.isdigit() and len(header) < 20
     if not digits or int(header) > available:
-        raise InvalidRequest(f"{JSON_LENGTH_HEADER}: must be 0 to {available}, got {header[:40]!a}")
+        raise InvalidRequest(f"{JSON_LENGTH_HEADER}: must be 0 to {available}, got {quoted(header)}")
     return int(header)
 
 
