@@ -7,8 +7,11 @@ from kserve.errors import InvalidInput, ModelNotFound
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
-from transformer.errors import InvalidRequest, NotImplementedHere, UnknownModel
+from transformer.errors import InvalidRequest, NotImplementedHere, UnknownModel, printable
 from transformer.v1 import check_values
+
+#: Longest part of KServe's own words, which may repeat the caller's.
+_LONGEST = 120
 
 
 def _never() -> bool:
@@ -45,9 +48,22 @@ class TransformerDataPlane(DataPlane):  # type: ignore[misc]
             return super().decode(body, headers, *args, **kwargs)
         except InvalidInput as error:
             text = str(error).replace("Unrecognized request format", "is not JSON")
-            raise InvalidRequest(f"body: {text}") from error
+            raise InvalidRequest(f"body: {printable(text, _LONGEST)}") from error
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise InvalidRequest("body: is not a CloudEvent with JSON data") from error
+
+    def decode_cloudevent(self, body: object) -> Any:  # noqa: ANN401
+        """Payload and attributes of what may be a CloudEvent.
+
+        Raises
+        ------
+        TooLarge
+            See `transformer.v1.check_values`; its data may have come in base64, which hides them.
+        """
+        data = getattr(body, "data", None)
+        if isinstance(data, bytes):
+            check_values(data)
+        return super().decode_cloudevent(body)
 
     def get_model_from_registry(self, name: str) -> Any:  # noqa: ANN401 (KServe's own)
         """The model of this name.

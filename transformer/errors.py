@@ -6,7 +6,6 @@ what was expected. The adapters to the protocols need nothing else.
 
 from collections.abc import Sequence
 from http import HTTPStatus
-from itertools import islice
 
 #: Problems of one request that its answer spells out; the rest is counted.
 MAX_PROBLEMS = 20
@@ -68,14 +67,14 @@ class InvalidCandidates(InvalidRequest):
     Parameters
     ----------
     problems
-        One sentence for each problem, in the order of the candidates: ``instances[3].ssc_p: must be …``.
+        The first of them, in the order of the candidates: ``instances[3].ssc_p: must be …``.
+    total
+        How many there are.
     """
 
-    def __init__(self, problems: Sequence[str]) -> None:
-        shown = list(islice(problems, MAX_PROBLEMS))
-        if len(problems) > len(shown):
-            shown.append(f"and {len(problems) - len(shown)} more problems")
-        super().__init__("; ".join(shown))
+    def __init__(self, problems: Sequence[str], total: int) -> None:
+        more = [f"and {total - len(problems)} more problems"] if total > len(problems) else []
+        super().__init__("; ".join([*problems, *more]))
         self.problems = tuple(problems)
 
 

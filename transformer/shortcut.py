@@ -33,6 +33,8 @@ _JSON = {None, b"application/json"}
 _V2_TYPES = {*_JSON, b"application/octet-stream"}
 _VERSION_HEADER = VERSION_HEADER.encode()
 _JSON_LENGTH_HEADER = v2.JSON_LENGTH_HEADER.encode()
+#: Digits of a body's length that is plain; Python reads no number of thousands of them.
+_LENGTH_DIGITS = 18
 #: A key that makes a JSON object a CloudEvent.
 _CLOUD_EVENT = "specversion"
 
@@ -112,6 +114,7 @@ class Shortcut:
         length = headers.get(b"content-length", b"")
         return (
             length.isdigit()
+            and len(length) <= _LENGTH_DIGITS
             and int(length) <= self._max_request_bytes
             and headers.get(b"content-type") in content_types
             and b"content-encoding" not in headers

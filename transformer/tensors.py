@@ -10,7 +10,7 @@ import numpy as np
 
 from transformer.candidates import Candidates, Columns, RawColumn, Rows
 from transformer.errors import InvalidRequest, quoted
-from transformer.v1 import check_count, parse_json
+from transformer.v1 import check_count, check_values, parse_json
 from transformer.validation import MAX_ECHO, typed
 
 #: The V2 protocol's datatypes and their little-endian numpy form; BYTES has none.
@@ -115,6 +115,20 @@ def check_heads(heads: Iterable[Head], fields: Collection[str], max_candidates: 
     check_count(candidates, max_candidates)
 
 
+def check_length(name: str, shape: Sequence[int], values: int) -> int:
+    """Number of candidates in a tensor, which must have as many values.
+
+    Raises
+    ------
+    InvalidRequest
+        If it has another number of them.
+    """
+    rows = rows_of(name, shape)
+    if values != rows:
+        raise InvalidRequest(f"inputs.{name}: shape {list(shape)} wants {rows} values, got {values}")
+    return rows
+
+
 def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence[Any]) -> Tensor:
     """A tensor of plain values, as JSON and gRPC's typed contents hold them; its head was checked.
 
@@ -123,9 +137,7 @@ def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence
     InvalidRequest
         If the shape asks for another number of values, or one is of another type or out of its range.
     """
-    rows = rows_of(name, shape)
-    if len(values) != rows:
-        raise InvalidRequest(f"inputs.{name}: shape {list(shape)} wants {rows} values, got {len(values)}")
+    rows = check_length(name, shape, len(values))
     kind, types = _JSON_KINDS[datatype]
     if not types.issuperset(map(type, values)):
         number, value = next((n, v) for n, v in enumerate(values) if type(v) not in types)
@@ -204,6 +216,8 @@ def to_candidates(tensors: Sequence[Tensor], fields: tuple[str, ...]) -> Candida
     ------
     InvalidRequest
         If a BYTES element is not UTF-8 or not JSON.
+    TooLarge
+        See `transformer.v1.check_values`.
     """
     first = tensors[0]
     if len(tensors) == 1 and first.datatype == "BYTES" and first.name not in fields:
@@ -215,6 +229,7 @@ def _json_objects(tensor: Tensor) -> Candidates:
     # Errors repeat it for each problem, and gRPC has 8 KiB for an error in all, escaped as in URLs.
     short = tensor.name.isascii() and len(tensor.name) <= MAX_ECHO
     path = f"inputs.{tensor.name}" if short else "inputs"
+    check_values(*(value for value in tensor.values if isinstance(value, bytes)))
     rows = []
     for number, value in enumerate(tensor.values):
         if not isinstance(value, (bytes, str)):

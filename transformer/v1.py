@@ -76,17 +76,18 @@ def check_count(candidates: int, max_candidates: int) -> None:
         raise TooLarge(f"a request may carry {max_candidates} candidates, got {candidates}")
 
 
-def check_values(body: bytes) -> None:
-    """Refuse JSON of so many values that the parsed ones would take thirty times its bytes.
+def check_values(*texts: bytes) -> None:
+    """Refuse JSON of so many values, in all texts together, that these would take thirty times its bytes.
 
     Raises
     ------
     TooLarge
         If there are more than `MAX_VALUES`, and more than one for every 8 bytes.
     """
-    limit = max(MAX_VALUES, len(body) // 8)
-    if len(body) > limit:
-        values = sum(map(body.count, (b",", b"[", b"{")))
+    size = sum(map(len, texts))
+    limit = max(MAX_VALUES, size // 8)
+    if size > limit:
+        values = sum(text.count(mark) for text in texts for mark in (b",", b"[", b"{"))
         if values > limit:
             raise TooLarge(f"body: may be JSON of {limit} values, got {values}")
 

@@ -1,6 +1,6 @@
 """Raw candidates, field by field, held against the signature: every problem is found and named."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transformer.candidates import Candidates, RawColumn, as_list
-from transformer.errors import InvalidCandidates
+from transformer.errors import MAX_PROBLEMS, InvalidCandidates
 from transformer.signature import Category, Number, RawField, Signature
 
 #: Stands for a field that a candidate does not have. JSON's null means the same.
@@ -54,12 +54,14 @@ def validate(
     InvalidRequest
         If a candidate is no object.
     InvalidCandidates
-        With every problem, in the order of the candidates and of the signature's fields.
+        With the first problems, in the order of the candidates and of the signature's fields.
     """
     candidates.check()
     numbers: dict[str, npt.NDArray[np.float64]] = {}
     categories: dict[str, list[str | None]] = {}
-    problems: list[tuple[int, int, str]] = []
+    wrong: dict[str, list[Any]] = {}
+    problems: list[tuple[int, int]] = []
+    total = 0
     for order, field in enumerate(signature.fields):
         raw = candidates.column(field.name)
         if raw is None:
@@ -70,13 +72,17 @@ def validate(
         elif isinstance(field, Category) and (category := _categories(raw, field, ignores)) is not None:
             categories[field.name] = category
         else:
-            problems += ((row, order, text) for row, text in _problems(raw, field, ignores))
+            values = wrong[field.name] = as_list(raw)
+            rows = _wrong(values, field, ignores)
+            total += len(rows)
+            problems += ((row, order) for row in rows[:MAX_PROBLEMS])
     if problems:
-        problems.sort()
-        names = signature.names
-        raise InvalidCandidates(
-            [f"{candidates.locate(row, names[order])}: {text}" for row, order, text in problems]
-        )
+        first = ((row, signature.fields[order]) for row, order in sorted(problems)[:MAX_PROBLEMS])
+        sentences = [
+            f"{candidates.locate(row, field.name)}: {_problem(wrong[field.name][row], field)}"
+            for row, field in first
+        ]
+        raise InvalidCandidates(sentences, total)
     return ValidCandidates(candidates.rows, numbers, categories)
 
 
@@ -132,33 +138,38 @@ def _categories(raw: RawColumn, field: Category, ignores: Ignores) -> list[str |
     return [None if value in unknown else value for value in values]
 
 
-def _problems(raw: RawColumn, field: RawField, ignores: Ignores) -> Iterator[tuple[int, str]]:
-    """Row and sentence of each value that is not valid."""
-    for row, value in enumerate(as_list(raw)):
-        if value is MISSING:
-            problem = None if field.default is not None else f"is required, expected {field.expected}"
-        elif isinstance(field, Number):
-            problem = _number_problem(value, field)
-        else:
-            problem = _category_problem(value, field, ignores)
-        if problem:
-            yield row, problem
+def _wrong(values: list[Any], field: RawField, ignores: Ignores) -> list[int]:
+    """Rows whose value is not valid. There may be a hundred thousand, so that none is put into words yet."""
+    optional = field.default is not None
+    if isinstance(field, Number):
+        least, greatest = field.minimum, field.maximum
+        return [
+            row
+            for row, value in enumerate(values)
+            if not (optional if value is MISSING else _is_number(type(value)) and least <= value <= greatest)
+        ]
+    return [
+        row
+        for row, value in enumerate(values)
+        if not (
+            optional
+            if value is MISSING
+            else isinstance(value, str) and (value in field.categories or ignores(value))
+        )
+    ]
 
 
-def _number_problem(value: Any, field: Number) -> str | None:  # noqa: ANN401
-    if not _is_number(type(value)):
-        return f"must be a number, {field.expected}, got {typed(value)}"
-    if not field.minimum <= value <= field.maximum:
+def _problem(value: object, field: RawField) -> str:
+    """What is wrong with a value that is not valid."""
+    if value is MISSING:
+        return f"is required, expected {field.expected}"
+    if isinstance(field, Number):
+        kind, fits = "a number", _is_number(type(value))
+    else:
+        kind, fits = "a string", isinstance(value, str)
+    if fits:
         return f"must be {field.expected}, got {_echo(value)}"
-    return None
-
-
-def _category_problem(value: object, field: Category, ignores: Ignores) -> str | None:
-    if not isinstance(value, str):
-        return f"must be a string, {field.expected}, got {typed(value)}"
-    if value not in field.categories and not ignores(value):
-        return f"must be {field.expected}, got {_echo(value)}"
-    return None
+    return f"must be {kind}, {field.expected}, got {typed(value)}"
 
 
 _JSON_TYPES = {bool: "a boolean", str: "a string", dict: "an object", list: "an array", bytes: "bytes"}
