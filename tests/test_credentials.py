@@ -123,11 +123,13 @@ async def test_a_call_carries_the_credentials_of_all_candidates_in_it(
     assert len(predictor.carried) < len(asked) / 2, "what waited went together"
 
 
+@pytest.mark.parametrize(
+    "credentials", ["Bearer caf\xe9".encode("latin-1"), b"Bearer " + b"x" * 7000], ids=["no ASCII", "long"]
+)
 @pytest.mark.parametrize("hop", ["v1", "grpc-v2"])
 async def test_credentials_that_grpc_cannot_carry_are_refused_and_never_left_out(
-    hop, predictor, trained_bundle
+    hop, credentials, predictor, trained_bundle
 ):
-    credentials = "Bearer caf\xe9".encode("latin-1")
     async with in_front_of(predictor, trained_bundle, hop) as front:
         for path, body in ((V1, {"instances": [SAMPLE]}), (V2, v2_body(SAMPLE))):
             response = await front.http.post(path, json=body, headers={b"authorization": credentials})

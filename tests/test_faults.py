@@ -592,6 +592,15 @@ async def test_a_grpc_call_that_was_refused_is_sent_again_until_a_model_takes_it
     assert len(grpc_predictor.metadata) == 4
 
 
+async def test_a_dropped_call_is_sent_once_more_and_then_each_request_alone(trained_bundle, predictor):
+    predictor.always = hangs_up
+    rows = [{**SAMPLE, "ssc_p": 50 + number} for number in range(3)]
+    async with in_front_of(predictor, trained_bundle, "v2", slots=1) as front:
+        asked = [front.http.post(V1, json={"instances": [row]}) for row in rows]
+        assert {answer.status_code for answer in await asyncio.gather(*asked)} == {503}
+    assert [len(matrix) for matrix, _ in predictor.carried] == [3, 3, 1, 1, 1]
+
+
 async def test_a_grpc_call_that_is_given_up_is_cancelled(grpc_transformer, grpc_predictor):
     """Or a predictor that is too slow would go on working for nobody."""
     cancelled = asyncio.Event()
@@ -686,6 +695,24 @@ async def test_a_header_that_cannot_be_forwarded_does_not_fail_the_request(
     assert response.status_code == 200, response.text
     seen = grpc_predictor.metadata[0] if hop == "grpc-v2" else predictor.requests[0].headers
     assert seen["traceparent"] == "1"
+
+
+@pytest.mark.parametrize("hop", ["v2", "grpc-v2"])
+async def test_tracing_that_no_server_would_take_is_left_out_and_costs_nobody_a_call(
+    hop, trained_bundle, predictor, grpc_predictor
+):
+    behind = grpc_predictor if hop == "grpc-v2" else predictor
+    headers = {
+        "tracestate": "a=" + "x" * 30_000,
+        "x-request-id": "7",
+        "authorization": "Bearer " + "y" * 4000,
+    }
+    async with in_front_of(behind, trained_bundle, hop) as transformer:
+        await ask_over_rest(transformer, headers)
+    (seen,) = behind.metadata
+    assert seen["authorization"] == headers["authorization"]
+    assert "tracestate" not in seen
+    assert "x-request-id" not in seen
 
 
 async def test_metadata_of_bytes_does_not_fail_the_request(transformer, predictor):

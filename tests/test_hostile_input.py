@@ -4,6 +4,7 @@ Ten thousand inputs a test, others each time: `make fuzz`.
 """
 
 import json
+from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from training.candidates import SAMPLE, SIGNATURE
 from training.generator import generate
 from transformer.signature import Number
 from transformer.tensors import NUMPY_DTYPES
+from transformer.v1 import MAX_VALUES
 
 VALID = generate(40, seed=9).candidates
 #: One more than the transformer takes.
@@ -363,6 +365,29 @@ def empty_strings() -> tuple[bytes, dict[str, str]]:
     return head + bytes(4 * count), {"inference-header-content-length": str(len(head))}
 
 
+def elements_of_json() -> list[bytes]:
+    """As many as a request may have, each of fewer values than a request may have."""
+    one = b"[" + b"[]," * (MAX_VALUES // 4) + b"[]]"
+    return [one] * ((MAX_REQUEST_BYTES - 1000) // len(one))
+
+
+def json_in_elements() -> tuple[bytes, dict[str, str]]:
+    data = b"".join(len(one).to_bytes(4, "little") + one for one in elements_of_json())
+    parameters = {"binary_data_size": len(data)}
+    shape = [len(elements_of_json())]
+    tensor = {"name": "candidates", "datatype": "BYTES", "shape": shape, "parameters": parameters}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    return head + data, {"inference-header-content-length": str(len(head))}
+
+
+def json_in_base64() -> tuple[bytes, dict[str, str]]:
+    data = filled(b'{"instances":[', b"[],", b"[]]}")[: MAX_REQUEST_BYTES // 4 * 3 - 1000]
+    event = {"specversion": "1.0", "id": "1", "source": "a", "type": "b"}
+    headers = {f"ce-{name}": value for name, value in event.items()}
+    headers["content-type"] = "application/cloudevents+json"
+    return json.dumps({**event, "data_base64": b64encode(data).decode()}).encode(), headers
+
+
 TENSOR = b'{"name":"ssc_p","datatype":"FP64","shape":[1],"data":[1]}'
 LARGE: dict[str, tuple[str, bytes, dict[str, str]]] = {
     "instances that are none": (V1, filled(b'{"instances":[', b"[],", b"[]]}"), {}),
@@ -375,6 +400,8 @@ LARGE: dict[str, tuple[str, bytes, dict[str, str]]] = {
     "a shape": (V2, filled(b'{"inputs":[{"name":"a","datatype":"INT8","shape":[', b"1,", b"1]}]}"), {}),
     "outputs that are none": (V2, filled(b'{"inputs":[],"outputs":[', b"0,", b"0]}"), {}),
     "empty strings": (V2, *empty_strings()),
+    "JSON in a few elements": (V2, *json_in_elements()),
+    "JSON in base64": (V1, *json_in_base64()),
 }
 
 
@@ -385,21 +412,51 @@ def test_a_request_of_many_things_is_refused(name, ask):
     assert ask.rest(path, body, headers).status in {"invalid", "too large"}
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        pb.ModelInferRequest(inputs=[{}]),
-        pb.ModelInferRequest(
-            inputs=[{"name": "a", "datatype": "INT8", "shape": [1], "contents": {"int_contents": [1]}}]
-        ),
-        pb.ModelInferRequest(raw_input_contents=[b""]),
-        pb.ModelInferRequest(outputs=[{}]),
-    ],
-    ids=["nothings", "tensors of one name", "raw contents", "outputs"],
-)
-def test_a_message_of_many_things_is_refused(part, ask):
-    start = pb.ModelInferRequest(model_name="placement").SerializeToString()
-    assert ask.grpc(filled(start, part.SerializeToString(), b"")).status == "too large"
+MODEL = pb.ModelInferRequest(model_name="placement").SerializeToString()
+NOTHING = pb.ModelInferRequest(inputs=[{}]).SerializeToString()
+
+
+def of(**part: Any) -> bytes:
+    """A request of many parts."""
+    return filled(MODEL, pb.ModelInferRequest(**part).SerializeToString(), b"")
+
+
+def of_one_tensor(part: bytes, **head: Any) -> bytes:
+    """A request of one tensor that has many parts."""
+    tensor = pb.ModelInferRequest.InferInputTensor(**head).SerializeToString()
+    tensor += part * ((MAX_REQUEST_BYTES - 1000) // len(part))
+    # Field 5, and how long it is.
+    size = b"".join(bytes([len(tensor) >> 7 * place & 0x7F | 0x80]) for place in range(4)) + b"\x00"
+    return MODEL + b"\x2a" + size + tensor
+
+
+def of_contents(contents: list[bytes], rows: int) -> bytes:
+    """A request of one tensor with these contents."""
+    head = {"name": "candidates", "datatype": "BYTES", "shape": [rows]}
+    tensor = {**head, "contents": {"bytes_contents": contents}}
+    return pb.ModelInferRequest(model_name="placement", inputs=[tensor]).SerializeToString()
+
+
+PARAMETER = pb.ModelInferRequest.InferInputTensor(parameters={"a": {"int64_param": 1}}).SerializeToString()
+INT8 = {"name": "a", "datatype": "INT8", "shape": [1], "contents": {"int_contents": [1]}}
+LARGE_MESSAGES = {
+    "tensors that are none": of(inputs=[{}]),
+    "tensors of one name": of(inputs=[INT8]),
+    "raw contents": of(raw_input_contents=[b""]),
+    "outputs": of(outputs=[{}]),
+    "a group before tensors": filled(MODEL + b"\x7b\x7c", NOTHING, b""),
+    "parameters of a tensor": of_one_tensor(PARAMETER, name="a", datatype="INT8", shape=[1]),
+    "empty contents": of_contents([b""] * (MAX_REQUEST_BYTES // 2 - 100), 1),
+    "JSON in a few elements": of_contents(elements_of_json(), len(elements_of_json())),
+    "a number without an end": b"\xff" * MAX_REQUEST_BYTES,
+    "a length without an end": MODEL + b"\x2a" + b"\xff" * (MAX_REQUEST_BYTES - 100),
+}
+
+
+@pytest.mark.parametrize("name", LARGE_MESSAGES)
+def test_a_message_of_many_things_is_refused(name, ask):
+    assert len(LARGE_MESSAGES[name]) <= MAX_REQUEST_BYTES
+    assert ask.grpc(LARGE_MESSAGES[name]).status in {"invalid", "too large"}
 
 
 def test_a_message_that_is_large_once_it_is_unpacked_is_refused(ask):
@@ -411,12 +468,15 @@ def test_large_requests_leave_no_memory_behind(ask, transformer_process):
     def ask_all() -> int:
         for path, body, headers in LARGE.values():
             ask.rest(path, body, headers)
+        for message in LARGE_MESSAGES.values():
+            ask.grpc(message)
         return psutil.Process(transformer_process.pid).memory_info().rss
 
     ask_all()
     before = ask_all()
     assert ask_all() - before < MAX_REQUEST_BYTES
     # All that this process has been sent so far, and the limit of the InferenceService's container is 1 GiB.
+    print(f"peak {peak_bytes(transformer_process.pid) >> 20} MiB")
     assert peak_bytes(transformer_process.pid) < 2**29
 
 

@@ -347,3 +347,21 @@ async def test_a_model_or_a_path_that_is_not_there_is_told_short_and_escaped(
                 assert await call.code() is grpc.StatusCode.NOT_FOUND
                 check_echo(await call.details(), odd)
     assert odd[:20] not in caplog.text
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+async def test_a_header_is_told_short_and_escaped(odd, trained_bundle, predictor, caplog):
+    value = odd[:50_000].encode("utf-8", "surrogatepass")
+    event = {name.encode(): text.encode() for name, text in EVENT.items()}
+    names = (*event, b"content-type", b"content-encoding", b"inference-header-content-length")
+    with logged(caplog):
+        async with in_front_of(predictor, trained_bundle, "v2") as front:
+            for path, body in ((V1, {"instances": [SAMPLE]}), (V2, v2_body(SAMPLE))):
+                for name in names:
+                    headers = [(b"content-type", b"application/json"), *event.items()]
+                    headers = [*((one, text) for one, text in headers if one != name), (name, value)]
+                    answer = await front.http.post(path, content=json.dumps(body), headers=headers)
+                    assert answer.status_code in {200, 400, 415}, answer.text
+                    if answer.status_code != 200:
+                        check_echo(answer.json()["error"], odd)
+    assert odd[:20] not in caplog.text

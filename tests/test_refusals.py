@@ -37,6 +37,10 @@ def without_a_name(content: dict[str, Any]) -> None:
     content["vectorizer"]["feature_names"].remove("ssc_p")
 
 
+def without_a_value(content: dict[str, Any]) -> None:
+    del content["reference"]["candidates"][1]["ssc_p"]
+
+
 def changed(version: Path, copy: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """A copy of a version with another content of its bundle."""
     shutil.copytree(version, copy)
@@ -73,6 +77,11 @@ BUNDLES: dict[str, tuple[Callable[[Path, Path], Path], str, str]] = {
     "contradicting itself": (
         lambda version, copy: changed(version, copy, without_a_name),
         "vectorizer contradicts signature, they differ in: ssc_p",
+        "write the version anew with `placement train`",
+    ),
+    "contradicting itself in a reference candidate": (
+        lambda version, copy: changed(version, copy, without_a_value),
+        "reference contradicts signature: reference[1].ssc_p: is required",
         "write the version anew with `placement train`",
     ),
 }

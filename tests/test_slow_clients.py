@@ -219,6 +219,19 @@ async def test_who_waits_for_100_continue_is_told_so_and_then_has_time(front, cl
     assert status == 200
 
 
+async def test_a_body_that_is_announced_too_long_is_refused_before_it_is_sent(client):
+    head = f"POST {V1} HTTP/1.1\r\nhost: a\r\ncontent-length: {2**40}\r\nexpect: 100-continue\r\n\r\n"
+    client.send(head.encode())
+    assert (await client.reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 413 ")
+
+
+async def test_a_length_may_have_more_zeros_in_front_than_python_reads_digits(front, client):
+    request = front.request(0, SHORT_WAY, "connection: close")
+    client.send(request.replace(b"content-length: ", b"content-length: " + b"0" * 5000))
+    ((status, _),) = await client.answers()
+    assert status == 200
+
+
 @pytest.mark.parametrize("kept", [40, -5], ids=["head", "body"])
 async def test_nobody_is_slow_while_an_answer_is_due(front, client, kept):
     """What was sent of the next request has its time from then on."""

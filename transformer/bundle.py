@@ -13,7 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
+from transformer.candidates import Rows
+from transformer.errors import InvalidCandidates
 from transformer.signature import STRICT, Signature
+from transformer.validation import validate
 
 #: Number of the format that this code reads and writes.
 FORMAT = 1
@@ -103,6 +106,10 @@ class Version(BaseModel):
         if sorted(possible) != sorted(self.vectorizer.feature_names):
             differing = sorted(set(possible) ^ set(self.vectorizer.feature_names))
             raise ValueError(f"vectorizer contradicts signature, they differ in: {', '.join(differing)}")
+        try:
+            validate(Rows(list(self.reference.candidates), "reference"), self.signature)
+        except InvalidCandidates as error:
+            raise ValueError(f"reference contradicts signature: {error.problems[0]}") from error
         return self
 
     @property

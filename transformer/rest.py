@@ -28,7 +28,7 @@ from transformer.failure_log import FailureLog
 from transformer.model import TransformerModel
 from transformer.patience import Watch
 from transformer.rest_connection import RestConnection, while_needed
-from transformer.shortcut import App, Message, Receive, Send, Shortcut
+from transformer.shortcut import App, Message, Receive, Send, Shortcut, content_length
 
 #: Seconds for which the rest of a body is read that has been answered already.
 LINGER_S = 10
@@ -203,7 +203,9 @@ class BodyLimit:
         """Serve one connection."""
         received = 0
         ended = scope["type"] != "http"
-        encoding = dict(scope.get("headers", ())).get(b"content-encoding", b"identity").decode("latin-1")
+        headers = dict(scope.get("headers", ()))
+        encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
+        announced = content_length(headers) or 0
 
         async def read() -> Message:
             nonlocal ended
@@ -215,10 +217,12 @@ class BodyLimit:
             nonlocal received
             if encoding.lower() != "identity":
                 raise CompressedBody(f"content-encoding: must be identity, got {quoted(encoding)}")
+            if announced > self._max_bytes:
+                raise self._too_large()
             message = await read()
             received += len(message.get("body", b""))
             if received > self._max_bytes:
-                raise TooLarge(f"a request's body may have {self._max_bytes} bytes")
+                raise self._too_large()
             return message
 
         async def send_then_drain(message: Message) -> None:
@@ -233,6 +237,9 @@ class BodyLimit:
             await send(message)
 
         await while_needed(scope, self.app(scope, limited, send_then_drain))
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"a request's body may have {self._max_bytes} bytes")
 
 
 async def _not_found(_: Request, error: Exception) -> Response:

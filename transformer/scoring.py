@@ -4,14 +4,13 @@ from collections.abc import Mapping
 
 from transformer.bundle import Bundle
 from transformer.candidates import Candidates
-from transformer.errors import InvalidRequest
 from transformer.jobs import Job
 from transformer.pool import Pool, PoolSettings
 from transformer.prediction import Prediction
 from transformer.predictor_client import PredictorAddress
 from transformer.validation import UnknownCategory
 from transformer.versions import known_versions
-from transformer.wire import AUTHORIZATION, is_metadata
+from transformer.wire import check_credentials
 
 
 class Scorer:
@@ -73,10 +72,8 @@ class Scorer:
         ServiceError
             Of the class that says why there is no prediction.
         """
-        if self._over_grpc and not is_metadata(headers.get(AUTHORIZATION, "")):
-            raise InvalidRequest(
-                f"{AUTHORIZATION}: must be printable ASCII, to go to the predictor over gRPC"
-            )
+        if self._over_grpc:
+            check_credentials(headers)
         self.start()
         assert self._pool is not None  # noqa: S101 (just made)
         newest = self._versions[0]

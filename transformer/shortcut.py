@@ -33,8 +33,6 @@ _JSON = {None, b"application/json"}
 _V2_TYPES = {*_JSON, b"application/octet-stream"}
 _VERSION_HEADER = VERSION_HEADER.encode()
 _JSON_LENGTH_HEADER = v2.JSON_LENGTH_HEADER.encode()
-#: Digits of a body's length that is plain; Python reads no number of thousands of them.
-_LENGTH_DIGITS = 18
 #: A key that makes a JSON object a CloudEvent.
 _CLOUD_EVENT = "specversion"
 
@@ -111,11 +109,10 @@ class Shortcut:
         await send({"type": "http.response.body", "body": content})
 
     def _is_plain(self, headers: Headers, content_types: set[bytes | None]) -> bool:
-        length = headers.get(b"content-length", b"")
+        length = content_length(headers)
         return (
-            length.isdigit()
-            and len(length) <= _LENGTH_DIGITS
-            and int(length) <= self._max_request_bytes
+            length is not None
+            and length <= self._max_request_bytes
             and headers.get(b"content-type") in content_types
             and b"content-encoding" not in headers
             and not any(name.startswith(b"ce-") for name in headers)
@@ -157,6 +154,15 @@ class Shortcut:
         self._pre.observe(decoded - start)
         self._predict.observe(scored - decoded)
         self._post.observe(encoded - scored)
+
+
+def content_length(headers: Headers) -> int | None:
+    """Bytes that a request's body is to have; None if its head does not say."""
+    digits = headers.get(b"content-length", b"")
+    if not digits.isdigit():
+        return None
+    # Python reads no number of thousands of digits, and zeros in front are none.
+    return int(digits.lstrip(b"0")[:20] or b"0")
 
 
 async def _body(receive: Receive) -> bytes:

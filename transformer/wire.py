@@ -17,6 +17,7 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from transformer.errors import (
     EncodingRefused,
+    InvalidRequest,
     PredictorAnswer,
     PredictorTooSlow,
     PredictorUnavailable,
@@ -222,17 +223,28 @@ def grpc_failure(code: grpc.StatusCode, details: str) -> ServiceError:
 AUTHORIZATION = "authorization"
 _FORWARDED = frozenset({AUTHORIZATION, "x-request-id", "traceparent", "tracestate"})
 _FORWARDED_BYTES = frozenset(name.encode() for name in _FORWARDED)
+#: Characters of all tracing headers together, names included; more are left behind. gRPC takes 8 KiB in all.
+MAX_TRACING = 2048
+#: Characters of credentials that go over gRPC.
+MAX_CREDENTIALS = 4096
 # Names that are headers and metadata alike: what ends in -bin has bytes in gRPC.
 _B3 = re.compile(r"x-b3-(?!.*-bin$)[0-9a-z_.-]+")
 
 
 def forwarded(headers: Mapping[str, str]) -> dict[str, str]:
-    """Those of a request's headers (or gRPC metadata) that go on to the predictor."""
-    return {
+    """Those of a request's headers (or gRPC metadata) that go on to the predictor.
+
+    Tracing that is too large is left out: a predictor would refuse the call, and nobody else's may suffer.
+    """
+    some = {
         name: value
         for name, value in ((key.lower(), value) for key, value in headers.items())
         if name in _FORWARDED or _B3.fullmatch(name)
     }
+    tracing = sum(len(name) + len(value) for name, value in some.items() if name != AUTHORIZATION)
+    if tracing > MAX_TRACING:
+        return {name: value for name, value in some.items() if name == AUTHORIZATION}
+    return some
 
 
 def forwarded_of(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -242,10 +254,25 @@ def forwarded_of(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 
 
 def metadata(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Forwarded headers as gRPC metadata; those that cannot be are left behind."""
-    return tuple((name, value) for name, value in headers.items() if is_metadata(value))
+    """Forwarded headers as gRPC metadata, whose values must be printable ASCII; others stay behind."""
+    return tuple((name, value) for name, value in headers.items() if _is_metadata(value))
 
 
-def is_metadata(value: str) -> bool:
-    """Whether gRPC can send a value: printable ASCII."""
+def check_credentials(headers: Mapping[str, str]) -> None:
+    """See that gRPC can carry a request's credentials to the predictor: they are never left out.
+
+    Raises
+    ------
+    InvalidRequest
+        If it cannot.
+    """
+    credentials = headers.get(AUTHORIZATION, "")
+    if not _is_metadata(credentials) or len(credentials) > MAX_CREDENTIALS:
+        raise InvalidRequest(
+            f"{AUTHORIZATION}: must be printable ASCII of {MAX_CREDENTIALS} characters at most, "
+            "to go to the predictor over gRPC"
+        )
+
+
+def _is_metadata(value: str) -> bool:
     return value.isascii() and value.isprintable()
