@@ -162,14 +162,14 @@ async def checked(response: aiohttp.ClientResponse) -> Any:
     return await response.json()
 
 
-def over_grpc(stub: GRPCInferenceServiceStub) -> Ask:
+def over_grpc(stub: GRPCInferenceServiceStub, give_up_s: float) -> Ask:
     """A gRPC client, with one tensor of JSON objects."""
 
     async def ask(rows: list[dict[str, Any]]) -> tuple[str, list[float]]:
         message = pb.ModelInferRequest(model_name="placement")
         tensor = message.inputs.add(name="candidates", datatype="BYTES", shape=[len(rows)])
         tensor.contents.bytes_contents.extend(json.dumps(row).encode() for row in rows)
-        call = stub.ModelInfer(message, timeout=GIVE_UP_S)
+        call = stub.ModelInfer(message, timeout=give_up_s)
         try:
             answer = await call
         except grpc.aio.AioRpcError as error:
@@ -196,9 +196,9 @@ def reason(error: grpc.aio.AioRpcError) -> str:
 
 
 @contextlib.asynccontextmanager
-async def three_ways(url: str, grpc_address: str) -> AsyncIterator[list[Ask]]:
+async def three_ways(url: str, grpc_address: str, give_up_s: float) -> AsyncIterator[list[Ask]]:
     """A client of each protocol; of REST, as many connections as there are requests at once."""
-    timeout = aiohttp.ClientTimeout(total=GIVE_UP_S)
+    timeout = aiohttp.ClientTimeout(total=give_up_s)
     async with (
         aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session,
         grpc.aio.insecure_channel(grpc_address) as channel,
@@ -206,7 +206,7 @@ async def three_ways(url: str, grpc_address: str) -> AsyncIterator[list[Ask]]:
         yield [
             over_v1(session, url),
             over_v2(session, url),
-            over_grpc(GRPCInferenceServiceStub(channel)),
+            over_grpc(GRPCInferenceServiceStub(channel), give_up_s),
         ]
 
 
@@ -231,6 +231,7 @@ async def under_load(
     newcomers: bool = False,
     clients: int = 2,
     pause_s: float = 0.05,
+    give_up_s: float = GIVE_UP_S,
 ) -> AsyncIterator[Tally]:
     """Load for as long as the block lasts; its tally, complete when the block has ended.
 
@@ -244,12 +245,14 @@ async def under_load(
         Of each protocol.
     pause_s
         Between one client's requests.
+    give_up_s
+        How long a client waits for an answer; then it counts as none.
     """
     judge = judge_of(pair, may_answer, newcomers=newcomers)
     first = len(pair.newcomers) if newcomers else len(judge.candidates)
     tally = Tally()
     stop = asyncio.Event()
-    async with three_ways(url, grpc_address) as asks:
+    async with three_ways(url, grpc_address, give_up_s) as asks:
         tasks = [
             asyncio.create_task(_Client(ask, judge, tally, first).run(stop, pause_s))
             for ask in asks * clients
@@ -261,10 +264,12 @@ async def under_load(
             await asyncio.gather(*tasks)
 
 
-async def at_once(judge: Judge, url: str, grpc_address: str, *, requests: int, size: int) -> Tally:
+async def at_once(
+    judge: Judge, url: str, grpc_address: str, *, requests: int, size: int, give_up_s: float = GIVE_UP_S
+) -> Tally:
     """What becomes of many requests of one size that come at the same time, a third over each protocol."""
     tally = Tally()
-    async with three_ways(url, grpc_address) as asks:
+    async with three_ways(url, grpc_address, give_up_s) as asks:
         clients = [_Client(ask, judge, tally, len(judge.candidates)) for ask in asks]
         await asyncio.gather(*(clients[number % 3].once(size) for number in range(requests)))
     return tally

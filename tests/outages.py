@@ -20,7 +20,7 @@ import psutil
 from inferenceservice.local.components import TransformerProcess
 from predictor.process import PredictorProcess, free_ports
 from tests.coherence import Outcome, some_more
-from tests.faults import CLIENTS, DEADLINE_S, FAULTS, WAITING, Fault, Scene
+from tests.faults import CLIENTS, DEADLINE_S, FAULTS, GIVE_UP_S, WAITING, Fault, Scene
 from tests.faulty_proxy import FaultyProxy
 from tests.load import NO_ANSWER, Tally, status_of, under_load, until
 from tests.pairs import Pair
@@ -31,9 +31,11 @@ from transformer.retry_budget import EARNED, MOST
 #: Requests while a fault lasts, at least; and how many clients of each protocol ask.
 REQUESTS, CLIENTS_EACH = 20, 4
 #: Seconds in which all must be well again: a connection that is being verified waits for 10 s for an answer.
-RECOVERY_S = 30
+RECOVERY_S = 20
 #: Connections to the predictor.
 CONNECTIONS = PoolSettings.connections
+#: What is left of the answers a second when all is over, at least; asked where that many requests tell it.
+PACE, PACE_REQUESTS = 0.5, 3000
 #: Bytes by which the transformer may have grown. What the largest requests took stays with the allocator,
 #: so it is counted from after the first ones of each kind.
 GROWTH = 32 * 2**20
@@ -141,11 +143,17 @@ async def outages(pair: Pair, run: Path, some: int, faults: Sequence[Fault] = FA
                 scene = Scene(pair, front, faulty, serving, start_predictor)
                 for fault in CLIENTS:
                     await one_fault(scene, fault, survived)
-                before, pace = await left_over(scene, None), await answers_a_second(scene, 3 * some)
+                before = await left_over(scene, None)
+                pace = await answers_a_second(scene, 3 * some)
                 for _ in range(max(1, some // 100)):
                     for fault in random.sample(every, len(every)):
                         await one_fault(scene, fault, survived)
-                survived.record.pace = [(pace, await answers_a_second(scene, 3 * some))]
+                pace_after = await answers_a_second(scene, 3 * some)
+                survived.record.pace = [(pace, pace_after)]
+                survived.expect(
+                    3 * some < PACE_REQUESTS or pace_after >= PACE * pace,
+                    f"answers a second: {pace:.0f} before, {pace_after:.0f} after",
+                )
                 await account(scene, before, survived)
         finally:
             await faulty.stop()
@@ -206,6 +214,7 @@ def under_load_of(scene: Scene, pause_s: float = 0.01) -> AbstractAsyncContextMa
         may_answer=scene.may_answer,
         clients=CLIENTS_EACH,
         pause_s=pause_s,
+        give_up_s=GIVE_UP_S,
     )
 
 

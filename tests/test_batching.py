@@ -16,8 +16,8 @@ from tests.serving import Serving, serving
 from tests.stock import StockServer
 from tests.truth import Truth
 from transformer.concurrency import ConcurrencyLimit, _Climb
-from transformer.dispatch import CALLS_WITHOUT, _Returning
 from transformer.jobs import Job
+from transformer.returning import CALLS_WITHOUT, ReturningCallers
 from transformer.slot import Slot
 from transformer.versions import Behind
 
@@ -115,7 +115,7 @@ async def test_callers_that_ask_again_at_once_share_calls_instead_of_taking_turn
 
 
 async def test_callers_that_do_not_ask_again_are_not_waited_for():
-    returning = _Returning(asyncio.get_running_loop())
+    returning = ReturningCallers(asyncio.get_running_loop())
     for _ in range(5):
         returning.expect(10, 60.0)
         assert returning.wait_s() > 0

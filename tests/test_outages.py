@@ -17,8 +17,8 @@ from tests.faulty_proxy import FaultyProxy
 from tests.load import NO_ANSWER, TRY_AGAIN, Tally
 from tests.outages import Record, outages, unexpected
 
-#: What the long form has beside: to the transformer, each is another way to drop a call, or to answer what is
-#: no probability; test_faults.py has each of them.
+#: What the long form has beside: to the transformer, each is another way to drop a call, to answer what is no
+#: probability, or to take longer.
 ONLY_LONG = {
     "resets", "429", "502", "504", "500 while stopping",
     "is late, in time", "a candidate too many", "no probabilities",

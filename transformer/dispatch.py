@@ -14,18 +14,13 @@ from transformer.concurrency import Call, ConcurrencyLimit
 from transformer.errors import QueueFull, ServiceError
 from transformer.jobs import Batch, Job, Part
 from transformer.prediction import Prediction
+from transformer.returning import ReturningCallers
 
 logger = logging.getLogger("kserve.transformer")
 
 #: Whether a connection can carry a job.
 Accepts = Callable[[Job], bool]
 
-#: Callers who ask again are waited for until so many of them have, or so much of a call's usual time is over.
-RETURNED = 0.9
-HOLD = 0.25
-#: If fewer do, on a moving average, they are not waited for in the next calls, so many.
-WORTH_IT = 0.5
-CALLS_WITHOUT = 32
 #: Requests that the event loop has taken in, but not read yet, are waited for: so many of its turns at most.
 MAX_TURNS = 16
 
@@ -65,7 +60,7 @@ class Dispatcher:
         self._limit = ConcurrencyLimit(connections, self.hand_out_soon)
         self._scheduled = False
         self._arrivals = self._turns = 0
-        self._returning = _Returning(self._loop)
+        self._returning = ReturningCallers(self._loop)
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
@@ -142,7 +137,7 @@ class Dispatcher:
 
     def expect(self, callers: int) -> None:
         """Note that so many callers are being answered, who may ask again at once."""
-        self._returning.expect(callers, HOLD * self._limit.usual_s)
+        self._returning.expect(callers, self._limit.usual_s)
 
     def hand_out_soon(self) -> None:
         """See what can go after this turn of the event loop."""
@@ -255,44 +250,6 @@ class _Queue:
         if job in self._jobs:
             del self._jobs[job]
             self.rows -= job.rows
-
-
-class _Returning:
-    """Callers who have just been answered: how many there were, and how many came since."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self.came = 0
-        self._expected = 0
-        self._until = 0.0
-        #: Which part of them comes in time, on a moving average.
-        self._usual = 1.0
-        self._without = 0
-
-    def expect(self, callers: int, patience_s: float) -> None:
-        """Begin to wait for them."""
-        self.came = 0
-        self._without -= 1
-        if self._without > 0:
-            return
-        self._expected = callers
-        self._until = self._loop.time() + patience_s
-
-    def wait_s(self) -> float:
-        """Seconds for which they are still waited for; 0 or less if they are not."""
-        if self.came >= RETURNED * self._expected:
-            return 0.0
-        return self._until - self._loop.time()
-
-    def stop(self) -> None:
-        """Wait no longer, and learn how many came."""
-        if not self._expected:
-            return
-        self._usual += 0.2 * (min(1.0, self.came / self._expected) - self._usual)
-        self._expected = 0
-        if self._usual < WORTH_IT:
-            self._without = CALLS_WITHOUT
-            self._usual = 1.0
 
 
 async def answer_in_time(job: Job, dispatcher: Dispatcher) -> Prediction:

@@ -36,7 +36,8 @@ REFUSED_PAUSE_S = 0.01
 LAST_REFUSED_PAUSE_S = 0.5
 #: What connections are labelled with whose every call may meet another version.
 ANY_VERSION = "any"
-#: A dropped call is sent once more: to score twice changes nothing, to retry for ever helps nobody.
+#: A dropped call is sent once more, and where requests shared it each goes once alone: to score again changes
+#: nothing, to retry for ever helps nobody.
 MAX_DROPS = 1
 #: How many calls behind a balancing proxy look for a model that takes a batch, before others pass.
 NAMED_TRIES = 8
