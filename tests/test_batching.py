@@ -407,3 +407,14 @@ def test_so_many_calls_are_made_at_once_as_do_best(power, best):
         seen.append(climb.limit)
     assert seen[200:].count(best) > 180
     assert all(1 <= limit <= len(power) for limit in seen)
+
+
+def test_more_callers_are_not_taken_for_what_another_call_at_once_does():
+    """One worker; the callers become ten times as many at any moment, again and again."""
+    power = (1.0, 0.8, 0.6, 0.4)
+    for moment in range(40):
+        climb = _Climb(len(power))
+        for number in range(200):
+            callers = 10.0 if number % 40 >= moment else 1.0
+            climb.step(callers * power[climb.limit - 1])
+            assert climb.limit <= 2, "one is tried, and none kept"

@@ -126,48 +126,64 @@ class ConcurrencyLimit:
 
 
 class _Climb:
-    """Looks for the limit at which the power is highest, one step at a time."""
+    """Looks for the limit at which the power is highest, one step at a time.
+
+    A trial must do better than the measurement before it and than one more after it: else more callers, or a
+    machine that is faster for a moment, would be taken for what the limit does.
+    """
 
     def __init__(self, most: int) -> None:
         self.limit = 1
         self._most = most
+        #: The limit that is kept, and its power.
+        self._kept = 1
         self._power = 0.0
-        #: What the limit was before a trial of another one; 0 outside of a trial.
-        self._before = 0
+        #: The limit on trial, 0 if there is none, and its power while the kept one is measured once more.
+        self._tried = 0
+        self._reached = 0.0
         self._upwards = True
         self._rest = FIRST_REST
         self._left = FIRST_REST
 
     def is_hopeless(self, power: float) -> bool:
         """Whether a trial goes so badly that it need not be measured to its end."""
-        return bool(self._before) and power < HOPELESS * self._power
+        return self.limit == self._tried and power < HOPELESS * self._power
 
     def step(self, power: float) -> None:
         """Take one measurement at the present limit, and choose the next limit."""
-        if self._before:
-            self._judge(power)
-        else:
+        if not self._tried:
             self._power = power if not self._power else 0.5 * (self._power + power)
             self._left -= 1
             if self._left <= 0:
                 self._try_another()
+        elif self.limit == self._kept:
+            self._power = power
+            self._end(better=self._is_better(self._reached, power))
+        elif self._is_better(power, self._power):
+            self._reached = power
+            self.limit = self._kept
+        else:
+            self._end(better=False)
 
     def _try_another(self) -> None:
-        upwards = self.limit < self._most and (self._upwards or self.limit == 1)
+        upwards = self._kept < self._most and (self._upwards or self._kept == 1)
         self._left = self._rest
-        if upwards or self.limit > 1:
-            self._before = self.limit
-            self.limit += 1 if upwards else -1
+        if upwards or self._kept > 1:
+            self._tried = self.limit = self._kept + (1 if upwards else -1)
 
-    def _judge(self, power: float) -> None:
-        upwards = self.limit > self._before
-        if power > self._power * (GAIN if upwards else LOSS):
-            self._power = power
+    def _is_better(self, tried: float, kept: float) -> bool:
+        return tried > kept * (GAIN if self._tried > self._kept else LOSS)
+
+    def _end(self, *, better: bool) -> None:
+        upwards = self._tried > self._kept
+        if better:
+            self._kept = self._tried
+            self._power = self._reached
             self._upwards = upwards
             self._rest = FIRST_REST
         else:
-            self.limit = self._before
             self._upwards = not upwards
             self._rest = min(LAST_REST, 2 * self._rest)
-        self._before = 0
+        self.limit = self._kept
+        self._tried = 0
         self._left = self._rest
