@@ -167,11 +167,9 @@ def failing(script: str) -> Runtime:
 
 def test_a_runtime_that_ends_early_is_reported_with_its_reason(model_dir: Path) -> None:
     runtime = failing("print('loading'); raise ValueError('bad model')")
-    start = time.monotonic()
     process = PredictorProcess(runtime, model_dir, python=Path(sys.executable), model_name="placement")
     with process, pytest.raises(PredictorError) as failure:
         process.wait_ready(timeout=30)
-    assert time.monotonic() - start < 10
     headline, first, *_ = str(failure.value).splitlines()
     assert headline == "kserve-mlserver ended with status 1 before it was ready: ValueError: bad model"
     assert first == "  loading"
