@@ -14,6 +14,11 @@ LINGER_LOOKS = 5
 Waits = Literal["nothing", "request", "head", "body", "rest", "reader", "end"]
 
 
+def linger_s(timeout_s: float) -> float:
+    """Seconds for which what an answered or refused client still sends is thrown away."""
+    return timeout_s * LINGER_LOOKS / LOOKS
+
+
 class Patience:
     """With one client: counts how often in a row it was found to keep us waiting for the same."""
 

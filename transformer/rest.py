@@ -26,12 +26,9 @@ from transformer.errors import (
 )
 from transformer.failure_log import FailureLog
 from transformer.model import TransformerModel
-from transformer.patience import Watch
+from transformer.patience import Watch, linger_s
 from transformer.rest_connection import RestConnection, while_needed
 from transformer.shortcut import App, Message, Receive, Send, Shortcut, content_length
-
-#: Seconds for which the rest of a body is read that has been answered already.
-LINGER_S = 10
 
 
 class RestServer(RESTServer):  # type: ignore[misc]
@@ -91,7 +88,7 @@ class RestServer(RESTServer):  # type: ignore[misc]
         self.dataplane.stopping = self._is_stopping
         (model,) = self.dataplane.model_registry.get_models().values()
         app.openapi = cache(model.openapi)  # type: ignore[method-assign]
-        served: App = BodyLimit(app, self._max_request_bytes)
+        served: App = BodyLimit(app, self._max_request_bytes, linger_s(self._client_timeout_s))
         if not (self._timings or self.access_log_format):
             served = Shortcut(served, model, self._error_response, self._max_request_bytes)
         # Websockets need not even be loaded.
@@ -193,11 +190,14 @@ class BodyLimit:
         The ASGI application behind it.
     max_bytes
         Bytes that a body may have.
+    linger_s
+        Seconds for which the rest of a body is read that has been answered already.
     """
 
-    def __init__(self, app: App, max_bytes: int) -> None:
+    def __init__(self, app: App, max_bytes: int, linger_s: float) -> None:
         self.app = app
         self._max_bytes = max_bytes
+        self._linger_s = linger_s
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -230,7 +230,7 @@ class BodyLimit:
             if last and not ended:
                 await send({**message, "more_body": True})
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LINGER_S):
+                    async with asyncio.timeout(self._linger_s):
                         while not ended:
                             await read()
                 message = {"type": "http.response.body", "body": b""}
