@@ -101,6 +101,24 @@ async def test_what_was_answered_goes_without_the_garbage_collector(start, pair)
     assert left <= 2
 
 
+async def test_what_could_not_be_answered_goes_without_the_garbage_collector(start, pair):
+    front, stock = await start("--max_waiting_rows=8", "--predictor_request_timeout_seconds=1")
+    stock.open.clear()
+    gc.collect()
+    gc.disable()
+    try:
+        many = [asked(front, pair.candidates[:8]) for _ in range(60)]
+        statuses = {(await one).status_code for one in many}
+        many.clear()
+        left = sum(isinstance(one, Job) for one in gc.get_objects())
+    finally:
+        gc.enable()
+        stock.open.set()
+    assert statuses == {503, 504}
+    # The connections' tasks may hold those of their last call.
+    assert left <= 8
+
+
 async def test_callers_that_ask_again_at_once_share_calls_instead_of_taking_turns(start, pair):
     front, stock = await start("--predictor_connections=1")
     callers = 16

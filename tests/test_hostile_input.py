@@ -380,11 +380,11 @@ def json_in_elements() -> tuple[bytes, dict[str, str]]:
     return head + data, {"inference-header-content-length": str(len(head))}
 
 
-def json_in_base64() -> tuple[bytes, dict[str, str]]:
+def json_in_base64(more: dict[str, str] | None = None) -> tuple[bytes, dict[str, str]]:
     data = filled(b'{"instances":[', b"[],", b"[]]}")[: MAX_REQUEST_BYTES // 4 * 3 - 1000]
     event = {"specversion": "1.0", "id": "1", "source": "a", "type": "b"}
     headers = {f"ce-{name}": value for name, value in event.items()}
-    headers["content-type"] = "application/cloudevents+json"
+    headers |= {"content-type": "application/cloudevents+json", **(more or {})}
     return json.dumps({**event, "data_base64": b64encode(data).decode()}).encode(), headers
 
 
@@ -402,6 +402,7 @@ LARGE: dict[str, tuple[str, bytes, dict[str, str]]] = {
     "empty strings": (V2, *empty_strings()),
     "JSON in a few elements": (V2, *json_in_elements()),
     "JSON in base64": (V1, *json_in_base64()),
+    "JSON in base64, with its type": (V1, *json_in_base64({"ce-contenttype": "application/json"})),
 }
 
 
@@ -426,8 +427,19 @@ def of_one_tensor(part: bytes, **head: Any) -> bytes:
     tensor = pb.ModelInferRequest.InferInputTensor(**head).SerializeToString()
     tensor += part * ((MAX_REQUEST_BYTES - 1000) // len(part))
     # Field 5, and how long it is.
-    size = b"".join(bytes([len(tensor) >> 7 * place & 0x7F | 0x80]) for place in range(4)) + b"\x00"
-    return MODEL + b"\x2a" + size + tensor
+    return MODEL + b"\x2a" + varint(len(tensor)) + tensor
+
+
+def of_packed_shape() -> bytes:
+    """A request of one tensor whose shape is one field of millions of numbers."""
+    shape = b"\x01" * (MAX_REQUEST_BYTES - 1000)
+    tensor = b"\x0a\x01a" + b"\x1a" + varint(len(shape)) + shape
+    return MODEL + b"\x2a" + varint(len(tensor)) + tensor
+
+
+def varint(number: int) -> bytes:
+    """A length, in as many bytes as the largest takes."""
+    return bytes([number >> 7 * place & 0x7F | 0x80 for place in range(4)]) + b"\x00"
 
 
 def of_contents(contents: list[bytes], rows: int) -> bytes:
@@ -446,6 +458,8 @@ LARGE_MESSAGES = {
     "outputs": of(outputs=[{}]),
     "a group before tensors": filled(MODEL + b"\x7b\x7c", NOTHING, b""),
     "parameters of a tensor": of_one_tensor(PARAMETER, name="a", datatype="INT8", shape=[1]),
+    "a shape of many dimensions": of_one_tensor(b"\x18\x01", name="a", datatype="INT8"),
+    "a packed shape of many dimensions": of_packed_shape(),
     "empty contents": of_contents([b""] * (MAX_REQUEST_BYTES // 2 - 100), 1),
     "JSON in a few elements": of_contents(elements_of_json(), len(elements_of_json())),
     "a number without an end": b"\xff" * MAX_REQUEST_BYTES,
@@ -478,6 +492,25 @@ def test_large_requests_leave_no_memory_behind(ask, transformer_process):
     # All that this process has been sent so far, and the limit of the InferenceService's container is 1 GiB.
     print(f"peak {peak_bytes(transformer_process.pid) >> 20} MiB")
     assert peak_bytes(transformer_process.pid) < 2**29
+
+
+def test_refused_messages_are_forgotten_at_once(ask, transformer_process):
+    """Not when the garbage collector comes, which a refusal gives no reason to: there were 20 MB of each."""
+
+    def refused_often() -> int:
+        for _ in range(20):
+            for message in LONG:
+                assert ask.grpc(message).status in {"invalid", "not found"}
+        return psutil.Process(transformer_process.pid).memory_info().rss
+
+    before = refused_often()
+    assert refused_often() - before < 10 * MAX_REQUEST_BYTES
+
+
+LONG = [
+    pb.ModelInferRequest(model_name="placement", id="x" * (MAX_REQUEST_BYTES - 1000)).SerializeToString(),
+    pb.ModelInferRequest(model_name="x" * (MAX_REQUEST_BYTES - 1000)).SerializeToString(),
+]
 
 
 def peak_bytes(pid: int) -> int:

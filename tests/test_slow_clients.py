@@ -222,7 +222,9 @@ async def test_who_waits_for_100_continue_is_told_so_and_then_has_time(front, cl
 async def test_a_body_that_is_announced_too_long_is_refused_before_it_is_sent(client):
     head = f"POST {V1} HTTP/1.1\r\nhost: a\r\ncontent-length: {2**40}\r\nexpect: 100-continue\r\n\r\n"
     client.send(head.encode())
-    assert (await client.reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 413 ")
+    answer = await client.reader.readuntil(b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"\r\nconnection: close\r\n" in answer
 
 
 async def test_a_length_may_have_more_zeros_in_front_than_python_reads_digits(front, client):

@@ -44,6 +44,8 @@ class TransformerDataPlane(DataPlane):  # type: ignore[misc]
         """
         if isinstance(body, bytes):
             check_values(body)
+        # With this one KServe would parse an event before `decode_cloudevent` sees it, and then fail.
+        headers = {name: value for name, value in headers.items() if name.lower() != "ce-contenttype"}
         try:
             return super().decode(body, headers, *args, **kwargs)
         except InvalidInput as error:

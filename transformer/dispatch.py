@@ -271,4 +271,3 @@ async def answer_in_time(job: Job, dispatcher: Dispatcher) -> Prediction:
     finally:
         timer.cancel()
         dispatcher.forget(job)
-        job.release()

@@ -21,6 +21,7 @@ from transformer import rpc
 from transformer.errors import InvalidRequest, PredictorUnavailable, ServiceError
 from transformer.failure_log import FailureLog
 from transformer.model import VERSION_HEADER, TransformerModel
+from transformer.wire import AUTHORIZATION
 
 #: Seconds after which gRPC clients are asked to reconnect; no call is lost by it.
 CONNECTION_AGE_S = 5
@@ -111,6 +112,8 @@ class Servicer(InferenceServicer):  # type: ignore[misc]
         self, request: pb.ModelInferRequest, context: grpc.aio.ServicerContext
     ) -> pb.ModelInferResponse:
         """Score the candidates of one message."""
+        if sum(key == AUTHORIZATION for key, _ in context.invocation_metadata()) > 1:
+            raise InvalidRequest(f"{AUTHORIZATION}: must be sent once")
         model: TransformerModel = self._data_plane.get_model_from_registry(request.model_name)
         decoded = model.decode_message(request)
         answer, headers = await self._data_plane.infer(request.model_name, decoded, to_headers(context))
@@ -150,27 +153,34 @@ class StatusInterceptor(ExceptionToStatusInterceptor):  # type: ignore[misc]
     ) -> Any:  # noqa: ANN401
         """Answer a call, or refuse it."""
         if isinstance(request_or_iterator, ServiceError):
-            await self.handle_exception(request_or_iterator, None, context, method_name)
+            self._refuse(request_or_iterator, context)
+            return None
         if self.stopping:
-            error = PredictorUnavailable("the transformer is being stopped, ask another one")
-            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error), tuple(error.headers.items()))
-        return await super().intercept(method, request_or_iterator, context, method_name)
+            _end(PredictorUnavailable("the transformer is being stopped, ask another one"), context)
+            return None
 
-    async def handle_exception(
-        self,
-        ex: Exception,
-        request_or_iterator: Any,  # noqa: ANN401
-        context: grpc.aio.ServicerContext,
-        method_name: str,
-    ) -> None:
-        """Abort the call with the error's status code."""
-        if not isinstance(ex, ServiceError):
-            await super().handle_exception(ex, request_or_iterator, context, method_name)
-            return
-        self._failures.tell(ex.grpc_code, ex)
-        await context.abort(
-            grpc.StatusCode[ex.grpc_code], str(ex), trailing_metadata=tuple(ex.headers.items())
-        )
+        async def answered(request: Any, context: grpc.aio.ServicerContext) -> Any:  # noqa: ANN401
+            try:
+                return await method(request, context)
+            except ServiceError as error:
+                self._refuse(error, context)
+
+        return await super().intercept(answered, request_or_iterator, context, method_name)
+
+    def _refuse(self, error: ServiceError, context: grpc.aio.ServicerContext) -> None:
+        self._failures.tell(error.grpc_code, error)
+        _end(error, context)
+
+
+def _end(error: ServiceError, context: grpc.aio.ServicerContext) -> None:
+    """Give a call the error's status; what its method returns is not sent then.
+
+    `context.abort` would raise an error that the call keeps, and with it all that its traceback holds: the
+    request, for as long as no garbage is looked for.
+    """
+    context.set_trailing_metadata(tuple(error.headers.items()))
+    context.set_code(grpc.StatusCode[error.grpc_code])
+    context.set_details(str(error))
 
 
 def _or_error(deserialize: Callable[[bytes], Message]) -> Callable[[bytes], Message | ServiceError]:

@@ -133,10 +133,13 @@ class Job:
         self._begin()
 
     def release(self) -> None:
-        """Let go of its parts, which hold it: nobody waits for it any more."""
+        """Let go of what holds it: its parts, and an error, whose traceback does; nobody waits any more."""
         self.unsent.clear()
         self._parts.clear()
         self._answers.clear()
+        if self.answer.done() and not self.answer.cancelled() and self.answer.exception():
+            self.answer = self.loop.create_future()
+            self.answer.cancel()
 
     def late(self) -> ServiceError:
         """Why there is no answer at the deadline, while a connection has this job."""

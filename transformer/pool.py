@@ -136,10 +136,13 @@ class Pool:
         ServiceError
             Any other reason why there is no prediction.
         """
-        if self._down:
-            raise _no_connection()
-        self.dispatcher.admit(job, able=self._able(job))
-        prediction = await answer_in_time(job, self.dispatcher)
+        try:
+            if self._down:
+                raise _no_connection()
+            self.dispatcher.admit(job, able=self._able(job))
+            prediction = await answer_in_time(job, self.dispatcher)
+        finally:
+            job.release()
         REQUESTS.labels(prediction.version).inc()
         return prediction
 

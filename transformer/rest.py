@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections.abc import Sequence
 from functools import cache, partial
 from http import HTTPStatus
 from socket import socket
@@ -17,6 +18,7 @@ from starlette.exceptions import HTTPException
 from transformer import v2
 from transformer.errors import (
     CompressedBody,
+    InvalidRequest,
     NotImplementedHere,
     PredictorUnavailable,
     ServiceError,
@@ -29,6 +31,9 @@ from transformer.model import TransformerModel
 from transformer.patience import Watch, linger_s
 from transformer.rest_connection import RestConnection, while_needed
 from transformer.shortcut import App, Message, Receive, Send, Shortcut, content_length
+from transformer.wire import AUTHORIZATION
+
+_AUTHORIZATION = AUTHORIZATION.encode()
 
 
 class RestServer(RESTServer):  # type: ignore[misc]
@@ -203,9 +208,10 @@ class BodyLimit:
         """Serve one connection."""
         received = 0
         ended = scope["type"] != "http"
-        headers = dict(scope.get("headers", ()))
-        encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
-        announced = content_length(headers) or 0
+        headers = scope.get("headers", ())
+        refusal = self._refusal(headers)
+        # Whether the body comes yet that such a client has announced, nobody here can tell.
+        closes = any(name == b"expect" for name, _ in headers)
 
         async def read() -> Message:
             nonlocal ended
@@ -215,10 +221,8 @@ class BodyLimit:
 
         async def limited() -> Message:
             nonlocal received
-            if encoding.lower() != "identity":
-                raise CompressedBody(f"content-encoding: must be identity, got {quoted(encoding)}")
-            if announced > self._max_bytes:
-                raise self._too_large()
+            if refusal is not None:
+                raise refusal
             message = await read()
             received += len(message.get("body", b""))
             if received > self._max_bytes:
@@ -226,6 +230,8 @@ class BodyLimit:
             return message
 
         async def send_then_drain(message: Message) -> None:
+            if message["type"] == "http.response.start" and closes and not ended:
+                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
             last = message["type"] == "http.response.body" and not message.get("more_body", False)
             if last and not ended:
                 await send({**message, "more_body": True})
@@ -237,6 +243,18 @@ class BodyLimit:
             await send(message)
 
         await while_needed(scope, self.app(scope, limited, send_then_drain))
+
+    def _refusal(self, headers: Sequence[tuple[bytes, bytes]]) -> ServiceError | None:
+        """What is wrong with a request before any of its body has come."""
+        by_name = dict(headers)
+        encoding = by_name.get(b"content-encoding", b"identity").decode("latin-1")
+        if encoding.lower() != "identity":
+            return CompressedBody(f"content-encoding: must be identity, got {quoted(encoding)}")
+        if sum(name == _AUTHORIZATION for name, _ in headers) > 1:
+            return InvalidRequest(f"{AUTHORIZATION}: must be sent once")
+        if (content_length(by_name) or 0) > self._max_bytes:
+            return self._too_large()
+        return None
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"a request's body may have {self._max_bytes} bytes")

@@ -115,7 +115,8 @@ def decode(
         raise InvalidRequest(
             f"raw_input_contents: must be one for each of {len(message.inputs)}, got {len(raw)}"
         )
-    heads = ((tensor.name, tensor.datatype, list(tensor.shape)) for tensor in message.inputs)
+    # Of a shape of millions of dimensions, no more than an error shows.
+    heads = ((tensor.name, tensor.datatype, tensor.shape[:9]) for tensor in message.inputs)
     check_heads(heads, fields, max_candidates)
     tensors = [
         _raw(tensor, raw[number]) if raw else _typed(tensor) for number, tensor in enumerate(message.inputs)
