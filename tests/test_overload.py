@@ -7,7 +7,9 @@ answer within its own deadline counts as one without an answer.
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
+import grpc
 import psutil
 import pytest
 import pytest_asyncio
@@ -18,8 +20,20 @@ from tests.judge import Judge
 from tests.load import TRY_AGAIN, Tally, at_once, judge_of, status_of, under_load, until
 from tests.parts import addresses, answers, transformer
 from tests.parts import predictor as stock_predictor
-from tests.scripted import SLOTS, V1, eventually, in_front_of, instances, predictions
+from tests.scripted import (
+    SLOTS,
+    V1,
+    V2,
+    eventually,
+    in_front_of,
+    instances,
+    message,
+    predictions,
+    v2_body,
+)
+from tests.serving import Serving
 from training.candidates import SAMPLE
+from transformer.room import LONGEST_REQUESTS
 
 #: Candidates that may wait, and how many a request has: ten times as many come at once.
 WAITING, SIZE = 100, 10
@@ -130,3 +144,43 @@ async def test_what_cannot_be_taken_is_refused_before_anything_is_answered(predi
     probability = truth.probabilities([SAMPLE] * SIZE)
     for rows in right:
         assert [row["placement_probability"] for row in rows] == pytest.approx(probability, abs=1e-12)
+
+
+def long_requests(front: Serving, size: int) -> list[asyncio.Task[str]]:
+    """Requests for one candidate with much beside it, eight over every way, all sent at once."""
+    row = {**SAMPLE, "notes": "x" * size}
+    other = {"content-type": "application/json; charset=utf-8"}
+
+    async def rest(path: str, body: dict[str, Any], headers: dict[str, str]) -> str:
+        return str((await front.http.post(path, json=body, headers=headers)).status_code)
+
+    async def rpc() -> str:
+        code = await front.grpc.ModelInfer(message(row)).code()
+        return "200" if code is grpc.StatusCode.OK else "503" if "EXHAUSTED" in code.name else code.name
+
+    ways = [(path, body, headers) for path, body in ((V1, {"instances": [row]}), (V2, v2_body(row)))
+            for headers in ({}, other)]  # fmt: skip
+    return [asyncio.create_task(one) for _ in range(8) for one in (*(rest(*way) for way in ways), rpc())]
+
+
+async def test_more_bytes_than_there_is_room_for_are_refused_and_the_room_is_given_back(
+    predictor, trained_bundle
+):
+    gate = asyncio.Event()
+
+    async def waits(request: web.Request) -> web.StreamResponse:
+        await gate.wait()
+        rows = instances(await request.json())
+        return web.json_response(predictions("v1", predictor.probabilities(rows)))
+
+    predictor.always = waits
+    options = ("--max_request_bytes=20000", "--predictor_request_timeout_seconds=30")
+    taken = LONGEST_REQUESTS * 20_000 // 15_000
+    async with in_front_of(predictor, trained_bundle, "v1", *options) as front:
+        asked = long_requests(front, 15_000)
+        await eventually(lambda: sum(one.done() for one in asked) >= len(asked) - taken)
+        assert {one.result() for one in asked if one.done()} == {"503"}
+        gate.set()
+        assert set(await asyncio.gather(*asked)) == {"200", "503"}
+        for _ in range(3):
+            assert set(await asyncio.gather(*long_requests(front, 1000))) == {"200"}

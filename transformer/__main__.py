@@ -8,6 +8,7 @@ from transformer.model import TransformerModel
 from transformer.options import bundle_directory, parse
 from transformer.pool import PoolSettings
 from transformer.predictor_client import PredictorAddress
+from transformer.room import LONGEST_REQUESTS, Room
 from transformer.scoring import Scorer
 from transformer.server import TransformerServer
 
@@ -36,7 +37,8 @@ def transformer_model(served: bundle.Bundle, options: Namespace) -> TransformerM
             max_age_s=options.predictor_connection_age,
         ),
     )
-    return TransformerModel(name, scorer, options.max_candidates)
+    room = Room(LONGEST_REQUESTS * options.max_request_bytes)
+    return TransformerModel(name, scorer, options.max_candidates, room)
 
 
 def main() -> None:

@@ -115,8 +115,12 @@ class Servicer(InferenceServicer):  # type: ignore[misc]
         if sum(key == AUTHORIZATION for key, _ in context.invocation_metadata()) > 1:
             raise InvalidRequest(f"{AUTHORIZATION}: must be sent once")
         model: TransformerModel = self._data_plane.get_model_from_registry(request.model_name)
-        decoded = model.decode_message(request)
-        answer, headers = await self._data_plane.infer(request.model_name, decoded, to_headers(context))
+        taken = model.room.take(request.ByteSize())
+        try:
+            decoded = model.decode_message(request)
+            answer, headers = await self._data_plane.infer(request.model_name, decoded, to_headers(context))
+        finally:
+            model.room.give_back(taken)
         context.set_trailing_metadata([(VERSION_HEADER, headers[VERSION_HEADER])])
         return rpc.encode(answer)
 

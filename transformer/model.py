@@ -9,6 +9,7 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from transformer import openapi, rpc, v1, v2
 from transformer.errors import NotImplementedHere
 from transformer.prediction import Request
+from transformer.room import Room
 from transformer.scoring import Scorer
 from transformer.wire import forwarded
 
@@ -27,11 +28,14 @@ class TransformerModel(kserve.Model):  # type: ignore[misc]
         What answers.
     max_candidates
         Candidates that one request may carry.
+    room
+        For the requests that are being answered.
     """
 
-    def __init__(self, name: str, scorer: Scorer, max_candidates: int) -> None:
+    def __init__(self, name: str, scorer: Scorer, max_candidates: int, room: Room) -> None:
         super().__init__(name, return_response_headers=True)
         self.scorer = scorer
+        self.room = room
         self._max_candidates = max_candidates
         self._fields = scorer.fields
         self._outputs = scorer.bundle.name

@@ -30,6 +30,7 @@ from transformer.failure_log import FailureLog
 from transformer.model import TransformerModel
 from transformer.patience import Watch, linger_s
 from transformer.rest_connection import RestConnection, while_needed
+from transformer.room import Room
 from transformer.shortcut import App, Message, Receive, Send, Shortcut, content_length
 from transformer.wire import AUTHORIZATION
 
@@ -93,7 +94,7 @@ class RestServer(RESTServer):  # type: ignore[misc]
         self.dataplane.stopping = self._is_stopping
         (model,) = self.dataplane.model_registry.get_models().values()
         app.openapi = cache(model.openapi)  # type: ignore[method-assign]
-        served: App = BodyLimit(app, self._max_request_bytes, linger_s(self._client_timeout_s))
+        served: App = BodyLimit(app, self._max_request_bytes, model.room, linger_s(self._client_timeout_s))
         if not (self._timings or self.access_log_format):
             served = Shortcut(served, model, self._error_response, self._max_request_bytes)
         # Websockets need not even be loaded.
@@ -195,18 +196,21 @@ class BodyLimit:
         The ASGI application behind it.
     max_bytes
         Bytes that a body may have.
+    room
+        What is taken for bodies that have come.
     linger_s
         Seconds for which the rest of a body is read that has been answered already.
     """
 
-    def __init__(self, app: App, max_bytes: int, linger_s: float) -> None:
+    def __init__(self, app: App, max_bytes: int, room: Room, linger_s: float) -> None:
         self.app = app
         self._max_bytes = max_bytes
+        self._room = room
         self._linger_s = linger_s
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        received = 0
+        received = taken = 0
         ended = scope["type"] != "http"
         headers = scope.get("headers", ())
         refusal = self._refusal(headers)
@@ -220,13 +224,15 @@ class BodyLimit:
             return message
 
         async def limited() -> Message:
-            nonlocal received
+            nonlocal received, taken
             if refusal is not None:
                 raise refusal
             message = await read()
             received += len(message.get("body", b""))
             if received > self._max_bytes:
                 raise self._too_large()
+            if ended and not taken:
+                taken = self._room.take(received)
             return message
 
         async def send_then_drain(message: Message) -> None:
@@ -242,7 +248,10 @@ class BodyLimit:
                 message = {"type": "http.response.body", "body": b""}
             await send(message)
 
-        await while_needed(scope, self.app(scope, limited, send_then_drain))
+        try:
+            await while_needed(scope, self.app(scope, limited, send_then_drain))
+        finally:
+            self._room.give_back(taken)
 
     def _refusal(self, headers: Sequence[tuple[bytes, bytes]]) -> ServiceError | None:
         """What is wrong with a request before any of its body has come."""

@@ -88,8 +88,10 @@ class Shortcut:
             return
         connection: RestConnection | None = scope.get("extensions", {}).get(CONNECTION)
         body = b""
+        taken = 0
         try:
             body = await _body(receive)
+            taken = self._model.room.take(len(body))
             answer = way(body, headers)
             content, answer_headers = await (answer if connection is None else connection.needed(answer))
         except _Unusual:
@@ -105,6 +107,8 @@ class Shortcut:
             logger.exception("a prediction failed")
             await JSONResponse({"error": "internal error"}, 500)(scope, receive, send)
             return
+        finally:
+            self._model.room.give_back(taken)
         await send({"type": "http.response.start", "status": 200, "headers": answer_headers})
         await send({"type": "http.response.body", "body": content})
 
