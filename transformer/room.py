@@ -7,7 +7,7 @@ what was parsed of it takes several times its bytes until it is answered.
 from transformer.errors import QueueFull
 
 #: So many of the longest requests have room at once. JSON takes eight times its bytes at worst.
-LONGEST_REQUESTS = 8
+LONGEST_REQUESTS = 4
 
 
 class Room:
