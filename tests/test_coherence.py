@@ -6,7 +6,6 @@ that it claims gives in this process. `make soak` runs the same for longer, with
 
 import functools
 from collections.abc import Callable
-from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -19,26 +18,17 @@ from transformer.versions import UNVERIFIED
 
 #: As wide as before, so that nothing crashes: whoever gets this one right gets them all right.
 SILENT_KILLER = "category_renamed"
-#: The short form: each situation once, with the silent killer unless another pair tells as much.
-PAIR_OF = MappingProxyType(
-    {
-        "newcomers_in_a_rollout": "category_added",
-    }
-)
-#: What the long form has beside: what test_local_service.py and test_connections.py have, and what differs in
-#: the hop alone.
+#: What the long form has beside: what test_local_service.py, test_connections.py or test_batching.py has, and
+#: what differs in the hop alone.
 ONLY_LONG = {
     "apply_out_predictor_late",
     "apply_out_transformer_late",
+    "newcomers_in_a_rollout",
     "rollout_over_grpc",
     "rolling_update",
     "unknown_models",
 }
-SHORT = [
-    (PAIR_OF.get(situation.__name__, SILENT_KILLER), situation)
-    for situation in SITUATIONS
-    if situation.__name__ not in ONLY_LONG
-]
+SHORT = [(SILENT_KILLER, situation) for situation in SITUATIONS if situation.__name__ not in ONLY_LONG]
 #: Requests between one change and the next; a rollout takes its time, so that it sees thousands.
 SOME = 60
 

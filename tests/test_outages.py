@@ -21,7 +21,8 @@ from tests.outages import Record, outages, unexpected
 #: probability, or to take longer.
 ONLY_LONG = {
     "resets", "429", "502", "504", "500 while stopping",
-    "is late, in time", "a candidate too many", "no probabilities",
+    "is late, in time", "answers twice", "400", "500",
+    "a candidate too few", "a candidate too many", "no probabilities", "JSON that is cut off",
 }  # fmt: skip
 SHORT = [fault for fault in FAULTS if fault.name not in ONLY_LONG]
 

@@ -108,5 +108,8 @@ def test_outages_have_a_table_of_their_own_by_fault(all_of, capsys):
     }
     said = capsys.readouterr().out
     assert "| hiccups | 1 | 2 | 3 | 0 | 0 | 0 | 0 | 0 | 3 | 0 | 0 | 0 |" in said
-    assert "memory 128 → 128 MiB; answers a second 400 → 401" in said
+    assert (
+        "memory, before and after: 128 → 128 MiB; answers a second, after all and of a new one: 400, 401"
+        in said
+    )
     assert "| outages |" not in said
