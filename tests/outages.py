@@ -79,13 +79,13 @@ class Record:
         counts.update({"times": 1, "met": met, "requests": tally.requests, "wrong": wrong})
         counts["200"] += tally.answered.total()
         for reason, often in tally.failed.items():
-            counts[NO_ANSWER if reason.startswith(NO_ANSWER) else reason[:3]] += often
+            counts[_column(reason)] += often
         self._slowest(tally.slowest_s)
 
     def _slowest(self, seconds: dict[str, float]) -> None:
         for status, slowest in seconds.items():
-            name = status if status == NO_ANSWER else status[:3]
-            self.slowest_s[name] = max(slowest, self.slowest_s.get(name, 0.0))
+            column = _column(status)
+            self.slowest_s[column] = max(slowest, self.slowest_s.get(column, 0.0))
 
     def add(self, other: "Record") -> None:
         """Count another run's, too."""
@@ -119,6 +119,11 @@ class Record:
             f"one: {pace}.",
         ]
         return "\n".join(lines)
+
+
+def _column(reason: str) -> str:
+    """Where what begins with a status is counted."""
+    return NO_ANSWER if reason.startswith(NO_ANSWER) else reason[:3]
 
 
 @dataclass

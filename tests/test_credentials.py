@@ -123,12 +123,11 @@ async def test_a_call_carries_the_credentials_of_all_candidates_in_it(
     assert len(predictor.carried) < len(asked) / 2, "what waited went together"
 
 
-async def test_credentials_are_sent_once_or_refused(truth, trained_bundle):
+@pytest.mark.parametrize("hop", ["v1"])
+async def test_credentials_are_sent_once_or_refused(hop, predictor, trained_bundle):
     """An ingress might have looked at others than those that reach the predictor."""
-    predictor = HttpPredictor(truth)
-    await predictor.start()
     twice = (("authorization", CALLERS[0]), ("authorization", CALLERS[1]))
-    async with in_front_of(predictor, trained_bundle, "v1") as front:
+    async with in_front_of(predictor, trained_bundle, hop) as front:
         for path, body in ((V1, {"instances": [SAMPLE]}), (V2, v2_body(SAMPLE))):
             response = await front.http.post(path, json=body, headers=twice)
             assert (response.status_code, response.json()) == (
@@ -137,7 +136,6 @@ async def test_credentials_are_sent_once_or_refused(truth, trained_bundle):
             )
         call = front.grpc.ModelInfer(message(SAMPLE), metadata=twice)
         assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
-    await predictor.stop()
     assert predictor.carried == []
 
 

@@ -467,10 +467,19 @@ LARGE_MESSAGES = {
 }
 
 
+#: Those that are wrong, too, and whose number costs nothing.
+INVALID = {
+    "a packed shape of many dimensions",
+    "empty contents",
+    "a number without an end",
+    "a length without an end",
+}
+
+
 @pytest.mark.parametrize("name", LARGE_MESSAGES)
 def test_a_message_of_many_things_is_refused(name, ask):
     assert len(LARGE_MESSAGES[name]) <= MAX_REQUEST_BYTES
-    assert ask.grpc(LARGE_MESSAGES[name]).status in {"invalid", "too large"}
+    assert ask.grpc(LARGE_MESSAGES[name]).status == ("invalid" if name in INVALID else "too large")
 
 
 def test_a_message_that_is_large_once_it_is_unpacked_is_refused(ask):

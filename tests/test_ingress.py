@@ -688,7 +688,7 @@ async def test_a_port_that_is_none_is_named_too(port):
 
 
 async def test_only_this_machine_can_connect(front):
-    listening = {sock.getsockname()[0] for sock in front.ingress.transformer_grpc._server._server.sockets}
+    listening = {sock.getsockname()[0] for sock in front.ingress.transformer_grpc._server.sockets}
     assert listening == {"127.0.0.1"}
     for port in (front.port, front.grpc_port):
         with socket.socket() as other:

@@ -24,6 +24,7 @@ from tests.scripted import (
     SLOTS,
     V1,
     V2,
+    HttpPredictor,
     eventually,
     in_front_of,
     instances,
@@ -113,7 +114,9 @@ async def test_hundreds_of_clients_that_do_not_stop_asking_are_all_answered(fron
     await check_recovered(front)
 
 
-async def test_what_cannot_be_taken_is_refused_before_anything_is_answered(predictor, trained_bundle, truth):
+@pytest.fixture
+def gate(predictor: HttpPredictor) -> asyncio.Event:
+    """The predictor answers no call before it is set."""
     gate = asyncio.Event()
 
     async def waits(request: web.Request) -> web.StreamResponse:
@@ -122,6 +125,12 @@ async def test_what_cannot_be_taken_is_refused_before_anything_is_answered(predi
         return web.json_response(predictions("v1", predictor.probabilities(rows)))
 
     predictor.always = waits
+    return gate
+
+
+async def test_what_cannot_be_taken_is_refused_before_anything_is_answered(
+    predictor, gate, trained_bundle, truth
+):
     options = (
         f"--max_waiting_rows={WAITING}",
         f"--max_batch_rows={WAITING}",
@@ -164,16 +173,8 @@ def long_requests(front: Serving, size: int) -> list[asyncio.Task[str]]:
 
 
 async def test_more_bytes_than_there_is_room_for_are_refused_and_the_room_is_given_back(
-    predictor, trained_bundle
+    predictor, gate, trained_bundle
 ):
-    gate = asyncio.Event()
-
-    async def waits(request: web.Request) -> web.StreamResponse:
-        await gate.wait()
-        rows = instances(await request.json())
-        return web.json_response(predictions("v1", predictor.probabilities(rows)))
-
-    predictor.always = waits
     options = ("--max_request_bytes=20000", "--predictor_request_timeout_seconds=30")
     taken = LONGEST_REQUESTS * 20_000 // 15_000
     async with in_front_of(predictor, trained_bundle, "v1", *options) as front:

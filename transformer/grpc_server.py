@@ -21,7 +21,7 @@ from transformer import rpc
 from transformer.errors import InvalidRequest, PredictorUnavailable, ServiceError
 from transformer.failure_log import FailureLog
 from transformer.model import VERSION_HEADER, TransformerModel
-from transformer.wire import AUTHORIZATION
+from transformer.wire import check_sent_once
 
 #: Seconds after which gRPC clients are asked to reconnect; no call is lost by it.
 CONNECTION_AGE_S = 5
@@ -112,8 +112,7 @@ class Servicer(InferenceServicer):  # type: ignore[misc]
         self, request: pb.ModelInferRequest, context: grpc.aio.ServicerContext
     ) -> pb.ModelInferResponse:
         """Score the candidates of one message."""
-        if sum(key == AUTHORIZATION for key, _ in context.invocation_metadata()) > 1:
-            raise InvalidRequest(f"{AUTHORIZATION}: must be sent once")
+        check_sent_once(key for key, _ in context.invocation_metadata())
         model: TransformerModel = self._data_plane.get_model_from_registry(request.model_name)
         taken = model.room.take(request.ByteSize())
         try:

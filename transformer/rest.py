@@ -18,7 +18,6 @@ from starlette.exceptions import HTTPException
 from transformer import v2
 from transformer.errors import (
     CompressedBody,
-    InvalidRequest,
     NotImplementedHere,
     PredictorUnavailable,
     ServiceError,
@@ -32,9 +31,7 @@ from transformer.patience import Watch, linger_s
 from transformer.rest_connection import RestConnection, while_needed
 from transformer.room import Room
 from transformer.shortcut import App, Message, Receive, Send, Shortcut, content_length
-from transformer.wire import AUTHORIZATION
-
-_AUTHORIZATION = AUTHORIZATION.encode()
+from transformer.wire import check_sent_once
 
 
 class RestServer(RESTServer):  # type: ignore[misc]
@@ -213,7 +210,6 @@ class BodyLimit:
         received = taken = 0
         ended = scope["type"] != "http"
         headers = scope.get("headers", ())
-        refusal = self._refusal(headers)
         # Whether the body comes yet that such a client has announced, nobody here can tell.
         closes = any(name == b"expect" for name, _ in headers)
 
@@ -225,8 +221,8 @@ class BodyLimit:
 
         async def limited() -> Message:
             nonlocal received, taken
-            if refusal is not None:
-                raise refusal
+            if not received:
+                self._check_head(headers)
             message = await read()
             received += len(message.get("body", b""))
             if received > self._max_bytes:
@@ -253,17 +249,15 @@ class BodyLimit:
         finally:
             self._room.give_back(taken)
 
-    def _refusal(self, headers: Sequence[tuple[bytes, bytes]]) -> ServiceError | None:
-        """What is wrong with a request before any of its body has come."""
+    def _check_head(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """See what is wrong with a request before any of its body has come."""
         by_name = dict(headers)
         encoding = by_name.get(b"content-encoding", b"identity").decode("latin-1")
         if encoding.lower() != "identity":
-            return CompressedBody(f"content-encoding: must be identity, got {quoted(encoding)}")
-        if sum(name == _AUTHORIZATION for name, _ in headers) > 1:
-            return InvalidRequest(f"{AUTHORIZATION}: must be sent once")
+            raise CompressedBody(f"content-encoding: must be identity, got {quoted(encoding)}")
+        check_sent_once(name.decode("latin-1") for name, _ in headers)
         if (content_length(by_name) or 0) > self._max_bytes:
-            return self._too_large()
-        return None
+            raise self._too_large()
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"a request's body may have {self._max_bytes} bytes")

@@ -7,7 +7,7 @@ import numpy as np
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from transformer.errors import InvalidRequest, TooLarge
-from transformer.tensors import Tensor, check_heads, check_length, from_raw, from_values, to_candidates
+from transformer.tensors import Tensor, check_heads, from_raw, from_values, to_candidates
 from transformer.v2 import V2Answer, V2Request, raw_bytes, refuse_version, requested_outputs
 
 #: Wire types of protobuf: how long a field is behind its tag. A group begins and ends with a tag alone.
@@ -147,9 +147,7 @@ def _typed(tensor: pb.ModelInferRequest.InferInputTensor) -> Tensor:
             f"inputs.{name}: must carry {datatype!r} "
             f"in {expected or 'raw_input_contents'}, got {', '.join(field for field, _ in filled)}"
         )
-    values = filled[0][1] if filled else []
-    check_length(name, tensor.shape, len(values))
-    return from_values(name, datatype, list(tensor.shape), list(values))
+    return from_values(name, datatype, list(tensor.shape), filled[0][1] if filled else [])
 
 
 def encode(answer: V2Answer) -> pb.ModelInferResponse:

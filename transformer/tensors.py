@@ -115,20 +115,6 @@ def check_heads(heads: Iterable[Head], fields: Collection[str], max_candidates: 
     check_count(candidates, max_candidates)
 
 
-def check_length(name: str, shape: Sequence[int], values: int) -> int:
-    """Number of candidates in a tensor, which must have as many values.
-
-    Raises
-    ------
-    InvalidRequest
-        If it has another number of them.
-    """
-    rows = rows_of(name, shape)
-    if values != rows:
-        raise InvalidRequest(f"inputs.{name}: shape {list(shape)} wants {rows} values, got {values}")
-    return rows
-
-
 def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence[Any]) -> Tensor:
     """A tensor of plain values, as JSON and gRPC's typed contents hold them; its head was checked.
 
@@ -137,7 +123,11 @@ def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence
     InvalidRequest
         If the shape asks for another number of values, or one is of another type or out of its range.
     """
-    rows = check_length(name, shape, len(values))
+    rows = rows_of(name, shape)
+    if len(values) != rows:
+        raise InvalidRequest(f"inputs.{name}: shape {list(shape)} wants {rows} values, got {len(values)}")
+    # Protobuf's own sequence, of millions of values maybe, is copied only now.
+    values = values if isinstance(values, list) else list(values)
     kind, types = _JSON_KINDS[datatype]
     if not types.issuperset(map(type, values)):
         number, value = next((n, v) for n, v in enumerate(values) if type(v) not in types)

@@ -258,6 +258,18 @@ def metadata(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name, value in headers.items() if _is_metadata(value))
 
 
+def check_sent_once(names: Iterable[str]) -> None:
+    """See that a request names its credentials once: an ingress may have looked at others than go on.
+
+    Raises
+    ------
+    InvalidRequest
+        If it does not.
+    """
+    if sum(name == AUTHORIZATION for name in names) > 1:
+        raise InvalidRequest(f"{AUTHORIZATION}: must be sent once")
+
+
 def check_credentials(headers: Mapping[str, str]) -> None:
     """See that gRPC can carry a request's credentials to the predictor: they are never left out.
 

@@ -80,27 +80,19 @@ class LoopbackServer:
         task.add_done_callback(close)
 
 
-class Forwarder:
+class Forwarder(LoopbackServer):
     """Listens on loopback and carries each connection, byte by byte, to one of the backends at random.
 
     Set `backends` at any time: new connections follow, those that are open stay where they are.
     """
 
     def __init__(self, backends: Sequence[Backend] = ()) -> None:
+        super().__init__(self._forward)
         self.backends = backends
         #: Open connections to each address.
         self.connections: Counter[str] = Counter()
-        self._server = LoopbackServer(self._carry)
 
-    async def start(self, port: int = 0) -> int:
-        """Listen, and return the port; see `LoopbackServer.start`."""
-        return await self._server.start(port)
-
-    async def close(self) -> None:
-        """Stop listening and end what is open."""
-        await self._server.close()
-
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self.backends:
             return
         address = choose(self.backends).address
