@@ -23,11 +23,11 @@ test: .venv/dev.stamp  ## Run all tests (ARGS are pytest's).
 
 fuzz: .venv/dev.stamp  ## Tens of thousands of hostile inputs, others each time (FUZZ_EXAMPLES=10000 a test).
 	@$(VENV)/python -m predictor install kserve-mlserver
-	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-10000} $(VENV)/python -m pytest tests/test_hostile_input.py tests/test_openapi.py $(ARGS)
+	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-10000} $(VENV)/python -m pytest tests/integration/test_hostile_input.py tests/integration/test_openapi.py $(ARGS)
 
 soak: .venv/dev.stamp  ## Rollouts, canaries, outages and overload under load (ARGS='--minutes 30').
 	@$(VENV)/python -m predictor install kserve-mlserver kserve-sklearnserver
-	@$(VENV)/python -m tests.soak $(ARGS)
+	@$(VENV)/python -m tests.soak.run $(ARGS)
 
 bench: setup  ## Measure beside others, and write docs/benchmarks.md (ARGS=--quick: in two minutes).
 	@command -v wrk > /dev/null || echo "bench: better numbers with wrk (Debian: apt-get install wrk)" >&2

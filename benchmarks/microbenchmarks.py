@@ -12,9 +12,9 @@ from threadpoolctl import threadpool_limits
 from benchmarks.asking import WrongAnswer
 from benchmarks.models import ServedModel
 from training.candidates import Candidate
-from transformer.candidates import Rows
-from transformer.v1 import INSTANCES
-from transformer.versions import known_versions
+from transformer.bundle.candidates import Rows
+from transformer.protocols.v1 import INSTANCES
+from transformer.upstream.known_versions import known_versions
 
 #: Rows that the encoder is timed with.
 ENCODER_ROWS: Final = (1, 64, 10_000)

@@ -16,7 +16,7 @@ from sklearn.feature_extraction import DictVectorizer
 from training.candidates import Candidate
 from training.generator import generate
 from training.train import train
-from transformer.bundle import MODEL_FILE, Bundle, BundleError, read
+from transformer.bundle.format import MODEL_FILE, Bundle, BundleError, load_bundle
 
 Progress = Callable[[str], None]
 
@@ -82,7 +82,7 @@ def served_model(directory: Path, work: Path) -> ServedModel:
     """
     work.mkdir(parents=True, exist_ok=True)
     work = work.resolve()
-    model = ServedModel(directory.resolve(), read(directory), work / "model.pickle")
+    model = ServedModel(directory.resolve(), load_bundle(directory), work / "model.pickle")
     model.pickled.write_bytes(pickle.dumps((model.vectorizer, model.classifier)))
     return model
 
@@ -97,7 +97,7 @@ def trained(name: str, storage: Path, progress: Progress) -> Path:
     """
     directory = storage / "placement" / name
     try:
-        read(directory)
+        load_bundle(directory)
     except BundleError:
         shutil.rmtree(directory, ignore_errors=True)
         progress(f"training {name}, once")

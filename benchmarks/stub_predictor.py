@@ -15,7 +15,7 @@ import orjson
 import uvloop
 
 from benchmarks.messages import Message, Reader
-from transformer.bundle import Version, read
+from transformer.bundle.format import Version, load_bundle
 
 #: What it says of every candidate.
 PROBABILITY = 0.75
@@ -98,4 +98,4 @@ async def _serve(stub: _Stub, port: int) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(_serve(_Stub(read(sys.argv[1])), int(sys.argv[2])))
+    uvloop.run(_serve(_Stub(load_bundle(sys.argv[1])), int(sys.argv[2])))

@@ -2,7 +2,7 @@
 
 Out: the transformer first, because its new bundle knows the old version and the new one; then the predictor.
 Back: in the opposite order. Where neither knows the other, and in a pod that both share: both at once. The
-steps are the same for every target; see `target.Target`.
+steps are the same for every target; see `RolloutTarget`.
 """
 
 import asyncio
@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
-from inferenceservice.answers import WrongAnswer, divided, serves
-from inferenceservice.plan import Order, Plan, RolloutError, way_back, way_out
-from inferenceservice.target import Canary, Progress, State, Target, TargetError
+from inferenceservice.answer_checks import WrongAnswer, divided, serves
+from inferenceservice.rollout_plan import Order, Plan, RolloutError, plan_rollback, plan_rollout
+from inferenceservice.rollout_target import Canary, Progress, RolloutTarget, State, TargetError
 
 __all__ = ["RolloutError", "rollback", "rollout"]
 
@@ -20,7 +20,7 @@ _Step = tuple[str, str, Callable[[str, Progress], Awaitable[None]]]
 
 
 async def rollout(
-    target: Target, uri: str, progress: Progress, *, canary: int | None = None, force: bool = False
+    target: RolloutTarget, uri: str, progress: Progress, *, canary: int | None = None, force: bool = False
 ) -> str:
     """Roll a version out, and return its name.
 
@@ -38,7 +38,7 @@ async def rollout(
     RolloutError
         If it is refused, or failed; then everything is as it was before.
     """
-    plan = await way_out(target, uri, progress, canary=canary is not None, force=force)
+    plan = await plan_rollout(target, uri, progress, canary=canary is not None, force=force)
     if canary is not None:
         await target.check_canary()
     try:
@@ -51,7 +51,7 @@ async def rollout(
     return plan.bundle.version
 
 
-async def rollback(target: Target, progress: Progress) -> str:
+async def rollback(target: RolloutTarget, progress: Progress) -> str:
     """Undo the rollout that is under way, or the last one, and return the version that serves then.
 
     Raises
@@ -59,7 +59,7 @@ async def rollback(target: Target, progress: Progress) -> str:
     RolloutError
         If there is nothing to go back to, or a step fails.
     """
-    plan = await way_back(target, progress)
+    plan = await plan_rollback(target, progress)
     to = State(plan.uri, plan.uri, collocated=plan.before.collocated)
     try:
         await _go(target, plan.before, to, plan.order, progress, back=True)
@@ -72,15 +72,15 @@ async def rollback(target: Target, progress: Progress) -> str:
     return plan.bundle.version
 
 
-async def _whole(target: Target, plan: Plan, progress: Progress) -> None:
+async def _whole(target: RolloutTarget, plan: Plan, progress: Progress) -> None:
     to = State(plan.uri, plan.uri, collocated=plan.before.collocated)
     await _go(target, plan.before, to, plan.order, progress)
     progress(f"checking that {plan.bundle.version} serves")
     await serves(target, plan.bundle)
 
 
-async def _canary(target: Target, plan: Plan, percent: int, progress: Progress) -> None:
-    assert plan.serving is not None  # noqa: S101 (see way_out)
+async def _canary(target: RolloutTarget, plan: Plan, percent: int, progress: Progress) -> None:
+    assert plan.serving is not None  # noqa: S101 (see plan_rollout)
     canary = Canary(plan.uri, percent)
     if not plan.before.collocated and plan.before.transformer_uri != plan.uri:
         progress(f"transformer: {plan.uri}")
@@ -92,7 +92,7 @@ async def _canary(target: Target, plan: Plan, percent: int, progress: Progress) 
         progress(f"{version}'s answers were not compared: the other version takes none of its reference rows")
 
 
-async def _undo(target: Target, plan: Plan, error: BaseException, progress: Progress) -> NoReturn:
+async def _undo(target: RolloutTarget, plan: Plan, error: BaseException, progress: Progress) -> NoReturn:
     """Bring everything back after a failure or an interruption, and raise what it comes to."""
     progress(f"{_reason(error).splitlines()[0]}; going back")
     to = plan.before
@@ -125,7 +125,7 @@ def _reason(error: BaseException) -> str:
 
 
 async def _go(
-    target: Target, now: State, to: State, order: Order, progress: Progress, *, back: bool = False
+    target: RolloutTarget, now: State, to: State, order: Order, progress: Progress, *, back: bool = False
 ) -> None:
     """Bring another state about, as far as it is not there.
 
@@ -147,7 +147,7 @@ async def _go(
         await target.set_canary(to.canary, progress)
 
 
-def _steps(target: Target, now: State, to: State, order: Order) -> list[_Step]:
+def _steps(target: RolloutTarget, now: State, to: State, order: Order) -> list[_Step]:
     """Components to change, each with the bundle and how it is given."""
     transformer = ("transformer", to.transformer_uri, target.set_transformer)
     predictor = ("predictor", to.predictor_uri, target.set_predictor)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from placement.target import add_run_argument, errors, local_target, tell, work
+from placement.target_arguments import add_run_argument, errors, local_target, tell, work
 
 __all__ = ["HELP", "add_arguments", "errors", "run"]
 

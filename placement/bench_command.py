@@ -59,7 +59,7 @@ def errors() -> tuple[type[Exception], ...]:
     from benchmarks.run import SelectionError
     from predictor.environment import InstallError
     from storage.bundles import StorageError
-    from transformer.bundle import BundleError
+    from transformer.bundle.format import BundleError
 
     return (BundleError, InstallError, LoadError, SelectionError, StorageError)
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from placement.target import add_target_arguments, errors, target_of, tell, work
+from placement.target_arguments import add_target_arguments, errors, target_of, tell, work
 
 __all__ = ["HELP", "add_arguments", "errors", "run"]
 

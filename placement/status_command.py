@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from placement.status_text import lines
-from placement.target import add_target_arguments, errors, target_of, work
+from placement.target_arguments import add_target_arguments, errors, target_of, work
 
 if TYPE_CHECKING:
-    from inferenceservice.target import Target
+    from inferenceservice.rollout_target import RolloutTarget
 
 __all__ = ["HELP", "add_arguments", "errors", "run"]
 
@@ -32,8 +32,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-async def _status(target: "Target") -> dict[str, Any]:
-    from inferenceservice.cluster.target import ClusterTarget
+async def _status(target: "RolloutTarget") -> dict[str, Any]:
+    from inferenceservice.cluster.cluster_target import ClusterTarget
 
     content: dict[str, Any] = asdict(await target.state())
     texts, unknown = await _metrics(target)
@@ -49,11 +49,11 @@ async def _status(target: "Target") -> dict[str, Any]:
     return content
 
 
-async def _metrics(target: "Target") -> tuple[list[tuple[str, str]], str | None]:
+async def _metrics(target: "RolloutTarget") -> tuple[list[tuple[str, str]], str | None]:
     """Metrics of each transformer with what it is, and why some are missing."""
-    from inferenceservice.cluster.target import ClusterTarget
-    from inferenceservice.local.control import LocalTarget
-    from inferenceservice.target import TargetError
+    from inferenceservice.cluster.cluster_target import ClusterTarget
+    from inferenceservice.local.control_server import LocalTarget
+    from inferenceservice.rollout_target import TargetError
 
     try:
         if isinstance(target, LocalTarget):

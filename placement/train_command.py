@@ -33,7 +33,7 @@ def errors() -> tuple[type[Exception], ...]:
     from training.data import DataError
     from training.selection import UnknownEstimatorError
     from training.train import TrainingError
-    from transformer.bundle import BundleError
+    from transformer.bundle.format import BundleError
 
     return (BundleError, DataError, StorageError, TaskError, TrainingError, UnknownEstimatorError)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from placement.progress import Steps
-from placement.target import RUN_DIRECTORY
+from placement.target_arguments import RUN_DIRECTORY
 
 if TYPE_CHECKING:
-    from inferenceservice.local.service import LocalService
+    from inferenceservice.local.local_service import LocalService
 
 HELP = "run the InferenceService on this machine"
 
@@ -46,13 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def errors() -> tuple[type[Exception], ...]:
     """What this command tells in one line."""
     from inferenceservice.local.ingress import IngressError
-    from inferenceservice.local.processes import LocalServiceError
+    from inferenceservice.local.supervisor import LocalServiceError
     from inferenceservice.spec import SpecError
     from predictor.environment import InstallError
     from predictor.process import PredictorError
     from predictor.runtimes import LaunchError
     from storage.bundles import StorageError
-    from transformer.bundle import BundleError
+    from transformer.bundle.format import BundleError
 
     return (
         BundleError,
@@ -76,8 +76,8 @@ def run(options: argparse.Namespace) -> int:
 
 async def _serve(options: argparse.Namespace) -> int:
     from inferenceservice import spec
-    from inferenceservice.local.control import CONTROL_FILE, ControlEndpoint
-    from inferenceservice.local.service import running
+    from inferenceservice.local.control_server import CONTROL_FILE, ControlEndpoint
+    from inferenceservice.local.local_service import running
     from training.candidates import SAMPLE, SIGNATURE
 
     main_task = asyncio.current_task()

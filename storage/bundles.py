@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from storage.places import LocalPlace, Place, S3Place, TakenError
-from transformer.bundle import BUNDLE_FILE, MODEL_FILE, Bundle, file_sha256, parse
+from transformer.bundle.format import BUNDLE_FILE, MODEL_FILE, Bundle, file_sha256, parse_bundle
 
 _NUMBERED = re.compile(r"v(\d+)")
 
@@ -142,7 +142,7 @@ def read_bundle(uri: str | os.PathLike[str]) -> Bundle:
             raise StorageError(
                 f"{text}: no version here, {BUNDLE_FILE} is missing; `placement train` prints a version's URI"
             ) from error
-    return parse(content, f"{text}/{BUNDLE_FILE}")
+    return parse_bundle(content, f"{text}/{BUNDLE_FILE}")
 
 
 def fetch(uri: str | os.PathLike[str], directory: str | os.PathLike[str]) -> Bundle:

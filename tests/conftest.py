@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from inferenceservice.local.components import TransformerProcess
+from inferenceservice.local.launch import TransformerProcess
 from predictor.environment import ensure
 from predictor.process import PredictorProcess
 from predictor.runtimes import get_runtime
-from tests.pairs import Pair, make_pair
-from tests.processes import transformer
-from tests.scripted import HttpPredictor
-from tests.truth import Truth
+from tests.support.scripted_predictor import HttpPredictor
+from tests.support.sklearn_reference import Truth
+from tests.support.transformer_process import transformer
+from tests.support.version_pairs import Pair, make_pair
 from training.generator import generate
 from training.train import train
 
@@ -24,7 +24,7 @@ settings.register_profile("repeatable", derandomize=True, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 #: Fixtures of the tests against an imitated cluster.
-pytest_plugins = ["tests.cluster_service"]
+pytest_plugins = ["tests.support.cluster.fixtures"]
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,8 @@ from training.estimators import Classifier
 from training.evaluation import THRESHOLD
 from training.fitting import Fitted
 from training.reference import make_reference
-from transformer.bundle import Bundle, Model, TrainingData, Vectorizer, Version
-from transformer.signature import Number
+from transformer.bundle.format import Bundle, Model, TrainingData, Vectorizer, Version
+from transformer.bundle.signature import Number
 
 #: Parts of about equal size that a number's histogram cuts the training data into.
 HISTOGRAM_BINS = 10

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from transformer.signature import STRICT, Category, Number, Signature
+from transformer.bundle.signature import STRICT, Category, Number, Signature
 
 Candidate = dict[str, str | float]
 

@@ -11,7 +11,7 @@ from training.data import Dataset
 from training.evaluation import THRESHOLD, Evaluation, Group
 from training.selection import Floats, Trial
 from training.svg import ACCENT, INK, LINE, MUTED, NEGATIVE, POSITIVE, figure, inline
-from transformer.signature import Number, RawField
+from transformer.bundle.signature import Number, RawField
 
 WIDTH, HEIGHT = 4.9, 3.3
 BINS = 20

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from training.candidates import Candidate, Task
-from transformer.signature import Number, RawField, Signature
+from transformer.bundle.signature import Number, RawField, Signature
 
 #: Problems of one file that its error spells out; the rest is counted.
 MAX_PROBLEMS = 20

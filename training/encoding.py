@@ -7,7 +7,7 @@ import pandas as pd
 from sklearn.feature_extraction import DictVectorizer
 
 from training.candidates import Candidate
-from transformer.signature import Category, Signature
+from transformer.bundle.signature import Category, Signature
 
 #: Stands between a category's field and its value in a feature name.
 SEPARATOR = "="

@@ -21,7 +21,7 @@ from training.data import Dataset
 from training.encoding import SEPARATOR
 from training.estimators import SEED, Classifier
 from training.selection import Floats, Trial, folds
-from transformer.signature import Category, Signature
+from transformer.bundle.signature import Category, Signature
 
 #: Probability from which on a candidate counts as positive.
 THRESHOLD = 0.5

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from training.candidates import PLACEMENT, Candidate, Task
 from training.data import DataError, Dataset
 from training.statistics import Cell, Statistics
-from transformer.signature import Number, Signature
+from transformer.bundle.signature import Number, Signature
 
 #: Enough for a model that is as good on real candidates as one of 5,000, and trained in a few seconds.
 DEFAULT_ROWS = 2000

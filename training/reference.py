@@ -12,8 +12,8 @@ from sklearn.feature_extraction import DictVectorizer
 from training.candidates import Candidate
 from training.encoding import encode
 from training.estimators import SEED, Classifier
-from transformer.bundle import Reference
-from transformer.signature import Category, Number, RawField, Signature
+from transformer.bundle.format import Reference
+from transformer.bundle.signature import Category, Number, RawField, Signature
 
 #: Rows of a reference, but for those that have to be added to cover every category.
 ROWS = 32

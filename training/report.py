@@ -15,7 +15,7 @@ from training.encoding import encode
 from training.evaluation import THRESHOLD, Evaluation
 from training.fitting import Fitted
 from training.svg import style
-from transformer.bundle import Bundle
+from transformer.bundle.format import Bundle
 
 CSS_FILE = Path(__file__).with_name("report.css")
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from training.candidates import PLACEMENT, Candidate, Task
 from training.data import DataError, Dataset, read_csv
-from transformer.signature import STRICT, Category, Number, RawField
+from transformer.bundle.signature import STRICT, Category, Number, RawField
 
 STATISTICS_FILE = Path(__file__).with_name("statistics.json")
 #: The field that best tells apart how the percentages of one class are distributed (see tests: a forest

@@ -21,7 +21,7 @@ from training.data import DataError, Dataset
 from training.fitting import fit
 from training.report import render
 from training.selection import AUTO, FOLDS, Progress, candidates_for
-from transformer.bundle import MAX_PREVIOUS, NAME_PATTERN, VERSION_PATTERN, Bundle, Version
+from transformer.bundle.format import MAX_PREVIOUS, NAME_PATTERN, VERSION_PATTERN, Bundle, Version
 
 #: Fewer of one class leave too few in each fold to tell anything.
 MIN_PER_CLASS = 2 * FOLDS

@@ -3,17 +3,17 @@
 import sys
 from argparse import Namespace
 
-from transformer import bundle
-from transformer.model import TransformerModel
+from transformer.batching.pool import PoolSettings
+from transformer.batching.scorer import Scorer
+from transformer.bundle.format import Bundle, BundleError, load_bundle
 from transformer.options import bundle_directory, parse
-from transformer.pool import PoolSettings
-from transformer.predictor_client import PredictorAddress
-from transformer.room import LONGEST_REQUESTS, Room
-from transformer.scoring import Scorer
-from transformer.server import TransformerServer
+from transformer.server.byte_budget import LONGEST_REQUESTS, ByteBudget
+from transformer.server.kserve_model import TransformerModel
+from transformer.server.kserve_server import TransformerServer
+from transformer.upstream.client import PredictorAddress
 
 
-def transformer_model(served: bundle.Bundle, options: Namespace) -> TransformerModel:
+def transformer_model(served: Bundle, options: Namespace) -> TransformerModel:
     """The model to serve: a bundle, and the predictor that the options name."""
     name = options.model_name or served.name
     address = PredictorAddress(
@@ -37,7 +37,7 @@ def transformer_model(served: bundle.Bundle, options: Namespace) -> TransformerM
             max_age_s=options.predictor_connection_age,
         ),
     )
-    room = Room(LONGEST_REQUESTS * options.max_request_bytes)
+    room = ByteBudget(LONGEST_REQUESTS * options.max_request_bytes)
     return TransformerModel(name, scorer, options.max_candidates, room)
 
 
@@ -45,8 +45,8 @@ def main() -> None:
     """Serve until told to stop; a bundle that cannot be served ends the process with one line."""
     options = parse()
     try:
-        served = bundle.read(bundle_directory())
-    except bundle.BundleError as error:
+        served = load_bundle(bundle_directory())
+    except BundleError as error:
         sys.exit(f"transformer: {error}")
     TransformerServer(options).start([transformer_model(served, options)])
 

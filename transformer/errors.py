@@ -127,7 +127,7 @@ class EncodingRefused(PredictorUnavailable):
     """The predictor's model takes other feature names than the ones it was sent."""
 
 
-class PredictorAnswer(ServiceError):
+class InvalidPredictorResponse(ServiceError):
     """The predictor answered with something that is not a probability for each candidate."""
 
     status = HTTPStatus.BAD_GATEWAY

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 
 from kserve.model_server import parser as kserve_parser
 
-from transformer.bundle import BundleError
-from transformer.pool import PoolSettings
-from transformer.predictor_client import host_and_port
+from transformer.batching.pool import PoolSettings
+from transformer.bundle.format import BundleError
+from transformer.upstream.client import host_and_port
 
 #: Where KServe's storage initializer puts the bundle.
 MOUNT = "/mnt/models"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from inferenceservice.target import TargetError
+from inferenceservice.rollout_target import TargetError
 
 #: Who changed a field, as `kubectl get --show-managed-fields` tells it.
 FIELD_MANAGER = "placement"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from inferenceservice.cluster.custom_object import PREDICTOR, CustomObject, Mode
+from inferenceservice.cluster.inference_service import PREDICTOR, InferenceServiceObject, Mode
 from inferenceservice.cluster.namespace import Namespace
 from inferenceservice.cluster.workloads import Object, Step, deployment_step, progressing, revision_step
 
@@ -22,14 +22,14 @@ class Goal:
     share: int = 100
 
 
-def before(namespace: Namespace, isvc: CustomObject, goal: Goal) -> Object:
+def before(namespace: Namespace, isvc: InferenceServiceObject, goal: Goal) -> Object:
     """What a component's Deployment says before a change; see `workloads.deployment_step`."""
     if isvc.mode is Mode.KNATIVE:
         return {}
     return progressing(namespace.deployment(isvc.workload(goal.component)) or {})
 
 
-def step(namespace: Namespace, isvc: CustomObject, goal: Goal, earlier: Object) -> Step:
+def step(namespace: Namespace, isvc: InferenceServiceObject, goal: Goal, earlier: Object) -> Step:
     """How far a component is, and why it is not ready where KServe says so.
 
     Parameters
@@ -46,7 +46,7 @@ def step(namespace: Namespace, isvc: CustomObject, goal: Goal, earlier: Object) 
     return Step("; ".join([seen.text, *notes]), done, seen.failed)
 
 
-def _workload_step(namespace: Namespace, isvc: CustomObject, goal: Goal, earlier: Object) -> Step:
+def _workload_step(namespace: Namespace, isvc: InferenceServiceObject, goal: Goal, earlier: Object) -> Step:
     if isvc.mode is Mode.STANDARD:
         deployment = namespace.deployment(isvc.workload(goal.component))
         if deployment is None:

@@ -3,9 +3,9 @@
 import tempfile
 from collections.abc import Mapping
 
-from inferenceservice.target import TargetError
+from inferenceservice.rollout_target import TargetError
 from storage import bundles
-from transformer.bundle import Bundle, BundleError
+from transformer.bundle.format import Bundle, BundleError
 
 
 def fetch(uri: str, copies: Mapping[str, str]) -> Bundle:

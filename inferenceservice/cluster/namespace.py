@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inferenceservice.cluster.api_server import ApiServer, ApiServerError
-from inferenceservice.cluster.custom_object import CustomObject, Mode
+from inferenceservice.cluster.inference_service import InferenceServiceObject, Mode
 from inferenceservice.cluster.workloads import (
     Object,
     history_of_replica_sets,
     history_of_revisions,
     revision_uri,
 )
-from inferenceservice.target import TargetError
+from inferenceservice.rollout_target import TargetError
 
 
 class Namespace:
@@ -21,7 +21,7 @@ class Namespace:
         self._api = api
         self.name = name
 
-    def inference_service(self, name: str) -> CustomObject:
+    def inference_service(self, name: str) -> InferenceServiceObject:
         """An InferenceService.
 
         Raises
@@ -30,7 +30,7 @@ class Namespace:
             If there is none of that name, or none that a version can be rolled out to.
         """
         try:
-            return CustomObject(self._api.get(self._inference_service(name)))
+            return InferenceServiceObject(self._api.get(self._inference_service(name)))
         except ApiServerError as error:
             if error.status != 404:
                 raise
@@ -39,9 +39,11 @@ class Namespace:
                 "see --context and --namespace"
             ) from error
 
-    def patch_inference_service(self, name: str, operations: Sequence[Mapping[str, Any]]) -> CustomObject:
+    def patch_inference_service(
+        self, name: str, operations: Sequence[Mapping[str, Any]]
+    ) -> InferenceServiceObject:
         """Change an InferenceService, and return it as it is then."""
-        return CustomObject(self._api.patch(self._inference_service(name), operations))
+        return InferenceServiceObject(self._api.patch(self._inference_service(name), operations))
 
     def deployment(self, name: str) -> Object | None:
         """A Deployment, if there is one of that name."""

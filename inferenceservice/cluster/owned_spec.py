@@ -5,9 +5,9 @@ import threading
 import time
 
 from inferenceservice.cluster.api_server import ApiServerError
-from inferenceservice.cluster.custom_object import CustomObject, Wanted
+from inferenceservice.cluster.inference_service import InferenceServiceObject, Wanted
 from inferenceservice.cluster.namespace import Namespace
-from inferenceservice.target import TargetError
+from inferenceservice.rollout_target import TargetError
 
 #: Attempts to patch an object that its controller is writing to at the same time.
 _PATCHES = 10
@@ -50,7 +50,7 @@ class OwnedSpec:
         if self._patching is not None:
             await asyncio.wait([self._patching])
 
-    def read(self) -> CustomObject:
+    def read(self) -> InferenceServiceObject:
         """The InferenceService. Blocks: call it in a thread.
 
         Raises
@@ -61,7 +61,7 @@ class OwnedSpec:
         with self._one_at_a_time:
             return self._unchanged()
 
-    def _unchanged(self) -> CustomObject:
+    def _unchanged(self) -> InferenceServiceObject:
         isvc = self._namespace.inference_service(self._name)
         if not self._known:
             self._known = (isvc.wanted,)

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from inferenceservice.cluster.api_server import ApiServerError
-from inferenceservice.cluster.custom_object import TRANSFORMER, CustomObject
+from inferenceservice.cluster.inference_service import TRANSFORMER, InferenceServiceObject
 from inferenceservice.cluster.namespace import Namespace
 from inferenceservice.cluster.workloads import Object
 from inferenceservice.spec import COLLOCATED_CONTAINER, argument
@@ -34,7 +34,7 @@ class PodMetrics:
     unknown: str | None = None
 
 
-def metrics(namespace: Namespace, isvc: CustomObject) -> PodMetrics:
+def metrics(namespace: Namespace, isvc: InferenceServiceObject) -> PodMetrics:
     """Ask each running pod. Blocks: call it in a thread.
 
     A pod that is not ready is asked, too, because it may lack just a connection, but need not answer.

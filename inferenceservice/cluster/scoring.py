@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import aiohttp
 
-from inferenceservice.target import Scored, TargetError
+from inferenceservice.rollout_target import Scored, TargetError
 
 _TIMEOUT_S = 60
 

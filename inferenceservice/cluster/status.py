@@ -3,7 +3,13 @@
 from dataclasses import dataclass
 
 from inferenceservice.cluster import workloads
-from inferenceservice.cluster.custom_object import PREDICTOR, TRANSFORMER, Condition, CustomObject, Mode
+from inferenceservice.cluster.inference_service import (
+    PREDICTOR,
+    TRANSFORMER,
+    Condition,
+    InferenceServiceObject,
+    Mode,
+)
 from inferenceservice.cluster.namespace import Namespace
 from inferenceservice.cluster.workloads import Replicas
 
@@ -62,7 +68,9 @@ def read(namespace: Namespace, name: str) -> ClusterStatus:
     return ClusterStatus(isvc.mode, tuple(isvc.conditions()), tuple(components), isvc.model_failure())
 
 
-def _component(namespace: Namespace, isvc: CustomObject, component: str, uri: str) -> ComponentStatus:
+def _component(
+    namespace: Namespace, isvc: InferenceServiceObject, component: str, uri: str
+) -> ComponentStatus:
     if isvc.mode is Mode.STANDARD:
         deployment = namespace.deployment(isvc.workload(component))
         pods = workloads.replicas(deployment) if deployment is not None else None

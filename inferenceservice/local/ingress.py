@@ -15,8 +15,8 @@ from tornado import httputil
 from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import HTTPServer
 
-from inferenceservice.local.exchange import Exchange
 from inferenceservice.local.forwarder import Backend, Forwarder, choose
+from inferenceservice.local.proxied_request import Exchange
 
 #: KServe's default domain; `<name>-<namespace>.<domain>` is the InferenceService's host.
 DOMAIN = "example.com"

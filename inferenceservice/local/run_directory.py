@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from inferenceservice.local.processes import LocalServiceError
+from inferenceservice.local.supervisor import LocalServiceError
 
 
 @contextlib.contextmanager

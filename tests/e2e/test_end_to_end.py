@@ -1,0 +1,201 @@
+"""Real model servers and transformer processes behind the ingress answer what scikit-learn answers here."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from inferenceservice import spec
+from inferenceservice.local.supervisor import LocalServiceError
+from predictor.process import free_ports
+from tests.support.in_process_transformer import serving
+from tests.support.local_service import SPEC, Service, service
+from tests.support.protocol_clients import Answer, over_grpc, over_v1, over_v2, over_v2_binary
+from tests.support.sklearn_reference import Truth
+from tests.support.transformer_process import family, left_of, transformer, until
+from training.generator import generate
+from transformer.bundle.format import BUNDLE_FILE
+
+OVERLAYS = Path("inferenceservice/overlays")
+
+needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl renders the overlays")
+
+
+# The hops: every way from a transformer to a stock predictor
+
+
+def with_hop(protocol: str, *more: str) -> spec.InferenceService:
+    """The project's spec with another protocol to the same model server."""
+    return dataclasses.replace(SPEC, transformer_args=(f"--predictor_protocol={protocol}", *more))
+
+
+def with_sklearnserver(protocol: str, *more: str) -> spec.InferenceService:
+    """The project's spec with KServe's own model server."""
+    return dataclasses.replace(
+        with_hop(protocol, *more),
+        runtime="kserve-sklearnserver",
+        runtime_version=None,
+        predictor_env={"PREDICT_PROBA": "true"},
+    )
+
+
+def overlay(name: str) -> spec.InferenceService:
+    return spec.read(OVERLAYS / name)
+
+
+HOPS: list[Any] = [
+    pytest.param(lambda: SPEC, id="mlserver over v2"),
+    pytest.param(lambda: with_hop("grpc-v2"), id="mlserver over grpc-v2"),
+    pytest.param(lambda: with_sklearnserver("v2", "--predictor_output=output-0"), id="sklearnserver over v2"),
+    pytest.param(
+        lambda: with_sklearnserver("grpc-v2", "--predictor_output=output-0"), id="sklearnserver over grpc-v2"
+    ),
+    pytest.param(lambda: overlay("sklearnserver"), id="overlay sklearnserver, over v1", marks=needs_kubectl),
+    pytest.param(lambda: overlay("collocated"), id="overlay collocated", marks=needs_kubectl),
+]
+
+
+@pytest.fixture(scope="module")
+def candidates() -> list[dict[str, Any]]:
+    return generate(40, seed=7).candidates
+
+
+@pytest.fixture(scope="module", params=HOPS)
+def served(
+    request: pytest.FixtureRequest, trained_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    with service(request.param(), trained_bundle, tmp_path_factory.mktemp("logs")) as running:
+        yield running
+
+
+# The ways to ask
+
+
+WAYS: dict[str, Callable[[Service, Sequence[dict[str, Any]], Truth], Answer]] = {
+    "v1": lambda running, rows, truth: over_v1(running.url, rows, truth),
+    "v2": lambda running, rows, truth: over_v2(running.url, rows, truth),
+    "v2 binary": lambda running, rows, truth: over_v2_binary(running.url, rows, truth),
+    "grpc": lambda running, rows, truth: over_grpc(running.grpc_address, rows, truth),
+    "grpc raw": lambda running, rows, truth: over_grpc(running.grpc_address, rows, truth, raw=True),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_every_way_and_every_hop_gives_the_score_of_scikit_learn(way, served, truth, candidates):
+    for rows in (candidates[:1], candidates):
+        placed, probabilities, version = way(served, rows, truth)
+        assert probabilities == pytest.approx(truth.probabilities(rows), abs=1e-12)
+        assert placed == [probability >= truth.bundle.threshold for probability in probabilities]
+        assert version == truth.bundle.version
+
+
+def test_every_hop_tells_what_is_wrong_with_a_candidate(served, candidates):
+    rows = [candidates[0], {**candidates[1], "ssc_p": 710}]
+    response = httpx.post(f"{served.url}/v1/models/placement:predict", timeout=60, json={"instances": rows})
+    assert response.status_code == 400
+    assert response.json() == {"error": "instances[1].ssc_p: must be 0 to 100, got 710"}
+
+
+def test_the_predictors_host_leads_to_the_model_server_itself(served):
+    headers = {"host": "placement-predictor-default.example.com"}
+    path = served.local._predictor.process.runtime.readiness_path.format(model_name="placement")
+    assert httpx.get(served.url + path, headers=headers).status_code == 200
+    assert httpx.get(f"{served.url}/v2/models/placement", headers=headers).json()["inputs"] == []
+    assert httpx.get(f"{served.url}/v2/models/placement").json()["inputs"] != []
+
+
+@pytest.mark.parametrize("hop", ["v2", "grpc-v2"])
+async def test_a_model_of_another_encoding_gives_no_score(
+    hop, mlserver, trained_bundle, candidates, tmp_path
+):
+    """The same feature names in another order: a transformer of one version, a model server of another."""
+    content = json.loads((trained_bundle / BUNDLE_FILE).read_text())
+    content["vectorizer"]["feature_names"].reverse()
+    (tmp_path / BUNDLE_FILE).write_text(json.dumps(content))
+    port = mlserver.grpc_port if hop == "grpc-v2" else mlserver.http_port
+    hopping = (f"127.0.0.1:{port}", f"--predictor_protocol={hop}")
+    async with serving(tmp_path, *hopping, ready=False) as running:
+        response = await running.http.post("/v1/models/placement:predict", json={"instances": candidates})
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert response.json() == {"error": "no verified predictor is there"}
+
+
+# How it ends
+
+
+def test_a_component_that_dies_is_reported_and_nothing_is_left_behind(trained_bundle, tmp_path):
+    with service(with_sklearnserver("v1"), trained_bundle, tmp_path) as running:
+        predictor, transformer = running.local._predictor.process, running.local._transformer.process
+        processes = family(predictor.pid, transformer.pid)
+        watching = running.portal.start_task_soon(running.local.watch)
+        os.kill(predictor.pid, signal.SIGKILL)
+        with pytest.raises(LocalServiceError) as raised:
+            watching.result(timeout=10)
+    (log,) = tmp_path.glob("predictor-*.log")
+    told = str(raised.value).splitlines()
+    assert told[0] == f"the predictor ended with status 137; its last lines ({log}):"
+    assert told[1:] == [f"  {line}" for line in log.read_text().splitlines()[-20:]]
+    assert left_of(processes) == []
+
+
+def test_a_transformer_that_does_not_start_is_reported_with_what_it_said(trained_bundle, tmp_path):
+    unknown = with_sklearnserver("v1", "--no_such_option")
+    with (
+        pytest.raises(LocalServiceError, match="the transformer ended with status 2") as raised,
+        service(unknown, trained_bundle, tmp_path),
+    ):
+        pass
+    assert str(raised.value).splitlines()[-1].endswith("error: unrecognized arguments: --no_such_option")
+
+
+def test_several_workers_answer_are_replaced_and_end_cleanly(
+    mlserver, trained_bundle, truth, candidates, tmp_path
+):
+    log = tmp_path / "transformer.log"
+    expected = pytest.approx(truth.probabilities(candidates), abs=1e-12)
+    ports = (mlserver.http_port, mlserver.grpc_port)
+    with transformer(ports, trained_bundle, log, "--workers=2") as process:
+        url, address = f"http://127.0.0.1:{process.http_port}", f"127.0.0.1:{process.grpc_port}"
+        for _ in range(4):
+            assert over_v1(url, candidates, truth)[1] == expected
+            assert over_grpc(address, candidates, truth)[1] == expected
+        processes = family(process.pid)
+        workers = re.findall(r"worker (\d+) serves REST", log.read_text())
+        assert len(workers) == 2, "one that is slow to start is not taken for dead"
+        os.kill(int(workers[0]), signal.SIGKILL)
+        until(lambda: log.read_text().count("serves REST") == 3)
+        assert over_v1(url, candidates, truth)[1] == expected
+        processes += family(process.pid)
+        os.kill(process.pid, signal.SIGTERM)
+        assert left_of(processes) == []
+        assert process.stop() == 0
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_port_in_use_ends_the_transformer_and_its_workers(trained_bundle):
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        arguments = (*SPEC.transformer_args, "--workers=2", f"--grpc_port={port}")
+        environment = {**os.environ, "STORAGE_URI": str(trained_bundle)}
+        command = [sys.executable, "-m", "transformer", "--predictor_host=127.0.0.1:1", *arguments]
+        done = subprocess.run(
+            [*command, f"--http_port={free_ports(1)[0]}"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert f"Failed to bind to address [::]:{port}" in done.stderr

@@ -1,0 +1,238 @@
+"""A change of the local service that is interrupted at whatever moment has happened or not; nothing is left.
+
+The processes here do nothing but run, so that every moment of every change can be tried.
+"""
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import shutil
+import subprocess
+import types
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from inferenceservice.local import supervisor, tracks
+from inferenceservice.local.supervisor import Processes
+from inferenceservice.local.tracks import Track, Traffic
+from inferenceservice.local.version_switch import Serving
+from inferenceservice.rollout_target import Canary
+from predictor.process import free_ports
+from tests.support.local_service import SPEC
+
+
+class Standin:
+    """A process that is ready when it is asked for the second time."""
+
+    def __init__(self, *_: object) -> None:
+        self.http_port, self.grpc_port = free_ports(2)
+        self._child = subprocess.Popen(["sleep", "1000"])
+        self._asked = False
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    def poll(self) -> int | None:
+        return self._child.poll()
+
+    def tail(self) -> list[str]:
+        return []
+
+    def ready(self) -> bool:
+        asked, self._asked = self._asked, True
+        return asked
+
+    def stop(self) -> int:
+        self._child.terminate()
+        return self._child.wait()
+
+
+@pytest.fixture(autouse=True)
+def standins(monkeypatch):
+    monkeypatch.setattr(supervisor, "TransformerProcess", Standin)
+    monkeypatch.setattr(supervisor, "start_predictor", Standin)
+    monkeypatch.setattr(supervisor, "install_predictor", lambda *_: Path())
+    for module in (supervisor, tracks):
+        monkeypatch.setattr(module, "_POLL_S", 0.01)
+
+
+@dataclass(frozen=True)
+class Versions:
+    """URIs of three versions."""
+
+    old: str
+    new: str
+    other: str
+
+
+@pytest.fixture(scope="module")
+def versions(trained_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Versions:
+    storage = tmp_path_factory.mktemp("versions")
+    return Versions(*(shutil.copytree(trained_bundle, storage / name).as_posix() for name in "abc"))
+
+
+def quiet(_: str) -> None:
+    """Progress that nobody watches."""
+
+
+Change = Callable[[Serving, Versions], Coroutine[Any, Any, None]]
+
+#: Changes to the new version, and the canary that is there before.
+CHANGES: dict[str, tuple[Change, str | None]] = {
+    "transformer": (lambda serving, to: serving.change_transformer(to.new, quiet), None),
+    "predictor": (lambda serving, to: serving.change_predictor(to.new, quiet), None),
+    "predictor, the canary's": (lambda serving, to: serving.change_predictor(to.new, quiet), "new"),
+    "predictor, not the canary's": (lambda serving, to: serving.change_predictor(to.new, quiet), "other"),
+    "both": (lambda serving, to: serving.change_both(to.new, quiet), None),
+    "both, the canary's": (lambda serving, to: serving.change_both(to.new, quiet), "new"),
+    "both, not the canary's": (lambda serving, to: serving.change_both(to.new, quiet), "other"),
+    "each": (lambda serving, to: serving.change_each(to.new, quiet), None),
+    "canary": (lambda serving, to: serving.change_canary(Canary(to.new, 10), quiet), None),
+    "another canary": (lambda serving, to: serving.change_canary(Canary(to.new, 10), quiet), "other"),
+    "no canary": (lambda serving, _: serving.end_canary(), "new"),
+}
+
+
+@contextlib.asynccontextmanager
+async def served(versions: Versions, canary: str | None, logs: Path) -> AsyncIterator[Serving]:
+    serving = Serving(Processes(SPEC, logs), Traffic("placement", "default"))
+    try:
+        await serving.start(versions.old, quiet)
+        if canary is not None:
+            await serving.change_canary(Canary(getattr(versions, canary), 50), quiet)
+        yield serving
+    finally:
+        await serving.close()
+
+
+def running() -> set[int]:
+    return {child.pid for child in psutil.Process().children()}
+
+
+def listening() -> int:
+    connections = psutil.Process().connections(kind="tcp")
+    return sum(one.status == psutil.CONN_LISTEN for one in connections)
+
+
+def serving_tracks(serving: Serving) -> list[Track]:
+    return [track for track in (serving.stable, serving.canary) if track is not None]
+
+
+class Moments:
+    """Counts each time that anything waits for something, and tells when it is the time of a number."""
+
+    def __init__(self, wanted: int) -> None:
+        self.reached = asyncio.Event()
+        self._left = wanted
+
+    def task(self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+        """A task factory."""
+        task = asyncio.Task(self._watched(work), loop=loop, **options)
+        # It may be cancelled before it begins.
+        task.add_done_callback(lambda _: work.close())
+        return task
+
+    async def _watched(self, work: Any) -> Any:
+        return await self._counting(work)
+
+    @types.coroutine
+    def _counting(self, work: Any) -> Generator[Any, Any, Any]:
+        go_on: Callable[[], Any] = functools.partial(work.send, None)
+        while True:
+            try:
+                waits_for = go_on()
+            except StopIteration as end:
+                return end.value
+            if self._left == 0:
+                self.reached.set()
+            self._left -= 1
+            try:
+                yield waits_for
+            except BaseException as error:  # noqa: BLE001 (the work's own to handle)
+                go_on = functools.partial(work.throw, error)
+            else:
+                go_on = functools.partial(work.send, None)
+
+
+async def run_until(moment: int, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
+    """The work, begun, at a moment of it or of what it begins; None if it has ended before."""
+    loop, moments = asyncio.get_running_loop(), Moments(moment)
+    waiting = asyncio.create_task(moments.reached.wait())
+    loop.set_task_factory(moments.task)
+    task = loop.create_task(work)
+    try:
+        await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        loop.set_task_factory(None)
+        waiting.cancel()
+    if moments.reached.is_set():
+        return task
+    await task
+    return None
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+async def test_a_change_that_is_interrupted_leaves_what_serves_and_nothing_else(change, versions, tmp_path):
+    work, canary = change
+    for moment in itertools.count():
+        none, nowhere = running(), listening()
+        async with served(versions, canary, tmp_path) as serving:
+            changing = await run_until(moment, work(serving, versions))
+            if changing is not None:
+                changing.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await changing
+            await serving.settle()
+            there = {one.process.pid for track in serving_tracks(serving) for one in track.processes}
+            assert running() - none == there, f"at moment {moment}"
+            assert listening() - nowhere == 2 * len(serving_tracks(serving))
+            for track in serving_tracks(serving):
+                assert len(track.processes) == 2
+        assert running() == none
+        assert listening() == nowhere
+        if changing is None:
+            break
+    assert moment > 0, "never interrupted"
+
+
+@pytest.mark.parametrize("interrupted", [True, False], ids=["interrupted", "going on"])
+@pytest.mark.parametrize("change", ["transformer", "each", "both, not the canary's"])
+async def test_a_service_that_ends_during_a_change_leaves_nothing(change, interrupted, versions, tmp_path):
+    work, canary = CHANGES[change]
+    for moment in itertools.count():
+        none, nowhere = running(), listening()
+        async with served(versions, canary, tmp_path) as serving:
+            changing = await run_until(moment, work(serving, versions))
+            if changing is not None and interrupted:
+                changing.cancel()
+        if changing is None:
+            break
+        assert running() == none, f"at moment {moment}"
+        await asyncio.gather(changing, return_exceptions=True)
+        assert running() == none, f"at moment {moment}"
+        assert listening() == nowhere
+
+
+async def test_a_change_goes_to_its_end_and_back(versions, tmp_path):
+    """What was served before is known, also after going back."""
+    async with served(versions, None, tmp_path) as serving:
+        await serving.change_both(versions.new, quiet)
+        assert serving.history == [versions.old]
+        await serving.change_predictor(versions.other, quiet)
+        assert serving.history == [versions.old, versions.new]
+        await serving.change_both(versions.new, quiet)
+        assert serving.history == [versions.old]
+        await serving.change_both(versions.new, quiet)
+        assert serving.history == [versions.old], "the same once more is no step"
+        await serving.change_canary(Canary(versions.old, 10), quiet)
+        pids = [one.process.pid for one in serving.canary.processes]
+        await serving.change_both(versions.old, quiet)
+        assert [one.process.pid for one in serving.stable.processes] == pids, "the canary itself serves"
+        assert serving.history == []

@@ -1,0 +1,93 @@
+"""The local service is rolled out through its control endpoint, as `placement rollout` does it."""
+
+import asyncio
+import json
+import stat
+import sys
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from inferenceservice.local.control_server import CONTROL_FILE, ControlEndpoint, LocalTarget, NotRunningError
+from inferenceservice.rollout import RolloutError, rollback, rollout
+from inferenceservice.rollout_target import Canary, State
+from tests.support.async_processes import local_service
+from tests.support.version_pairs import Pair
+
+
+async def test_the_local_service_is_rolled_out_through_its_control_endpoint(pair, tmp_path):
+    """With a canary, and back; the endpoint answers whoever has the token, and nobody else."""
+    file = tmp_path / CONTROL_FILE
+    async with local_service(pair, tmp_path) as local, ControlEndpoint(local, file):
+        mode = file.stat().st_mode
+        assert stat.S_IMODE(mode) == 0o600
+        target = LocalTarget(file)
+        assert await target.state() == State(str(pair.old), str(pair.old))
+        watching = asyncio.create_task(local.watch())
+        told: list[str] = []
+        await rollout(target, str(pair.new), told.append, canary=50)
+        assert (await target.state()).canary == Canary(str(pair.new), 50)
+        assert "checking what v2 and v1 answer" in told
+        await status_shows_the_canary(pair, tmp_path)
+        candidates = pair.candidates[:1]
+        versions = [(await target.score(candidates, "placement")).version for _ in range(60)]
+        assert 10 <= versions.count("v2") <= 50
+        await rollout(target, str(pair.new), told.append)
+        assert await target.state() == State(str(pair.new), str(pair.new), str(pair.old))
+        assert any("predictor" in line for line in told)
+        assert 'version="v2"' in (await target.metrics())["transformer"]
+        with pytest.raises(RolloutError, match="all is as before"):
+            await rollout(target, str(broken_model(pair.new, tmp_path)), told.append, force=True)
+        await only_the_token_opens(json.loads(file.read_text()))
+        assert await rollback(target, told.append) == "v1"
+        assert not watching.done(), "a version that cannot be loaded does not end the service"
+        watching.cancel()
+    assert not file.exists()
+    with pytest.raises(NotRunningError, match="no local service runs here"):
+        LocalTarget(file)
+
+
+async def status_shows_the_canary(pair: Pair, run: Path) -> None:
+    """Each transformer's connections lead to its own predictor."""
+    command = (Path(sys.executable).with_name("placement"), "status", "--run", run)
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    lines = output.decode().splitlines()
+    assert lines[:3] == [
+        f"transformer  {pair.new}",
+        f"predictor    {pair.old}",
+        f"canary       {pair.new}, 50 % of the traffic",
+    ]
+    connections = [line.split()[-4:] for line in lines[3:] if "usable" in line]
+    assert ["usable", "v1"] in [words[-2:] for words in connections]
+    assert ["usable", "v2", "canary's"] in [words[-3:] for words in connections]
+
+
+def broken_model(version: Path, tmp_path: Path) -> Path:
+    """A version whose digest is right and whose model no server can load."""
+    from transformer.bundle.format import file_sha256
+
+    broken = tmp_path / "broken" / "v9"
+    broken.mkdir(parents=True)
+    (broken / "model.joblib").write_bytes(b"no model")
+    content = json.loads((version / "bundle.json").read_text())
+    content["model"]["sha256"] = file_sha256(broken / "model.joblib")
+    (broken / "bundle.json").write_text(json.dumps({**content, "version": "v9"}))
+    return broken
+
+
+async def only_the_token_opens(control: dict[str, str]) -> None:
+    url = f"http://{control['address']}/state"
+    port = control["address"].rpartition(":")[2]
+    right = {"authorization": f"Bearer {control['token']}"}
+    async with aiohttp.ClientSession() as session:
+        for headers, status in (
+            (right, 200),
+            ({}, 401),
+            ({"authorization": "Bearer wrong"}, 401),
+            ({**right, "origin": "http://evil.example"}, 403),
+            ({**right, "host": f"evil.example:{port}"}, 403),
+        ):
+            async with session.post(url, json={}, headers=headers) as response:
+                assert response.status == status, headers

@@ -1,0 +1,357 @@
+"""The local service, with real processes: both components at once, clients that leave, and how it ends."""
+
+import asyncio
+import contextlib
+import dataclasses
+import gc
+import json
+import logging
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from hmac import compare_digest
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+import pytest
+
+from inferenceservice.local.control_server import CONTROL_FILE, ControlEndpoint, LocalTarget
+from inferenceservice.local.local_service import LocalService
+from inferenceservice.local.supervisor import LocalServiceError
+from inferenceservice.rollout import rollout
+from inferenceservice.rollout_target import Canary, State, TargetError
+from inferenceservice.spec import InferenceService
+from predictor.process import free_ports
+from tests.support.async_processes import RENEWED_SOON
+from tests.support.bundle_copies import damaged
+from tests.support.load import Tally, under_load, until
+from tests.support.local_service import SPEC
+from tests.support.version_pairs import Pair, make_pair
+from transformer.bundle.format import BUNDLE_FILE, MODEL_FILE, file_sha256
+
+#: As the collocated overlay has it.
+ONE_POD = dataclasses.replace(
+    SPEC, collocated=True, transformer_args=(*SPEC.transformer_args, f"--model_name={SPEC.name}")
+)
+#: Answers between one change and the next.
+SOME = 60
+
+
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Two versions that do not know each other, as wide as each other."""
+    storage = tmp_path_factory.mktemp("strangers")
+    pair = make_pair("category_renamed", storage)
+    return dataclasses.replace(pair, new=changed(pair.new, storage / "v2", previous=[]))
+
+
+def changed(version: Path, copy: Path, **content: object) -> Path:
+    """A copy of a version, with another content of its bundle."""
+    shutil.copytree(version, copy)
+    bundle = json.loads((copy / BUNDLE_FILE).read_text())
+    (copy / BUNDLE_FILE).unlink()
+    (copy / BUNDLE_FILE).write_text(json.dumps({**bundle, **content}))
+    return copy
+
+
+def unloadable(version: Path, copy: Path) -> Path:
+    """A version whose digest is right and whose model no server can load."""
+    (copy.parent / "model").write_bytes(b"no model")
+    model = json.loads((version / BUNDLE_FILE).read_text())["model"]
+    changed(version, copy, model={**model, "sha256": file_sha256(copy.parent / "model")})
+    (copy.parent / "model").replace(copy / MODEL_FILE)
+    return copy
+
+
+@contextlib.asynccontextmanager
+async def serving(uri: Path, run: Path, service: InferenceService = SPEC) -> AsyncIterator[LocalService]:
+    port, grpc_port = free_ports(2)
+    arguments = (*service.transformer_args, RENEWED_SOON)
+    async with LocalService(
+        dataclasses.replace(service, storage_uri=str(uri), transformer_args=arguments),
+        port=port,
+        grpc_port=grpc_port,
+        logs=run / "logs",
+        progress=quiet,
+    ) as local:
+        await local.start()
+        yield local
+
+
+def quiet(_: str) -> None:
+    """Progress that nobody watches."""
+
+
+async def some_more(tally: Tally, version: str) -> None:
+    enough = tally.answered[version] + SOME
+    await until(tally, lambda now: now.answered[version] >= enough)
+
+
+def family() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def listening() -> set[str]:
+    """The addresses that what was started listens on."""
+    return {
+        connection.laddr.ip.removeprefix("::ffff:")
+        for pid in family()
+        for connection in psutil.Process(pid).connections(kind="tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
+async def test_both_change_at_once_and_no_request_fails(strangers, tmp_path):
+    """Neither version knows the other, so that a transformer of one never gets ready before the other."""
+    old, new = str(strangers.old), str(strangers.new)
+    async with (
+        serving(strangers.old, tmp_path) as local,
+        under_load(strangers, local.url, local.grpc_address, clients=1) as tally,
+    ):
+        processes = len(family())
+        assert listening() == {"127.0.0.1"}
+        await some_more(tally, "v1")
+        await local.set_both(new, quiet)
+        assert await local.state() == State(new, new, old)
+        assert len(family()) == processes, "what was replaced has ended"
+        await some_more(tally, "v2")
+        await local.set_both(old, quiet)
+        assert await local.state() == State(old, old, None)
+        await some_more(tally, "v1")
+    assert dict(tally.failed) == {}
+    assert tally.wrong == []
+
+
+async def test_a_spec_with_one_pod_for_both_is_applied_and_no_request_fails(strangers, tmp_path):
+    old, new = str(strangers.old), str(strangers.new)
+    async with (
+        serving(strangers.old, tmp_path, ONE_POD) as local,
+        under_load(strangers, local.url, local.grpc_address, clients=1) as tally,
+    ):
+        await some_more(tally, "v1")
+        await local.apply(dataclasses.replace(ONE_POD, storage_uri=new), quiet)
+        assert await local.state() == State(new, new, old, collocated=True)
+        with pytest.raises(LocalServiceError, match="placement runs here: the spec is that of salary"):
+            await local.apply(dataclasses.replace(ONE_POD, name="salary"), quiet)
+        await some_more(tally, "v2")
+    assert dict(tally.failed) == {}
+    assert tally.wrong == []
+
+
+async def test_a_canary_has_its_transformer_and_takes_over_with_it(strangers, tmp_path):
+    old, new = str(strangers.old), str(strangers.new)
+    file = tmp_path / CONTROL_FILE
+    async with serving(strangers.old, tmp_path) as local, ControlEndpoint(local, file):
+        target = LocalTarget(file)
+        assert set(await target.metrics()) == {"transformer"}
+        await target.set_canary(Canary(new, 50), quiet)
+        metrics = await target.metrics()
+        assert set(metrics) == {"transformer", "canary"}
+        assert 'version="v1"' in metrics["transformer"]
+        assert 'version="v2"' in metrics["canary"]
+        both = family()
+        await target.set_both(new, quiet)
+        assert await target.state() == State(new, new, old)
+        assert family() < both, "nothing was started"
+        assert (await target.score(strangers.candidates[:1], "placement")).version == "v2"
+        with pytest.raises(TargetError, match="what answers is not the service of salary"):
+            await target.score(strangers.candidates[:1], "salary")
+        broken = str(damaged(strangers.old, tmp_path / "v3"))
+        with pytest.raises(TargetError, match=r"v3/model.joblib: SHA-256 is .*: the file was changed"):
+            await rollout(target, broken, quiet, force=True)
+        assert await target.state() == State(new, new, old), "it was not loaded"
+
+
+async def leave(step: Callable[[Callable[[str], None]], Awaitable[None]]) -> None:
+    """Begin a step as a client, and leave at its first word, as with Ctrl-C."""
+    begun = asyncio.Event()
+    client = asyncio.create_task(step(lambda _: begun.set()))
+    await begun.wait()
+    client.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await client
+
+
+async def test_a_step_whose_client_has_left_goes_on_to_its_end(strangers, tmp_path, caplog):
+    """And whoever asks what serves can wait for that end; nothing is said on the service's terminal."""
+    caplog.set_level(logging.WARNING)
+    old, new = str(strangers.old), str(strangers.new)
+    file = tmp_path / CONTROL_FILE
+    async with serving(strangers.old, tmp_path) as local, ControlEndpoint(local, file):
+        target = LocalTarget(file)
+        await leave(lambda progress: target.set_both(new, progress))
+        await target.settle()
+        assert await target.state() == State(new, new, old)
+        broken = str(unloadable(strangers.new, tmp_path / "v9"))
+        processes = family()
+        await leave(lambda progress: target.set_predictor(broken, progress))
+        await target.settle()
+        assert await target.state() == State(new, new, old)
+        assert family() == processes
+    gc.collect()
+    await asyncio.sleep(0)
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+async def test_a_service_that_ends_during_a_step_tells_the_client_and_leaves_nothing(strangers, tmp_path):
+    before = family()
+    file = tmp_path / CONTROL_FILE
+    begun = asyncio.Event()
+    async with serving(strangers.old, tmp_path) as local:
+        async with ControlEndpoint(local, file):
+            target = LocalTarget(file)
+            step = asyncio.create_task(target.set_both(str(strangers.new), lambda _: begun.set()))
+            await begun.wait()
+        with pytest.raises(TargetError, match="the local service was stopped"):
+            await step
+    assert family() == before
+    assert not file.exists()
+
+
+@contextlib.asynccontextmanager
+async def not_started(directory: Path) -> AsyncIterator[LocalService]:
+    port, grpc_port = free_ports(2)
+    async with LocalService(SPEC, port=port, grpc_port=grpc_port, logs=directory, progress=quiet) as local:
+        yield local
+
+
+async def test_a_control_file_that_another_service_has_written_is_left_to_it(tmp_path):
+    file = tmp_path / CONTROL_FILE
+    async with not_started(tmp_path) as local:
+        first, second = ControlEndpoint(local, file), ControlEndpoint(local, file)
+        await first.start()
+        await second.start()
+        written = file.read_text()
+        await first.close()
+        assert file.read_text() == written
+        await second.close()
+        assert not file.exists()
+
+
+# Who may ask the control endpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """What the control file says."""
+
+    address: str
+    token: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.token}"}
+
+
+@pytest.fixture
+async def control(tmp_path) -> AsyncIterator[Control]:
+    file = tmp_path / CONTROL_FILE
+    async with not_started(tmp_path) as local, ControlEndpoint(local, file):
+        yield Control(**json.loads(file.read_text()))
+
+
+async def ask(control: Control, headers: dict[str, str | None], **how: Any) -> tuple[int, str]:
+    """Status and text of an answer to whoever sends these headers, beside the right ones."""
+    given = {name: value for name, value in {**control.headers, **headers}.items() if value is not None}
+    method, path, body = how.get("method", "POST"), how.get("path", "/settle"), how.get("body", b"{}")
+    async with (
+        aiohttp.ClientSession() as session,
+        session.request(method, f"http://{control.address}{path}", data=body, headers=given) as response,
+    ):
+        assert not any(name.lower().startswith("access-control-") for name in response.headers)
+        return response.status, await response.text()
+
+
+async def test_the_control_endpoint_listens_on_loopback_alone(control):
+    port = int(control.address.rpartition(":")[2])
+    sockets = psutil.Process().connections(kind="tcp")
+    ours = [one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN and one.laddr.port == port]
+    assert ours == ["127.0.0.1"]
+    assert await ask(control, {}) == (200, '{"result": null}\n')
+
+
+#: Other names by which a browser may be led here, and other origins that its page may have.
+ELSEWHERE = [
+    {"host": "rebound.example:{port}"},
+    {"host": "127.0.0.1.rebound.example:{port}"},
+    {"host": "127.0.0.1@rebound.example:{port}"},
+    {"host": "rebound.example"},
+    {"host": "localhost:{port}"},
+    {"host": "127.0.0.1"},
+    {"host": "[::1]:{port}"},
+    {"origin": "http://rebound.example"},
+    {"origin": "http://127.0.0.1:{port}"},
+    {"origin": "null"},
+    {"origin": ""},
+]
+
+
+@pytest.mark.parametrize("headers", ELSEWHERE, ids=lambda headers: " ".join(*headers.items()))
+async def test_the_control_endpoint_answers_no_web_page(headers, control):
+    port = control.address.rpartition(":")[2]
+    headers = {name: value.format(port=port) for name, value in headers.items()}
+    told = (403, json.dumps({"error": f"must be asked as {control.address}, and by no web page"}))
+    assert await ask(control, headers) == told
+    assert await ask(control, {**headers, "authorization": None}) == told
+    asked_first = {**headers, "access-control-request-method": "POST", "authorization": None}
+    assert await ask(control, asked_first, method="OPTIONS", body=None) == told
+
+
+WRONG_TOKENS = {
+    "none": lambda _: None,
+    "empty": lambda _: "",
+    "another": lambda token: f"Bearer {token[::-1]}",
+    "its beginning": lambda token: f"Bearer {token[:-1]}",
+    "more": lambda token: f"Bearer {token}x",
+    "another scheme": lambda token: f"Basic {token}",
+    "no scheme": lambda token: token,
+    "no ASCII": lambda token: f"Bearer {token}\u00e9",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_TOKENS)
+async def test_the_control_endpoint_answers_nobody_without_its_token(wrong, control, monkeypatch):
+    """Which is compared as a whole, in a time that does not tell how much of it is right."""
+    compared = []
+
+    def compare(given: bytes, expected: bytes) -> bool:
+        compared.append(expected)
+        return compare_digest(given, expected)
+
+    monkeypatch.setattr("inferenceservice.local.control.hmac.compare_digest", compare)
+    given = {"authorization": WRONG_TOKENS[wrong](control.token)}
+    told = (401, json.dumps({"error": "authorization: must be the token of the control file"}))
+    assert await ask(control, given) == told
+    assert await ask(control, given, path="/nothing") == told, "nor what there is"
+    assert await ask(control, given, method="GET", body=None) == told
+    assert compared == [f"Bearer {control.token}".encode()] * 3
+
+
+async def test_bytes_that_are_no_text_are_no_token(control):
+    host, port = control.address.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"POST /settle HTTP/1.0\r\nhost: {control.address}\r\nauthorization: ".encode())
+    writer.write(b"Bearer \xff\xfe\r\ncontent-length: 0\r\n\r\n")
+    assert (await reader.readline()).split()[1] == b"401"
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("body", "told"), [(b"{", "is not JSON"), (b"\xff", "is not JSON"), (b"[]", "must be an object")]
+)
+async def test_a_step_that_cannot_be_read_is_refused(body, told, control):
+    assert await ask(control, {}, body=body) == (400, json.dumps({"error": f"body: {told}"}))
+
+
+async def test_every_start_has_a_token_of_its_own(tmp_path):
+    file = tmp_path / CONTROL_FILE
+    tokens = []
+    async with not_started(tmp_path) as local:
+        for _ in range(2):
+            async with ControlEndpoint(local, file):
+                tokens.append(json.loads(file.read_text())["token"])
+                assert file.stat().st_mode & 0o777 == 0o600
+    assert len(set(tokens)) == 2
+    assert min(map(len, tokens)) >= 43, "256 bits"

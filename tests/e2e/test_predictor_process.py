@@ -1,0 +1,183 @@
+"""Child processes that never outlive us, and predictors that cannot start."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from predictor.child import ChildProcess, ChildStartError
+from predictor.process import PredictorError, PredictorProcess
+from predictor.runtimes import Runtime, get_runtime
+from tests.support.paths import ROOT
+
+MLSERVER = get_runtime("kserve-mlserver")
+PYTHON = Path("/env/bin/python")
+HERE_ENV = {"PATH": os.environ["PATH"]}
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        threading.Event().wait(0.02)
+    return True
+
+
+def alive(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+# Child processes
+
+
+def test_a_child_ends_with_its_own_status_and_last_words() -> None:
+    lines: list[str] = []
+    script = "import sys; print('out'); print('bad', file=sys.stderr); sys.exit(3)"
+    with ChildProcess([sys.executable, "-u", "-c", script], env=HERE_ENV, log=lines.append) as child:
+        assert eventually(lambda: child.poll() is not None)
+        assert child.tail() == ["out", "bad"]
+    assert (child.poll(), lines) == (3, ["out", "bad"])
+
+
+def test_a_child_killed_by_a_signal_reports_it_as_a_shell_does() -> None:
+    with ChildProcess(["sleep", "60"], env=HERE_ENV) as child:
+        os.kill(child.pid, signal.SIGKILL)
+        assert eventually(lambda: child.poll() is not None)
+    assert child.poll() == 128 + signal.SIGKILL
+
+
+def test_a_log_file_is_appended_to_and_only_its_new_lines_are_the_tail(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    log.write_text("from before\n")
+    with ChildProcess(["echo", "now"], env=HERE_ENV, log=log) as child:
+        assert eventually(lambda: child.poll() is not None)
+        assert child.tail() == ["now"]
+    assert log.read_text() == "from before\nnow\n"
+
+
+def test_a_child_has_its_own_environment_and_scratch_directory() -> None:
+    script = "import json, os; print(json.dumps([sorted(os.environ), os.getcwd()]))"
+    with ChildProcess([sys.executable, "-c", script], env={"ONLY": "this", "LC_ALL": "C"}) as child:
+        assert eventually(lambda: child.poll() is not None)
+        names, directory = json.loads(child.tail()[-1])
+    assert names == ["LC_ALL", "ONLY"]
+    assert directory != str(Path.cwd())
+    assert not Path(directory).exists()
+
+
+def test_a_command_that_does_not_exist_is_an_error_at_once() -> None:
+    with pytest.raises(ChildStartError, match="cannot start /no/such/program: No such file"):
+        ChildProcess(["/no/such/program"], env={})
+
+
+STUBBORN = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+helper = subprocess.Popen([sys.executable, "-c", "import signal, time; "
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"])
+print(helper.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_stop_kills_a_child_that_ignores_it_with_all_its_helpers() -> None:
+    lines: list[str] = []
+    with ChildProcess([sys.executable, "-c", STUBBORN], env=HERE_ENV, log=lines.append) as child:
+        assert eventually(lambda: len(lines) == 2)
+        assert child.stop(grace=0.2) == 128 + signal.SIGKILL
+    helper = int(next(line for line in lines if line.isdigit()))
+    assert eventually(lambda: not alive(child.pid) and not alive(helper))
+    assert child.stop() == 128 + signal.SIGKILL  # once more does no harm
+
+
+def test_helpers_that_a_crashed_child_leaves_behind_are_ended_too() -> None:
+    lines: list[str] = []
+    with ChildProcess([sys.executable, "-c", STUBBORN], env=HERE_ENV, log=lines.append) as child:
+        assert eventually(lambda: len(lines) == 2)
+        os.kill(child.pid, signal.SIGKILL)
+        helper = int(next(line for line in lines if line.isdigit()))
+        assert eventually(lambda: not alive(helper))
+
+
+def test_a_child_does_not_outlive_us_even_when_we_are_killed(tmp_path: Path) -> None:
+    parent_script = f"""
+import os, sys, time
+from predictor.child import ChildProcess
+child = ChildProcess(["sleep", "60"], env={HERE_ENV!r})
+print(child.pid, child._scratch, flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", parent_script],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as parent:
+        assert parent.stdout is not None
+        pid, scratch = parent.stdout.readline().split()
+        assert alive(int(pid))
+        parent.kill()
+    assert eventually(lambda: not alive(int(pid)))
+    assert eventually(lambda: not Path(scratch).exists())
+
+
+# A predictor that cannot start
+
+
+@pytest.mark.parametrize("files", [[], ["model.joblib", "model.pkl"]], ids=["zero", "two"])
+def test_other_than_one_model_file_is_refused(files: list[str], tmp_path: Path) -> None:
+    for file in files:
+        (tmp_path / file).touch()
+    found = ", ".join(files) or "none"
+    with pytest.raises(PredictorError, match=rf"must hold exactly one model file \(.*\), found {found}"):
+        PredictorProcess(MLSERVER, tmp_path, python=PYTHON, model_name="placement")
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Path:
+    (tmp_path / "model.joblib").touch()
+    return tmp_path
+
+
+def test_a_port_in_use_is_one_line_that_says_what_to_do(model_dir: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(PredictorError, match=rf"cannot use port {port} \(.*in use\); stop what uses it"):
+            PredictorProcess(MLSERVER, model_dir, python=PYTHON, model_name="placement", http_port=port)
+
+
+def failing(script: str) -> Runtime:
+    return dataclasses.replace(MLSERVER, command=("{python}", "-c", script))
+
+
+def test_a_runtime_that_ends_early_is_reported_with_its_reason(model_dir: Path) -> None:
+    runtime = failing("print('loading'); raise ValueError('bad model')")
+    process = PredictorProcess(runtime, model_dir, python=Path(sys.executable), model_name="placement")
+    with process, pytest.raises(PredictorError) as failure:
+        process.wait_ready(timeout=30)
+    headline, first, *_ = str(failure.value).splitlines()
+    assert headline == "kserve-mlserver ended with status 1 before it was ready: ValueError: bad model"
+    assert first == "  loading"
+
+
+def test_a_runtime_that_is_never_ready_is_given_up(model_dir: Path) -> None:
+    runtime = failing("import time; time.sleep(60)")
+    process = PredictorProcess(runtime, model_dir, python=Path(sys.executable), model_name="placement")
+    with process, pytest.raises(PredictorError, match=r"kserve-mlserver is not ready after 0\.3 s"):
+        process.wait_ready(timeout=0.3)

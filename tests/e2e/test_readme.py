@@ -1,0 +1,138 @@
+"""What the README says is true: its commands run, its tables are the code's, its links lead somewhere."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.local_service import SPEC, Service, service
+from tests.support.paths import ROOT
+from training.candidates import PLACEMENT
+from training.generator import generate
+from transformer.options import parser
+
+TEXT = (ROOT / "README.md").read_text()
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+
+
+def snippets(mark: str) -> list[tuple[str, str]]:
+    """Language and content of the blocks that follow a mark."""
+    return re.findall(rf"<!-- {mark} -->\n```(\w+)\n(.*?)```", TEXT, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def running(trained_bundle, tmp_path_factory) -> Iterator[Service]:
+    with service(SPEC, trained_bundle, tmp_path_factory.mktemp("logs")) as served:
+        yield served
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A directory in which the README's commands find the environment where the README says."""
+    (tmp_path / ".venv").symlink_to(Path(sys.prefix))
+    return tmp_path
+
+
+def run(language: str, code: str, directory: Path) -> str:
+    command = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(("language", "code"), snippets("tested"))
+def test_what_the_readme_asks_the_service_is_answered(language, code, running, checkout):
+    here = code.replace("http://127.0.0.1:8080", running.url).replace("127.0.0.1:8081", running.grpc_address)
+    here = here.replace("placement predict", f"placement predict --url {running.url}")
+    answer = run(language, here, checkout)
+    assert "error" not in answer
+    assert "placement" in answer or "version" in answer or "v1" in answer
+
+
+def test_what_the_readme_trains_is_trained(checkout):
+    dataset = generate(60, seed=5)
+    header = [*PLACEMENT.signature.names, "status"]
+    rows = [
+        [*map(str, candidate.values()), label]
+        for candidate, label in zip(dataset.candidates, dataset.labels, strict=True)
+    ]
+    (checkout / "candidates.csv").write_text("\n".join(map(",".join, [header, *rows])))
+    promotions = [
+        f"{'red' if n % 3 else 'blue'},{n % 40},{n % 10},{'promoted' if n % 40 > 15 else 'stays'}"
+        for n in range(200)
+    ]
+    (checkout / "promotions.csv").write_text("\n".join(["team,years,score,outcome", *promotions]))
+    blocks = snippets("trains")
+    assert len(blocks) == 2
+    for language, code in blocks:
+        assert "uri" in run(language, code, checkout)
+    assert (checkout / "models/promotion/v1/bundle.json").exists()
+
+
+def test_the_settings_are_those_of_the_transformer():
+    (table,) = re.findall(r"<!-- settings -->\n(.*?)\n\n", TEXT, re.DOTALL)
+    told = dict(re.findall(r"^\| `(--\w+)` \| `?([^|`]*)`? \|", table, re.MULTILINE))
+    actions = {option: action for action in parser()._actions for option in action.option_strings}
+    own = {action.option_strings[0] for group in parser()._action_groups if "own" in (group.title or "")
+           for action in group._group_actions}  # fmt: skip
+    assert own <= set(told)
+    for name, default in told.items():
+        if actions[name].default is not None:
+            assert str(actions[name].default) == default.strip(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_files_exist(page):
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)#\s]+)\)", text):
+        if "://" not in link:
+            assert (page.parent / link).exists(), link
+    for name in re.findall(
+        r"`((?:training|predictor|transformer|inferenceservice|tests|requirements)/[\w/.-]+)`", text
+    ):
+        assert (ROOT / name.replace("NAME", "s3")).exists() or "NAME" in name, name
+
+
+def test_every_make_target_that_is_named_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        named = set(re.findall(r"(?:`|^)make ([a-z]+)", page.read_text(), re.MULTILINE))
+        assert named <= targets, page.name
+
+
+def test_every_command_and_option_of_placement_that_is_named_exists():
+    for page in PAGES:
+        for command, rest in re.findall(
+            r"placement (train|up|predict|rollout|rollback|status|apply)\b([^`\n|]*)", page.read_text()
+        ):
+            helped = subprocess.run(
+                [sys.executable, "-c", "from placement.cli import main; main()", command, "--help"],
+                capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"}, cwd=ROOT,
+            )  # fmt: skip
+            for option in re.findall(r"--[a-z][a-z-]*", rest):
+                assert option in helped.stdout, f"{page.name}: placement {command} {option}"
+
+
+def test_overlays_that_are_named_are_those_that_exist():
+    (table,) = re.findall(r"\| overlay \|.*?\n\n", TEXT, re.DOTALL)
+    named = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+    assert named == {
+        path.name for path in (ROOT / "inferenceservice" / "overlays").iterdir() if path.is_dir()
+    }
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_help_lists_every_target():
+    listed = run("bash", "make --no-print-directory help", ROOT)
+    for target in ("setup", "run", "test", "check", "audit"):
+        assert f"make {target} " in listed

@@ -1,0 +1,275 @@
+"""What cannot be served or stored is refused by the real commands: in one line, with what to do about it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from predictor.process import free_ports
+from storage.bundles import fetch, versions
+from tests.support.bundle_copies import damaged
+from tests.support.paths import ROOT
+from training.generator import generate
+from training.train import train
+from transformer.bundle.format import BUNDLE_FILE, MODEL_FILE
+
+PLACEMENT = Path(sys.executable).with_name("placement")
+TIMEOUT_S = 120
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A version whose model is small."""
+    storage = tmp_path_factory.mktemp("small")
+    return Path(train(generate(100), storage=storage, estimator="logistic-regression").uri)
+
+
+# Bundles that the transformer does not start with
+
+
+def without_a_name(content: dict[str, Any]) -> None:
+    content["vectorizer"]["feature_names"].remove("ssc_p")
+
+
+def without_a_value(content: dict[str, Any]) -> None:
+    del content["reference"]["candidates"][1]["ssc_p"]
+
+
+def changed(version: Path, copy: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a version with another content of its bundle."""
+    shutil.copytree(version, copy)
+    content = json.loads((copy / BUNDLE_FILE).read_text())
+    change(content)
+    (copy / BUNDLE_FILE).write_text(json.dumps(content))
+    return copy
+
+
+def truncated(version: Path, copy: Path) -> Path:
+    """A copy of a version whose bundle was not written to its end."""
+    shutil.copytree(version, copy)
+    content = (copy / BUNDLE_FILE).read_bytes()
+    (copy / BUNDLE_FILE).write_bytes(content[: len(content) // 2])
+    return copy
+
+
+BUNDLES: dict[str, tuple[Callable[[Path, Path], Path], str, str]] = {
+    "missing": (
+        lambda _, copy: copy,
+        "No such file or directory",
+        "STORAGE_URI must name a version's directory, as `placement train` prints it",
+    ),
+    "truncated": (
+        truncated,
+        "content: Invalid JSON: EOF while parsing",
+        "write the version anew with `placement train`",
+    ),
+    "of a newer format": (
+        lambda version, copy: changed(version, copy, lambda content: content.update(format=2)),
+        "its format is not 1, the one this transformer reads",
+        "serve it with the transformer that was released with its training code",
+    ),
+    "contradicting itself": (
+        lambda version, copy: changed(version, copy, without_a_name),
+        "vectorizer contradicts signature, they differ in: ssc_p",
+        "write the version anew with `placement train`",
+    ),
+    "contradicting itself in a reference candidate": (
+        lambda version, copy: changed(version, copy, without_a_value),
+        "reference contradicts signature: reference[1].ssc_p: is required",
+        "write the version anew with `placement train`",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def refused(
+    small: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """A transformer for each such bundle, all at once, since each takes seconds to import."""
+    storage = tmp_path_factory.mktemp("refused")
+    started = {
+        case: subprocess.Popen(
+            [sys.executable, "-m", "transformer", "--predictor_host=127.0.0.1:1"],
+            env={**os.environ, "STORAGE_URI": str(make(small, storage / str(number)))},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number, (case, (make, _, _)) in enumerate(BUNDLES.items())
+    }
+    yield started
+    for process in started.values():
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("case", BUNDLES)
+def test_the_transformer_does_not_start_with_a_bundle_that_is(case, refused):
+    output, told = refused[case].communicate(timeout=TIMEOUT_S)
+    assert refused[case].returncode == 1
+    (line,) = told.splitlines()
+    _, problem, advice = BUNDLES[case]
+    number = list(BUNDLES).index(case)
+    assert line.startswith("transformer: ")
+    assert f"{number}/{BUNDLE_FILE}: " in line
+    assert problem in line
+    assert line.endswith(f"; {advice}")
+    assert output == ""
+
+
+#: The command in a process that can write no file longer than so many bytes, which is told as a full disk is.
+_LIMITED = """
+import resource
+import sys
+
+from placement.cli import main
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def placement(
+    *arguments: object, longest_file: int | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    command = [PLACEMENT] if longest_file is None else [sys.executable, "-c", _LIMITED, str(longest_file)]
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line, after whatever progress was made."""
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1].partition(": ")[2]
+
+
+def test_up_does_not_load_a_model_that_is_not_the_bundles(small, tmp_path):
+    version = damaged(small, tmp_path / "v1")
+    port, grpc_port = free_ports(2)
+    done = placement("up", "--model", version, "--run", tmp_path, "--port", port, "--grpc-port", grpc_port)
+    told = refusal(done)
+    assert told.startswith(f"{version}/{MODEL_FILE}: SHA-256 is ")
+    assert told.endswith(": the file was changed")
+
+
+# Storage that breaks while a version is written
+
+
+TRAIN = ("train", "--rows", 100, "--estimator", "logistic-regression", "--storage")
+
+
+def test_a_version_that_does_not_fit_is_told_and_leaves_nothing(tmp_path):
+    done = placement(*TRAIN, tmp_path, longest_file=500)
+    assert refusal(done) == f"{tmp_path}/placement/v1: File too large"
+    assert list((tmp_path / "placement").iterdir()) == []
+    assert placement(*TRAIN, tmp_path).returncode == 0
+    assert versions(tmp_path, "placement") == ["v1"]
+
+
+def test_a_version_whose_report_does_not_fit_is_whole_and_the_report_is_told(small, tmp_path):
+    enough = max((small / file).stat().st_size for file in (BUNDLE_FILE, MODEL_FILE)) + 1000
+    assert Path(f"{small}.html").stat().st_size > enough
+    done = placement(*TRAIN, tmp_path, longest_file=enough)
+    assert refusal(done) == f"{tmp_path}/placement/v1.html: File too large"
+    assert fetch(tmp_path / "placement" / "v1", tmp_path / "mnt").version == "v1"
+    assert [path.name for path in (tmp_path / "placement").iterdir()] == ["v1"]
+
+
+def test_up_tells_that_a_copy_does_not_fit(small, tmp_path):
+    port, grpc_port = free_ports(2)
+    done = placement(
+        *("up", "--model", small, "--run", tmp_path / "run", "--port", port, "--grpc-port", grpc_port),
+        longest_file=500,
+    )
+    told = refusal(done)
+    assert told.startswith(f"{small}: cannot be copied to ")
+    assert told.endswith(": File too large")
+
+
+def test_s3_that_cannot_be_reached_is_told_before_anything_is_fitted():
+    nobody = "http://127.0.0.1:1"
+    s3 = {
+        "AWS_ENDPOINT_URL": nobody,
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_MAX_ATTEMPTS": "1",
+    }
+    done = placement(
+        *TRAIN, "s3://bucket/models", env={**os.environ, **s3, "AWS_DEFAULT_REGION": "us-east-1"}
+    )
+    told = refusal(done)
+    assert told.startswith(
+        's3://bucket/models/placement: Could not connect to the endpoint URL: "http://127.0.0.1:1/'
+    )
+    assert told.endswith("; set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL")
+    assert "choosing" not in done.stderr
+
+
+#: Trains once, and copies the storage before each thing that it does there: what a kill would leave.
+_WATCHED = """
+import shutil
+import sys
+from pathlib import Path
+
+from placement.cli import main
+
+storage, left = map(Path, sys.argv[1:3])
+events = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
+copying = False
+steps = 0
+
+
+def watch(event, args):
+    global copying, steps
+    if copying or event not in events or not str(args[0]).startswith(str(storage)):
+        return
+    copying = True
+    if storage.exists():
+        shutil.copytree(storage, left / str(steps))
+        steps += 1
+    copying = False
+
+
+sys.addaudithook(watch)
+sys.exit(main(["train", "--rows", "100", "--estimator", "logistic-regression", "--storage", str(storage)]))
+"""
+
+
+def test_training_killed_before_any_step_leaves_a_whole_version_or_none(tmp_path):
+    left = tmp_path / "left"
+    done = subprocess.run(
+        [sys.executable, "-c", _WATCHED, tmp_path / "storage", left],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    storages = sorted(left.iterdir(), key=lambda path: int(path.name))
+    found = [versions(storage, "placement") for storage in storages]
+    without = found.count([])
+    assert found == [[]] * without + [["v1"]] * (len(found) - without)
+    half = [list(storage.glob("placement/.v1.*/*")) for storage in storages[:without]]
+    assert max(map(len, half)) == 2, "it was seen while it wrote"
+    assert without < len(found), "and while it wrote the report"
+    for storage in storages[without:]:
+        # Which compares the model's digest.
+        fetch(storage / "placement" / "v1", tmp_path / "mnt" / storage.name)
+    # What it left is in nobody's way.
+    again = train(generate(100), storage=storages[without - 1], estimator="logistic-regression")
+    assert again.bundle.version == "v1"

@@ -1,0 +1,143 @@
+"""SIGTERM under load: not ready any more, what was accepted is answered, and the process ends by itself."""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
+
+from inferenceservice.local.launch import TransformerProcess
+from predictor.process import PredictorProcess
+from tests.support.protocol_clients import grpc_message
+from tests.support.sklearn_reference import Truth
+from tests.support.transformer_process import family, left_of, transformer, until
+from training.generator import generate
+
+#: Of each protocol. Each asks again as soon as it is answered; the last one of each asks for much at once.
+CLIENTS = 4
+MANY = 2000
+#: Answers to each client before the signal.
+SOME = 5
+#: What a gRPC call is told that comes after it, and then finds: nobody has begun it.
+NOT_TAKEN = "^the transformer is being stopped, ask another one$|Connection refused"
+
+
+class Client:
+    """Asks the same, again and again, until it is told that there will be no more answers.
+
+    Attributes
+    ----------
+    asked, answered
+        How often it has.
+    """
+
+    def __init__(self, rows: list[dict[str, Any]], truth: Truth) -> None:
+        self._rows = rows
+        self._truth = truth
+        self._expected = pytest.approx(truth.probabilities(rows), abs=1e-12)
+        self.asked = self.answered = 0
+
+    def over_rest(self, process: TransformerProcess) -> None:
+        """One connection, until an answer says that it is the last one on it."""
+        body = json.dumps({"instances": self._rows})
+        connection = http.client.HTTPConnection("127.0.0.1", process.http_port, timeout=60)
+        with contextlib.closing(connection):
+            told = False
+            while not told:
+                self.asked += 1
+                connection.request("POST", "/v1/models/placement:predict", body)
+                response = connection.getresponse()
+                content = json.loads(response.read())
+                assert response.status == 200, content
+                self._check([one["placement_probability"] for one in content["predictions"]])
+                told = response.will_close
+
+    def over_grpc(self, process: TransformerProcess) -> None:
+        """One channel, until a call is told to go elsewhere."""
+        message = grpc_message(self._rows, self._truth)
+        with grpc.insecure_channel(f"127.0.0.1:{process.grpc_port}") as channel:
+            stub = GRPCInferenceServiceStub(channel)
+            while True:
+                self.asked += 1
+                try:
+                    answer = stub.ModelInfer(message, timeout=60)
+                except grpc.RpcError as error:
+                    if error.code() is grpc.StatusCode.UNAVAILABLE and re.search(NOT_TAKEN, error.details()):
+                        return
+                    raise
+                self._check(list(answer.outputs[1].contents.fp64_contents))
+
+    def _check(self, probabilities: list[float]) -> None:
+        assert probabilities == self._expected
+        self.answered += 1
+
+
+@contextlib.contextmanager
+def standing_still(predictor: PredictorProcess) -> Iterator[None]:
+    """A model server that answers nothing for a while, and then everything."""
+    server = psutil.Process(predictor.pid)
+    members = [server, *server.children(recursive=True)]
+    for member in members:
+        member.suspend()
+    try:
+        yield
+    finally:
+        for member in members:
+            member.resume()
+
+
+def is_ready(process: TransformerProcess) -> bool:
+    """Whether anyone who asks anew is told over REST that it is ready, or over gRPC."""
+    if process.ready():
+        return True
+    with grpc.insecure_channel(f"127.0.0.1:{process.grpc_port}") as channel:
+        try:
+            return GRPCInferenceServiceStub(channel).ServerReady(pb.ServerReadyRequest(), timeout=10).ready
+        except grpc.RpcError as error:
+            return error.code() is not grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("predictor", ["answers", "stands still"])
+def test_what_was_accepted_before_a_sigterm_is_answered(
+    workers, predictor, mlserver, trained_bundle, truth, tmp_path
+):
+    log = tmp_path / "transformer.log"
+    ports = (mlserver.http_port, mlserver.grpc_port)
+    rows = generate(MANY, seed=1).candidates
+    sizes = [*range(1, CLIENTS), MANY]
+    clients = [Client(rows[:size], truth) for size in sizes * 2]
+    with (
+        transformer(ports, trained_bundle, log, f"--workers={workers}") as process,
+        ThreadPoolExecutor(len(clients)) as threads,
+    ):
+        processes = family(process.pid)
+        ways = [Client.over_rest] * CLIENTS + [Client.over_grpc] * CLIENTS
+        asking = [threads.submit(way, client, process) for way, client in zip(ways, clients, strict=True)]
+        until(lambda: all(client.answered >= SOME for client in clients) or any_failed(asking))
+        with standing_still(mlserver) if predictor == "stands still" else contextlib.nullcontext():
+            os.kill(process.pid, signal.SIGTERM)
+            until(lambda: not is_ready(process))
+            if predictor == "stands still":
+                assert process.poll() is None, "its callers wait"
+        for one in asking:
+            one.result(timeout=60)
+        assert left_of(processes) == []
+        assert process.stop() == 0, "and not because it was killed"
+    output = log.read_text()
+    assert "Traceback" not in output
+    assert " ERROR " not in output
+
+
+def any_failed(asking: list[Future[None]]) -> bool:
+    return any(one.done() and one.exception() for one in asking)

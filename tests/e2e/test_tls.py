@@ -1,0 +1,310 @@
+"""TLS to the predictor and for the server, with an authority of the tests' own: nobody else is believed."""
+
+import asyncio
+import contextlib
+import datetime
+import ipaddress
+import re
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from anyio.from_thread import start_blocking_portal
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from inferenceservice.local.launch import TransformerProcess
+from predictor.environment import ensure
+from predictor.process import PredictorProcess
+from predictor.runtimes import get_runtime
+from tests.support.in_process_transformer import serving
+from tests.support.protocol_clients import over_grpc, over_v1
+from tests.support.scripted_predictor import eventually, logged
+from tests.support.transformer_process import transformer
+from training.generator import generate
+from transformer.batching import pool
+
+DAY = datetime.timedelta(days=1)
+HERE = "127.0.0.1"
+
+
+class Authority:
+    """Signs certificates.
+
+    Attributes
+    ----------
+    file
+        Its own certificate.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        self._directory = directory
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"authority {directory.name}")])
+        usage = {name: name in {"key_cert_sign", "crl_sign"} for name in _USAGES}
+        own = self._signed(self._name, self._key.public_key(), DAY).add_extension(
+            x509.KeyUsage(**usage), critical=True
+        )
+        own = own.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        self.file = directory / "authority.pem"
+        self.file.write_bytes(_pem(own.sign(self._key, hashes.SHA256())))
+
+    def certificate(self, name: str, lasts: datetime.timedelta = DAY) -> tuple[Path, Path]:
+        """Files of a certificate for a host's name or address, and of its key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        is_address = name[0].isdigit()
+        alternative = x509.IPAddress(ipaddress.ip_address(name)) if is_address else x509.DNSName(name)
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        certificate = (
+            self._signed(subject, key.public_key(), lasts)
+            .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .sign(self._key, hashes.SHA256())
+        )
+        stem = f"{name}-{lasts.days}"
+        files = self._directory / f"{stem}.crt", self._directory / f"{stem}.key"
+        files[0].write_bytes(_pem(certificate))
+        files[1].write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        return files
+
+    def _signed(
+        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, lasts: datetime.timedelta
+    ) -> x509.CertificateBuilder:
+        now = datetime.datetime.now(datetime.UTC)
+        of_authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - 3 * DAY)
+            .not_valid_after(now + lasts)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(of_authority, critical=False)
+        )
+
+
+_USAGES = (
+    "digital_signature",
+    "content_commitment",
+    "key_encipherment",
+    "data_encipherment",
+    "key_agreement",
+    "key_cert_sign",
+    "crl_sign",
+    "encipher_only",
+    "decipher_only",
+)
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+@dataclass
+class Terminator:
+    """Speaks TLS to whoever comes, and passes on to a model server what was said: those speak none.
+
+    Attributes
+    ----------
+    port
+        Where it listens.
+    heard
+        Bytes that were said by those who have taken the certificate.
+    """
+
+    to_port: int
+    port: int = 0
+    heard: int = 0
+    _context: ssl.SSLContext = field(default_factory=lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+
+    def show(self, files: tuple[Path, Path]) -> None:
+        """Show another certificate from now on."""
+        self._context.load_cert_chain(*files)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["Terminator"]:
+        # A gRPC client talks to nobody who does not say that this is HTTP/2.
+        self._context.set_alpn_protocols(["h2", "http/1.1"])
+        async with await asyncio.start_server(self._handle, HERE, 0, ssl=self._context) as server:
+            self.port = server.sockets[0].getsockname()[1]
+            yield self
+
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            there, back = await asyncio.open_connection(HERE, self.to_port)
+            async with asyncio.TaskGroup() as both:
+                both.create_task(_pass_on(reader, back, self._hear))
+                both.create_task(_pass_on(there, writer, lambda _: None))
+
+    def _hear(self, data: bytes) -> None:
+        self.heard += len(data)
+
+
+async def _pass_on(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, note: Callable[[bytes], None]
+) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(2**16):
+            note(data)
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("tls") / "ours")
+
+
+@pytest.fixture(scope="module")
+def another(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("tls") / "another")
+
+
+@pytest.fixture(scope="module")
+def candidates() -> list[dict[str, Any]]:
+    return generate(10, seed=7).candidates
+
+
+@pytest.fixture(scope="module")
+def sklearnserver(trained_bundle: Path) -> Iterator[PredictorProcess]:
+    stock = get_runtime("kserve-sklearnserver")
+    with PredictorProcess(
+        stock, trained_bundle, python=ensure(stock), model_name="placement", env=stock.probability_env
+    ) as process:
+        process.wait_ready()
+        yield process
+
+
+# To the predictor
+
+#: A model server for each protocol of the hop.
+HOPS = {"v1": "sklearnserver", "v2": "mlserver", "grpc-v2": "mlserver"}
+
+
+@pytest.fixture
+def behind(request: pytest.FixtureRequest, hop: str) -> int:
+    """Port of the model server."""
+    process: PredictorProcess = request.getfixturevalue(HOPS[hop])
+    return process.grpc_port if hop == "grpc-v2" else process.http_port
+
+
+@pytest.mark.parametrize("hop", HOPS)
+def test_over_tls_the_predictor_is_believed_that_the_authority_has_signed(
+    hop, behind, authority, trained_bundle, truth, candidates, tmp_path
+):
+    """As KServe sets it up: an argument, and the authority's file in the environment."""
+    arguments = (f"--predictor_protocol={hop}", "--predictor_use_ssl=true")
+    environment = {"REQUESTS_CA_BUNDLE": str(authority.file)}
+    terminator = Terminator(behind)
+    terminator.show(authority.certificate(HERE))
+    log = tmp_path / "transformer.log"
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(terminator.running()):
+        ports = (terminator.port, terminator.port)
+        with transformer(ports, trained_bundle, log, *arguments, env=environment) as process:
+            url, address = f"http://{HERE}:{process.http_port}", f"{HERE}:{process.grpc_port}"
+            expected = pytest.approx(truth.probabilities(candidates), abs=1e-12)
+            assert over_v1(url, candidates, truth)[1] == expected
+            assert over_grpc(address, candidates, truth)[1] == expected
+    assert terminator.heard > 0
+
+
+#: Whose certificate is shown for which host, how long it lasts, whether the authority is named, and what the
+#: log says, in OpenSSL's words over REST and in BoringSSL's over gRPC.
+WRONG = {
+    "no authority is named": ("ours", HERE, DAY, False, "unable to get local issuer certificate"),
+    "another authority": ("another", HERE, DAY, True, "unable to get local issuer certificate"),
+    "another host": ("ours", "predictor.example", DAY, True, "IP address mismatch|Hostname Verification"),
+    "too old": ("ours", HERE, -DAY, True, "certificate has expired"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("hop", ["v2", "grpc-v2"])
+async def test_over_tls_nobody_else_is_believed_and_the_log_says_why(
+    hop, wrong, behind, authority, another, trained_bundle, candidates, monkeypatch, caplog
+):
+    by, host, lasts, named, told = WRONG[wrong]
+    monkeypatch.setattr(pool, "GRACE_S", 0.2)
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    if named:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority.file))
+    terminator = Terminator(behind)
+    terminator.show({"ours": authority, "another": another}[by].certificate(host, lasts))
+    async with terminator.running():
+        options = (f"{HERE}:{terminator.port}", f"--predictor_protocol={hop}", "--predictor_use_ssl=true")
+        with logged(caplog):
+            async with serving(trained_bundle, *options, ready=False) as front:
+                assert (await front.http.get("/v2/health/ready")).status_code == 503
+                await eventually(lambda: re.search(told, caplog.text))
+                answer = await front.http.post("/v1/models/placement:predict", json={"instances": candidates})
+                assert answer.status_code == 503
+                assert answer.json() == {"error": "no verified predictor is there"}
+                assert (await front.http.get("/v2/health/ready")).status_code == 503
+    assert terminator.heard == 0, "it was told nothing"
+
+
+async def test_a_certificate_that_is_renewed_is_believed_without_a_restart(
+    mlserver, authority, trained_bundle, truth, candidates, monkeypatch
+):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority.file))
+    terminator = Terminator(mlserver.http_port)
+    terminator.show(authority.certificate(HERE, lasts=-DAY))
+    async with terminator.running():
+        options = (f"{HERE}:{terminator.port}", "--predictor_protocol=v2", "--predictor_use_ssl=true")
+        async with serving(trained_bundle, *options, ready=False) as front:
+            assert (await front.http.get("/v2/health/ready")).status_code == 503
+            terminator.show(authority.certificate(HERE))
+            async with asyncio.timeout(20):
+                while (await front.http.get("/v2/health/ready")).status_code != 200:
+                    await asyncio.sleep(0.05)
+            answer = await front.http.post("/v1/models/placement:predict", json={"instances": candidates})
+    given = [one["placement_probability"] for one in answer.json()["predictions"]]
+    assert given == pytest.approx(truth.probabilities(candidates), abs=1e-12)
+
+
+# For the server
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_with_a_certificate_rest_is_https_and_nothing_else(
+    workers, mlserver, authority, trained_bundle, truth, candidates, tmp_path
+):
+    """gRPC stays as it is: KServe's server has no TLS for it."""
+    certificate, key = authority.certificate(HERE)
+    believes = ssl.create_default_context(cafile=authority.file)
+    arguments = (f"--ssl_certfile={certificate}", f"--ssl_keyfile={key}", f"--workers={workers}")
+
+    def is_ready(process: TransformerProcess) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            url = f"https://{HERE}:{process.http_port}/v2/models/placement/ready"
+            return httpx.get(url, verify=believes).status_code == 200
+        return False
+
+    ports = (mlserver.http_port, mlserver.grpc_port)
+    log = tmp_path / "transformer.log"
+    with transformer(ports, trained_bundle, log, *arguments, ready=is_ready) as process:
+        at = f"{HERE}:{process.http_port}"
+        expected = pytest.approx(truth.probabilities(candidates), abs=1e-12)
+        assert over_v1(f"https://{at}", candidates, truth, verify=believes)[1] == expected
+        assert over_grpc(f"{HERE}:{process.grpc_port}", candidates, truth)[1] == expected
+        with pytest.raises(httpx.TransportError):
+            over_v1(f"http://{at}", candidates, truth)
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            over_v1(f"https://{at}", candidates, truth)

@@ -1,0 +1,533 @@
+"""A client's connection: answers in one piece and in order, and limits on what is read and how slowly."""
+
+import asyncio
+import itertools
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+
+import httptools
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from uvicorn import Config, Server
+from uvicorn.server import ServerState
+
+from transformer.server.client_connection import CONNECTION, MAX_HEAD, MAX_PIPELINED, ClientConnection
+from transformer.server.client_timeouts import ClientTimeouts
+from transformer.server.client_transport import CoalescingTransport
+
+#: More than the sockets between a client and a server hold.
+LARGE = 64 * 2**20
+#: Seconds that no client here is to need.
+LONG = 60.0
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"
+
+
+class Recorder:
+    """What a transport was told to do."""
+
+    def __init__(self) -> None:
+        self.done: list[bytes | str] = []
+
+    def write(self, data: bytes) -> None:
+        self.done.append(data)
+
+    def close(self) -> None:
+        self.done.append("closed")
+
+    def is_closing(self) -> bool:
+        return "closed" in self.done
+
+
+@pytest.fixture
+async def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+async def transport(recorder) -> CoalescingTransport:
+    return CoalescingTransport(recorder, asyncio.get_running_loop())
+
+
+async def _never(served):
+    served.began.set()
+    await asyncio.sleep(60)
+
+
+async def _answer(scope, receive, send):
+    """Answers in two pieces, with a pause before them, or between them, where the path says so."""
+    path = scope["path"]
+    if path == "/long":
+        served = scope["state"]["served"]
+        try:
+            await scope["extensions"][CONNECTION].needed(_never(served))
+        except ConnectionResetError:
+            served.given_up.set()
+            return
+    body = b"-" * LARGE if path == "/large" else path.encode()
+    if path.startswith("/echo"):
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                scope["state"]["served"].given_up.set()
+                return
+            body += message["body"]
+            more = message["more_body"]
+    headers = [(b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if "slow" in path:
+        await asyncio.sleep(0.2)
+    await send({"type": "http.response.body", "body": body})
+
+
+@dataclass
+class Served:
+    """A server whose connections are ours; what becomes of a request for /long."""
+
+    port: int = 0
+    state: ServerState = field(default_factory=ServerState)
+    watch: ClientTimeouts = field(default_factory=lambda: ClientTimeouts(LONG))
+    began: asyncio.Event = field(default_factory=asyncio.Event)
+    given_up: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def connections(self) -> list[ClientConnection]:
+        return list(self.state.connections)
+
+
+@asynccontextmanager
+async def serving(timeout_s: float = LONG, **settings: object) -> AsyncIterator[Served]:
+    config = Config(_answer, log_config=None, lifespan="off", **settings)
+    config.load()
+    served = Served(watch=ClientTimeouts(timeout_s))
+    server = await asyncio.get_running_loop().create_server(
+        lambda: ClientConnection(config, served.state, {"served": served}, watch=served.watch), "127.0.0.1", 0
+    )
+    async with server:
+        served.port = server.sockets[0].getsockname()[1]
+        yield served
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    async with serving() as served:
+        yield served
+
+
+async def answers(port: int, requests: bytes) -> bytes:
+    """What comes back until the server closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(requests)
+    try:
+        return await asyncio.wait_for(reader.read(), 5)
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+def asked(method: str, path: str, *, last: bool = False) -> bytes:
+    return (
+        f"{method} {path} HTTP/1.1\r\nhost: a\r\n{'connection: close' if last else 'a: b'}\r\n\r\n".encode()
+    )
+
+
+async def test_head_and_body_are_written_together(transport, recorder):
+    transport.write(HEAD)
+    transport.write(b"hello")
+    await asyncio.sleep(0)
+    assert recorder.done == [HEAD + b"hello"]
+
+
+async def test_a_head_waits_for_its_body_no_longer_than_a_turn_of_the_loop(transport, recorder):
+    transport.write(HEAD)
+    await asyncio.sleep(0)
+    transport.write(b"hel")
+    transport.write(b"lo")
+    assert recorder.done == [HEAD, b"hel", b"lo"]
+
+
+async def test_what_is_held_is_written_before_the_connection_closes(transport, recorder):
+    transport.write(HEAD)
+    transport.close()
+    await asyncio.sleep(0)
+    assert recorder.done == [HEAD, "closed"]
+    assert transport.is_closing()
+
+
+@pytest.mark.parametrize("path", ["/quick", "/slow"])
+async def test_an_answer_without_a_body_comes(served, path):
+    content = await answers(served.port, asked("HEAD", path, last=True))
+    assert content.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert content.endswith(b"\r\n\r\n")
+
+
+async def test_requests_sent_together_are_answered_in_their_order(served):
+    requests = [("GET", "/1"), ("HEAD", "/2"), ("GET", "/slow/3"), ("HEAD", "/slow/4"), ("POST", "/5")]
+    sent = b"".join(asked(*request, last=request[1] == "/5") for request in requests)
+    heads_and_bodies = (await answers(served.port, sent)).split(b"\r\n\r\n")
+    bodies = [part.split(b"HTTP/1.1")[0] for part in heads_and_bodies[1:]]
+    assert bodies == [b"/1", b"", b"/slow/3", b"", b"/5"]
+
+
+async def test_a_request_is_given_up_when_its_client_goes(served):
+    _, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(asked("GET", "/long"))
+    await asyncio.wait_for(served.began.wait(), 5)
+    assert not served.given_up.is_set()
+    writer.close()
+    await asyncio.wait_for(served.given_up.wait(), 5)
+    assert (await answers(served.port, asked("GET", "/1", last=True))).endswith(b"/1")
+
+
+def error_of(answer: bytes) -> tuple[int, str]:
+    """Status and text of the error that ends a connection."""
+    head, body = answer.split(b"\r\n\r\n")
+    assert b"\r\nconnection: close" in head
+    return int(head.split()[1]), json.loads(body)["error"]
+
+
+def parsed(answers: bytes) -> list[tuple[int, bytes]]:
+    """Statuses and bodies of answers that follow each other."""
+    found: list[tuple[int, bytes]] = []
+
+    class Reader:
+        def on_message_begin(self):
+            self.body = b""
+
+        def on_body(self, body):
+            self.body += body
+
+        def on_message_complete(self):
+            found.append((parser.get_status_code(), self.body))
+
+    parser = httptools.HttpResponseParser(Reader())
+    parser.feed_data(answers)
+    return found
+
+
+# Many requests on one connection.
+
+OFFER = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\n"
+WEBSOCKET = (
+    b"connection: Upgrade\r\nupgrade: websocket\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+words = st.binary(max_size=30)
+
+
+@st.composite
+def requests(draw, number: int) -> tuple[bytes, tuple[int, bytes]]:
+    """A sound request, and what answers it."""
+    path = draw(st.sampled_from(["/quick", "/echo"])) + f"/{number}"
+    head = b"POST %s HTTP/1.1\r\n%s" % (
+        path.encode(),
+        draw(st.sampled_from([b"", b"A: b\r\n", OFFER, WEBSOCKET])),
+    )
+    pieces = draw(st.lists(words, max_size=3))
+    body = b"".join(pieces)
+    if draw(st.booleans()):
+        sent = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces if piece)
+        trailer = draw(st.sampled_from([b"", b"T: 1\r\n"]))
+        request = head + b"transfer-encoding: chunked\r\n\r\n" + sent + b"0\r\n" + trailer + b"\r\n"
+    else:
+        request = head + b"content-length: %d\r\n\r\n%s" % (len(body), body)
+    blank = draw(st.sampled_from([b"", b"\r\n"]))
+    return blank + request, (200, path.encode() + (body if path.startswith("/echo") else b""))
+
+
+@st.composite
+def pipelines(draw) -> tuple[list[bytes], list[tuple[int, bytes]]]:
+    """Requests in pieces, and their answers."""
+    made = [draw(requests(number)) for number in range(draw(st.integers(1, 5)))]
+    sent = b"".join(request for request, _ in made) + asked("GET", "/last", last=True)
+    cuts = sorted({0, *draw(st.lists(st.integers(1, len(sent) - 1), max_size=12)), len(sent)})
+    pieces = [sent[start:stop] for start, stop in itertools.pairwise(cuts)]
+    return pieces, [*(answer for _, answer in made), (200, b"/last")]
+
+
+async def answers_to_pieces(pieces: Iterable[bytes]) -> bytes:
+    async with serving() as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        while not served.connections:
+            await asyncio.sleep(0)
+        (connection,) = served.connections
+        for piece in pieces:
+            # Over the sockets, pieces would grow together.
+            connection.data_received(piece)
+            await asyncio.sleep(0)
+            while connection.flow.read_paused and not connection.transport.is_closing():
+                await asyncio.sleep(0)
+        answer = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+        await writer.wait_closed()
+        return answer
+
+
+@settings(deadline=None)
+@given(pipelines())
+def test_requests_in_any_pieces_get_their_answers_in_order(pipeline):
+    pieces, expected = pipeline
+    assert parsed(asyncio.run(answers_to_pieces(pieces))) == expected
+
+
+@pytest.mark.parametrize("lengths", [b"content-length: 5\r\n\r\nhello", b"\r\n"], ids=["body", "none"])
+async def test_an_offer_of_another_protocol_costs_no_request_its_body(served, lengths, caplog):
+    """Java's client makes it with its first request, unless it is told not to."""
+    body = lengths.split(b"\r\n\r\n")[-1] if b"hello" in lengths else b""
+    offered = b"POST /echo HTTP/1.1\r\nhost: a\r\n" + OFFER + lengths
+    answer = await answers(served.port, offered * 3 + asked("GET", "/last", last=True))
+    assert parsed(answer) == [(200, b"/echo" + body)] * 3 + [(200, b"/last")]
+    assert not caplog.records
+
+
+# Requests that are not read.
+
+#: What comes before something endless, what that is, and the status of the answer.
+ENDLESS = [
+    pytest.param(b"", b"\r\n", 431, id="blank lines"),
+    pytest.param(b"GET /", b"a", 414, id="path"),
+    pytest.param(b"GET / HTTP/1.1\r\n", b"a: b\r\n", 431, id="headers"),
+    pytest.param(b"GET / HTTP/1.1\r\n", b":\r\n", 400, id="headers without names"),
+    pytest.param(b"GET / HTTP/1.1\r\n", b"a", 431, id="a header's name"),
+    pytest.param(b"GET / HTTP/1.1\r\na: ", b"b", 431, id="a header's value"),
+]
+CHUNKED = b"POST /echo HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"
+ENDLESS_BODY = [
+    pytest.param(b"0", 431, id="size of a chunk"),
+    pytest.param(b"1;" + b"a" * 99, 431, id="a chunk's extension"),
+    pytest.param(b"1\r\na\r\n0\r\nT: ", 431, id="a trailer's value"),
+    pytest.param(b"1\r\na\r\n0\r\nT", 431, id="a trailer's name"),
+]
+
+
+async def until_answered(port: int, start: bytes, endless: bytes) -> tuple[bytes, int]:
+    """What comes back while something is sent without an end, and how much of it was sent."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reading = asyncio.create_task(reader.read())
+    writer.write(start)
+    piece = endless * (2**16 // len(endless))
+    sent = 0
+    with suppress(ConnectionError):
+        while not reading.done():
+            writer.write(piece)
+            sent += len(piece)
+            await writer.drain()
+            await asyncio.sleep(0)
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
+    return await reading, sent
+
+
+@pytest.mark.parametrize(("start", "endless", "status"), ENDLESS)
+async def test_a_head_that_does_not_end_is_refused_before_it_fills_the_memory(served, start, endless, status):
+    answer, sent = await asyncio.wait_for(until_answered(served.port, start, endless), 10)
+    assert error_of(answer)[0] == status
+    assert sent < 16 * 2**20
+
+
+@pytest.mark.parametrize(("endless", "status"), ENDLESS_BODY)
+async def test_what_stands_around_a_body_is_limited_too(served, endless, status, caplog):
+    start, last = CHUNKED + endless[:-1], endless[-1:]
+    answer, sent = await asyncio.wait_for(until_answered(served.port, start, last), 10)
+    assert error_of(answer)[0] == status
+    assert sent < 16 * 2**20
+    await asyncio.wait_for(served.given_up.wait(), 5)
+    assert not caplog.records
+
+
+async def test_trailers_without_an_end_are_not_kept(served):
+    trailers = b"T: 1\r\n"
+    answer, _ = await asyncio.wait_for(until_answered(served.port, CHUNKED + b"0\r\n", trailers), 10)
+    assert error_of(answer)[0] == 431
+
+
+async def test_trailers_are_no_headers(served):
+    request = CHUNKED + b"1\r\na\r\n0\r\nAuthorization: x\r\n\r\n"
+    _, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(request)
+    while not (served.connections and served.connections[0].cycle):
+        await asyncio.sleep(0)
+    (connection,) = served.connections
+    while not connection.cycle.response_complete:
+        await asyncio.sleep(0)
+    assert [name for name, _ in connection.cycle.scope["headers"]] == [b"transfer-encoding"]
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize(("bytes_", "status"), [(MAX_HEAD - 500, 200), (MAX_HEAD + 1, 431)])
+async def test_a_long_head_is_answered_up_to_the_limit(served, bytes_, status):
+    request = asked("GET", "/1", last=True).replace(b"host: a", b"host: a\r\nlong: " + b"b" * bytes_)
+    answer = await answers(served.port, request)
+    assert parsed(answer)[0][0] == status
+
+
+@pytest.mark.parametrize(("bytes_", "status"), [(MAX_HEAD - 500, 200), (MAX_HEAD + 1, 431)])
+@pytest.mark.parametrize("cut", [0, 10, 500, MAX_HEAD - 500])
+async def test_the_limit_of_a_head_is_the_same_whatever_it_comes_with(served, bytes_, status, cut):
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    while not served.connections:
+        await asyncio.sleep(0)
+    long = asked("GET", "/2", last=True).replace(b"host: a", b"host: a\r\nlong: " + b"b" * bytes_)
+    served.connections[0].data_received(asked("GET", "/1") + long[:cut])
+    served.connections[0].data_received(long[cut:])
+    assert [status for status, _ in parsed(await asyncio.wait_for(reader.read(), 5))] == [200, status]
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_an_error_comes_in_its_turn(served):
+    """Nobody is to take it for the answer to a request that was sent before."""
+    sent = asked("GET", "/slow/1") + asked("GET", "/slow/2") + b"GET /3 HTTP/1.1\r\nno header\r\n\r\n"
+    found = parsed(await answers(served.port, sent))
+    assert [status for status, _ in found] == [200, 200, 400]
+    assert [body for _, body in found[:2]] == [b"/slow/1", b"/slow/2"]
+
+
+async def test_an_error_in_a_body_comes_in_its_turn(served):
+    found = parsed(await answers(served.port, asked("GET", "/slow/1") + CHUNKED + b"no size\r\n"))
+    assert [status for status, _ in found] == [200, 400]
+
+
+async def test_a_request_whose_body_is_refused_is_given_up_although_its_client_stays(served):
+    _, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(CHUNKED)
+    while not served.state.tasks:
+        await asyncio.sleep(0)
+    # It waits for its body now.
+    await asyncio.sleep(0.01)
+    writer.write(b"no size\r\n")
+    await asyncio.wait_for(served.given_up.wait(), 5)
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_more_requests_than_may_wait_are_refused(served):
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    while not served.connections:
+        await asyncio.sleep(0)
+    served.connections[0].data_received(asked("GET", "/1") * (MAX_PIPELINED + 10))
+    found = parsed(await asyncio.wait_for(reader.read(), 10))
+    assert [status for status, _ in found] == [200] * (MAX_PIPELINED + 1) + [429]
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_requests_are_not_read_faster_than_they_are_answered(served):
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    # No more at once than the limit lets wait.
+    request = asked("GET", "/1") + b"\r\n" * 200
+    writer.write(request * 5_000 + asked("GET", "/1", last=True))
+    waited = 0
+    reading = asyncio.create_task(reader.read())
+    while not reading.done():
+        waited = max([waited, *(len(connection.pipeline) for connection in served.connections)])
+        await asyncio.sleep(0)
+    found = parsed(reading.result())
+    assert Counter(found) == {(200, b"/1"): 5_001}
+    assert 1 < waited <= MAX_PIPELINED
+    writer.close()
+    await writer.wait_closed()
+
+
+# Clients that keep us waiting.
+
+
+async def test_an_answer_that_nobody_reads_is_thrown_away():
+    async with serving(timeout_s=0.4) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=1024)
+        writer.write(asked("GET", "/large"))
+        while not served.connections:
+            await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            while served.connections or served.state.tasks:
+                await asyncio.sleep(0.01)
+        with suppress(ConnectionError):
+            assert len(await reader.read()) < LARGE
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def test_an_answer_that_is_read_slowly_is_not():
+    async with serving(timeout_s=0.4) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=2**16)
+        writer.write(asked("GET", "/large", last=True))
+        for _ in range(15):
+            await reader.readexactly(LARGE // 16)
+            await asyncio.sleep(0.1)
+        rest = await reader.read()
+        assert len(rest) > LARGE // 16
+        assert rest.endswith(b"-")
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_client_that_does_not_read_does_not_hold_up_the_end_of_the_server():
+    config = Config(_answer, log_config=None, lifespan="off", host="127.0.0.1", port=0)
+    config.http = partial(ClientConnection, watch=ClientTimeouts(0.4))
+    server = Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+    writer.write(asked("GET", "/large", last=True))
+    while not any(connection.flow.write_paused for connection in server.server_state.connections):
+        await asyncio.sleep(0.01)
+    server.should_exit = True
+    await asyncio.wait_for(serving, 10)
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+async def test_a_connection_that_stays_mute_is_closed():
+    async with serving(timeout_s=0.2) as served:
+        assert await answers(served.port, b"") == b""
+        assert await answers(served.port, b"\r\n") == b""
+
+
+async def test_a_blank_line_does_not_keep_a_connection_open_for_ever():
+    async with serving(timeout_s=0.2, timeout_keep_alive=1) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(asked("GET", "/1"))
+        await reader.readuntil(b"\r\n\r\n/1")
+        writer.write(b"\r\n")
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_body_that_nobody_needs_is_not_waited_for():
+    async with serving(timeout_s=0.2, timeout_keep_alive=60) as served:
+        answer = await answers(served.port, b"POST /1 HTTP/1.1\r\ncontent-length: 100\r\n\r\nhello")
+        assert parsed(answer) == [(200, b"/1")]
+
+
+async def test_a_client_that_sends_no_more_gives_its_request_up(served, caplog):
+    """As uvicorn has it: a connection that is closed on one side is closed."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(asked("GET", "/long"))
+    await asyncio.wait_for(served.began.wait(), 5)
+    writer.write_eof()
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    await asyncio.wait_for(served.given_up.wait(), 5)
+    assert not caplog.records
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_the_looking_ends_with_the_last_connection():
+    async with serving(timeout_s=0.2) as served:
+        for _ in range(2):
+            assert await answers(served.port, asked("GET", "/1", last=True))
+            async with asyncio.timeout(5):
+                while served.connections or served.watch._timer:
+                    await asyncio.sleep(0.01)

@@ -1,0 +1,160 @@
+"""A caller's credentials reach the predictor with that caller's candidates, and with nobody else's."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.support.in_process_transformer import Serving
+from tests.support.scripted_predictor import (
+    REFUSED_ORDER,
+    V1,
+    V2,
+    GrpcPredictor,
+    HttpPredictor,
+    Predictor,
+    aborts,
+    hangs_up,
+    in_front_of,
+    message,
+    status,
+    v2_body,
+)
+from training.candidates import SAMPLE
+
+#: Who asks: two with credentials of their own, and one without any.
+CALLERS = ("Bearer one", "Bearer another", None)
+#: Requests of each caller over each protocol; the first of them is for many candidates.
+EACH = 20
+MANY = 50
+#: The field whose values tell whose a candidate is.
+MARK = "ssc_p"
+
+#: The probabilities of an answer, or None if there is none.
+Ask = Callable[[Serving, list[dict[str, Any]], str | None], Awaitable[list[float] | None]]
+
+
+async def over_v1(front: Serving, rows: list[dict[str, Any]], credentials: str | None) -> list[float] | None:
+    headers = {"authorization": credentials} if credentials else {}
+    response = await front.http.post(V1, json={"instances": rows}, headers=headers)
+    if response.status_code != 200:
+        return None
+    return [one["placement_probability"] for one in response.json()["predictions"]]
+
+
+async def over_v2(front: Serving, rows: list[dict[str, Any]], credentials: str | None) -> list[float] | None:
+    headers = {"authorization": credentials} if credentials else {}
+    response = await front.http.post(V2, json=v2_body(*rows), headers=headers)
+    return response.json()["outputs"][1]["data"] if response.status_code == 200 else None
+
+
+async def over_grpc(
+    front: Serving, rows: list[dict[str, Any]], credentials: str | None
+) -> list[float] | None:
+    metadata = (("authorization", credentials),) if credentials else ()
+    try:
+        answer = await front.grpc.ModelInfer(message(*rows), metadata=metadata)
+    except grpc.aio.AioRpcError:
+        return None
+    return list(answer.outputs[1].contents.fp64_contents)
+
+
+HOPS = {
+    "v1": HttpPredictor,
+    "v2": HttpPredictor,
+    "v2 by request": HttpPredictor,
+    "grpc-v2": GrpcPredictor,
+}
+FAULTS = {
+    HttpPredictor: [hangs_up, status(500, {"error": "KeyError"}), status(500, {"error": REFUSED_ORDER})],
+    GrpcPredictor: [
+        aborts("UNAVAILABLE", ""),
+        aborts("INTERNAL", "KeyError"),
+        aborts("INTERNAL", REFUSED_ORDER),
+    ],
+}
+
+
+@pytest.fixture
+async def predictor(hop, truth) -> AsyncIterator[Predictor]:
+    predictor = HOPS[hop](truth)
+    await predictor.start()
+    yield predictor
+    await predictor.stop()
+
+
+@pytest.mark.parametrize("faulty", [False, True], ids=["every call answered", "some calls failing"])
+@pytest.mark.parametrize("hop", HOPS)
+async def test_a_call_carries_the_credentials_of_all_candidates_in_it(
+    hop, faulty, predictor, truth, trained_bundle
+):
+    asked: list[tuple[Ask, str | None, list[dict[str, Any]]]] = []
+    owners: dict[float, str | None] = {}
+    for caller in CALLERS:
+        for ask in (over_v1, over_v2, over_grpc):
+            for number in range(EACH):
+                rows = []
+                for _ in range(MANY if number == 0 else 1):
+                    mark = 40 + (2 * len(owners) + 1) / 512
+                    owners[mark] = caller
+                    rows.append({**SAMPLE, MARK: mark})
+                asked.append((ask, caller, rows))
+    random.Random(0).shuffle(asked)
+    if faulty:
+        for fault in FAULTS[type(predictor)] * 2:
+            predictor.faults += [None, fault]
+    options = ("--predictor_request_timeout_seconds=10", "--max_batch_rows=32")
+    async with in_front_of(predictor, trained_bundle, hop, *options) as front:
+        answers = await asyncio.gather(*(ask(front, rows, caller) for ask, caller, rows in asked))
+    for (_, _, rows), answer in zip(asked, answers, strict=True):
+        assert answer == pytest.approx(truth.probabilities(rows), abs=1e-12) or (faulty and answer is None)
+    column = truth.bundle.vectorizer.index[MARK]
+    seen = set()
+    for matrix, headers in predictor.carried:
+        # The reference rows that may go along are nobody's.
+        marks = {float(row[column]) for row in matrix} & owners.keys()
+        assert {owners[mark] for mark in marks} == {headers.get("authorization")}
+        seen |= marks
+    assert seen == owners.keys()
+    assert not faulty or not predictor.faults
+    assert len(predictor.carried) < len(asked) / 2, "what waited went together"
+
+
+@pytest.mark.parametrize("hop", ["v1"])
+async def test_credentials_are_sent_once_or_refused(hop, predictor, trained_bundle):
+    """An ingress might have looked at others than those that reach the predictor."""
+    twice = (("authorization", CALLERS[0]), ("authorization", CALLERS[1]))
+    async with in_front_of(predictor, trained_bundle, hop) as front:
+        for path, body in ((V1, {"instances": [SAMPLE]}), (V2, v2_body(SAMPLE))):
+            response = await front.http.post(path, json=body, headers=twice)
+            assert (response.status_code, response.json()) == (
+                400,
+                {"error": "authorization: must be sent once"},
+            )
+        call = front.grpc.ModelInfer(message(SAMPLE), metadata=twice)
+        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert predictor.carried == []
+
+
+@pytest.mark.parametrize(
+    "credentials", ["Bearer caf\xe9".encode("latin-1"), b"Bearer " + b"x" * 7000], ids=["no ASCII", "long"]
+)
+@pytest.mark.parametrize("hop", ["v1", "grpc-v2"])
+async def test_credentials_that_grpc_cannot_carry_are_refused_and_never_left_out(
+    hop, credentials, predictor, trained_bundle
+):
+    async with in_front_of(predictor, trained_bundle, hop) as front:
+        for path, body in ((V1, {"instances": [SAMPLE]}), (V2, v2_body(SAMPLE))):
+            response = await front.http.post(path, json=body, headers={b"authorization": credentials})
+            if hop == "v1":
+                assert response.status_code == 200
+            else:
+                assert response.status_code == 400
+                assert response.json()["error"].startswith("authorization: must be printable ASCII")
+    assert len(predictor.carried) == (2 if hop == "v1" else 0)
+    # aiohttp shows bytes that are no UTF-8 as surrogates.
+    sent = {headers["authorization"].encode("utf-8", "surrogateescape") for _, headers in predictor.carried}
+    assert sent <= {credentials}

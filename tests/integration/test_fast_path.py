@@ -1,0 +1,221 @@
+"""The short way for predictions gives what KServe's own handlers give: status, body and headers."""
+
+import asyncio
+import json
+import random
+import re
+import struct
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.fake_mlserver import StockServer
+from tests.support.in_process_transformer import serving
+from tests.support.sklearn_reference import Truth
+from tests.support.version_pairs import Pair, make_pair
+from transformer.server.body_limit import BodyLimit
+from transformer.server.fast_path import FastPath
+
+REQUESTS = 1200
+#: Ids that answers are given, and times.
+MADE_UP = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{4}-\d\d-\d\dT[0-9:.+]+")
+V1 = "/v1/models/placement:predict"
+V2 = "/v2/models/placement/infer"
+#: What a mutation puts in the place of something.
+STRANGE: list[Any] = [
+    None, True, False, 0, -1, 7, 1e400, float("nan"), 2**70, "", "M", "x" * 200, "\x00", "é", [], [1], {},
+    {"a": 1},
+]  # fmt: skip
+CONTENT_TYPES = [
+    "application/json", "application/json; charset=utf-8", "text/plain", "application/octet-stream",
+    "application/cloudevents+json", "",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> Pair:
+    return make_pair("retrained", tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture
+async def ways(pair) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient, FastPath]]:
+    """A client of the whole application, one of the application without its short way, and the short way."""
+    async with AsyncExitStack() as stack:
+        stock = await stack.enter_async_context(StockServer(Truth(pair.new)).running())
+        front = await stack.enter_async_context(
+            serving(pair.new, stock.address, "--predictor_protocol=v2", "--max_request_bytes=20000")
+        )
+        served = front.http._transport.app
+        assert isinstance(served, FastPath)
+        assert isinstance(served._app, BodyLimit)
+        long_way = httpx.ASGITransport(served._app)
+        long = await stack.enter_async_context(
+            httpx.AsyncClient(transport=long_way, base_url="http://transformer")
+        )
+        yield front.http, long, served
+
+
+async def same(ways, **request: Any) -> httpx.Response:
+    """The answer to a request, if both ways give the same."""
+    short, long, _ = ways
+    one, other = await asyncio.gather(short.request(**request), long.request(**request))
+    assert told(one) == told(other), request
+    return one
+
+
+def told(response: httpx.Response) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
+    """Status, body and headers, without what is made up anew for each answer."""
+    headers = [(name, MADE_UP.sub(b"", value)) for name, value in response.headers.raw]
+    return response.status_code, MADE_UP.sub(b"", response.content), sorted(headers)
+
+
+def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
+    """Every place in nested JSON."""
+    yield path
+    children = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    )
+    for key, child in children:
+        yield from places(child, (*path, key))
+
+
+def mutated(value: Any, dice: random.Random) -> Any:
+    """A copy with one place taken away, or replaced by something strange."""
+    *parents, last = dice.choice([path for path in places(value) if path] or [(None,)])
+    if last is None:
+        return dice.choice(STRANGE)
+    value = json.loads(json.dumps(value))
+    place = value
+    for key in parents:
+        place = place[key]
+    if dice.random() < 0.3:
+        del place[last]
+    else:
+        place[last] = dice.choice(STRANGE)
+    return value
+
+
+def v1_content(rows: list[dict], _: random.Random) -> Any:
+    return {"instances": rows}
+
+
+def v2_content(rows: list[dict], dice: random.Random) -> Any:
+    inputs = [
+        {
+            "name": name,
+            "datatype": "BYTES" if isinstance(rows[0][name], str) else "FP64",
+            "shape": dice.choice([[len(rows)], [len(rows), 1]]),
+            "data": [row[name] for row in rows],
+        }
+        for name in rows[0]
+    ]
+    content: dict[str, Any] = {"id": "one", "inputs": inputs}
+    if dice.random() < 0.3:
+        content["outputs"] = [{"name": "placement", "parameters": {"binary_data": dice.random() < 0.5}}]
+    return content
+
+
+def v2_objects(rows: list[dict], _: random.Random) -> Any:
+    data = [json.dumps(row) for row in rows]
+    return {
+        "id": "two",
+        "inputs": [{"name": "candidates", "datatype": "BYTES", "shape": [len(rows)], "data": data}],
+    }
+
+
+def binary(content: Any, dice: random.Random) -> tuple[bytes, dict[str, str]]:
+    """A V2 request with its data behind the JSON, and now and then with a length that lies."""
+    raw = b""
+    for tensor in content["inputs"]:
+        values = tensor.pop("data")
+        if tensor["datatype"] == "FP64":
+            part = struct.pack(f"<{len(values)}d", *values)
+        else:
+            part = b"".join(struct.pack("<I", len(value.encode())) + value.encode() for value in values)
+        lie = dice.choice([0, 0, 0, 0, -1, 1])
+        tensor["parameters"] = {"binary_data_size": len(part) + lie}
+        raw += part
+    head = json.dumps(content).encode()
+    length = str(len(head) + dice.choice([0, 0, 0, 0, 0, -1, 7, 10**9]))
+    return head + raw, {
+        "content-type": "application/octet-stream",
+        "inference-header-content-length": length,
+    }
+
+
+def made(rows: list[dict], dice: random.Random) -> dict[str, Any]:
+    """A request, sound or not."""
+    make: Callable[[list[dict], random.Random], Any] = dice.choice([v1_content, v2_content, v2_objects])
+    content = make(dice.sample(rows, dice.choice([1, 1, 2, 9])), dice)
+    headers = {"content-type": "application/json"}
+    if make is v2_content and dice.random() < 0.3:
+        body, headers = binary(content, dice)
+    else:
+        for _ in range(dice.choice([0, 0, 1, 1, 2])):
+            content = mutated(content, dice)
+        body = json.dumps(content).encode()
+    if dice.random() < 0.1:
+        body = body[: dice.randrange(len(body))] if dice.random() < 0.7 else body + b"\xff"
+    if dice.random() < 0.15:
+        headers["content-type"] = dice.choice(CONTENT_TYPES)
+    if dice.random() < 0.05:
+        headers |= {"ce-id": "1", "ce-specversion": "1.0", "ce-type": "t", "ce-source": "s"}
+    if dice.random() < 0.03:
+        headers["content-encoding"] = "gzip"
+    own = V1 if make is v1_content else V2
+    return {
+        "method": dice.choice(["POST"] * 15 + ["GET", "PUT"]),
+        "url": dice.choice([own] * 12 + [V1, V2, "/v1/models/other:predict", "/nowhere"]),
+        "content": body,
+        "headers": headers,
+    }
+
+
+async def test_both_ways_give_the_same_answers_to_thousands_of_requests(ways, pair):
+    dice = random.Random(0)
+    statuses: Counter[int] = Counter()
+    for _ in range(REQUESTS):
+        statuses[(await same(ways, **made(pair.candidates, dice))).status_code] += 1
+    assert statuses[200] > REQUESTS / 5
+    assert statuses[400] > REQUESTS / 8
+    assert {404, 405, 415} <= set(statuses)
+    assert not {status for status in statuses if status >= 500}
+
+
+async def test_plain_predictions_take_the_short_way(ways, pair, monkeypatch):
+    """Or the comparison says nothing."""
+    short, _, shortcut = ways
+
+    async def never(*_: object) -> None:
+        raise AssertionError("the long way")
+
+    monkeypatch.setattr(shortcut, "_app", never)
+    dice = random.Random(1)
+    for url, content in ((V1, v1_content), (V2, v2_content), (V2, v2_objects)):
+        response = await short.post(url, json=content(pair.candidates[:2], dice))
+        assert response.status_code == 200, response.text
+    with pytest.raises(AssertionError, match="the long way"):
+        await short.get("/v2/health/live")
+
+
+async def test_a_cloud_event_goes_the_long_way_and_is_answered_with_one(ways, pair):
+    event = {
+        "specversion": "1.0", "id": "7", "source": "here", "type": "candidate",
+        "time": "2026-01-01T00:00:00Z",
+        "data": {"instances": pair.candidates[:1]},
+    }  # fmt: skip
+    for content_type in ("application/json", "application/cloudevents+json"):
+        short, _, _ = ways
+        response = await short.post(V1, content=json.dumps(event), headers={"content-type": content_type})
+        assert response.status_code == 200, response.text
+        assert "placement_probability" in response.text
+
+
+async def test_too_long_a_body_is_refused_by_both(ways):
+    for url in (V1, V2):
+        response = await same(ways, method="POST", url=url, content=bytes(30_000))
+        assert response.status_code == 413

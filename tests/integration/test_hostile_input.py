@@ -1,0 +1,529 @@
+"""What nobody should send: it gets the status that says so, and the same one over every protocol.
+
+Ten thousand inputs a test, others each time: `make fuzz`.
+"""
+
+import json
+from base64 import b64encode
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+
+from inferenceservice.local.launch import TransformerProcess
+from tests.support.fuzzing import fuzz
+from tests.support.protocol_requests import V1, V2, Client, Outcome, Tensor, client
+from training.candidates import SAMPLE, SIGNATURE
+from training.generator import generate
+from transformer.bundle.signature import Number
+from transformer.protocols.json_body import MAX_VALUES
+from transformer.protocols.tensors import NUMPY_DTYPES
+
+VALID = generate(40, seed=9).candidates
+#: One more than the transformer takes.
+TOO_MANY = 51
+MAX_REQUEST_BYTES = 8 * 2**20
+INTEGERS = [name for name in NUMPY_DTYPES if "INT" in name]
+JSON_TYPE = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def ask(transformer_process: TransformerProcess) -> Iterator[Client]:
+    """A client of a transformer, which is still there after all that it was asked."""
+    with client(transformer_process.http_port, transformer_process.grpc_port) as asking:
+        yield asking
+        assert asking.v1([SAMPLE]).status == "answered"
+        assert transformer_process.poll() is None, transformer_process.tail()
+
+
+numbers = st.floats() | st.sampled_from([-0.0, 5e-324, 2.3e-308, 1e308, 1e39, 71.4])
+texts = st.one_of(
+    st.text(max_size=5).map(str.encode),
+    st.binary(max_size=6),
+    st.sampled_from([b"\xff\xfe", b"\xed\xa0\x80", b"{}", b"[" * 2_000, b"x" * 5_000]),
+)
+names = st.text(max_size=5) | st.sampled_from(
+    ["x" * 128, "x" * 129, "\U0001f4a9" * 128, "gender\0", "a.b[0]"]
+)
+dimensions = st.integers(-3, TOO_MANY) | st.sampled_from([2**31 - 1, 2**31, 2**63 - 1, -(2**63)])
+shapes = st.lists(dimensions, max_size=4).map(tuple)
+datatypes = st.sampled_from([*NUMPY_DTYPES, "BYTES", "STRING", "", "fp64", "FP64\0"])
+
+
+def one_value(datatype: str) -> st.SearchStrategy[Any]:
+    """A value that can be written down for the datatype, whether it holds it or not."""
+    if datatype in INTEGERS:
+        bits = max(32, np.dtype(NUMPY_DTYPES[datatype]).itemsize * 8)
+        return (
+            st.integers(0, 2**bits - 1)
+            if datatype[0] == "U"
+            else st.integers(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        )
+    if datatype == "BOOL":
+        return st.booleans()
+    return numbers if datatype in NUMPY_DTYPES else texts
+
+
+def some_values(datatype: str, count: int) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.lists(one_value(datatype), min_size=count, max_size=count).map(tuple)
+
+
+@st.composite
+def damaged(draw: st.DrawFn, tensor: Tensor) -> Tensor:
+    """The tensor with something wrong in it."""
+    count = len(tensor.values)
+    match draw(st.sampled_from(["name", "shape", "datatype", "narrow", "value", "length", "raw", "both"])):
+        case "name":
+            return replace(tensor, name=draw(names))
+        case "shape":
+            return replace(tensor, shape=draw(shapes))
+        case "datatype":
+            datatype = draw(datatypes)
+            return replace(tensor, datatype=datatype, values=draw(some_values(datatype, count)))
+        case "narrow" if tensor.datatype == "FP64":
+            # What was a fraction in 64 bits is another number in 16, and none at all in INT8.
+            datatype = draw(st.sampled_from(["FP16", "FP32", *INTEGERS]))
+            held = float if datatype in {"FP16", "FP32"} else int
+            return replace(tensor, datatype=datatype, values=tuple(held(value) for value in tensor.values))
+        case "value" if count:
+            place = draw(st.integers(0, count - 1))
+            value = draw(one_value(tensor.datatype))
+            return replace(tensor, values=(*tensor.values[:place], value, *tensor.values[place + 1 :]))
+        case "length":
+            return replace(tensor, values=draw(some_values(tensor.datatype, draw(st.integers(0, 5)))))
+        case "raw":
+            return replace(tensor, garbage=draw(st.binary(max_size=64)))
+        case "both":
+            return replace(tensor, both=True)
+    return tensor
+
+
+@st.composite
+def contents(draw: st.DrawFn) -> list[Tensor]:
+    """Tensors that were valid once."""
+    count = draw(st.sampled_from([1, 2, 3, TOO_MANY - 1, TOO_MANY]))
+    rows = (draw(st.lists(st.sampled_from(VALID), min_size=1, max_size=3)) * count)[:count]
+    if draw(st.integers(0, 4)) == 0:
+        tensors = [Tensor("candidates", "BYTES", (count,), tuple(json.dumps(row).encode() for row in rows))]
+    else:
+        tensors = [
+            Tensor(
+                field.name,
+                field.datatype,
+                draw(st.sampled_from([(count,), (count, 1)])),
+                tuple(
+                    float(row[field.name]) if isinstance(field, Number) else str(row[field.name]).encode()
+                    for row in rows
+                ),
+            )
+            for field in SIGNATURE.fields
+        ]
+    for _ in range(draw(st.integers(0, 3))):
+        place = draw(st.integers(0, len(tensors) - 1)) if tensors else 0
+        match draw(st.sampled_from(["damage"] * 6 + ["drop", "double", "more"])):
+            case "damage" if tensors:
+                tensors[place] = draw(damaged(tensors[place]))
+            case "drop":
+                del tensors[place : place + 1]
+            case "double" if tensors:
+                tensors.append(tensors[place])
+            case "more":
+                tensors.append(Tensor(draw(names), "INT8", (count,), (1,) * count))
+    return tensors
+
+
+def assert_same(one: Outcome | None, other: Outcome | None) -> None:
+    """The same answer, or the same error; where a protocol cannot say the content, there is none."""
+    if one is None or other is None:
+        return
+    assert one.status == other.status, (one, other)
+    if one.status == "answered":
+        assert one.content == pytest.approx(other.content, abs=1e-12)
+    elif "not both" not in one.content:
+        # How a tensor has two contents at once is said in each protocol's own words.
+        assert one.content == other.content
+
+
+@fuzz(150)
+@given(tensors=contents())
+def test_tensors_get_the_same_answer_or_error_over_rest_and_grpc(tensors, ask):
+    typed, raw = ask.v2_json(tensors), ask.v2_binary(tensors)
+    assert_same(typed, ask.grpc_typed(tensors))
+    assert_same(raw, ask.grpc_raw(tensors))
+    if not any(tensor.both or tensor.garbage is not None for tensor in tensors) and typed and raw:
+        assert typed.status == raw.status, (typed, raw)
+        if typed.status == "answered":
+            assert_same(typed, raw)
+
+
+def test_a_name_makes_no_error_too_long_for_grpc(ask):
+    tensors = [Tensor("\U0001f4a9" * 128, "BYTES", (20,), (b"{}",) * 20)]
+    error = ask.v2_json(tensors)
+    assert error.content.endswith("and 220 more problems")
+    assert_same(error, ask.grpc_typed(tensors))
+
+
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**64 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from([-0.0, 5e-324, 1e308, 71, 2**53 + 1]),
+    st.text(st.characters(codec="utf-8"), max_size=6),
+)
+
+
+def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+
+
+#: Whatever JSON can say, some levels deep.
+anything = scalars | containers(scalars | containers(scalars))
+
+
+@st.composite
+def candidates(draw: st.DrawFn) -> Any:
+    """A candidate with something strange in it, most of the time."""
+    if draw(st.integers(0, 19)) == 0:
+        return draw(anything)
+    row: dict[str, Any] = dict(draw(st.sampled_from(VALID)))
+    for name in draw(st.lists(st.sampled_from([*SIGNATURE.names, "other"]), max_size=3)):
+        row[name] = draw(anything)
+    for name in draw(st.lists(st.sampled_from(SIGNATURE.names), max_size=1)) if draw(st.booleans()) else ():
+        row.pop(name, None)
+    return row
+
+
+@fuzz(150)
+@given(rows=st.lists(candidates(), min_size=1, max_size=3))
+def test_candidates_get_the_same_answer_or_error_over_v1_v2_and_grpc(rows, ask):
+    first = ask.v1(rows)
+    if first.status != "answered":
+        first = Outcome(first.status, first.content.replace("instances[", "inputs.candidates["))
+    documents = tuple(json.dumps(row).encode() for row in rows)
+    tensors = [Tensor("candidates", "BYTES", (len(rows),), documents)]
+    for way in (ask.v2_json, ask.v2_binary, ask.grpc_typed, ask.grpc_raw):
+        assert_same(first, way(tensors))
+
+
+#: Requests that were well formed once: path, JSON, binary data behind it.
+FIELDS = [
+    {"name": one.name, "datatype": one.datatype, "shape": [1], "data": [SAMPLE[one.name]]}
+    for one in SIGNATURE.fields
+]
+EVENT = {
+    "specversion": "1.0",
+    "id": "1",
+    "source": "here",
+    "type": "candidate",
+    "time": "2026-01-01T00:00:00Z",
+    "data": {"instances": [SAMPLE]},
+}
+BINARY = {"name": "ssc_p", "datatype": "FP64", "shape": [2], "parameters": {"binary_data_size": 16}}
+TEXT = {"name": "gender", "datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": 10}}
+OUTPUT = {"name": "placement", "parameters": {"binary_data": True}}
+REQUESTS: list[tuple[str, Any, bytes]] = [
+    (V1, {"instances": [SAMPLE]}, b""),
+    (V1, EVENT, b""),
+    (V2, {"id": "1", "inputs": FIELDS, "outputs": [OUTPUT], "parameters": {"binary_data_output": True}}, b""),
+    (V2, {"inputs": [BINARY, TEXT]}, bytes(16) + b"\1\0\0\0M\1\0\0\0F"),
+    ("/v1/models/placement:explain", {"instances": [SAMPLE]}, b""),
+    ("/v2/models/placement/versions/v1/infer", {"inputs": FIELDS}, b""),
+    ("/v2/repository/models/placement/unload", {}, b""),
+]
+HEADERS = [
+    ("content-type", "text/plain"),
+    ("content-type", "application/cloudevents+json"),
+    ("content-type", "application/octet-stream"),
+    ("content-type", "application/json; charset=utf-16"),
+    ("content-encoding", "gzip"),
+    ("ce-specversion", "1.0"),
+    ("ce-id", "1"),
+    ("ce-source", "here"),
+    ("ce-type", "candidate"),
+    ("ce-time", "never"),
+    ("ce-contenttype", "application/json"),
+    ("authorization", b"Bearer \xff"),
+    ("x-b3-traceid", ""),
+]
+
+
+@st.composite
+def rewritten(draw: st.DrawFn, document: Any) -> Any:
+    """A JSON document with something else in one place of it, or nothing."""
+    if not isinstance(document, (dict, list)) or not document or draw(st.integers(0, 3)) == 0:
+        return draw(anything)
+    keys = list(document) if isinstance(document, dict) else range(len(document))
+    key = draw(st.sampled_from(keys))
+    copy = document.copy()
+    match draw(st.sampled_from(["in", "in", "in", "drop", "add"])):
+        case "in":
+            copy[key] = draw(rewritten(document[key]))
+        case "drop":
+            del copy[key]
+        case "add" if isinstance(copy, dict):
+            copy[draw(st.text(max_size=3))] = draw(anything)
+        case "add":
+            copy.append(draw(anything))
+    return copy
+
+
+@st.composite
+def garbled(draw: st.DrawFn, body: bytes) -> bytes:
+    """Bytes with some cut out, changed, doubled or put in."""
+    for _ in range(draw(st.integers(0, 2))):
+        start = draw(st.integers(0, len(body)))
+        end = min(len(body), start + draw(st.integers(0, 40)))
+        put = draw(st.one_of(st.just(b""), st.binary(max_size=4), st.just(body[start:end] * 2)))
+        body = body[:start] + put + body[end:]
+    return body
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[str, bytes, dict[str, str | bytes]]:
+    """Path, body and headers of a request with something wrong anywhere in it."""
+    path, document, binary = draw(st.sampled_from(REQUESTS))
+    for _ in range(draw(st.integers(0, 2))):
+        document = draw(rewritten(document))
+    head = json.dumps(document).encode()
+    headers: dict[str, str | bytes] = {}
+    if binary:
+        headers["inference-header-content-length"] = str(len(head))
+    if draw(st.integers(0, 4)) == 0:
+        length = st.integers(-1, len(head) + len(binary) + 1).map(str)
+        headers["inference-header-content-length"] = draw(
+            length | st.sampled_from(["", "1e3", "9" * 30, b"\xb2"])
+        )
+    if draw(st.integers(0, 2)) == 0:
+        headers |= dict(draw(st.lists(st.sampled_from(HEADERS), max_size=6)))
+    body = head + binary
+    return path, draw(garbled(body)) if draw(st.booleans()) else body, headers
+
+
+@fuzz(300)
+@given(request=requests())
+def test_a_broken_request_gets_an_answer(request, ask):
+    path, body, headers = request
+    ask.rest(path, body, headers)
+
+
+MESSAGES = [
+    pb.ModelInferRequest(
+        model_name="placement",
+        id="1",
+        inputs=[
+            {"name": "candidates", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [b"{}"]}}
+        ],
+        outputs=[{"name": "placement"}],
+        parameters={"content_type": {"string_param": "pd"}},
+    ).SerializeToString(),
+    pb.ModelInferRequest(
+        model_name="placement",
+        inputs=[{"name": "ssc_p", "datatype": "FP64", "shape": [1]}],
+        raw_input_contents=[bytes(8)],
+    ).SerializeToString(),
+]
+
+
+@fuzz(150)
+@given(message=st.sampled_from(MESSAGES).flatmap(garbled) | st.binary(max_size=40))
+def test_a_broken_message_gets_an_answer(message, ask):
+    answer = ask.grpc(message)
+    try:
+        pb.ModelInferRequest.FromString(message)
+    except DecodeError:
+        assert answer == ("invalid", "the message is none of its method's")
+    else:
+        assert answer.content != "the message is none of its method's"
+
+
+def filled(start: bytes, item: bytes, end: bytes) -> bytes:
+    """As many items as a request may have bytes."""
+    return start + item * ((MAX_REQUEST_BYTES - len(start) - len(end)) // len(item)) + end
+
+
+def different_tensors() -> bytes:
+    one = '{"name":"%x","datatype":"INT8","shape":[1],"data":[1]}'
+    tensors = [one % number for number in range(MAX_REQUEST_BYTES // 64)]
+    return f'{{"inputs":[{",".join([*tensors, tensors[-1]])}]}}'.encode()
+
+
+def empty_strings() -> tuple[bytes, dict[str, str]]:
+    count = MAX_REQUEST_BYTES // 4 - 100
+    parameters = {"binary_data_size": 4 * count}
+    tensor = {"name": "gender", "datatype": "BYTES", "shape": [count], "parameters": parameters}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    return head + bytes(4 * count), {"inference-header-content-length": str(len(head))}
+
+
+def elements_of_json() -> list[bytes]:
+    """As many as a request may have, each of fewer values than a request may have."""
+    one = b"[" + b"[]," * (MAX_VALUES // 4) + b"[]]"
+    return [one] * ((MAX_REQUEST_BYTES - 1000) // len(one))
+
+
+def json_in_elements() -> tuple[bytes, dict[str, str]]:
+    data = b"".join(len(one).to_bytes(4, "little") + one for one in elements_of_json())
+    parameters = {"binary_data_size": len(data)}
+    shape = [len(elements_of_json())]
+    tensor = {"name": "candidates", "datatype": "BYTES", "shape": shape, "parameters": parameters}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    return head + data, {"inference-header-content-length": str(len(head))}
+
+
+def json_in_base64(more: dict[str, str] | None = None) -> tuple[bytes, dict[str, str]]:
+    data = filled(b'{"instances":[', b"[],", b"[]]}")[: MAX_REQUEST_BYTES // 4 * 3 - 1000]
+    event = {"specversion": "1.0", "id": "1", "source": "a", "type": "b"}
+    headers = {f"ce-{name}": value for name, value in event.items()}
+    headers |= {"content-type": "application/cloudevents+json", **(more or {})}
+    return json.dumps({**event, "data_base64": b64encode(data).decode()}).encode(), headers
+
+
+TENSOR = b'{"name":"ssc_p","datatype":"FP64","shape":[1],"data":[1]}'
+LARGE: dict[str, tuple[str, bytes, dict[str, str]]] = {
+    "instances that are none": (V1, filled(b'{"instances":[', b"[],", b"[]]}"), {}),
+    "depth": (V1, filled(b'{"instances":', b"[", b""), {}),
+    "keys": (V1, filled(b'{"instances":[{', b'"":0,', b'"":0}]}'), {}),
+    "tensors that are none": (V2, filled(b'{"inputs":[', b"{},", b"{}]}"), {}),
+    "tensors of one name": (V2, filled(b'{"inputs":[', TENSOR + b",", TENSOR + b"]}"), {}),
+    "tensors of two names": (V2, different_tensors(), {}),
+    "a shape of strings": (V2, filled(b'{"inputs":[{"shape":[', b'"",', b'""]}]}'), {}),
+    "a shape": (V2, filled(b'{"inputs":[{"name":"a","datatype":"INT8","shape":[', b"1,", b"1]}]}"), {}),
+    "outputs that are none": (V2, filled(b'{"inputs":[],"outputs":[', b"0,", b"0]}"), {}),
+    "empty strings": (V2, *empty_strings()),
+    "JSON in a few elements": (V2, *json_in_elements()),
+    "JSON in base64": (V1, *json_in_base64()),
+    "JSON in base64, with its type": (V1, *json_in_base64({"ce-contenttype": "application/json"})),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_request_of_many_things_is_refused(name, ask):
+    path, body, headers = LARGE[name]
+    assert len(body) <= MAX_REQUEST_BYTES
+    assert ask.rest(path, body, headers).status in {"invalid", "too large"}
+
+
+MODEL = pb.ModelInferRequest(model_name="placement").SerializeToString()
+NOTHING = pb.ModelInferRequest(inputs=[{}]).SerializeToString()
+
+
+def of(**part: Any) -> bytes:
+    """A request of many parts."""
+    return filled(MODEL, pb.ModelInferRequest(**part).SerializeToString(), b"")
+
+
+def of_one_tensor(part: bytes, **head: Any) -> bytes:
+    """A request of one tensor that has many parts."""
+    tensor = pb.ModelInferRequest.InferInputTensor(**head).SerializeToString()
+    tensor += part * ((MAX_REQUEST_BYTES - 1000) // len(part))
+    # Field 5, and how long it is.
+    return MODEL + b"\x2a" + varint(len(tensor)) + tensor
+
+
+def of_packed_shape() -> bytes:
+    """A request of one tensor whose shape is one field of millions of numbers."""
+    shape = b"\x01" * (MAX_REQUEST_BYTES - 1000)
+    tensor = b"\x0a\x01a" + b"\x1a" + varint(len(shape)) + shape
+    return MODEL + b"\x2a" + varint(len(tensor)) + tensor
+
+
+def varint(number: int) -> bytes:
+    """A length, in as many bytes as the largest takes."""
+    return bytes([number >> 7 * place & 0x7F | 0x80 for place in range(4)]) + b"\x00"
+
+
+def of_contents(contents: list[bytes], rows: int) -> bytes:
+    """A request of one tensor with these contents."""
+    head = {"name": "candidates", "datatype": "BYTES", "shape": [rows]}
+    tensor = {**head, "contents": {"bytes_contents": contents}}
+    return pb.ModelInferRequest(model_name="placement", inputs=[tensor]).SerializeToString()
+
+
+PARAMETER = pb.ModelInferRequest.InferInputTensor(parameters={"a": {"int64_param": 1}}).SerializeToString()
+INT8 = {"name": "a", "datatype": "INT8", "shape": [1], "contents": {"int_contents": [1]}}
+LARGE_MESSAGES = {
+    "tensors that are none": of(inputs=[{}]),
+    "tensors of one name": of(inputs=[INT8]),
+    "raw contents": of(raw_input_contents=[b""]),
+    "outputs": of(outputs=[{}]),
+    "a group before tensors": filled(MODEL + b"\x7b\x7c", NOTHING, b""),
+    "parameters of a tensor": of_one_tensor(PARAMETER, name="a", datatype="INT8", shape=[1]),
+    "a shape of many dimensions": of_one_tensor(b"\x18\x01", name="a", datatype="INT8"),
+    "a packed shape of many dimensions": of_packed_shape(),
+    "empty contents": of_contents([b""] * (MAX_REQUEST_BYTES // 2 - 100), 1),
+    "JSON in a few elements": of_contents(elements_of_json(), len(elements_of_json())),
+    "a number without an end": b"\xff" * MAX_REQUEST_BYTES,
+    "a length without an end": MODEL + b"\x2a" + b"\xff" * (MAX_REQUEST_BYTES - 100),
+}
+
+
+#: Those that are wrong, too, and whose number costs nothing.
+INVALID = {
+    "a packed shape of many dimensions",
+    "empty contents",
+    "a number without an end",
+    "a length without an end",
+}
+
+
+@pytest.mark.parametrize("name", LARGE_MESSAGES)
+def test_a_message_of_many_things_is_refused(name, ask):
+    assert len(LARGE_MESSAGES[name]) <= MAX_REQUEST_BYTES
+    assert ask.grpc(LARGE_MESSAGES[name]).status == ("invalid" if name in INVALID else "too large")
+
+
+def test_a_message_that_is_large_once_it_is_unpacked_is_refused(ask):
+    message = pb.ModelInferRequest(raw_input_contents=[bytes(8 * MAX_REQUEST_BYTES)]).SerializeToString()
+    assert ask.grpc(message, grpc.Compression.Gzip).status == "too large"
+
+
+def test_large_requests_leave_no_memory_behind(ask, transformer_process):
+    def ask_all() -> int:
+        for path, body, headers in LARGE.values():
+            ask.rest(path, body, headers)
+        for message in LARGE_MESSAGES.values():
+            ask.grpc(message)
+        return psutil.Process(transformer_process.pid).memory_info().rss
+
+    ask_all()
+    before = ask_all()
+    # If those of one kind stayed, it were as many of the longest; what the allocator keeps comes and goes.
+    after = [ask_all() for _ in range(5)]
+    assert after[-1] - before < 4 * MAX_REQUEST_BYTES
+    # All that this process has been sent so far, and the limit of the InferenceService's container is 1 GiB.
+    assert peak_bytes(transformer_process.pid) < 2**29
+
+
+def test_refused_messages_are_forgotten_at_once(ask, transformer_process):
+    """Not when the garbage collector comes, which a refusal gives no reason to: there were 20 MB of each."""
+
+    def refused_often() -> int:
+        for _ in range(10):
+            for message in LONG:
+                assert ask.grpc(message).status in {"invalid", "not found"}
+        return psutil.Process(transformer_process.pid).memory_info().rss
+
+    before = refused_often()
+    assert refused_often() - before < 5 * MAX_REQUEST_BYTES
+
+
+LONG = [
+    pb.ModelInferRequest(model_name="placement", id="x" * (MAX_REQUEST_BYTES - 1000)).SerializeToString(),
+    pb.ModelInferRequest(model_name="x" * (MAX_REQUEST_BYTES - 1000)).SerializeToString(),
+]
+
+
+def peak_bytes(pid: int) -> int:
+    """The most memory that a process has had."""
+    (line,) = (one for one in Path(f"/proc/{pid}/status").read_text().splitlines() if one.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024

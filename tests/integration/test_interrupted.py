@@ -1,0 +1,114 @@
+"""Ctrl-C in the middle of a rollout: it goes back, after the step that is under way; twice leaves a word."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from inferenceservice.rollout import rollback, rollout
+from tests.support.in_memory_target import MemoryTarget, stranger
+
+
+def interrupted_during(target: MemoryTarget, *steps: str) -> None:
+    """Interrupt whoever takes these steps, one after the other, when what they change is changed."""
+    left = list(steps)
+
+    async def during(step: str) -> None:
+        if step in left[:1]:
+            left.pop(0)
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(0)
+
+    target.during = during
+
+
+async def test_an_interrupted_rollout_goes_back(pair):
+    target = MemoryTarget(pair.old)
+    interrupted_during(target, "predictor v2")
+    told: list[str] = []
+    with pytest.raises(asyncio.CancelledError):
+        await rollout(target, str(pair.new), told.append)
+    assert target.steps == ["transformer v2", "predictor v2", "predictor v1", "transformer v1"]
+    assert told[2] == "interrupted; going back"
+    assert told[-1] == "all is as before"
+
+
+async def test_what_an_interrupted_step_still_does_is_waited_for_and_undone(pair):
+    """The local service finishes a step whose caller has gone."""
+    target = MemoryTarget(pair.old)
+    interrupted_during(target, "transformer v2")
+
+    async def finishes() -> None:
+        if target.steps:
+            target.now = replace(target.now, predictor_uri=str(pair.new))
+
+    target.settle = finishes
+    with pytest.raises(asyncio.CancelledError):
+        await rollout(target, str(pair.new), print)
+    assert target.steps == ["transformer v2", "predictor v1", "transformer v1"]
+
+
+@pytest.mark.parametrize("change", [rollout, lambda target, _, progress: rollback(target, progress)])
+async def test_what_someone_else_was_interrupted_in_is_waited_for(change, pair):
+    """`placement rollout` right after the one that was interrupted twice."""
+    target = MemoryTarget(pair.old)
+    target.now = replace(target.now, transformer_uri=str(pair.new))
+
+    async def finishes() -> None:
+        target.now = replace(target.now, predictor_uri=str(pair.new), previous_uri=str(pair.old))
+
+    target.settle = finishes
+    assert await change(target, str(pair.old), print) == "v1"
+    assert target.steps == ["predictor v1", "transformer v1"]
+
+
+@pytest.mark.parametrize("step", ["settle", "predictor v1", "transformer v1"])
+async def test_whoever_interrupts_twice_is_told_what_mends_it(step, pair):
+    target = MemoryTarget(pair.old)
+    interrupted_during(target, "predictor v2", step)
+    told: list[str] = []
+    with pytest.raises(asyncio.CancelledError):
+        await rollout(target, str(pair.new), told.append)
+    assert step in (target.steps[-1], "settle")
+    assert told[-1] == (
+        "interrupted while going back; what serves now may be of two versions: `placement status` shows it, "
+        f"`placement rollout {pair.old}` mends it"
+    )
+    interrupted_during(target)
+    await rollout(target, str(pair.old), told.append)
+    assert (target.now.transformer_uri, target.now.predictor_uri) == (str(pair.old), str(pair.old))
+
+
+async def test_between_strangers_only_force_mends_it(pair, tmp_path):
+    target = MemoryTarget(pair.new)
+    interrupted_during(target, "both v9", "settle")
+    told: list[str] = []
+    with pytest.raises(asyncio.CancelledError):
+        await rollout(target, str(stranger(pair.new, tmp_path / "v9")), told.append, force=True)
+    assert told[-1].endswith(f"`placement rollout {pair.new} --force` mends it")
+    await rollout(target, str(pair.new), told.append, force=True)
+    assert target.steps[-1] == "both v2"
+
+
+async def test_an_interrupted_canary_is_mended_as_well(pair):
+    target = MemoryTarget(pair.old)
+    interrupted_during(target, "canary v2", "settle")
+    told: list[str] = []
+    with pytest.raises(asyncio.CancelledError):
+        await rollout(target, str(pair.new), told.append, canary=10)
+    assert told[-1].endswith(f"`placement rollout {pair.old}` mends it")
+    await rollout(target, str(pair.old), told.append)
+    assert target.steps[-2:] == ["end canary", "transformer v1"]
+
+
+async def test_an_interrupted_rollback_says_how_it_is_finished(pair):
+    target = MemoryTarget(pair.new)
+    target.now = replace(target.now, previous_uri=str(pair.old))
+    interrupted_during(target, "transformer v1")
+    told: list[str] = []
+    with pytest.raises(asyncio.CancelledError):
+        await rollback(target, told.append)
+    assert told[-1].startswith("interrupted while going back; what serves now may be of two versions")
+    assert told[-1].endswith(f"`placement rollout {pair.old}` mends it")

@@ -1,0 +1,478 @@
+"""`placement predict`: files are read in constant memory, and what is wrong is told in terms of the file."""
+
+import asyncio
+import contextlib
+import csv
+import io
+import json
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import orjson
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from placement import cli, predict_command
+from placement.client import Answer, Busy, ClientError, Refused, connect, tensors, to_json
+from training.candidates import SAMPLE, SIGNATURE
+from training.data import DataError
+from transformer.bundle.signature import Number, Signature
+from transformer.bundle.validation import validate
+from transformer.errors import ServiceError
+from transformer.protocols import v1, v2
+
+FIELDS = {field.name: field.datatype for field in SIGNATURE.fields}
+ROW = {name: str(value) for name, value in SAMPLE.items()}
+#: A signature with a field that may be left out.
+WITH_DEFAULT = Signature(
+    fields=tuple(
+        field.model_copy(update={"default": 60.0}) if field.name == "mba_p" else field
+        for field in SIGNATURE.fields
+    )
+)
+
+
+class Judge:
+    """A client whose service is this project's own decoding and validation, without a network."""
+
+    def __init__(self, protocol: str, signature: Signature) -> None:
+        self._protocol = protocol
+        self._signature = signature
+        self.asked = 0
+
+    async def fields(self):
+        return {field.name: field.datatype for field in self._signature.fields}
+
+    async def predict(self, candidates):
+        await asyncio.sleep(0)
+        self.asked += len(candidates)
+        try:
+            validate(self._decoded(candidates), self._signature)
+        except ServiceError as error:
+            raise Refused(str(error)) from error
+        prediction = {"placement": True, "placement_probability": 0.5}
+        return Answer([prediction] * len(candidates), "v1")
+
+    async def close(self):
+        pass
+
+    def _decoded(self, candidates):
+        if self._protocol == "v1":
+            return v1.decode(to_json({"instances": candidates}), "placement", 10_000).candidates
+        inputs = tensors(candidates, {field.name: field.datatype for field in self._signature.fields})
+        if self._protocol == "grpc":
+            objects = [to_json(candidate).decode() for candidate in candidates]
+            inputs = [
+                {"name": "candidates", "datatype": "BYTES", "shape": [len(objects)], "data": objects},
+            ]
+        body = to_json({"inputs": inputs})
+        named = {"model_name": "placement", "name": "placement", "fields": self._signature.names}
+        return v2.decode(body, None, **named, max_candidates=10_000).candidates
+
+
+@pytest.fixture(params=["v1", "v2", "grpc"])
+def protocol(request):
+    return request.param
+
+
+@pytest.fixture
+def predict(monkeypatch, capsys):
+    """Run the command; gives its exit status, output and errors without the command's name."""
+
+    def run(file, *options, protocol="v1", signature=SIGNATURE):
+        judge = Judge(protocol, signature)
+        monkeypatch.setattr(predict_command, "connect", lambda *_: judge)
+        status = cli.main(["predict", str(file), *options])
+        out, err = capsys.readouterr()
+        return SimpleNamespace(
+            status=status, out=out, err=err.removeprefix("placement predict: ").strip(), asked=judge.asked
+        )
+
+    return run
+
+
+def table(*rows, columns=None, separator=","):
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns or list(ROW), delimiter=separator)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content, name="a.csv"):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+def test_each_row_has_its_prediction(predict, write, protocol):
+    result = predict(write(table(*[ROW] * 1234)), "--json", protocol=protocol)
+    assert (result.status, result.err) == (0, "")
+    assert (
+        json.loads(result.out)
+        == [{"placement": True, "placement_probability": 0.5, "model_version": "v1"}] * 1234
+    )
+
+
+def test_a_request_that_cannot_be_taken_now_is_sent_again(predict, write, monkeypatch):
+    busy = iter([True, True, False])
+    real = Judge.predict
+
+    async def sometimes(self, candidates):
+        if next(busy):
+            raise Busy("20000 candidates are waiting already", after_s=0.0)
+        return await real(self, candidates)
+
+    monkeypatch.setattr(Judge, "predict", sometimes)
+    done = predict(write(table(ROW)), "--json")
+    assert (done.status, done.asked) == (0, 1)
+
+
+def test_a_service_that_stays_busy_is_given_up_on(predict, write, monkeypatch):
+    async def never(_, __):
+        raise Busy("20000 candidates are waiting already", after_s=0.0)
+
+    monkeypatch.setattr(Judge, "predict", never)
+    done = predict(write(table(ROW)))
+    assert done.status == 1
+    assert "waiting already" in done.err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\ufeff" + table(ROW),
+        table(ROW, columns=sorted(ROW, reverse=True)),
+        table({"sl_no": "1", **ROW}, columns=["sl_no", *ROW]),
+        table(ROW).replace("\r\n", "\n\n"),
+        table(ROW).replace("\r\n", "\r"),
+    ],
+    ids=["byte order mark", "another order", "a foreign column", "empty lines", "carriage returns"],
+)
+def test_what_training_reads_is_read(predict, write, content):
+    result = predict(write(content))
+    assert (result.status, result.err, result.asked) == (0, "", 1)
+    assert len(result.out.splitlines()) == 2
+
+
+def test_a_table_without_rows_has_no_predictions(predict, write):
+    assert predict(write(table()), "--json").out == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("7_1", "must be a finite number, got '7_1'"),
+        ("nan", "must be a finite number, got 'nan'"),
+        ("-inf", "must be a finite number, got '-inf'"),
+        ("1e999", "must be a finite number, got '1e999'"),
+        ("many", "must be a finite number, got 'many'"),
+        ("58,66", "must be a finite number, got '58,66'"),
+        ("9" * 1000 + "x", "must be a finite number, got '" + "9" * 38 + "…"),
+    ],
+)
+def test_what_is_no_number_is_refused_before_anything_is_asked(predict, write, value, message):
+    path = write(table(ROW, {**ROW, "ssc_p": value}))
+    result = predict(path)
+    assert (result.status, result.out, result.asked) == (1, "", 0)
+    assert result.err == f"{path}: row 2 (line 3), column 'ssc_p': {message}"
+
+
+def test_all_that_is_no_number_is_told_up_to_twenty_and_then_counted(predict, write):
+    rows = [ROW] * 700 + [{**ROW, "mba_p": "?", "ssc_p": "?"}] * 700
+    lines = predict(write(table(*rows))).err.splitlines()
+    assert len(lines) == 21
+    assert "row 701 (line 702), column 'ssc_p': must be a finite number" in lines[0]
+    assert "row 701 (line 702), column 'mba_p': must be a finite number" in lines[1]
+    assert lines[-1] == "and 1380 more problems"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "must have a line of column names and at least one row"),
+        ("ssc_p," + table(ROW), "column 'ssc_p' stands twice"),
+        (table(ROW) + "M,71\n", "row 2 (line 3): must have 12 cells, got 2"),
+        (table(ROW).rstrip() + ",more\n", "row 1 (line 2): must have 12 cells, got 13"),
+        (table(ROW, separator=";"), "must be separated by commas, got ';'"),
+        (table(ROW, separator="\t"), "must be separated by commas, got '\\t'"),
+        (table(ROW, {**ROW, "gender": "ä"}).encode("latin-1"), "line 3: must be UTF-8"),
+        (table(ROW).encode("utf-16"), "line 1: must be UTF-8"),
+        (table({**ROW, "gender": "M" * 200_000}), "line 2: field larger than field limit (131072)"),
+        (table(ROW) + '"open', "line 3: unexpected end of data"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 80 else "",
+)
+def test_a_file_that_is_no_table_is_refused_in_one_line(predict, write, content, message):
+    path = write(content)
+    result = predict(path)
+    assert (result.status, result.asked) == (1, 0)
+    assert result.err == f"{path}: {message}"
+
+
+def test_a_table_of_something_else_is_refused(predict, write):
+    result = predict(write("a,b\n1,2\n"))
+    assert "a.csv: column 'gender' is missing, found: a, b\n" in result.err
+    assert result.err.count("is missing") == len(ROW)
+
+
+def test_a_missing_file_is_refused(predict, tmp_path):
+    for name in ("none.csv", "none.json"):
+        assert predict(tmp_path / name).err == f"{tmp_path / name}: No such file or directory"
+
+
+# What the service judges
+
+
+def test_the_services_problems_are_told_by_row_and_column(predict, write, protocol):
+    bad = {**ROW, "ssc_p": "710", "gender": "X; instances[3].mba_p: n"}
+    path = write(table(*[ROW] * 1200, bad, {**ROW, "mba_p": ""}))
+    result = predict(path, protocol=protocol)
+    assert result.status == 1
+    assert result.err.splitlines() == [
+        f"{path}: row 1201 (line 1202), column 'gender': must be one of M, F, got 'X; instances[3].mba_p: n'",
+        f"{path}: row 1201 (line 1202), column 'ssc_p': must be 0 to 100, got 710.0",
+        f"{path}: row 1202 (line 1203), column 'mba_p': is required, expected 0 to 100",
+    ]
+
+
+def test_the_services_count_of_problems_is_kept(predict, write, protocol):
+    lines = predict(write(table(*[{**ROW, "ssc_p": "710"}] * 50)), protocol=protocol).err.splitlines()
+    assert len(lines) == 21
+    assert lines[19].endswith("row 20 (line 21), column 'ssc_p': must be 0 to 100, got 710.0")
+    assert lines[20] == "and 30 more problems"
+
+
+def test_a_missing_column_is_named_once(predict, write, protocol):
+    columns = [name for name in ROW if name not in ("ssc_p", "workex")]
+    row = {name: ROW[name] for name in columns}
+    path = write(table(*[{**row, "gender": "X"}] * 30, columns=columns))
+    found = ", ".join(columns)
+    assert predict(path, protocol=protocol).err.splitlines() == [
+        f"{path}: column 'ssc_p' is missing, found: {found}",
+        f"{path}: column 'workex' is missing, found: {found}",
+    ]
+
+
+def test_a_column_that_the_service_does_not_need_may_be_missing(predict, write, protocol):
+    columns = [name for name in ROW if name != "mba_p"]
+    content = table({name: ROW[name] for name in columns}, columns=columns)
+    result = predict(write(content), protocol=protocol, signature=WITH_DEFAULT)
+    assert (result.status, result.err) == (0, "")
+
+
+def test_problems_of_a_list_are_told_by_candidate_and_field(predict, write, protocol):
+    path = write(json.dumps([SAMPLE] * 1200 + [{**SAMPLE, "ssc_p": "high"}]), "a.json")
+    told = predict(path, protocol=protocol).err
+    assert told.startswith(f"{path}: candidate 1201, field 'ssc_p': must be a number, ")
+    assert told.endswith(", got a string 'high'")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["x'; instances[0].mba_p: \"", "\\" * 60, "'" * 60, "é" * 60, '"; inputs.ssc_p[2]: ', "a" * 38 + "\\'b"],
+)
+def test_whatever_a_value_looks_like_it_stays_one_problem(predict, write, protocol, value):
+    path = write(json.dumps([{**SAMPLE, "gender": value, "workex": value}]), "a.json")
+    lines = predict(path, protocol=protocol).err.splitlines()
+    assert [line.partition(": must")[0] for line in lines] == [
+        f"{path}: candidate 1, field 'gender'",
+        f"{path}: candidate 1, field 'workex'",
+    ]
+
+
+def test_field_names_are_taken_as_they_are():
+    source = predict_command.Source("a.json", iter(()), 0, {"a": "FP64", "a.b": "FP64", "(": "BYTES"})
+    chunk = [predict_command.Located("candidate 1, field", {})]
+    text = "instances[0].a.b: is required; inputs.([0]: is required; inputs.candidates[0].a: is required"
+    assert predict_command.in_the_file(text, chunk, source).splitlines() == [
+        "a.json: candidate 1, field 'a.b': is required",
+        "a.json: candidate 1, field '(': is required",
+        "a.json: candidate 1, field 'a': is required",
+    ]
+
+
+@pytest.mark.parametrize(
+    "message", ["the predictor is not ready: see instances[0].ssc_p: x", "instances[7].ssc_p: x", ""]
+)
+def test_a_message_about_no_candidate_stays_as_it_is(message):
+    source = predict_command.Source("a.json", iter(()), 0, FIELDS)
+    assert predict_command.in_the_file(message, [], source) == message
+
+
+# JSON
+
+
+def test_a_candidate_a_list_and_a_v1_request_are_read(predict, write):
+    for content in (SAMPLE, [SAMPLE], {"instances": [SAMPLE]}):
+        assert predict(write(json.dumps(content), "a.json")).asked == 1
+    assert predict(write("\ufeff" + json.dumps(SAMPLE), "a.json")).asked == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[" * 100_000, "is not JSON: depth limit exceeded"),
+        (b'[{"ssc_p": NaN}]', "is not JSON: unexpected character"),
+        (b'[{"ssc_p": 1e999}]', "is not JSON: number is infinity"),
+        (b'[{"gender": "\xff"}]', "is not JSON: str is not valid UTF-8"),
+        (b"", "is not JSON: "),
+        (b"7", "must be a candidate, a list of them, or a V1 request"),
+        (b'{"instances": 7}', "must be a candidate, a list of them, or a V1 request"),
+        (b"[{}, 7]", "candidate 2: must be an object with the candidate's fields"),
+    ],
+    ids=["deep", "NaN", "infinity", "latin-1", "empty", "a number", "no instances", "a number in a list"],
+)
+def test_what_is_no_json_of_candidates_is_refused_in_one_line(predict, write, monkeypatch, content, message):
+    path = write(content, "a.json")
+    result = predict(path)
+    assert (result.status, result.asked) == (1, 0)
+    assert result.err.startswith(f"{path}: {message}")
+    assert len(result.err.splitlines()) == 1
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert predict("-").err.startswith(f"standard input: {message}")
+
+
+def test_a_value_that_is_nested_too_deep_to_be_sent_is_refused(predict, write, protocol):
+    path = write(b'{"gender": ' + b"[" * 900 + b"]" * 900 + b"}", "a.json")
+    assert predict(path, protocol=protocol).err == (
+        "a candidate cannot be sent as JSON: Recursion limit reached"
+    )
+
+
+# Memory and start
+
+
+def test_a_long_table_is_read_in_constant_memory(write):
+    path = write(table(*[ROW] * 20_000))
+    size = path.stat().st_size
+    with ExitStack() as stack:
+        source = predict_command.read(str(path), FIELDS, stack)
+        tracemalloc.start()
+        try:
+            assert sum(1 for _ in source.candidates) == source.total == 20_000
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < size / 5
+
+
+def test_predictions_come_while_the_file_is_read(write, monkeypatch):
+    async def first() -> int:
+        read = []
+        with ExitStack() as stack:
+            source = predict_command.read(str(write(table(*[ROW] * 9000))), FIELDS, stack)
+            rows = (read.append(None) or located for located in source.candidates)
+            counted = predict_command.Source("", rows, None, FIELDS, source.table)
+            async with contextlib.aclosing(
+                predict_command._answers(Judge("v1", SIGNATURE), counted)
+            ) as answers:
+                await anext(answers)
+        return len(read)
+
+    assert asyncio.run(first()) == predict_command.CHUNK * predict_command.IN_FLIGHT
+
+
+def test_predicting_and_reading_need_no_data_science():
+    code = (
+        "import sys, placement.cli, placement.predict_command, training.data; "
+        "print(*sorted({'numpy', 'pandas', 'scipy', 'sklearn', 'joblib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_requests_that_fail_together_are_all_accounted_for(write, caplog, predict):
+    result = predict(write(table(*[{**ROW, "ssc_p": "710"}] * 5000)))
+    import gc
+
+    gc.collect()
+    assert len(result.err.splitlines()) == 21
+    assert not caplog.records
+
+
+# Where the service is
+
+
+@pytest.mark.parametrize("url", ["localhost:8180", "http://", "ftp://host", "127.0.0.1", "http:/host"])
+def test_a_rest_url_needs_its_scheme(url):
+    with pytest.raises(ClientError, match=rf"--url {url}: must start with http:// \(or https://\), as"):
+        connect(url, "placement", "v1")
+
+
+@pytest.mark.parametrize("url", ["http://localhost:8081", "localhost", "grpc://host:1", "host:port"])
+def test_a_grpc_address_has_none(url):
+    with pytest.raises(ClientError, match=f"--url {url}: must be host:port for gRPC, as 127.0.0.1:8081"):
+        connect(url, "placement", "grpc")
+
+
+@contextlib.asynccontextmanager
+async def answering(content: bytes) -> AsyncIterator[str]:
+    """A port that answers everything with these bytes; gives ``host:port``."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(content)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        yield f"{host}:{port}"
+
+
+async def refusal(url: str, protocol: str = "v1") -> str:
+    client = connect(url, "placement", protocol)
+    try:
+        with pytest.raises(ClientError) as raised:
+            await client.fields()
+    finally:
+        await client.close()
+    return str(raised.value)
+
+
+async def test_a_port_that_is_not_http_is_named_without_what_it_said():
+    async with answering(b"SSH-2.0-OpenSSH_9.6\r\n\x00\xff\r\n\r\n") as address:
+        assert await refusal(f"http://{address}") == (
+            f"http://{address}/v2/models/placement does not answer as a placement service does: --url must "
+            "be that of its REST port (for its gRPC port, add --protocol grpc)"
+        )
+        told = await refusal(address, "grpc")
+    assert told == f"{address} does not answer over gRPC; set --url"
+
+
+@pytest.mark.parametrize(
+    "content", [{}, [], {"inputs": [{}]}, {"inputs": 7}, "<html>", None], ids=orjson.dumps
+)
+@pytest.mark.parametrize("status", [200, 404])
+async def test_another_http_service_is_named_too(content, status):
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response(content, status=status)
+
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", answer)
+    async with TestServer(application) as server:
+        url = str(server.make_url("")).rstrip("/")
+        assert "does not answer as a placement service does" in await refusal(url)
+
+
+async def test_nobody_at_the_address_is_told():
+    async with answering(b"") as address:
+        pass
+    assert "does not answer; start it with `make run`, or set --url" in await refusal(f"http://{address}")
+    assert await refusal(address, "grpc") == f"{address} does not answer over gRPC; set --url"
+
+
+def test_data_errors_are_among_what_the_command_tells():
+    assert set(predict_command.errors()) == {ClientError, DataError, predict_command.InputError}
+    assert issubclass(Refused, ClientError)
+    assert all(isinstance(field, Number) == (FIELDS[field.name] == "FP64") for field in SIGNATURE.fields)

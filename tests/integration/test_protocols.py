@@ -1,0 +1,497 @@
+"""Every form of a request, over every protocol, gives the score that scikit-learn gives in process.
+
+The application is the real one inside the test, the predictor a real MLServer in a process of its own.
+"""
+
+import json
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+
+from predictor.process import PredictorProcess
+from tests.support.in_process_transformer import Serving, serving
+from tests.support.sklearn_reference import Truth
+from transformer.bundle.signature import Number
+
+Answer = tuple[list[bool], list[float], str]
+Form = Callable[[Serving, Sequence[dict[str, Any]]], Awaitable[Answer]]
+
+V1 = "/v1/models/placement:predict"
+V2 = "/v2/models/placement/infer"
+
+
+@pytest.fixture
+async def transformer(trained_bundle: Path, mlserver: PredictorProcess) -> AsyncIterator[Serving]:
+    async with serving(
+        trained_bundle, f"127.0.0.1:{mlserver.http_port}", "--predictor_protocol=v2"
+    ) as running:
+        yield running
+
+
+async def v1(service: Serving, rows: Sequence[dict[str, Any]], **headers: str) -> Answer:
+    response = await service.http.post(V1, content=json.dumps({"instances": rows}), headers=headers)
+    assert response.status_code == 200, response.text
+    return of_v1(response.json(), response.headers["x-model-version"])
+
+
+def of_v1(content: Any, version: str) -> Answer:
+    predictions = content["predictions"]
+    assert all(set(one) == {"placement", "placement_probability"} for one in predictions)
+    return (
+        [one["placement"] for one in predictions],
+        [one["placement_probability"] for one in predictions],
+        version,
+    )
+
+
+async def v1_with_charset(service: Serving, rows: Sequence[dict[str, Any]]) -> Answer:
+    return await v1(service, rows, **{"content-type": "application/json; charset=utf-8"})
+
+
+async def v1_structured_cloudevent(service: Serving, rows: Sequence[dict[str, Any]]) -> Answer:
+    event = {
+        "specversion": "1.0",
+        "id": "7",
+        "source": "test",
+        "type": "candidate",
+        "time": "2026-01-01T00:00:00Z",
+        "data": {"instances": rows},
+    }
+    response = await service.http.post(
+        V1, json=event, headers={"content-type": "application/cloudevents+json"}
+    )
+    assert response.headers["content-type"] == "application/cloudevents+json"
+    answer = response.json()
+    assert answer["type"] == "io.kserve.inference.response"
+    return of_v1(answer["data"], response.headers["x-model-version"])
+
+
+async def v1_binary_cloudevent(service: Serving, rows: Sequence[dict[str, Any]]) -> Answer:
+    headers = {"ce-specversion": "1.0", "ce-id": "7", "ce-source": "test", "ce-type": "candidate"}
+    response = await service.http.post(V1, json={"instances": rows}, headers=headers)
+    assert response.headers["ce-source"] == "io.kserve.inference.placement"
+    return of_v1(response.json(), response.headers["x-model-version"])
+
+
+def tensors(truth: Truth, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One JSON tensor for each field."""
+    return [
+        {
+            "name": field.name,
+            "datatype": field.datatype,
+            "shape": [len(rows)],
+            "data": [row[field.name] for row in rows],
+        }
+        for field in truth.bundle.signature.fields
+    ]
+
+
+async def v2(service: Serving, request: dict[str, Any]) -> Answer:
+    response = await service.http.post(V2, json={"id": "mine", **request})
+    assert response.status_code == 200, response.text
+    content = response.json()
+    assert (content["id"], content["model_name"]) == ("mine", "placement")
+    placed, probability = content["outputs"]
+    assert (placed["name"], placed["datatype"]) == ("placement", "BOOL")
+    assert (probability["name"], probability["datatype"]) == ("placement_probability", "FP64")
+    assert placed["shape"] == probability["shape"] == [len(placed["data"])]
+    assert content["model_version"] == response.headers["x-model-version"]
+    return placed["data"], probability["data"], content["model_version"]
+
+
+async def v2_tensor_per_field(service: Serving, rows: Sequence[dict[str, Any]], truth: Truth) -> Answer:
+    return await v2(service, {"parameters": {"content_type": "pd"}, "inputs": tensors(truth, rows)})
+
+
+async def v2_nested_columns(service: Serving, rows: Sequence[dict[str, Any]], truth: Truth) -> Answer:
+    columns = [
+        {**tensor, "shape": [len(rows), 1], "data": [[value] for value in tensor["data"]]}
+        for tensor in tensors(truth, rows)
+    ]
+    return await v2(service, {"inputs": columns})
+
+
+async def v2_flat_columns(service: Serving, rows: Sequence[dict[str, Any]], truth: Truth) -> Answer:
+    columns = [{**tensor, "shape": [len(rows), 1]} for tensor in tensors(truth, rows)]
+    return await v2(service, {"inputs": columns})
+
+
+async def v2_json_objects(service: Serving, rows: Sequence[dict[str, Any]]) -> Answer:
+    tensor = {
+        "name": "candidates",
+        "datatype": "BYTES",
+        "shape": [len(rows)],
+        "data": [json.dumps(row) for row in rows],
+    }
+    return await v2(service, {"inputs": [tensor]})
+
+
+def raw(field: Any, rows: Sequence[dict[str, Any]]) -> bytes:
+    if isinstance(field, Number):
+        return np.array([row[field.name] for row in rows], "<f8").tobytes()
+    return b"".join(struct.pack("<I", len(v)) + v for v in (row[field.name].encode() for row in rows))
+
+
+async def v2_binary(service: Serving, rows: Sequence[dict[str, Any]], truth: Truth) -> Answer:
+    """The binary extension, both ways."""
+    fields = truth.bundle.signature.fields
+    data = [raw(field, rows) for field in fields]
+    inputs = [
+        {
+            "name": field.name,
+            "datatype": field.datatype,
+            "shape": [len(rows)],
+            "parameters": {"binary_data_size": len(part)},
+        }
+        for field, part in zip(fields, data, strict=True)
+    ]
+    head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
+    response = await service.http.post(
+        V2, content=head + b"".join(data), headers={"inference-header-content-length": str(len(head))}
+    )
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "application/octet-stream"
+    length = int(response.headers["inference-header-content-length"])
+    content = json.loads(response.content[:length])
+    sizes = [output["parameters"]["binary_data_size"] for output in content["outputs"]]
+    assert sizes == [len(rows), 8 * len(rows)]
+    assert len(response.content) == length + sum(sizes)
+    placed = np.frombuffer(response.content[length : length + sizes[0]], "?").tolist()
+    return (
+        placed,
+        np.frombuffer(response.content[length + sizes[0] :], "<f8").tolist(),
+        content["model_version"],
+    )
+
+
+async def call(service: Serving, message: pb.ModelInferRequest) -> Answer:
+    asked = service.grpc.ModelInfer(message)
+    answer = await asked
+    metadata = dict(await asked.trailing_metadata())
+    assert metadata["x-model-version"] == answer.model_version
+    assert answer.model_name == "placement"
+    placed, probability = answer.outputs
+    assert (placed.name, placed.datatype) == ("placement", "BOOL")
+    assert (probability.name, probability.datatype) == ("placement_probability", "FP64")
+    if answer.raw_output_contents:
+        bools, floats = answer.raw_output_contents
+        return np.frombuffer(bools, "?").tolist(), np.frombuffer(floats, "<f8").tolist(), answer.model_version
+    return list(placed.contents.bool_contents), list(probability.contents.fp64_contents), answer.model_version
+
+
+async def grpc_typed(service: Serving, rows: Sequence[dict[str, Any]], truth: Truth) -> Answer:
+    message = pb.ModelInferRequest(model_name="placement")
+    for field in truth.bundle.signature.fields:
+        tensor = message.inputs.add(name=field.name, datatype=field.datatype, shape=[len(rows)])
+        if isinstance(field, Number):
+            tensor.contents.fp64_contents.extend(row[field.name] for row in rows)
+        else:
+            tensor.contents.bytes_contents.extend(row[field.name].encode() for row in rows)
+    return await call(service, message)
+
+
+async def grpc_raw(service: Serving, rows: Sequence[dict[str, Any]], truth: Truth) -> Answer:
+    message = pb.ModelInferRequest(model_name="placement")
+    for field in truth.bundle.signature.fields:
+        message.inputs.add(name=field.name, datatype=field.datatype, shape=[len(rows)])
+        message.raw_input_contents.append(raw(field, rows))
+    return await call(service, message)
+
+
+async def grpc_json_objects(service: Serving, rows: Sequence[dict[str, Any]]) -> Answer:
+    message = pb.ModelInferRequest(model_name="placement")
+    tensor = message.inputs.add(name="candidates", datatype="BYTES", shape=[len(rows)])
+    tensor.contents.bytes_contents.extend(json.dumps(row).encode() for row in rows)
+    return await call(service, message)
+
+
+FORMS = (
+    v1,
+    v1_with_charset,
+    v1_structured_cloudevent,
+    v1_binary_cloudevent,
+    v2_tensor_per_field,
+    v2_nested_columns,
+    v2_flat_columns,
+    v2_json_objects,
+    v2_binary,
+    grpc_typed,
+    grpc_raw,
+    grpc_json_objects,
+)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+@pytest.mark.parametrize("count", [1, 32])
+async def test_every_form_gives_the_score_of_scikit_learn(form, count, transformer, truth):
+    rows = [dict(row) for row in truth.bundle.reference.candidates[:count]]
+    extra = {"truth": truth} if "truth" in form.__code__.co_varnames else {}
+    placed, probabilities, version = await form(transformer, rows, **extra)
+    assert probabilities == pytest.approx(truth.probabilities(rows), abs=1e-12)
+    assert placed == [p >= truth.bundle.threshold for p in probabilities]
+    assert version == truth.bundle.version
+
+
+async def test_metadata_lists_fields_and_outputs_over_rest_and_grpc(transformer, truth):
+    rest = (await transformer.http.get("/v2/models/placement")).json()
+    expected = {field.name: field.datatype for field in truth.bundle.signature.fields}
+    assert {tensor["name"]: tensor["datatype"] for tensor in rest["inputs"]} == expected
+    assert {tensor["name"]: tensor["datatype"] for tensor in rest["outputs"]} == {
+        "placement": "BOOL",
+        "placement_probability": "FP64",
+    }
+    over_grpc = await transformer.grpc.ModelMetadata(pb.ModelMetadataRequest(name="placement"))
+    for rest_part, grpc_part in ((rest["inputs"], over_grpc.inputs), (rest["outputs"], over_grpc.outputs)):
+        assert [(t["name"], t["datatype"], t["shape"]) for t in rest_part] == [
+            (t.name, t.datatype, list(t.shape)) for t in grpc_part
+        ]
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/v2/health/live", "/v2/health/ready", "/v2/models/placement/ready", "/v1/models/placement"]
+)
+async def test_a_transformer_with_a_predictor_is_live_and_ready(path, transformer):
+    assert (await transformer.http.get(path)).status_code == 200
+    assert (await transformer.grpc.ServerLive(pb.ServerLiveRequest())).live
+    assert (await transformer.grpc.ServerReady(pb.ServerReadyRequest())).ready
+    assert (await transformer.grpc.ModelReady(pb.ModelReadyRequest(name="placement"))).ready
+
+
+async def test_only_the_requested_outputs_are_answered(transformer, truth):
+    rows = [dict(truth.bundle.reference.candidates[0])]
+    wanted = [{"name": "placement_probability"}]
+    response = await transformer.http.post(V2, json={"inputs": tensors(truth, rows), "outputs": wanted})
+    assert [output["name"] for output in response.json()["outputs"]] == ["placement_probability"]
+    response = await transformer.http.post(
+        V2, json={"inputs": tensors(truth, rows), "outputs": [{"name": "salary"}]}
+    )
+    assert response.status_code == 400
+    assert response.json() == {
+        "error": "outputs: must be among placement, placement_probability, got 'salary'"
+    }
+
+
+async def test_numbers_may_be_sent_in_narrower_datatypes(transformer, truth):
+    rows = [{**truth.bundle.reference.candidates[0], "ssc_p": 71.0}]
+    columns = [
+        {**tensor, "datatype": "INT32", "data": [71]} if tensor["name"] == "ssc_p" else tensor
+        for tensor in tensors(truth, rows)
+    ]
+    _, probabilities, _ = await v2(transformer, {"inputs": columns})
+    assert probabilities == pytest.approx(truth.probabilities(rows), abs=1e-12)
+
+
+CANDIDATE = {"ssc_p": 1}
+FIELD = {"name": "ssc_p", "datatype": "FP64", "shape": [1], "data": [1.0]}
+
+V1_ERRORS = [
+    pytest.param(b"{", 400, "body: is not JSON", id="not-json"),
+    pytest.param(b"", 400, "body: is not JSON", id="empty"),
+    pytest.param(b"\xff\xfe", 400, "body: is not JSON", id="not-utf-8"),
+    pytest.param(b'{"instances": [{"ssc_p": NaN}]}', 400, "body: is not JSON", id="nan"),
+    pytest.param(b"[]", 400, 'must be {"instances"', id="a-list"),
+    pytest.param(b'{"inputs": []}', 400, 'must be {"instances"', id="no-instances"),
+    pytest.param(b'{"instances": []}', 400, "at least one candidate", id="no-candidate"),
+    pytest.param(b'{"instances": {}}', 400, 'must be {"instances"', id="instances-no-list"),
+    pytest.param(b'{"instances": [1]}', 400, "instances[0]: must be an object", id="candidate-no-object"),
+    pytest.param(b'{"instances": [{}]}', 400, "instances[0].gender: is required", id="missing-field"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "error"), V1_ERRORS)
+async def test_a_bad_v1_request_is_told_what_is_wrong(body, status, error, transformer):
+    response = await transformer.http.post(V1, content=body)
+    assert response.status_code == status
+    assert error in response.json()["error"]
+
+
+V2_ERRORS = [
+    pytest.param({}, "inputs: Field required", id="no-inputs"),
+    pytest.param({"inputs": []}, "inputs: must be one tensor for each field", id="no-tensor"),
+    pytest.param({"inputs": 3}, "inputs: ", id="inputs-no-list"),
+    pytest.param({"inputs": [{**FIELD, "shape": [2]}]}, "wants 2 values, got 1", id="too-few-values"),
+    pytest.param({"inputs": [{**FIELD, "shape": [-1]}]}, "shape must be [n] or [n, 1]", id="negative-shape"),
+    pytest.param({"inputs": [{**FIELD, "shape": [0], "data": []}]}, "shape must be", id="no-candidate"),
+    pytest.param({"inputs": [{**FIELD, "shape": []}]}, "shape must be", id="no-shape"),
+    pytest.param({"inputs": [{**FIELD, "shape": [1, 2]}]}, "shape must be", id="two-columns"),
+    pytest.param({"inputs": [{**FIELD, "shape": ["1"]}]}, "inputs.0.shape.0: ", id="shape-no-number"),
+    pytest.param({"inputs": [{**FIELD, "datatype": "DATE"}]}, "datatype must be one of", id="datatype"),
+    pytest.param({"inputs": [{"name": "x", "datatype": "FP64", "shape": [1]}]}, "has no data", id="no-data"),
+    pytest.param({"inputs": [FIELD, FIELD]}, "inputs: 'ssc_p' stands twice", id="twice"),
+    pytest.param(
+        {"inputs": [FIELD, {**FIELD, "name": "hsc_p", "shape": [2], "data": [1, 2]}]},
+        "inputs.hsc_p: must hold 1 as inputs.ssc_p does, got 2",
+        id="lengths-differ",
+    ),
+    pytest.param(
+        {"inputs": [{**FIELD, "parameters": {"binary_data_size": 8}}]}, "not both", id="data-and-binary"
+    ),
+    pytest.param(
+        {"inputs": [{"name": "x", "datatype": "BYTES", "shape": [1], "data": ["{"]}]},
+        "inputs.x[0]: is not JSON",
+        id="object-no-json",
+    ),
+    pytest.param(
+        {"inputs": [{"name": "x", "datatype": "BYTES", "shape": [1], "data": [7]}]},
+        "inputs.x[0]: must be a string, as BYTES is, got the number 7",
+        id="object-no-string",
+    ),
+    pytest.param({"inputs": [FIELD]}, "inputs.gender[0]: is required", id="missing-tensor"),
+    pytest.param(
+        {"inputs": [{**FIELD, "data": ["high"]}]},
+        "inputs.ssc_p[0]: must be a number, as FP64 is, got a string 'high'",
+        id="wrong-type",
+    ),
+    pytest.param(
+        {"inputs": [{**FIELD, "datatype": "INT64", "data": [71.5]}]},
+        "inputs.ssc_p[0]: must be an integer, as INT64 is, got the number 71.5",
+        id="no-integer",
+    ),
+    pytest.param({"inputs": [{**FIELD, "name": "n" * 129}]}, "at most 128 characters", id="long-name"),
+]
+
+
+@pytest.mark.parametrize(("request_", "error"), V2_ERRORS)
+async def test_a_bad_v2_request_is_told_what_is_wrong(request_, error, transformer):
+    response = await transformer.http.post(V2, json=request_)
+    assert response.status_code == 400
+    assert error in response.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("size", "header", "error"),
+    [
+        (8, "x", "inference-header-content-length: must be 0 to"),
+        (8, "-1", "inference-header-content-length: must be 0 to"),
+        (8, "999999", "inference-header-content-length: must be 0 to"),
+        (8, "9" * 5000, "inference-header-content-length: must be 0 to"),
+        (9, None, "binary_data_size must be 0 to 8"),
+        (-8, None, "binary_data_size must be 0 to 8"),
+        (True, None, "binary_data_size must be 0 to 8"),
+        (4, None, "shape [1] of FP64 wants 8 bytes, got 4"),
+        (0, None, "shape [1] of FP64 wants 8 bytes, got 0"),
+    ],
+)
+async def test_lying_binary_sizes_are_refused(size, header, error, transformer):
+    tensor = {"name": "ssc_p", "datatype": "FP64", "shape": [1], "parameters": {"binary_data_size": size}}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    headers = {"inference-header-content-length": header or str(len(head))}
+    response = await transformer.http.post(V2, content=head + bytes(8), headers=headers)
+    assert response.status_code == 400
+    assert error in response.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "details"),
+    [
+        (pb.ModelInferRequest(model_name="placement"), "INVALID_ARGUMENT", "inputs: must be one tensor"),
+        (pb.ModelInferRequest(model_name="salary"), "NOT_FOUND", "salary"),
+        (pb.ModelInferRequest(model_name="placement", model_version="v0"), "UNIMPLEMENTED", "model_version"),
+        (
+            pb.ModelInferRequest(
+                model_name="placement",
+                inputs=[{"name": "gender", "datatype": "BYTES", "shape": [1]}],
+                raw_input_contents=[b"\x05\x00\x00\x00M"],
+            ),
+            "INVALID_ARGUMENT",
+            "inputs.gender[0]: its length reaches past the end",
+        ),
+        (
+            pb.ModelInferRequest(
+                model_name="placement",
+                inputs=[{"name": "gender", "datatype": "BYTES", "shape": [1]}],
+                raw_input_contents=[b"\x01\x00\x00\x00\xff"],
+            ),
+            "INVALID_ARGUMENT",
+            "inputs.gender[0]: is not UTF-8",
+        ),
+        (
+            pb.ModelInferRequest(
+                model_name="placement",
+                inputs=[{"name": "a", "datatype": "FP64", "shape": [1], "contents": {"int_contents": [1]}}],
+            ),
+            "INVALID_ARGUMENT",
+            "inputs.a: must carry 'FP64' in fp64_contents, got int_contents",
+        ),
+        (
+            pb.ModelInferRequest(
+                model_name="placement",
+                inputs=[{"name": "a", "datatype": "FP64", "shape": [1]}] * 2,
+                raw_input_contents=[bytes(8)],
+            ),
+            "INVALID_ARGUMENT",
+            "raw_input_contents: must be one for each of 2, got 1",
+        ),
+    ],
+)
+async def test_a_bad_grpc_request_gets_its_status_code(message, code, details, transformer):
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await transformer.grpc.ModelInfer(message)
+    assert raised.value.code().name == code
+    assert details in raised.value.details()
+
+
+@pytest.mark.parametrize("path", ["/v1/models/salary:predict", "/v2/models/salary/infer"])
+async def test_an_unknown_model_is_not_found(path, transformer):
+    response = await transformer.http.post(path, json={})
+    assert response.status_code == 404
+    assert "salary" in response.json()["error"]
+
+
+async def test_an_unknown_path_has_kserves_error_body(transformer):
+    response = await transformer.http.get("/v3")
+    assert (response.status_code, response.json()) == (404, {"error": "GET /v3: Not Found"})
+
+
+async def test_explanations_are_not_implemented_and_say_so(transformer, truth):
+    rows = [dict(truth.bundle.reference.candidates[0])]
+    response = await transformer.http.post("/v1/models/placement:explain", json={"instances": rows})
+    assert response.status_code == 501
+    assert "explanations are not implemented" in response.json()["error"]
+
+
+async def test_no_caller_can_unload_the_model(transformer, truth):
+    response = await transformer.http.post("/v2/repository/models/placement/unload")
+    assert response.status_code == 501
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await transformer.grpc.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="placement"))
+    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    await v1(transformer, [dict(truth.bundle.reference.candidates[0])])
+
+
+async def test_more_candidates_or_bytes_than_the_limits_are_too_large(trained_bundle, mlserver):
+    host = f"127.0.0.1:{mlserver.http_port}"
+    limits = ("--max_candidates=2", "--max_request_bytes=1000")
+    async with serving(trained_bundle, host, "--predictor_protocol=v2", *limits) as service:
+        response = await service.http.post(V1, json={"instances": [{}, {}, {}]})
+        assert response.status_code == 413
+        assert response.json()["error"] == "a request may carry 2 candidates, got 3"
+        for path in (V1, V2):
+            response = await service.http.post(path, content=b" " * 1001)
+            assert response.status_code == 413
+            assert "1000 bytes" in response.json()["error"]
+        message = pb.ModelInferRequest(model_name="placement")
+        tensor = message.inputs.add(name="x", datatype="BYTES", shape=[3])
+        tensor.contents.bytes_contents.extend([b"{}"] * 3)
+        for _ in range(2):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await service.grpc.ModelInfer(message)
+            assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            tensor.contents.bytes_contents.append(bytes(1000))
+
+
+async def test_an_unknown_category_is_encoded_as_none_where_asked_for(trained_bundle, mlserver, truth):
+    host = f"127.0.0.1:{mlserver.http_port}"
+    rows = [{**truth.bundle.reference.candidates[0], "hsc_s": "Music"}]
+    async with serving(
+        trained_bundle, host, "--predictor_protocol=v2", "--unknown_category=ignore"
+    ) as service:
+        _, probabilities, _ = await v1(service, rows)
+    # DictVectorizer passes over what it has not seen, too.
+    assert probabilities == pytest.approx(truth.probabilities(rows), abs=1e-12)

@@ -1,0 +1,290 @@
+"""What can happen to a predictor, to the way to it and to the requests, and what each excuses.
+
+What a request may be answered with beside 200 is what the table in the README has for the fault.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+
+import aiohttp
+import grpc
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
+
+from inferenceservice.local.launch import TransformerProcess
+from predictor.process import PredictorProcess
+from tests.support import faulty_proxy as proxy
+from tests.support.answer_checker import Judge
+from tests.support.async_processes import addresses
+from tests.support.faulty_proxy import FaultyProxy, Spoil
+from tests.support.load import TRY_AGAIN, Tally, at_once, judge_of
+from tests.support.sklearn_reference import Truth
+from tests.support.version_pairs import Pair
+
+#: Seconds that a request may take here.
+DEADLINE_S = 2
+#: Seconds after which a client counts it as no answer: the deadline, and what a busy machine takes to say so.
+GIVE_UP_S = DEADLINE_S + 8
+#: Candidates that may wait, and how many of each request of a burst, which brings ten times as many.
+WAITING, SIZE = 2000, 100
+
+
+@dataclass
+class Scene:
+    """What a fault can happen to.
+
+    Attributes
+    ----------
+    acts
+        What the present fault has done so far, apart from answers that the proxy has spoiled.
+    unheard
+        Requests whose clients did not wait for an answer.
+    tally
+        What became of the load, and of what the present fault asks beside it.
+    bad
+        What should not have been.
+    """
+
+    pair: Pair
+    front: TransformerProcess
+    proxy: FaultyProxy
+    serving: PredictorProcess
+    start_predictor: Callable[[], Awaitable[PredictorProcess]]
+    acts: int = 0
+    unheard: int = 0
+    tally: Tally = field(default_factory=Tally)
+    bad: list[str] = field(default_factory=list)
+
+    @property
+    def may_answer(self) -> dict[str, list[Truth]]:
+        """Only the old version serves here."""
+        label, truth = next(iter(self.pair.truths.items()))
+        return {label: [truth]}
+
+    def judge(self) -> Judge:
+        """Who knows its scores."""
+        return judge_of(self.pair, self.may_answer)
+
+
+Happening = Callable[[Scene], AbstractAsyncContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that happens for a while.
+
+    Attributes
+    ----------
+    statuses
+        What requests may be answered with meanwhile, beside 200.
+    lasts
+        How many requests, in parts of `REQUESTS`.
+    few
+        How often it is to be met, at least.
+    """
+
+    name: str
+    happens: Happening
+    statuses: frozenset[str] = frozenset()
+    lasts: float = 1
+    few: int = 5
+
+
+# What happens between the transformer and the predictor
+
+
+def spoiled(name: str, spoil: Spoil, *statuses: str, everywhere: bool = False, lasts: float = 1) -> Fault:
+    """Answers of the predictor are spoiled: all of them, or some.
+
+    Only those to calls that score; `everywhere`, now and then those that verify a connection, too, without
+    which there is none.
+    """
+
+    @contextlib.asynccontextmanager
+    async def happens(scene: Scene) -> AsyncIterator[None]:
+        scene.proxy.part = random.choice((0.3, 1.0))
+        scene.proxy.verifications = everywhere and random.random() < 0.5
+        scene.proxy.spoil = spoil
+        try:
+            yield
+        finally:
+            scene.proxy.spoil = None
+
+    return Fault(name, happens, frozenset(statuses), lasts)
+
+
+@contextlib.asynccontextmanager
+async def killed(scene: Scene) -> AsyncIterator[None]:
+    """SIGKILL; after a while the predictor is there again."""
+    os.killpg(scene.serving.pid, signal.SIGKILL)
+    await asyncio.to_thread(scene.serving.stop)
+    scene.acts += 1
+    yield
+    scene.serving = await scene.start_predictor()
+
+
+@contextlib.asynccontextmanager
+async def frozen(scene: Scene) -> AsyncIterator[None]:
+    """SIGSTOP, and after a while SIGCONT."""
+    os.killpg(scene.serving.pid, signal.SIGSTOP)
+    scene.acts += 1
+    try:
+        yield
+    finally:
+        os.killpg(scene.serving.pid, signal.SIGCONT)
+
+
+@contextlib.asynccontextmanager
+async def refused(scene: Scene) -> AsyncIterator[None]:
+    """Connections are reset, and new ones refused."""
+    await scene.proxy.stop()
+    scene.acts += 1
+    yield
+    await scene.proxy.start()
+
+
+# What clients do
+
+
+def beside(act: Callable[[Scene], Awaitable[None]]) -> Happening:
+    """Something that is done again and again beside the load."""
+
+    @contextlib.asynccontextmanager
+    async def happens(scene: Scene) -> AsyncIterator[None]:
+        stop = asyncio.Event()
+
+        async def again_and_again() -> None:
+            while not stop.is_set():
+                await act(scene)
+                scene.acts += 1
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(again_and_again())
+            yield
+            stop.set()
+
+    return happens
+
+
+async def bursts(scene: Scene) -> None:
+    """Ten times as many candidates at once as may wait."""
+    requests = 10 * WAITING // SIZE
+    tally = await at_once(
+        scene.judge(), *addresses(scene.front), requests=requests, size=SIZE, give_up_s=GIVE_UP_S
+    )
+    scene.tally.add(tally)
+
+
+async def leave(scene: Scene) -> None:
+    """Clients go: in the middle of their request, right after it, over REST and over gRPC."""
+    rows = random.choices(scene.pair.candidates, k=random.choice((1, 40, 400)))
+    body = json.dumps({"instances": rows}).encode()
+    head = f"POST /v1/models/placement:predict HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n"
+    for sent in (random.randrange(len(body)), len(body)):
+        _, writer = await asyncio.open_connection("127.0.0.1", scene.front.http_port)
+        writer.write(head.encode() + body[:sent])
+        await writer.drain()
+        await asyncio.sleep(random.random() * 0.02)
+        writer.transport.abort()
+    async with grpc.aio.insecure_channel(addresses(scene.front)[1]) as channel:
+        call = GRPCInferenceServiceStub(channel).ModelInfer(of_objects(rows))
+        await asyncio.sleep(random.random() * 0.02)
+        call.cancel()
+        await asyncio.wait([asyncio.ensure_future(call.code())])
+    scene.unheard += 2
+
+
+def of_objects(rows: list[dict[str, Any]]) -> pb.ModelInferRequest:
+    """A gRPC request."""
+    message = pb.ModelInferRequest(model_name="placement")
+    tensor = message.inputs.add(name="candidates", datatype="BYTES", shape=[len(rows)])
+    tensor.contents.bytes_contents.extend(json.dumps(row).encode() for row in rows)
+    return message
+
+
+async def send_what_is_wrong(scene: Scene) -> None:
+    """Requests that are at fault themselves: each is told so, over each protocol."""
+    url, grpc_address = addresses(scene.front)
+    good = random.choice(scene.pair.candidates)
+    rows = [{**good, **random.choice(WRONG_FIELDS)}]
+    expected = {"v1": 400, "v2": 400, "no JSON": 400, "too long": 413, "unknown": 404}
+    tensor = {"name": "candidates", "shape": [1], "datatype": "BYTES", "data": [json.dumps(rows[0])]}
+    v1, v2 = "/v1/models/placement:predict", "/v2/models/placement/infer"
+    bodies = {
+        "v1": (v1, json.dumps({"instances": rows})),
+        "v2": (v2, json.dumps({"inputs": [tensor]})),
+        "no JSON": (v1, json.dumps({"instances": [good]})[: -random.randrange(1, 20)]),
+        "too long": (v2, "[" * (9 * 2**20)),
+        "unknown": ("/v1/models/nobody:predict", json.dumps({"instances": [good]})),
+    }
+    async with aiohttp.ClientSession() as session:
+        for name, (path, body) in bodies.items():
+            async with session.post(url + path, data=BytesIO(body.encode())) as response:
+                if response.status != expected[name]:
+                    scene.bad.append(f"{name} got {response.status} {await response.text()}")
+                scene.tally.failed[f"{response.status}"] += 1
+    async with grpc.aio.insecure_channel(grpc_address) as channel:
+        code = await GRPCInferenceServiceStub(channel).ModelInfer(of_objects(rows)).code()
+    scene.tally.failed["400"] += 1
+    if code is not grpc.StatusCode.INVALID_ARGUMENT:
+        scene.bad.append(f"gRPC got {code.name}")
+
+
+#: What makes a candidate invalid.
+WRONG_FIELDS: list[dict[str, Any]] = [
+    {"ssc_p": 710},
+    {"ssc_p": None},
+    {"ssc_p": float("nan")},
+    {"ssc_p": [[[[]]]]},
+    {"ssc_p": 10**400},
+    {"gender": "\ud800"},
+    {"gender": "X" * 10_000},
+    {"gender": {"$ne": 1}},
+]
+
+SLOW = (TRY_AGAIN, "504")
+#: The call is sent again, which may be just before the deadline.
+SHUT = SLOW
+NONSENSE = (TRY_AGAIN, "502")
+FAULTS = (
+    Fault("killed, started again", killed, frozenset(SHUT), few=1),
+    Fault("frozen (SIGSTOP)", frozen, frozenset(SLOW), few=1),
+    Fault("refuses connections", refused, frozenset(SHUT), few=1),
+    spoiled("hangs up", proxy.hangs_up, *SHUT, everywhere=True, lasts=3),
+    spoiled("resets", proxy.resets, *SHUT, everywhere=True),
+    spoiled("breaks off in mid-answer", proxy.breaks_off, *SHUT, everywhere=True),
+    spoiled("never ends its answer", proxy.never_ends, *SLOW, lasts=0.5),
+    spoiled("is late, in time", proxy.is_late(0.2)),
+    spoiled("is later than the deadline", proxy.is_late(1.5 * DEADLINE_S), *SLOW, lasts=0.5),
+    spoiled("garbage", proxy.is_garbage, *NONSENSE, everywhere=True),
+    spoiled("answers twice", proxy.comes_twice),
+    spoiled("JSON that is cut off", proxy.is_cut_short, "502"),
+    spoiled("NaN", proxy.has_nan, "502"),
+    spoiled("a candidate too few", proxy.of_another_length(-1), "502"),
+    spoiled("a candidate too many", proxy.of_another_length(1), "502"),
+    spoiled(
+        "no probabilities", proxy.has_output(lambda one: one.update(data=[2.0] * len(one["data"]))), "502"
+    ),
+    spoiled("400", proxy.has_status(400, {"error": "no"}), "502"),
+    spoiled("429", proxy.has_status(429, "slow down"), *SHUT, everywhere=True),
+    spoiled("500", proxy.has_status(500, {"error": "KeyError: 'x'"}), "502"),
+    spoiled("500 while stopping", proxy.has_status(500, "Internal Server Error"), *SHUT, everywhere=True),
+    spoiled("502", proxy.has_status(502, "bad gateway"), *SHUT, everywhere=True),
+    spoiled("503", proxy.has_status(503, "no healthy upstream"), *SHUT, everywhere=True),
+    spoiled("504", proxy.has_status(504, "upstream request timeout"), *SLOW, everywhere=True),
+)
+#: What clients do concerns nobody else, unless it is too much.
+CLIENTS = (
+    Fault("bursts of 10 times capacity", beside(bursts), frozenset(SLOW), few=2),
+    Fault("clients leave", beside(leave)),
+    Fault("invalid requests", beside(send_what_is_wrong), frozenset({"400", "404", "413"})),
+)

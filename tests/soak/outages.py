@@ -1,0 +1,313 @@
+"""Faults of the predictor, of the way to it and of clients, one after the other, under steady load.
+
+A transformer in front of a faulty proxy in front of a stock predictor, each real. Whatever happens, each
+request is answered: rightly, or with a status that the table in the README has for the fault. After it, all
+are answered rightly again, without help, and nothing of it is left in the transformer.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import psutil
+
+from inferenceservice.local.launch import TransformerProcess
+from predictor.process import PredictorProcess, free_ports
+from tests.soak.faults import CLIENTS, DEADLINE_S, FAULTS, GIVE_UP_S, WAITING, Fault, Scene
+from tests.soak.rollouts import Outcome, some_more
+from tests.support.async_processes import addresses, metrics, predictor, total, transformer
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.load import NO_ANSWER, Tally, status_of, under_load, until
+from tests.support.version_pairs import Pair
+from transformer.batching.pool import PoolSettings
+from transformer.batching.retry_budget import EARNED, MOST
+
+#: Requests while a fault lasts, at least; and how many clients of each protocol ask.
+REQUESTS, CLIENTS_EACH = 20, 4
+#: Seconds in which all must be well again: a connection that is being verified waits for 10 s for an answer.
+RECOVERY_S = 20
+#: Connections to the predictor.
+CONNECTIONS = PoolSettings.connections
+#: How often answers a second are compared when all is over, what part of a new transformer's there must be,
+#: and how many requests tell it: in the short form, too few do.
+COMPARED, PACE, PACE_REQUESTS = 5, 0.8, 500
+#: Bytes by which the transformer may have grown. What the largest requests took stays with the allocator,
+#: so it is counted from after the first ones of each kind.
+GROWTH = 32 * 2**20
+COLUMNS = ("times", "met", "requests", "200", "400", "404", "413", "502", "503", "504", "wrong", NO_ANSWER)
+
+
+@dataclass
+class Record:
+    """What outages came to.
+
+    Attributes
+    ----------
+    faults
+        For each fault its counts.
+    memory
+        Of each run: the transformer's bytes, before all faults and after them.
+    pace
+        Of each run: answers a second, after all faults, and of a transformer that was started then.
+    calls, sent_again
+        Calls to the predictor, and requests that were in one more than once.
+    slowest_recovery_s
+        Seconds from a fault's end until all connections could be used again.
+    slowest_s
+        The longest time that a request took, by status.
+    """
+
+    faults: dict[str, Counter[str]] = field(default_factory=dict)
+    memory: list[tuple[int, int]] = field(default_factory=list)
+    pace: list[tuple[float, float]] = field(default_factory=list)
+    calls: int = 0
+    sent_again: int = 0
+    slowest_recovery_s: float = 0.0
+    slowest_s: dict[str, float] = field(default_factory=dict)
+
+    def count(self, name: str, met: int, tally: Tally) -> None:
+        """Count one time that something happened."""
+        counts = self.faults.setdefault(name, Counter())
+        wrong = sum(map(len, tally.faults.values()))
+        counts.update({"times": 1, "met": met, "requests": tally.requests, "wrong": wrong})
+        counts["200"] += tally.answered.total()
+        for reason, often in tally.failed.items():
+            counts[_column(reason)] += often
+        self._slowest(tally.slowest_s)
+
+    def _slowest(self, seconds: dict[str, float]) -> None:
+        for status, slowest in seconds.items():
+            column = _column(status)
+            self.slowest_s[column] = max(slowest, self.slowest_s.get(column, 0.0))
+
+    def add(self, other: "Record") -> None:
+        """Count another run's, too."""
+        for name, counts in other.faults.items():
+            self.faults.setdefault(name, Counter()).update(counts)
+        self.memory = self.memory + other.memory
+        self.pace = self.pace + other.pace
+        self.calls += other.calls
+        self.sent_again += other.sent_again
+        self.slowest_recovery_s = max(self.slowest_recovery_s, other.slowest_recovery_s)
+        self._slowest(other.slowest_s)
+
+    def facts(self) -> dict[str, object]:
+        """The same for programs."""
+        return {**vars(self), "faults": {name: dict(counts) for name, counts in self.faults.items()}}
+
+    def __str__(self) -> str:
+        """A table, with a row for each fault."""
+        lines = [f"| fault | {' | '.join(COLUMNS)} |", f"|---{'|--:' * len(COLUMNS)}|"]
+        for name, counts in [*self.faults.items(), ("**all**", sum(self.faults.values(), Counter()))]:
+            lines.append(f"| {name} | {' | '.join(f'{counts[column]:,}' for column in COLUMNS)} |")
+        memory = ", ".join(f"{start >> 20} → {end >> 20} MiB" for start, end in self.memory)
+        pace = ", ".join(f"{old:.0f}, {new:.0f}" for old, new in self.pace)
+        slowest = ", ".join(f"{status} {seconds:.1f}" for status, seconds in sorted(self.slowest_s.items()))
+        lines += [
+            "",
+            f"Calls to the predictor: {self.calls:,}; requests sent again: {self.sent_again:,}; slowest "
+            f"recovery: {self.slowest_recovery_s:.1f} s.",
+            f"Slowest request, in seconds, by status: {slowest}.",
+            f"The transformer's memory, before and after: {memory}; answers a second, after all and of a new "
+            f"one: {pace}.",
+        ]
+        return "\n".join(lines)
+
+
+def _column(reason: str) -> str:
+    """Where what begins with a status is counted."""
+    return NO_ANSWER if reason.startswith(NO_ANSWER) else reason[:3]
+
+
+@dataclass
+class Survived(Outcome):
+    """An outcome with what it came to by faults."""
+
+    record: Record = field(default_factory=Record)
+
+
+async def outages(pair: Pair, run: Path, some: int, faults: Sequence[Fault] = FAULTS) -> Survived:
+    """Every fault, and what clients do, in another order each time: once for each hundred of `some`."""
+    (port,) = free_ports(1)
+    faulty = FaultyProxy(port)
+    options = (f"--predictor_request_timeout_seconds={DEADLINE_S}", f"--max_waiting_rows={WAITING}")
+    survived = Survived(Tally(), record=Record())
+    every = [*faults, *CLIENTS]
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start_predictor() -> PredictorProcess:
+            return await stack.enter_async_context(predictor(pair.old, run / "predictor.log", http_port=port))
+
+        serving = await start_predictor()
+        await faulty.start()
+        try:
+            log = run / "transformer.log"
+            async with transformer(pair.old, faulty.port, log, *options) as front:
+                scene = Scene(pair, front, faulty, serving, start_predictor)
+                for fault in CLIENTS:
+                    await one_fault(scene, fault, survived)
+                before = await left_over(scene, None)
+                for _ in range(max(1, some // 100)):
+                    for fault in random.sample(every, len(every)):
+                        await one_fault(scene, fault, survived)
+                async with transformer(pair.old, faulty.port, run / "new.log", *options) as new:
+                    pace, new_pace = await answers_a_second(scene, new, some)
+                survived.record.pace = [(pace, new_pace)]
+                survived.expect(
+                    some < PACE_REQUESTS or pace >= PACE * new_pace,
+                    f"answers a second: {pace:.0f}, {new_pace:.0f} of a new one",
+                )
+                await account(scene, before, survived)
+        finally:
+            await faulty.stop()
+        survived.expect("Traceback" not in log.read_text(), f"the transformer failed, see {log}")
+    survived.unexpected += [*Outcome(survived.tally).unexpected, *scene.bad]
+    statuses: Counter[str] = Counter()
+    for reason, often in survived.tally.failed.items():
+        statuses[status_of(reason)] += often
+    survived.tally.failed = statuses
+    return survived
+
+
+async def one_fault(scene: Scene, fault: Fault, survived: Survived) -> None:
+    """Let a fault happen under load, and see that all is well after it."""
+    scene.acts = scene.unheard = 0
+    spoiled_before, calls_before = scene.proxy.spoiled, scene.proxy.calls
+    again_before = await sent_again(scene)
+
+    def met() -> int:
+        return scene.acts + scene.proxy.spoiled - spoiled_before
+
+    def enough(tally: Tally) -> bool:
+        return tally.requests >= fault.lasts * REQUESTS and met() >= fault.few
+
+    async with under_load_of(scene) as scene.tally:
+        async with fault.happens(scene):
+            await until(scene.tally, enough)
+        ended = time.monotonic()
+        await recovered(addresses(scene.front)[0])
+        took_s = time.monotonic() - ended
+    during = scene.tally
+    async with under_load_of(scene) as after:
+        await some_more(after, REQUESTS)
+    record = survived.record
+    record.count(fault.name, met(), during)
+    record.count("*nothing, after each*", 0, after)
+    calls, again = scene.proxy.calls - calls_before, await sent_again(scene) - again_before
+    record.calls += calls
+    record.sent_again += again.total()
+    record.slowest_recovery_s = max(record.slowest_recovery_s, took_s)
+    survived.unexpected += unexpected(fault, during, after)
+    survived.tally.add(during)
+    survived.tally.add(after)
+    asked = during.requests + after.requests + scene.unheard
+    answered = during.answered.total() + after.answered.total() + scene.unheard
+    # A dropped one goes once more with those that it shared the call with, then alone; all in the budget.
+    survived.expect(
+        again["dropped"] <= 2 * asked and calls <= asked + MOST + EARNED * answered,
+        f"{fault.name}: {calls} calls for {asked} requests, sent again: {dict(again)}",
+    )
+
+
+def under_load_of(
+    scene: Scene, front: TransformerProcess | None = None, pause_s: float = 0.01
+) -> AbstractAsyncContextManager[Tally]:
+    """Steady load on the transformer of a scene, or on another one."""
+    return under_load(
+        scene.pair,
+        *addresses(front or scene.front),
+        may_answer=scene.may_answer,
+        clients=CLIENTS_EACH,
+        pause_s=pause_s,
+        give_up_s=GIVE_UP_S,
+    )
+
+
+def unexpected(fault: Fault, during: Tally, after: Tally) -> list[str]:
+    """What requests were answered with that the fault does not excuse."""
+    inexcusable = {
+        reason: often for reason, often in during.failed.items() if status_of(reason) not in fault.statuses
+    }
+    return [
+        f"{fault.name}, {when}: {dict(failed)}"
+        for when, failed in (("during it", inexcusable), ("after it", after.failed))
+        if failed
+    ]
+
+
+async def recovered(url: str) -> None:
+    """Wait until every connection to the predictor can carry requests."""
+    async with asyncio.timeout(RECOVERY_S):
+        while total(await metrics(url), "transformer_predictor_connections", state="usable") < CONNECTIONS:
+            await asyncio.sleep(0.05)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a process has open, and its memory, while nothing happens."""
+
+    connections: int
+    files: int
+    memory: int
+
+    @classmethod
+    def by(cls, process: TransformerProcess) -> "Held":
+        """At present."""
+        held = psutil.Process(process.pid)
+        connections = held.connections(kind="tcp")
+        return cls(
+            sum(one.status != psutil.CONN_LISTEN for one in connections),
+            held.num_fds(),
+            held.memory_info().rss,
+        )
+
+
+async def left_over(scene: Scene, before: Held | None) -> Held:
+    """What the transformer holds when all clients have gone; waits until it is no more than before."""
+    held = Held.by(scene.front)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(RECOVERY_S):
+            while held.connections != CONNECTIONS or (before and held.files > before.files):
+                await asyncio.sleep(0.1)
+                held = Held.by(scene.front)
+    return held
+
+
+async def answers_a_second(scene: Scene, new: TransformerProcess, requests: int) -> tuple[float, float]:
+    """How many there are while clients ask without a pause, and how many of a new transformer, in turns."""
+    paces: dict[TransformerProcess, list[float]] = {scene.front: [], new: []}
+    for _ in range(COMPARED):
+        for front, measured in paces.items():
+            async with under_load_of(scene, front, pause_s=0.0) as tally:
+                await some_more(tally, REQUESTS)
+                start, before = time.monotonic(), tally.answered.total()
+                await some_more(tally, requests)
+                measured.append((tally.answered.total() - before) / (time.monotonic() - start))
+    return median(paces[scene.front]), median(paces[new])
+
+
+async def sent_again(scene: Scene) -> Counter[str]:
+    """How many requests have been, and why; who found the connection closed had not been sent before."""
+    samples = await metrics(addresses(scene.front)[0])
+    name = "transformer_predictor_retries_total"
+    return Counter({reason: int(total(samples, name, reason=reason)) for reason in ("dropped", "halved")})
+
+
+async def account(scene: Scene, before: Held, survived: Survived) -> None:
+    """See that nothing is left of all the faults."""
+    after = await left_over(scene, before)
+    survived.record.memory = [(before.memory, after.memory)]
+    survived.expect(
+        after.connections == CONNECTIONS and after.files <= before.files,
+        f"something is left open: {before} before, {after} after",
+    )
+    survived.expect(
+        after.memory <= before.memory + GROWTH, f"memory has grown: {before} before, {after} after"
+    )

@@ -1,0 +1,361 @@
+"""Situations in which versions meet: each under load, each with a verdict.
+
+Each gets a pair of versions, a directory for its logs, and how many requests there are to be between one
+change and the next.
+"""
+
+import asyncio
+import contextlib
+import math
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+
+from inferenceservice.rollout import rollback, rollout
+from predictor.process import PredictorProcess, free_ports
+from tests.support.answer_checker import TOLERANCE
+from tests.support.async_processes import (
+    SKLEARNSERVER,
+    addresses,
+    backend,
+    documented_transformer,
+    forwarding,
+    left,
+    local_service,
+    metrics,
+    predictor,
+    proxying,
+    say_nothing,
+    service,
+    total,
+    transformer,
+)
+from tests.support.load import TRY_AGAIN, Tally, under_load, until
+from tests.support.sklearn_reference import Truth
+from tests.support.version_pairs import Pair
+from transformer.upstream.known_versions import UNVERIFIED
+
+#: Connections that live shortly are many, so that the shares can be told.
+SHORT_LIVES = "--predictor_connection_age=0.3"
+#: So that the load's largest requests take several calls, which may meet different models.
+SMALL_CALLS = "--max_batch_rows=64"
+
+
+@dataclass
+class Outcome:
+    """What the load saw, and what should not have been."""
+
+    tally: Tally
+    unexpected: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for verdict, answers in self.tally.faults.items():
+            self.expect(False, f"{len(answers)} answers were {verdict}, such as {answers[:3]}")
+        if self.tally.answered:
+            self.expect(self.tally.several > 0, "no answer was to several candidates, so none could be mixed")
+
+    def expect(self, condition: bool, otherwise: str) -> None:
+        if not condition:
+            self.unexpected.append(otherwise)
+
+    def expect_no_failure(self) -> None:
+        self.expect(not self.tally.failed, f"requests failed: {dict(self.tally.failed)}")
+
+    def expect_no_failure_but_to_try_again(self) -> None:
+        self.expect(set(self.tally.failed) <= {TRY_AGAIN}, f"requests failed: {dict(self.tally.failed)}")
+
+    def expect_answers(self, *versions: str, at_least: int = 1) -> None:
+        for version in versions:
+            count = self.tally.answered[version]
+            self.expect(count >= at_least, f"{version} gave {count} answers")
+
+    def __str__(self) -> str:
+        return f"{self.tally}{'; UNEXPECTED: ' + '; '.join(self.unexpected) if self.unexpected else ''}"
+
+
+Situation = Callable[[Pair, Path, int], Awaitable[Outcome]]
+
+
+async def some_more(tally: Tally, requests: int) -> None:
+    """Let the load go on for a while."""
+    enough = tally.requests + requests
+    await until(tally, lambda now: now.requests >= enough)
+
+
+def rollout_and_rollback(*arguments: str, name: str) -> Situation:
+    """`placement rollout` and `placement rollback`: no request fails."""
+
+    async def situation(pair: Pair, run: Path, some: int) -> Outcome:
+        async with (
+            local_service(pair, run, *arguments) as local,
+            under_load(pair, local.url, local.grpc_address) as tally,
+        ):
+            await some_more(tally, some)
+            new = await rollout(local, str(pair.new), say_nothing)
+            await some_more(tally, some)
+            old = await rollback(local, say_nothing)
+            await some_more(tally, some)
+        outcome = Outcome(tally)
+        outcome.expect_no_failure()
+        outcome.expect_answers(old, new, at_least=some)
+        return outcome
+
+    situation.__name__ = name
+    return situation
+
+
+async def newcomers_in_a_rollout(pair: Pair, run: Path, some: int) -> Outcome:
+    """Candidates that only the newer version takes wait for it, or are told to try again; others pass."""
+    async with (
+        # So that they do not wait for long.
+        local_service(pair, run, "--predictor_request_timeout_seconds=3") as local,
+        under_load(pair, local.url, local.grpc_address) as tally,
+    ):
+        await some_more(tally, some)
+        await local.set_transformer(str(pair.new), say_nothing)
+        async with under_load(
+            pair,
+            local.url,
+            local.grpc_address,
+            may_answer={"v2": [pair.truths["v2"]]},
+            newcomers=True,
+            clients=1,
+        ) as newcomers:
+            await until(newcomers, lambda now: now.failed.total() >= 3)
+            too_early = newcomers.answered.total()
+            await local.set_predictor(str(pair.new), say_nothing)
+            await until(newcomers, lambda now: now.answered["v2"] >= some // 4)
+            await local.set_predictor(str(pair.old), say_nothing)
+            before = newcomers.failed.total()
+            await until(newcomers, lambda now: now.failed.total() >= before + 3)
+    others = Outcome(tally)
+    others.expect_no_failure()
+    others.expect_answers("v1", "v2", at_least=some)
+    outcome = Outcome(newcomers)
+    outcome.expect_no_failure_but_to_try_again()
+    outcome.expect(not too_early, f"{too_early} newcomers were answered before there was a model for them")
+    newcomers.add(tally)
+    return Outcome(newcomers, list(dict.fromkeys(others.unexpected + outcome.unexpected)))
+
+
+def apply_both(*late_s: tuple[float, float], name: str) -> Situation:
+    """`kubectl apply` of both at once, out and back: 503s at most, for as long as they do not fit.
+
+    Transformer and predictor are late by so many seconds, on the way out and on the way back.
+    """
+    out, back = late_s
+
+    async def situation(pair: Pair, run: Path, some: int) -> Outcome:
+        # The old version's bundle does not know the new model, but may know its encoding.
+        may_answer = {label: [truth] for label, truth in pair.truths.items()}
+        if pair.same_encoding:
+            may_answer[UNVERIFIED] = may_answer["v2"]
+        async with (
+            local_service(pair, run) as local,
+            under_load(pair, local.url, local.grpc_address, may_answer=may_answer) as tally,
+        ):
+            await some_more(tally, some)
+            await local.apply(service(storage_uri=str(pair.new)), say_nothing, late_s=out)
+            await some_more(tally, some)
+            await local.apply(service(storage_uri=str(pair.old)), say_nothing, late_s=back)
+            await some_more(tally, some)
+        outcome = Outcome(tally)
+        outcome.expect_no_failure_but_to_try_again()
+        outcome.expect_answers("v1", "v2")
+        return outcome
+
+    situation.__name__ = name
+    return situation
+
+
+async def canary_by_connection(pair: Pair, run: Path, some: int) -> Outcome:
+    """Two predictor versions behind one address that gives each new connection to either (a Service)."""
+    share = 0.3
+    async with (
+        predictor(pair.old, run / "old.log") as old,
+        predictor(pair.new, run / "new.log") as new,
+        forwarding(backend(old, 1 - share), backend(new, share)) as (_, port),
+        transformer(pair.new, port, run / "transformer.log", SHORT_LIVES, SMALL_CALLS) as front,
+        under_load(pair, *addresses(front)) as tally,
+    ):
+        await some_more(tally, 4 * some)
+        connections = await verified_connections(addresses(front)[0])
+    outcome = Outcome(tally)
+    outcome.expect_no_failure()
+    served = tally.answered["v2"] / tally.answered.total()
+    # As many connections as there were do not come nearer to their share, all but once in 15,000 times.
+    tolerance = 0.03 + 4 * math.sqrt(share * (1 - share) / connections)
+    outcome.expect(
+        abs(served - share) <= tolerance,
+        f"v2 gave {served:.1%} of the answers instead of {share:.0%} ± {tolerance:.1%}",
+    )
+    return outcome
+
+
+async def verified_connections(url: str) -> float:
+    """How many connections to its predictors a transformer has verified."""
+    return total(await metrics(url), "transformer_verifications_total", outcome="equal")
+
+
+async def canary_by_request(pair: Pair, run: Path, some: int) -> Outcome:
+    """The same behind a proxy that gives each request to either (Knative, a mesh): `--verify=request`."""
+    async with (
+        predictor(pair.old, run / "old.log") as old,
+        predictor(pair.new, run / "new.log") as new,
+        proxying([backend(old).address, backend(new).address]) as port,
+        transformer(pair.new, port, run / "transformer.log", "--verify=request", SMALL_CALLS) as front,
+        under_load(pair, *addresses(front)) as tally,
+    ):
+        await some_more(tally, 4 * some)
+    outcome = Outcome(tally)
+    outcome.expect_no_failure()
+    served = tally.answered["v2"] / tally.answered.total()
+    outcome.expect(0.3 < served < 0.7, f"v2 gave {served:.1%} of the answers instead of half of them")
+    return outcome
+
+
+async def rolling_update(pair: Pair, run: Path, some: int) -> Outcome:
+    """Three predictors behind one address are replaced one at a time, as a Deployment does; over V1."""
+    async with contextlib.AsyncExitStack() as pods:
+
+        async def pod(bundle: Path, number: int) -> PredictorProcess:
+            log = run / f"{bundle.name}-{number}.log"
+            return await pods.enter_async_context(predictor(bundle, log, SKLEARNSERVER))
+
+        serving = [await pod(pair.old, number) for number in range(3)]
+        endpoints, port = await pods.enter_async_context(forwarding(*map(backend, serving)))
+        arguments = ("--predictor_protocol=v1", "--predictor_connections=6")
+        front = await pods.enter_async_context(
+            transformer(pair.new, port, run / "transformer.log", *arguments)
+        )
+        async with under_load(pair, *addresses(front)) as tally:
+            for number in range(3):
+                await some_more(tally, some)
+                serving.append(await pod(pair.new, number))
+                leaving = serving.pop(0)
+                endpoints.backends = [*map(backend, serving)]
+                await left(endpoints, backend(leaving).address)
+                await asyncio.to_thread(leaving.stop)
+            before = tally.answered["v1"]
+            await some_more(tally, some)
+            late = tally.answered["v1"] - before
+    outcome = Outcome(tally)
+    outcome.expect_no_failure()
+    outcome.expect_answers("v1", "v2", at_least=some)
+    outcome.expect(not late, f"v1 gave {late} answers after its last predictor had gone")
+    return outcome
+
+
+async def killed_and_replaced(pair: Pair, run: Path, some: int) -> Outcome:
+    """A predictor is killed in the middle of requests, and another version comes up on the same port."""
+    (port,) = free_ports(1)
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def serve(bundle: Path, log: str) -> PredictorProcess:
+            return await stack.enter_async_context(predictor(bundle, run / log, http_port=port))
+
+        serving = await serve(pair.old, "old.log")
+        front = await stack.enter_async_context(transformer(pair.new, port, run / "transformer.log"))
+        # The load ends before the last predictor: MLServer 1.7 that is stopped keeps callers waiting.
+        async with under_load(pair, *addresses(front)) as tally:
+            await some_more(tally, some)
+            for version, bundle, log in (("v2", pair.new, "new.log"), ("v1", pair.old, "again.log")):
+                os.killpg(serving.pid, signal.SIGKILL)
+                await asyncio.to_thread(serving.stop)
+                serving = await serve(bundle, log)
+                enough = tally.answered[version] + some
+                await until(tally, lambda now, v=version, n=enough: now.answered[v] >= n)
+    outcome = Outcome(tally)
+    # A call that the killed one had is known to be lost at once: none is too late (504).
+    outcome.expect_no_failure_but_to_try_again()
+    return outcome
+
+
+async def unknown_models(pair: Pair, run: Path, some: int) -> Outcome:
+    """Models that no bundle describes are `unverified` wherever they answer, or do not answer at all."""
+    bundles = await asyncio.to_thread(lambda: pair.strangers)
+    known = {"v2": [pair.truths["v2"]]}
+    async with contextlib.AsyncExitStack() as stack:
+        new = await stack.enter_async_context(predictor(pair.new, run / "new.log"))
+        strangers = [
+            await stack.enter_async_context(predictor(bundle, run / f"{bundle.name}.log"))
+            for bundle in bundles
+        ]
+        address, port = await stack.enter_async_context(forwarding(*map(backend, [new, *strangers])))
+        may_answer = {**known, UNVERIFIED: [Truth(bundle) for bundle in bundles]}
+        async with (
+            transformer(pair.new, port, run / "serves.log", SHORT_LIVES, SMALL_CALLS) as front,
+            under_load(pair, *addresses(front), may_answer=may_answer) as served,
+        ):
+            await some_more(served, 2 * some)
+        address.backends = [*map(backend, strangers)]
+        refusing = ("--unknown_model=refuse", SHORT_LIVES)
+        async with transformer(pair.new, port, run / "refuses.log", *refusing, ready=False) as front:
+            async with under_load(pair, *addresses(front), may_answer={}) as refused:
+                await some_more(refused, some)
+            address.backends = [*map(backend, [new, *strangers])]
+            async with under_load(pair, *addresses(front), may_answer=known) as chosen:
+                await until(chosen, lambda now: now.answered["v2"] >= some)
+    outcome = Outcome(served)
+    outcome.expect_no_failure()
+    outcome.expect_answers("v2", UNVERIFIED)
+    outcome.expect(not refused.answered, f"what is to be refused answered: {dict(refused.answered)}")
+    for tally in (refused, chosen):
+        outcome.unexpected += Outcome(tally).unexpected
+        served.add(tally)
+    outcome.expect_no_failure_but_to_try_again()
+    return outcome
+
+
+async def control_experiment(pair: Pair, run: Path, requests: int) -> int:
+    """Wrong answers of the documented transformer in the situation of `canary_by_connection`.
+
+    It has the new version's encoding, so an answer is wrong that is not the new version's score: the old
+    model, fed with the new encoding.
+    """
+    (port,) = free_ports(1)
+    new_scores = pair.truths["v2"].probabilities(pair.candidates)
+    async with (
+        predictor(pair.old, run / "old.log", SKLEARNSERVER) as old,
+        predictor(pair.new, run / "new.log", SKLEARNSERVER) as new,
+        forwarding(backend(old), backend(new)) as (_, predictor_port),
+        documented_transformer(pair.new, predictor_port, port, run / "documented.log"),
+        aiohttp.ClientSession() as session,
+    ):
+        url = f"http://127.0.0.1:{port}/v1/models/placement:predict"
+
+        async def wrong(chosen: int) -> bool:
+            body = {"instances": [pair.candidates[chosen]]}
+            async with at_once, session.post(url, json=body) as response:
+                assert response.status == 200, await response.text()
+                ((_, probability),) = (await response.json())["predictions"]
+            return abs(probability - new_scores[chosen]) > TOLERANCE
+
+        # Several at once, or all would share one connection, and so one predictor.
+        at_once = asyncio.Semaphore(16)
+        chosen = (number % len(pair.candidates) for number in range(requests))
+        return sum(await asyncio.gather(*map(wrong, chosen)))
+
+
+SITUATIONS: tuple[Situation, ...] = (
+    rollout_and_rollback(name="rollout_and_rollback"),
+    rollout_and_rollback("--predictor_protocol=grpc-v2", name="rollout_over_grpc"),
+    newcomers_in_a_rollout,
+    # So late that the old transformer has no predictor left that it knows.
+    apply_both((20.0, 0.0), (0.0, 3.0), name="apply_out_transformer_late"),
+    apply_both((0.0, 3.0), (20.0, 0.0), name="apply_out_predictor_late"),
+    canary_by_connection,
+    canary_by_request,
+    rolling_update,
+    killed_and_replaced,
+    unknown_models,
+)
+
+
+def make_sense(situation: Situation, pair: Pair) -> bool:
+    """Whether a situation can be told with a pair: retrained versions take the same candidates."""
+    return situation is not newcomers_in_a_rollout or bool(pair.newcomers)

@@ -1,0 +1,262 @@
+"""``make soak``: every situation with every pair of versions, again and again, for as long as it is told.
+
+Exit status 1 on any wrong, mixed or missing answer, on a failure that the situation does not allow, and when
+a situation cannot be brought to its end. The logs of such runs are kept.
+"""
+
+import argparse
+import asyncio
+import functools
+import itertools
+import json
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from tests.soak import rollouts
+from tests.soak.outages import Record, Survived, outages
+from tests.soak.rollouts import Situation, control_experiment, make_sense
+from tests.support.load import TRY_AGAIN, Tally
+from tests.support.version_pairs import PAIRS, Pair, make_pair
+
+#: In which versions meet, and one in which everything else happens.
+SITUATIONS = (*rollouts.SITUATIONS, outages)
+CONTROL = "the documented transformer"
+CONTROL_PAIR = "category_renamed"
+#: Seconds after which a situation of 500 requests or fewer is stuck: the longest takes some minutes.
+STUCK_S = 900
+HEAD = ("| situation | pairs | requests | wrong | mixed | failed | 503 |", "|---|---|---|---|---|---|---|")
+
+
+@dataclass
+class Figures:
+    """What runs came to."""
+
+    runs: int = 0
+    requests: int = 0
+    several: int = 0
+    wrong: int = 0
+    mixed: int = 0
+    failed: int = 0
+    try_again: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, tally: Tally) -> "Figures":
+        """Those of one run."""
+        again = tally.failed[TRY_AGAIN]
+        failed = tally.failed.total() - again
+        return cls(1, tally.requests, tally.several, len(tally.wrong), len(tally.mixed), failed, again)
+
+    def __add__(self, other: "Figures") -> "Figures":
+        return Figures(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+
+
+#: Plays a situation, with its logs in a directory: figures, a line about them, what is not as expected.
+Play = Callable[[Pair, Path], Awaitable[tuple[Figures, str, list[str]]]]
+
+
+@dataclass
+class Results:
+    """What all runs came to, by situation and pair, outages by fault; and what was not as it should be."""
+
+    figures: dict[tuple[str, str], Figures] = field(default_factory=dict)
+    outages: Record = field(default_factory=Record)
+    bad: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def add(self, situation: str, pair: str, figures: Figures) -> None:
+        """Count one run."""
+        key = (situation, pair)
+        self.figures[key] = self.figures.get(key, Figures()) + figures
+
+    @property
+    def total(self) -> Figures:
+        """Of everything but the control."""
+        ours = (figures for (situation, _), figures in self.figures.items() if situation != CONTROL)
+        return sum(ours, Figures())
+
+    def __str__(self) -> str:
+        """A table, with a row for each situation: the figures of all pairs, and of how many."""
+        by_situation: dict[str, list[Figures]] = {}
+        for (situation, _), figures in self.figures.items():
+            by_situation.setdefault(situation, []).append(figures)
+        control = by_situation.pop(CONTROL, [])
+        rows = [_row(name.replace("_", " "), *pairs) for name, pairs in by_situation.items()]
+        if rows:
+            rows.append(_row("**all**", *self._by_pair()))
+        table = "\n".join([*HEAD, *rows, *([_row(f"*{CONTROL}*", *control)] if control else [])])
+        tables = [table] if self.figures else []
+        return "\n\n".join([*tables, *([str(self.outages)] if self.outages.faults else [])])
+
+    def _by_pair(self) -> list[Figures]:
+        pairs: dict[str, Figures] = {}
+        for (situation, pair), figures in self.figures.items():
+            if situation != CONTROL:
+                pairs[pair] = pairs.get(pair, Figures()) + figures
+        return list(pairs.values())
+
+    def json(self) -> str:
+        """The same for programs."""
+        content = {
+            "minutes": round(self.seconds / 60, 1),
+            "situations": [
+                {"situation": situation, "versions": pair, **asdict(figures)}
+                for (situation, pair), figures in self.figures.items()
+            ],
+            "all": asdict(self.total),
+            "outages": self.outages.facts(),
+            "bad": self.bad,
+        }
+        return json.dumps(content, indent=2)
+
+
+def _row(title: str, *pairs: Figures) -> str:
+    all_pairs = sum(pairs, Figures())
+    counts = (all_pairs.requests, all_pairs.wrong, all_pairs.mixed, all_pairs.failed, all_pairs.try_again)
+    return f"| {' | '.join([title, str(len(pairs)), *(f'{count:,}' for count in counts)])} |"
+
+
+class Soak:
+    """Runs situations and keeps their results, whatever becomes of each.
+
+    Parameters
+    ----------
+    work
+        Where versions and logs go.
+    requests
+        Between one change and the next.
+    seed
+        Of the first run's load; the next run's is one more.
+    file
+        Gets the figures after each run, so that they outlast whatever ends this process.
+    """
+
+    def __init__(self, work: Path, requests: int, seed: int, file: Path | None) -> None:
+        self.results = Results()
+        self._file = file
+        self._work = work
+        self._requests = requests
+        self._seed = seed
+        self._start = time.monotonic()
+        self._pair_of = functools.cache(lambda name: make_pair(name, work / "storage"))
+
+    async def run(
+        self, minutes: float, names: Sequence[str], situations: Sequence[Situation], *, once: bool
+    ) -> None:
+        """Run until the time is over, or each situation once; then the control if its pair is one of them."""
+        self._start = time.monotonic()
+        every = [(situation, name) for name in names for situation in situations]
+        for situation, name in every if once else itertools.cycle(every):
+            if time.monotonic() > self._start + 60 * minutes:
+                break
+            if make_sense(situation, self._pair_of(name)):
+                await self._run(situation.__name__, name, functools.partial(self._play, situation))
+        if CONTROL_PAIR in names:
+            await self._run(CONTROL, CONTROL_PAIR, self._play_control)
+
+    async def _play(self, situation: Situation, pair: Pair, run: Path) -> tuple[Figures, str, list[str]]:
+        outcome = await situation(pair, run, self._requests)
+        if isinstance(outcome, Survived):
+            self.results.outages.add(outcome.record)
+        return Figures.of(outcome.tally), str(outcome.tally), outcome.unexpected
+
+    async def _play_control(self, pair: Pair, run: Path) -> tuple[Figures, str, list[str]]:
+        requests = 2 * self._requests
+        wrong = await control_experiment(pair, run, requests)
+        figures = Figures(runs=1, requests=requests, wrong=wrong)
+        return figures, f"{requests} requests: wrong {wrong}", [] if wrong else ["nothing was wrong"]
+
+    async def _run(self, situation: str, name: str, play: Play) -> None:
+        """One run: its figures, one line about it, and its logs if anything is not as it should be."""
+        seed, self._seed = self._seed, self._seed + 1
+        random.seed(seed)
+        run = Path(tempfile.mkdtemp(prefix=f"{situation}-{name}-".replace(" ", "-"), dir=self._work))
+        start = time.monotonic()
+        try:
+            async with asyncio.timeout(STUCK_S * max(1.0, self._requests / 500)):
+                figures, text, bad = await play(self._pair_of(name), run)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the others' figures are not to be lost)
+            figures, text, bad = Figures(runs=1), "", [f"{type(error).__name__}: {error}"]
+            (run / "error.txt").write_text(traceback.format_exc())
+        figures.seconds = time.monotonic() - start
+        if situation != outages.__name__:
+            # There, failures are asked for, and counted by what they are.
+            self.results.add(situation, name, figures)
+        self.results.seconds = time.monotonic() - self._start
+        line = (
+            f"{time.strftime('%H:%M:%S')} {situation}, {name}, seed {seed}, {figures.seconds:.0f} s: {text}"
+        )
+        if bad:
+            line += f" BAD: {'; '.join(bad)}; logs in {run}"
+            self.results.bad.append(line)
+        else:
+            shutil.rmtree(run)
+        print(line, flush=True)
+        if self._file is not None:
+            self._file.write_text(self.results.json())
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60, help="how long (default: 60)")
+    parser.add_argument("--once", action="store_true", help="no longer than until everything has run once")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=PAIRS,
+        metavar="PAIR",
+        help=f"one of {', '.join(PAIRS)}; not all pairs of versions",
+    )
+    by_name = {situation.__name__: situation for situation in SITUATIONS}
+    parser.add_argument(
+        "--situation",
+        action="append",
+        choices=by_name,
+        metavar="NAME",
+        help=f"one of {', '.join(by_name)}; not all of them",
+    )
+    parser.add_argument(
+        "--requests", type=int, default=500, help="between one change and the next (default: 500)"
+    )
+    parser.add_argument("--seed", type=int, help="of the first run's load")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    return parser
+
+
+def main() -> int:
+    """Read the command line and run."""
+    options = arguments().parse_args()
+    # First the pair that nothing but the right encoding gets right, should the time not suffice for all.
+    names = sorted(options.only or PAIRS, key=lambda name: name != CONTROL_PAIR)
+    wanted = options.situation or [situation.__name__ for situation in SITUATIONS]
+    situations = [situation for situation in SITUATIONS if situation.__name__ in wanted]
+    seed = random.randrange(10**6) if options.seed is None else options.seed
+    work = Path(tempfile.mkdtemp(prefix="soak-"))
+    soak = Soak(work, options.requests, seed, options.json)
+    # Whoever ends it wants to see how far it has come.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    results = soak.results
+    try:
+        asyncio.run(soak.run(options.minutes, names, situations, once=options.once))
+    except KeyboardInterrupt:
+        results.bad.append("interrupted")
+    finally:
+        print(f"\n{results}\n\n{results.seconds / 60:.0f} minutes, seed {seed}")
+    if results.bad:
+        print("\n".join(["", "not as it should be:", *results.bad]))
+        return 1
+    shutil.rmtree(work)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""An InferenceService in the imitated cluster, and the versions that can be rolled out to it."""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from inferenceservice.cluster import api_server
+from inferenceservice.cluster.api_server import ApiServer
+from inferenceservice.cluster.cluster_target import ClusterTarget
+from storage.bundles import publish
+from tests.support.bundle_copies import MODEL, copied
+from tests.support.cluster.kserve_controllers import Json
+from tests.support.cluster.kubernetes_api import Cluster
+from tests.support.paths import MANIFEST
+from transformer.bundle.format import Bundle, Version, load_bundle
+
+#: Three versions that each know the ones before, and one that knows no other.
+URIS = {version: f"pvc://models/placement/{version}" for version in ("v1", "v2", "v3", "v9")}
+V1, V2, V3, V9 = URIS.values()
+
+
+@dataclass
+class Versions:
+    """The versions, and a service of them."""
+
+    bundles: dict[str, Bundle]
+    copies: dict[str, str]
+    #: Predictions to be refused with 503 before one succeeds.
+    unready: int = 0
+    #: Pairs of bundles, transformer's and predictor's, that answered.
+    answered: set[tuple[str, str]] = field(default_factory=set)
+
+    def serve_other_scores(self, uri: str) -> None:
+        """Let a version's model be another one than its bundle says."""
+        served = self.bundles[uri]
+        wrong = tuple(1 - p for p in served.reference.probabilities)
+        reference = served.reference.model_copy(update={"probabilities": wrong})
+        self.bundles[uri] = served.model_copy(update={"reference": reference})
+
+    def service(
+        self, transformer: str, predictor: str, instances: list[Json]
+    ) -> tuple[int, dict[str, str], Json]:
+        """Answer what the predictor's reference rows say, if the transformer knows its version."""
+        known, served = self.bundles[transformer], self.bundles[predictor]
+        if self.unready or served.version not in {one.version for one in known.versions}:
+            self.unready = max(self.unready - 1, 0)
+            return 503, {"retry-after": "1"}, {"error": "no verified predictor"}
+        self.answered.add((transformer, predictor))
+        rows = served.reference
+        scores = {str(dict(row)): p for row, p in zip(rows.candidates, rows.probabilities, strict=True)}
+        answers = [{"placement": True, "placement_probability": scores[str(one)]} for one in instances]
+        return 200, {"x-model-version": served.version}, {"predictions": answers}
+
+
+@pytest.fixture
+def versions(trained_bundle: Path, tmp_path: Path) -> Versions:
+    template = load_bundle(trained_bundle).model_copy(update={"previous": ()})
+    bundles: dict[str, Bundle] = {}
+    earlier: tuple[Version, ...] = ()
+    for number, (name, uri) in enumerate(URIS.items()):
+        bundle = copied(template, name)
+        lower = tuple(p * 0.9**number for p in bundle.reference.probabilities)
+        reference = bundle.reference.model_copy(update={"probabilities": lower})
+        previous = () if uri == V9 else earlier
+        bundle = bundle.model_copy(update={"previous": previous, "reference": reference})
+        bundles[uri] = bundle
+        earlier = (bundle.as_previous(), *earlier)
+        publish(bundle, MODEL, tmp_path / "models")
+    return Versions(bundles, {"pvc://models": str(tmp_path / "models")})
+
+
+def manifest(mode: str = "Standard", *, collocated: bool = False) -> Json:
+    """The InferenceService of this repository."""
+    content: Json = yaml.safe_load(MANIFEST.read_text())
+    content["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] = mode
+    if collocated:
+        container = content["spec"].pop("transformer")["containers"][0]
+        container |= {"name": "transformer-container", "env": container["env"][1:]}
+        content["spec"]["predictor"]["containers"] = [container]
+    return content
+
+
+Start = Callable[..., Any]
+
+
+@pytest.fixture
+async def start(versions: Versions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
+    """Start a cluster and point the kubeconfig at it."""
+    clusters: list[Cluster] = []
+
+    async def started(mode: str = "Standard", *, collocated: bool = False) -> Cluster:
+        cluster = Cluster(manifest(mode, collocated=collocated), versions.service)
+        await cluster.start()
+        clusters.append(cluster)
+        monkeypatch.setattr(api_server, "PAUSE_S", 0.005)
+        file = tmp_path / "kubeconfig"
+        file.write_text(yaml.safe_dump(cluster.kubeconfig()))
+        from kubernetes.config import kube_config
+
+        monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(file))
+        return cluster
+
+    yield started
+    for cluster in clusters:
+        await cluster.close()
+
+
+@pytest.fixture
+def target(versions: Versions) -> Callable[..., ClusterTarget]:
+    """Connect to the cluster that was started."""
+
+    def connected(name: str = "placement", **options: Any) -> ClusterTarget:
+        api = ApiServer.connect(options.pop("context", None))
+        settings = {"bundle_copies": versions.copies, "timeout_s": 10, "poll_s": 0.005, **options}
+        return ClusterTarget(api, name, **settings)
+
+    return connected
+
+
+def paths(cluster: Cluster) -> list[tuple[str, str, Any]]:
+    """What was patched, in order: operation, last two parts of the path, value."""
+    return [
+        (one["op"], "/".join(one["path"].split("/")[2:3] + one["path"].split("/")[-1:]), one.get("value"))
+        for patch in cluster.patches
+        for one in patch
+    ]

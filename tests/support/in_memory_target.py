@@ -1,0 +1,108 @@
+"""A target that only remembers: what was done to it, and what its versions would answer."""
+
+import asyncio
+import dataclasses
+import functools
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from inferenceservice.rollout_target import Canary, Progress, Scored, State, TargetError
+from transformer.bundle.format import BUNDLE_FILE, Bundle, load_bundle
+
+_read = functools.cache(load_bundle)
+
+
+def quiet(_: str) -> None:
+    """Progress that nobody watches."""
+
+
+def as_its_bundle_says(bundle: Bundle, candidates: Sequence[dict[str, Any]]) -> Scored:
+    """Scores of a version: known for its reference rows, anything for others."""
+    rows = zip(bundle.reference.candidates, bundle.reference.probabilities, strict=True)
+    known = {str(dict(candidate)): score for candidate, score in rows}
+    return Scored(tuple(known.get(str(one), 0.5) for one in candidates), bundle.version)
+
+
+def stranger(version: Path, directory: Path, name: str = "v9") -> Path:
+    """A copy of a version under another name that knows no other and is known to none."""
+    directory.mkdir(parents=True, exist_ok=True)
+    content = json.loads((version / BUNDLE_FILE).read_text())
+    (directory / BUNDLE_FILE).write_text(json.dumps({**content, "version": name, "previous": []}))
+    return directory
+
+
+class MemoryTarget:
+    """A target that remembers its steps, and fails at one if it is told to.
+
+    Attributes
+    ----------
+    steps
+        What was done, as ``transformer v2``.
+    during
+        Called in each step with its name, when what it changes is changed, and with ``settle``.
+    scores
+        What a bundle's version answers.
+    """
+
+    def __init__(self, uri: str | Path, fail: str | None = None, *, collocated: bool = False) -> None:
+        self.now = State(str(uri), str(uri), collocated=collocated)
+        self.fail = fail
+        self.steps: list[str] = []
+        self.unreadable: set[str] = set()
+        self.scores: Callable[[Bundle, Sequence[dict[str, Any]]], Scored] = as_its_bundle_says
+        self.during: Callable[[str], Any] = lambda _: asyncio.sleep(0)
+        self._dice = random.Random(0)
+
+    async def _step(self, name: str, uri: str = "", **changes: Any) -> None:
+        step = f"{name} {Path(uri).name}".strip()
+        self.steps.append(step)
+        if self.fail == step:
+            self.fail = None
+            raise TargetError(f"{name} failed")
+        if "predictor_uri" in changes:
+            changes = {"previous_uri": self.now.predictor_uri, "canary": None, **changes}
+        self.now = dataclasses.replace(self.now, **changes)
+        await self.during(step)
+
+    async def state(self) -> State:
+        return self.now
+
+    async def read_bundle(self, uri: str) -> Bundle:
+        if uri in self.unreadable:
+            raise TargetError(f"{uri} is out of reach")
+        try:
+            return _read(uri)
+        except Exception as error:
+            raise TargetError(str(error)) from error
+
+    async def set_transformer(self, uri: str, progress: Progress) -> None:
+        await self._step("transformer", uri, transformer_uri=uri)
+
+    async def set_predictor(self, uri: str, progress: Progress) -> None:
+        await self._step("predictor", uri, predictor_uri=uri)
+
+    async def set_both(self, uri: str, progress: Progress) -> None:
+        await self._step("both", uri, transformer_uri=uri, predictor_uri=uri)
+
+    async def check_canary(self) -> None:
+        await self._step("check canary")
+
+    async def set_canary(self, canary: Canary, progress: Progress) -> None:
+        await self._step("canary", canary.uri, canary=canary)
+
+    async def end_canary(self, progress: Progress) -> None:
+        await self._step("end canary", canary=None)
+
+    async def settle(self) -> None:
+        await self.during("settle")
+
+    async def score(self, candidates: Sequence[dict[str, Any]], name: str) -> Scored:
+        assert name == "placement"
+        uri, canary = self.now.predictor_uri, self.now.canary
+        if canary is not None and self._dice.random() * 100 < canary.percent:
+            uri = canary.uri
+        await asyncio.sleep(0)
+        return self.scores(_read(uri), candidates)

@@ -1,0 +1,241 @@
+"""What training writes: a bundle that agrees with its model, whoever reads it."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+import s3fs
+
+from storage.bundles import StorageError, VersionExistsError
+from training.candidates import PLACEMENT, SIGNATURE, Task
+from training.data import DataError, Dataset
+from training.encoding import encode, fit_vectorizer
+from training.generator import generate
+from training.selection import UnknownEstimatorError
+from training.train import TrainingError, train
+from transformer.bundle.format import Bundle, load_bundle
+from transformer.bundle.signature import Category, Number, Signature
+
+DATASET = generate(200)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def first(storage: Path) -> Bundle:
+    return train(DATASET, storage=storage, estimator="support-vectors").bundle
+
+
+def encoded(bundle: Bundle) -> np.ndarray:
+    """Encode the reference rows from what the bundle says alone."""
+    rows = np.zeros((len(bundle.reference.candidates), len(bundle.vectorizer.feature_names)))
+    for row, candidate in zip(rows, bundle.reference.candidates, strict=True):
+        for name, value in candidate.items():
+            feature = f"{name}={value}" if isinstance(value, str) else name
+            row[bundle.vectorizer.index[feature]] = 1 if isinstance(value, str) else value
+    return rows
+
+
+def test_a_version_is_a_directory_with_two_files_and_its_report_beside_it(storage, first):
+    assert sorted(path.name for path in (storage / "placement").glob("*")) == ["v1", "v1.html"]
+    assert sorted(path.name for path in (storage / "placement" / "v1").iterdir()) == [
+        "bundle.json",
+        "model.joblib",
+    ]
+    assert load_bundle(storage / "placement" / "v1") == first
+
+
+def test_the_reference_is_what_the_stored_model_answers(storage, first):
+    import pandas as pd
+
+    path = storage / "placement" / "v1" / "model.joblib"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == first.model.sha256
+    features = pd.DataFrame(encoded(first), columns=list(first.vectorizer.feature_names))
+    answered = joblib.load(path).predict_proba(features)[:, first.positive_column]
+    assert tuple(answered.tolist()) == first.reference.probabilities
+
+
+def test_the_reference_covers_every_category_and_spreads_over_the_probabilities(first):
+    for field in SIGNATURE.fields:
+        values = {candidate[field.name] for candidate in first.reference.candidates}
+        if isinstance(field, Category):
+            assert values == set(field.categories)
+        else:
+            assert len(values) > 10
+            assert all(field.minimum <= value <= field.maximum for value in values)
+    probabilities = first.reference.probabilities
+    assert 32 <= len(probabilities) <= 40
+    assert min(probabilities) < 0.1
+    assert max(probabilities) > 0.9
+    assert any(0.3 < probability < 0.7 for probability in probabilities)
+
+
+def test_no_candidate_of_the_training_data_is_in_the_bundle(first):
+    real = [tuple(candidate.values()) for candidate in DATASET.candidates]
+    assert not any(tuple(candidate.values()) in real for candidate in first.reference.candidates)
+
+
+def test_the_bundle_says_what_made_it(first):
+    assert (first.name, first.version, first.positive_class, first.threshold) == (
+        "placement",
+        "v1",
+        "Placed",
+        0.5,
+    )
+    assert first.model.estimator.startswith(
+        "Pipeline(steps=[('standardscaler', StandardScaler()), ('svc', SVC("
+    )
+    assert first.model.libraries["scikit-learn"] == "1.5.2"
+    assert {"python", "numpy", "joblib"} < set(first.model.libraries)
+    assert (first.training_data.rows, first.training_data.source) == (200, "generated, seed 0")
+    assert 0 < first.metrics["accuracy"] <= 1
+
+
+def test_histograms_count_every_candidate(first):
+    for field in SIGNATURE.fields:
+        histogram = first.training_data.histograms[field.name]
+        if isinstance(field, Number):
+            assert sum(histogram["counts"]) == 200
+            assert (histogram["edges"][0], histogram["edges"][-1]) == (field.minimum, field.maximum)
+            assert len(histogram["edges"]) == len(histogram["counts"]) + 1
+        else:
+            assert list(histogram) == list(field.categories)
+            assert sum(histogram.values()) == 200
+
+
+def test_the_same_data_give_the_same_bundle_but_for_its_time(tmp_path, first, storage):
+    again = train(DATASET, storage=tmp_path, estimator="support-vectors").bundle
+    assert again.model_copy(update={"created": first.created}) == first
+    files = [where / "placement" / "v1" / "model.joblib" for where in (storage, tmp_path)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_bundle_remembers_the_last_three_versions(tmp_path):
+    uri, known = None, []
+    for number in range(1, 6):
+        trained = train(DATASET, storage=tmp_path, previous=uri, estimator="logistic-regression")
+        assert trained.bundle.version == f"v{number}"
+        assert [version.version for version in trained.bundle.previous] == known[:3]
+        known.insert(0, trained.bundle.version)
+        uri = trained.uri
+    assert trained.bundle.previous[0] == load_bundle(tmp_path / "placement" / "v4").as_previous()
+
+
+def test_a_remembered_number_is_not_given_again(tmp_path, storage, first):
+    uri = str(storage / "placement" / "v1")
+    elsewhere = train(DATASET, storage=tmp_path, previous=uri, estimator="logistic-regression")
+    assert elsewhere.bundle.version == "v2"
+    with pytest.raises(TrainingError, match="version 'v1' is the name of an earlier version"):
+        train(DATASET, storage=tmp_path, previous=uri, version="v1")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"version": "v1"}, VersionExistsError, "v1: this version exists"),
+        ({"version": "../v2"}, TrainingError, r"version '../v2' must be"),
+        ({"name": "4you"}, TrainingError, "name '4you' must be"),
+        ({"estimator": "oracle"}, UnknownEstimatorError, "'oracle' is not known"),
+        ({"previous": "nowhere/v1"}, StorageError, "nowhere/v1: no version here"),
+        (
+            {"previous": "v1", "name": "other"},
+            TrainingError,
+            "is a version of 'placement', expected one of 'other'",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_fitted(storage, first, options, error, message):
+    if options.get("previous") == "v1":
+        options = {**options, "previous": str(storage / "placement" / "v1")}
+    lines = []
+    with pytest.raises(error, match=message):
+        train(DATASET, storage=storage, progress=lines.append, **options)
+    assert not lines
+
+
+@pytest.mark.parametrize("version", [None, "v7"])
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("gs://bucket/models", "scheme 'gs' is not supported"),
+        ("http://host/models", "scheme 'http' is not supported"),
+        ("{}/file", "file is not a directory|Not a directory"),
+        ("{}/file/below", "file is not a directory|Not a directory"),
+        ("{}/locked", "locked cannot be written to"),
+        ("{}/locked/below", "locked cannot be written to"),
+        ("file://{}/locked", "locked cannot be written to"),
+        ("s3://bucket/models", "set AWS_ACCESS_KEY_ID"),
+    ],
+)
+def test_storage_that_cannot_be_written_is_refused_before_anything_is_fitted(
+    tmp_path, monkeypatch, place, message, version
+):
+    (tmp_path / "file").touch()
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    access = os.access
+    # The superuser may write everywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != locked and access(path, mode))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    s3fs.S3FileSystem.clear_instance_cache()
+    lines = []
+    with pytest.raises(StorageError, match=message):
+        train(DATASET, storage=place.format(tmp_path), version=version, progress=lines.append)
+    assert not lines
+    assert not list(locked.iterdir())
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_storage_that_is_not_there_yet_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trained = train(DATASET, storage="new/models", estimator="logistic-regression")
+    assert trained.uri == "new/models/placement/v1"
+
+
+def test_too_few_candidates_of_a_class_are_refused(tmp_path):
+    few = generate(40)
+    labels = ["Placed"] * 37 + ["Not Placed"] * 3
+    with pytest.raises(DataError, match="must have at least 10 candidates of class 'Not Placed', has 3"):
+        train(Dataset(PLACEMENT, few.candidates, labels, "few.csv", few.sha256), storage=tmp_path)
+
+
+def test_a_category_that_no_candidate_has_can_be_served_all_the_same():
+    candidates = [candidate for candidate in DATASET.candidates if candidate["hsc_s"] != "Arts"]
+    vectorizer = fit_vectorizer(SIGNATURE, candidates)
+    assert sorted(vectorizer.feature_names_) == sorted(SIGNATURE.feature_names("="))
+    frame = encode(vectorizer, [{**candidates[0], "hsc_s": "Arts"}])
+    assert frame["hsc_s=Arts"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        (Number(name="height", minimum=0, maximum=0.01), Number(name="still", minimum=5, maximum=5)),
+        (Category(name="colour", categories=("red", "green", "never seen")),),
+    ],
+    ids=["only numbers", "only categories"],
+)
+def test_a_task_of_ones_own_is_trained_without_touching_code(tmp_path, fields):
+    task = Task(signature=Signature(fields=fields), label="sold", classes=("no", "yes"), positive_class="no")
+    random, candidates, labels = np.random.default_rng(0), [], []
+    for _ in range(60):
+        high = bool(random.random() < 0.5)
+        values = {"height": random.uniform(0, 0.01), "still": 5.0, "colour": "red" if high else "green"}
+        candidates.append({field.name: values[field.name] for field in fields})
+        labels.append("yes" if high else "no")
+    dataset = Dataset(task, candidates, labels, "own.csv", "0" * 64)
+    trained = train(dataset, storage=tmp_path, name="sale", estimator="forest-50")
+    assert re.search("/sale/v1$", trained.uri)
+    assert load_bundle(trained.uri) == trained.bundle
+    assert "sale v1" in Path(trained.report).read_text()

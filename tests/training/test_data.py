@@ -1,0 +1,181 @@
+"""Candidates from CSV files: every problem is named with its row and column."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.candidates import PLACEMENT, SAMPLE, SIGNATURE, Task, TaskError
+from training.data import DataError, read_candidates, read_csv
+from transformer.bundle.signature import Category, Number, Signature
+
+ROW = {**SAMPLE, "status": "Placed"}
+SMALL = Task(
+    signature=Signature(
+        fields=(
+            Number(name="age", minimum=0, maximum=120),
+            Category(name="town", categories=("A", "B"), default="B"),
+        )
+    ),
+    label="answer",
+    classes=("no", "yes"),
+    positive_class="yes",
+)
+
+
+def write(path: Path, *rows: dict, columns: list[str] | None = None) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns or list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_columns_may_come_in_any_order(tmp_path):
+    path = write(tmp_path / "a.csv", ROW, columns=sorted(ROW, reverse=True))
+    dataset = read_csv(path, PLACEMENT)
+    assert (dataset.candidates, dataset.labels) == ([SAMPLE], ["Placed"])
+    assert list(dataset.candidates[0]) == list(SIGNATURE.names)
+    assert (dataset.source, dataset.generated) == ("a.csv", False)
+
+
+def test_a_foreign_column_is_passed_over_and_named(tmp_path):
+    path = write(tmp_path / "a.csv", {"sl_no": "1", **ROW, "salary": "200000"})
+    dataset = read_csv(path, PLACEMENT)
+    assert dataset.candidates == [SAMPLE]
+    assert dataset.ignored == ("sl_no", "salary")
+
+
+def test_candidates_without_label_are_read_by_the_same_rules(tmp_path):
+    assert read_candidates(write(tmp_path / "a.csv", SAMPLE), SIGNATURE) == [SAMPLE]
+    assert read_candidates(write(tmp_path / "b.csv", ROW), SIGNATURE) == [SAMPLE]
+    with pytest.raises(DataError, match="column 'workex' is missing, found: gender"):
+        read_candidates(write(tmp_path / "c.csv", {"gender": "M"}), SIGNATURE)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("ssc_p", "710", "must be 0 to 100, got '710'"),
+        ("ssc_p", "-0.1", "must be 0 to 100, got '-0.1'"),
+        ("mba_p", "nan", "must be 0 to 100, got 'nan'"),
+        ("mba_p", "inf", "must be 0 to 100, got 'inf'"),
+        ("etest_p", "5_6", "must be 0 to 100, got '5_6'"),
+        ("etest_p", "", "must be 0 to 100, got ''"),
+        ("gender", "X", "must be one of M, F, got 'X'"),
+        ("etest_p", "9" * 99, "must be 0 to 100, got '" + "9" * 38 + "…"),
+        ("hsc_s", "science", "must be one of Science, Commerce, Arts, got 'science'"),
+        ("status", "placed", "must be one of Not Placed, Placed, got 'placed'"),
+    ],
+)
+def test_a_wrong_value_is_named_with_row_line_and_column(tmp_path, field, value, message):
+    path = write(tmp_path / "a.csv", ROW, {**ROW, field: value})
+    with pytest.raises(DataError) as error:
+        read_csv(path, PLACEMENT)
+    assert str(error.value) == f"{path}: row 2 (line 3), column {field!r}: {message}"
+
+
+def test_every_problem_is_told_up_to_twenty_and_then_counted(tmp_path):
+    path = write(tmp_path / "a.csv", *[{**ROW, "mba_p": "?", "gender": "?"}] * 15)
+    with pytest.raises(DataError) as error:
+        read_csv(path, PLACEMENT)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 21
+    assert "row 1 (line 2), column 'gender'" in lines[0]
+    assert "row 1 (line 2), column 'mba_p'" in lines[1]
+    assert lines[-1] == "and 10 more problems"
+    assert error.value.count == 30
+
+
+def test_rows_of_another_width_are_told_with_the_other_problems(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("age,answer\n1,yes\n1\n200,no\n1,no,more\n")
+    with pytest.raises(DataError) as error:
+        read_csv(path, SMALL)
+    assert str(error.value).splitlines() == [
+        f"{path}: row 2 (line 3): must have 2 cells, got 1",
+        f"{path}: row 3 (line 4), column 'age': must be 0 to 120, got '200'",
+        f"{path}: row 4 (line 5): must have 2 cells, got 3",
+    ]
+
+
+def test_lines_are_counted_as_an_editor_counts_them(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('age,town,answer,"a\nnote"\n\n1,A,yes,"two\nlines"\n200,A,yes,-\n')
+    with pytest.raises(DataError, match=r"row 2 \(line 6\), column 'age': must be 0 to 120"):
+        read_csv(path, SMALL)
+
+
+def test_an_empty_cell_or_a_missing_column_takes_the_default(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("\ufeffage,town,answer\r\n30,,yes\r\n31,A,no\r\n")
+    assert read_csv(path, SMALL).candidates == [{"age": 30.0, "town": "B"}, {"age": 31.0, "town": "A"}]
+    path.write_text("age,answer\n30,yes\n")
+    assert read_csv(path, SMALL).candidates == [{"age": 30.0, "town": "B"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "must have a line of column names and at least one row"),
+        (b"age,answer\n", "must have a line of column names and at least one row"),
+        (b"age,age,answer\n1,2,yes\n", "column 'age' stands twice"),
+        (b"town,answer\nA,yes\n", "column 'age' is missing, found: town, answer"),
+        (b"age,answer\n1,yes,more\n", r"row 1 \(line 2\): must have 2 cells, got 3"),
+        (b"age,answer\n1,yes\n\xff,yes\n", "line 3: must be UTF-8"),
+        (b"age;answer\n1;yes\n", "must be separated by commas, got ';'"),
+        (b"age,answer\n" + b"1" * 200_000 + b",yes\n", "line 2: field larger than field limit"),
+        (b'age,answer\n"1"2,yes\n', "line 2: "),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(tmp_path, content, message):
+    path = tmp_path / "a.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"a.csv: {message}"):
+        read_csv(path, SMALL)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(DataError, match="No such file"):
+        read_csv(tmp_path / "none.csv", SMALL)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 120), st.sampled_from("AB"), st.sampled_from(["no", "yes"])), min_size=1)
+)
+def test_what_is_written_is_read(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("csv") / "a.csv"
+    write(path, *[dict(zip(("age", "town", "answer"), row, strict=True)) for row in rows])
+    dataset = read_csv(path, SMALL)
+    read = [(c["age"], c["town"], label) for c, label in zip(dataset.candidates, dataset.labels, strict=True)]
+    assert read == rows
+
+
+def test_a_task_of_ones_own_is_a_json_file(tmp_path):
+    path = tmp_path / "task.json"
+    path.write_text(SMALL.model_dump_json())
+    assert Task.read(path) == SMALL
+    assert (PLACEMENT.negative_class, SMALL.negative_class) == ("Not Placed", "no")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": "age"}, "label 'age' is one of the candidate's fields"),
+        ({"classes": ["yes", "no"]}, "must be two, in alphabetical order"),
+        ({"classes": ["no"]}, "classes"),
+        ({"positive_class": "maybe"}, "'maybe' is not one of"),
+        ({"colour": "red"}, "colour: Extra inputs are not permitted"),
+    ],
+)
+def test_a_task_that_contradicts_itself_is_refused(tmp_path, change, message):
+    import json
+
+    path = tmp_path / "task.json"
+    path.write_text(json.dumps(SMALL.model_dump(mode="json") | change))
+    with pytest.raises(TaskError, match=message):
+        Task.read(path)
+    with pytest.raises(TaskError, match="No such file"):
+        Task.read(tmp_path / "none.json")

@@ -1,0 +1,67 @@
+"""Promises about the real candidates, kept where the real candidates are at hand."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.paths import ROOT
+from training.candidates import PLACEMENT, SAMPLE, SIGNATURE
+from training.data import Dataset, read_candidates, read_csv
+from training.encoding import encode, fit_vectorizer
+from training.estimators import ESTIMATORS
+from training.generator import generate
+from training.selection import select, try_estimator
+from training.statistics import Statistics, describe
+
+DATA = Path(os.environ.get("PLACEMENT_DATA", ROOT.parent / "shared" / "data"))
+
+pytestmark = pytest.mark.skipif(
+    not (DATA / "Train_Data.csv").is_file(),
+    reason=f"the real candidates are not at {DATA}; PLACEMENT_DATA names their directory",
+)
+
+
+@pytest.fixture(scope="module")
+def real() -> Dataset:
+    return read_csv(DATA / "Train_Data.csv", PLACEMENT)
+
+
+def test_both_files_are_read(real):
+    assert len(real.candidates) == 670
+    assert np.mean([label == "Placed" for label in real.labels]) == pytest.approx(0.655, abs=0.001)
+    assert real.ignored == ()
+    assert len(read_candidates(DATA / "Test_Data.csv", SIGNATURE)) == 448
+
+
+def test_the_committed_statistics_are_those_of_the_real_candidates(real):
+    assert describe(real) == Statistics.committed()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_forest_trained_on_generated_candidates_knows_the_real_ones(real, seed):
+    generated = generate(5000, seed)
+    vectorizer = fit_vectorizer(SIGNATURE, generated.candidates)
+    forest = ESTIMATORS["forest-100"].fit(encode(vectorizer, generated.candidates), generated.labels)
+    answers = forest.predict_proba(encode(vectorizer, real.candidates))[:, 1] >= 0.5
+    assert np.mean(answers == (np.array(real.labels) == "Placed")) > 0.90
+
+
+def test_the_chosen_model_is_right_about_95_percent_of_unseen_candidates(real):
+    features = encode(fit_vectorizer(SIGNATURE, real.candidates), real.candidates)
+    chosen, _ = select("auto", features, real.labels, "Placed")
+    assert chosen.accuracy >= 0.95
+    # Not by luck of these folds: the same in other orders of the candidates, so in other folds.
+    accuracies = []
+    for seed in range(4):
+        order = np.random.default_rng(seed).permutation(len(real.labels))
+        labels = np.array(real.labels)[order].tolist()
+        accuracies.append(try_estimator(chosen.estimator, features.iloc[order], labels, "Placed").accuracy)
+    assert np.mean(accuracies) >= 0.95
+
+
+def test_the_tutorials_forest_gives_the_tutorials_candidate_about_90_percent(real):
+    vectorizer = fit_vectorizer(SIGNATURE, real.candidates)
+    forest = ESTIMATORS["tutorial"].fit(encode(vectorizer, real.candidates), real.labels)
+    assert forest.predict_proba(encode(vectorizer, [SAMPLE]))[0, 1] == pytest.approx(0.90, abs=0.03)

@@ -1,0 +1,109 @@
+"""A bundle that cannot be served is refused with one line that says which field is wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transformer.bundle.format import (
+    BUNDLE_FILE,
+    Bundle,
+    BundleError,
+    Version,
+    file_sha256,
+    load_bundle,
+    parse_bundle,
+)
+
+
+@pytest.fixture
+def content(trained_bundle: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((trained_bundle / BUNDLE_FILE).read_text())
+    return loaded
+
+
+def test_a_bundle_survives_being_written_and_read(trained_bundle):
+    bundle = load_bundle(trained_bundle)
+    assert parse_bundle(bundle.to_json()) == bundle
+
+
+def test_the_bundle_names_the_model_file_beside_it(trained_bundle):
+    bundle = load_bundle(trained_bundle)
+    assert bundle.model.sha256 == file_sha256(trained_bundle / bundle.model.file)
+
+
+def test_what_later_bundles_keep_is_all_it_takes_to_recognise_and_feed_a_version(trained_bundle):
+    bundle = load_bundle(trained_bundle)
+    kept = bundle.as_previous()
+    assert type(kept) is Version
+    assert Version.model_validate_json(kept.model_dump_json()) == kept
+    assert kept.reference.probabilities == bundle.reference.probabilities
+
+
+BROKEN = {
+    "another format": ({"format": 2}, "its format is not 1"),
+    "no format number": ({"format": "one"}, "its format is not 1"),
+    "an unknown key": ({"colour": "red"}, "colour: Extra inputs are not permitted"),
+    "no signature": ({"signature": None}, "signature: Input should be"),
+    "a version that is no name": ({"version": "../v1"}, "version: String should match pattern"),
+    "a digest that is none": ({"model": {"file": "model.joblib", "sha256": "x"}}, "model.sha256: "),
+    "another model file": ({"model": {"file": "model.pkl"}}, "model.file: "),
+    "a positive class that is none": ({"positive_class": "Hired"}, "positive_class 'Hired' is not one of"),
+    "a threshold that is none": ({"threshold": 1.5}, "threshold: Input should be less than or equal to 1"),
+    "a reference without scores": (
+        {"reference": {"candidates": [{"ssc_p": 1}], "probabilities": []}},
+        "1 candidates, 0 probabilities",
+    ),
+    "a vectorizer that contradicts the signature": (
+        {"vectorizer": {"feature_names": ["ssc_p", "salary"], "separator": "=", "dtype": "float64"}},
+        "vectorizer contradicts signature, they differ in: ",
+    ),
+    "a feature name twice": (
+        {"vectorizer": {"feature_names": ["ssc_p", "ssc_p"]}},
+        "a feature name stands twice",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_bundle_is_refused_by_its_field(case, content, tmp_path):
+    change, problem = BROKEN[case]
+    (tmp_path / BUNDLE_FILE).write_text(json.dumps({**content, **change}))
+    with pytest.raises(BundleError) as raised:
+        load_bundle(tmp_path)
+    message = str(raised.value)
+    assert problem in message
+    assert str(tmp_path) in message
+    assert "\n" not in message
+
+
+def test_the_same_version_cannot_be_remembered_twice(content):
+    own = {name: content[name] for name in Version.model_fields}
+    with pytest.raises(BundleError, match="a version stands twice among v1, v1"):
+        parse_bundle(json.dumps({**content, "previous": [own]}))
+
+
+def test_no_more_than_three_earlier_versions_are_remembered(content):
+    own = {name: content[name] for name in Version.model_fields}
+    earlier = [{**own, "version": f"v0.{number}"} for number in range(4)]
+    assert len(parse_bundle(json.dumps({**content, "previous": earlier[:3]})).versions) == 4
+    with pytest.raises(BundleError, match="previous: "):
+        parse_bundle(json.dumps({**content, "previous": earlier}))
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"[]", b'"bundle"'])
+def test_what_is_not_a_bundle_at_all_is_refused(text):
+    with pytest.raises(BundleError, match=r"bundle\.json: "):
+        parse_bundle(text)
+
+
+def test_a_missing_bundle_says_what_storage_uri_must_name(tmp_path):
+    with pytest.raises(BundleError, match="STORAGE_URI must name a version's directory"):
+        load_bundle(tmp_path / "v9")
+
+
+def test_a_bundle_cannot_be_changed(trained_bundle):
+    bundle: Bundle = load_bundle(trained_bundle)
+    with pytest.raises(ValueError, match="frozen"):
+        bundle.version = "v2"

@@ -1,0 +1,366 @@
+"""The encoder gives DictVectorizer's numbers, bit for bit, whichever of its ways it takes."""
+
+import math
+import random
+from itertools import cycle, islice
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.feature_extraction import DictVectorizer
+
+from training.candidates import SIGNATURE as PLACEMENT_SIGNATURE
+from training.generator import generate
+from transformer.bundle import encoder as encoding
+from transformer.bundle.candidates import NEEDS_FULL_VALIDATION, Candidates, Columns, Rows
+from transformer.bundle.encoder import BLOCK, FEW, Encoder
+from transformer.bundle.format import Vectorizer
+from transformer.bundle.signature import Category, Number, Signature
+from transformer.bundle.validation import validate
+from transformer.errors import InvalidCandidates, InvalidRequest
+
+#: Around each size at which the encoder goes another way, and those that are promised.
+SIZES = sorted({1, 2, FEW - 1, FEW, FEW + 1, 64, BLOCK - 1, BLOCK, BLOCK + 1, 1_000})
+
+names = st.text(min_size=1, max_size=6)
+finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
+
+
+@st.composite
+def numbers(draw: st.DrawFn, name: str) -> Number:
+    # -0.0 before 0.0: no float lies between 0.0 and -0.0.
+    minimum, maximum = sorted(
+        (draw(finite), draw(finite)), key=lambda bound: (bound, math.copysign(1, bound))
+    )
+    default = draw(st.none() | st.floats(minimum, maximum))
+    return Number(name=name, minimum=minimum, maximum=maximum, default=default)
+
+
+@st.composite
+def categories(draw: st.DrawFn, name: str) -> Category:
+    values = draw(st.lists(st.text(max_size=5), min_size=1, max_size=5, unique=True))
+    return Category(name=name, categories=tuple(values), default=draw(st.none() | st.sampled_from(values)))
+
+
+@st.composite
+def signatures(draw: st.DrawFn) -> Signature:
+    chosen = [
+        draw(numbers(name) | categories(name))
+        for name in draw(st.lists(names, min_size=1, max_size=6, unique=True))
+    ]
+    signature = Signature(fields=tuple(chosen))
+    features = list(signature.feature_names("="))
+    # Fields whose features collide ("a" = "b=c" and "a=b" = "c") make no valid bundle.
+    if len(set(features)) != len(features):
+        return draw(signatures())
+    return signature
+
+
+def values(field: Number | Category) -> st.SearchStrategy[float | int | str]:
+    if isinstance(field, Category):
+        return st.sampled_from(field.categories)
+    floats = st.floats(field.minimum, field.maximum)
+    whole = st.integers(
+        int(np.ceil(field.minimum)), max(int(np.ceil(field.minimum)), int(np.floor(field.maximum)))
+    )
+    return floats | whole.filter(lambda number: field.minimum <= number <= field.maximum)
+
+
+def complete(signature: Signature) -> st.SearchStrategy[dict]:
+    return st.fixed_dictionaries({field.name: values(field) for field in signature.fields})
+
+
+def valid(signature: Signature) -> st.SearchStrategy[dict]:
+    """Candidates that leave to the defaults what they can, now and then."""
+    required = {field.name: values(field) for field in signature.fields if field.default is None}
+    optional = {
+        field.name: values(field) | st.none() for field in signature.fields if field.default is not None
+    }
+    return st.fixed_dictionaries(required, optional=optional)
+
+
+#: What may stand in a field, right or wrong.
+anything = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(10**300, 10**400),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=1),
+)
+
+
+@st.composite
+def mutilated(draw: st.DrawFn, signature: Signature) -> Any:
+    """A candidate with something wrong in it, most of the time."""
+    row = draw(complete(signature))
+    for name in draw(st.lists(st.sampled_from(signature.names), max_size=2)):
+        row[name] = draw(anything)
+    for name in draw(st.lists(st.sampled_from(signature.names), max_size=1)):
+        del row[name]
+    return draw(st.just(row) | anything) if draw(st.integers(0, 9)) == 0 else row
+
+
+def fitted(signature: Signature) -> DictVectorizer:
+    """A DictVectorizer that has seen every category."""
+    every = [
+        {field.name: category}
+        for field in signature.fields
+        for category in (field.categories if isinstance(field, Category) else [0.0])
+    ]
+    return DictVectorizer(sparse=False).fit(every)
+
+
+def encoder_of(signature: Signature, **options: Any) -> Encoder:
+    names = tuple(fitted(signature).feature_names_)
+    return Encoder(Vectorizer(feature_names=names), signature, **options)
+
+
+def rows_of(rows: list[Any], signature: Signature) -> Candidates:
+    return Rows(rows, "instances")
+
+
+def columns_of(rows: list[dict], signature: Signature) -> Candidates:
+    return Columns(len(rows), {name: [row.get(name) for row in rows] for name in signature.names})
+
+
+def expected(rows: list[dict], signature: Signature) -> np.ndarray:
+    """What DictVectorizer makes of the rows, once the defaults stand in them."""
+    defaults = {field.name: field.default for field in signature.fields}
+    given_ = [{name: value for name, value in row.items() if value is not None} for row in rows]
+    return fitted(signature).transform([{**defaults, **row} for row in given_])
+
+
+def assert_same(encoded: np.ndarray, wanted: np.ndarray) -> None:
+    assert encoded.dtype == wanted.dtype == np.float64
+    assert encoded.shape == wanted.shape
+    assert encoded.flags.c_contiguous
+    # Bytes, so that -0.0 is told from 0.0.
+    assert encoded.tobytes() == wanted.tobytes()
+
+
+def carefully(encoder: Encoder, candidates: Candidates) -> np.ndarray | str:
+    """The matrix or the refusal of the way that looks at each value."""
+    return outcome(encoder._any, candidates)
+
+
+def outcome(encode: Any, candidates: Candidates) -> np.ndarray | str:
+    try:
+        return encode(candidates)
+    except InvalidRequest as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("form", [rows_of, columns_of])
+@pytest.mark.parametrize("size", SIZES)
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_every_valid_candidate_is_encoded_bit_for_bit_as_dictvectorizer_does(size, form, data):
+    signature = data.draw(signatures())
+    drawn = data.draw(st.lists(valid(signature), min_size=1, max_size=5))
+    rows = list(islice(cycle(drawn), size))
+    encoded = encoder_of(signature).encode(form(rows, signature))
+    assert_same(encoded, expected(rows, signature))
+
+
+@pytest.mark.parametrize("form", [rows_of, columns_of])
+@pytest.mark.parametrize("size", SIZES)
+def test_placement_candidates_are_encoded_bit_for_bit_and_none_needs_a_second_look(size, form, monkeypatch):
+    rows = generate(size, seed=5).candidates
+    encoder = encoder_of(PLACEMENT_SIGNATURE)
+    monkeypatch.setattr(encoder, "_any", None)
+    assert_same(encoder.encode(form(rows, PLACEMENT_SIGNATURE)), fitted(PLACEMENT_SIGNATURE).transform(rows))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("value", [-0.0, 0, 0.0, 1, 1.0, 5e-324, 2**53 + 1, 10**15, 1e300, -(10**300)])
+def test_special_numbers_are_those_of_dictvectorizer(value, size):
+    signature = Signature(fields=(Number(name="a", minimum=-1e300, maximum=1e300),))
+    rows = [{"a": 2.5}] * (size - 1) + [{"a": value}]
+    encoded = encoder_of(signature).encode(rows_of(rows, signature))
+    assert_same(encoded, fitted(signature).transform(rows))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_every_way_says_the_same_of_any_candidates(size, data):
+    signature = data.draw(signatures())
+    encoder = encoder_of(signature, unknown_category=data.draw(st.sampled_from(["refuse", "ignore"])))
+    good = data.draw(st.lists(complete(signature), min_size=1, max_size=2))
+    rows = list(islice(cycle(good), size))
+    for position in data.draw(st.lists(st.integers(0, size - 1), max_size=3)):
+        rows[position] = data.draw(mutilated(signature))
+    candidates = rows_of(rows, signature)
+    slowly = carefully(encoder, candidates)
+    quickly = outcome(encoder.encode, candidates)
+    if isinstance(slowly, str):
+        assert quickly == slowly
+    else:
+        assert_same(quickly, slowly)
+
+
+WRONG = {
+    "a boolean": True,
+    "false": False,
+    "nothing": None,
+    "not a number": math.nan,
+    "infinity": -math.inf,
+    "a number as text": "71",
+    "text": "F",
+    "bytes": b"71",
+    "a list": [71],
+    "an object": {"71": 71},
+    "too large": 100.5,
+    "below": -0.001,
+    "more than a float holds": 10**400,
+    "a negative of that kind": -(10**400),
+}
+
+
+@pytest.mark.parametrize("form", [rows_of, columns_of])
+@pytest.mark.parametrize("size", [1, FEW + 1, BLOCK + 1])
+@pytest.mark.parametrize("field", ["ssc_p", "gender"])
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_a_wrong_value_is_refused_in_the_same_words_wherever_it_stands(wrong, field, size, form):
+    if (field, wrong) == ("gender", "F"):
+        wrong = "f"
+    rows = [*generate(size, seed=6).candidates]
+    rows[-1] = {**rows[-1], field: wrong}
+    encoder, candidates = encoder_of(PLACEMENT_SIGNATURE), form(rows, PLACEMENT_SIGNATURE)
+    with pytest.raises(InvalidCandidates) as raised:
+        encoder.encode(candidates)
+    with pytest.raises(InvalidCandidates) as reference:
+        validate(candidates, PLACEMENT_SIGNATURE)
+    assert raised.value.problems == reference.value.problems
+    (problem,) = raised.value.problems
+    assert problem.startswith(candidates.locate(size - 1, field) + ": ")
+
+
+@pytest.mark.parametrize("size", [1, FEW + 1, BLOCK + 1])
+@pytest.mark.parametrize("row", [7, None, "ssc_p", ["ssc_p"], {}], ids=str)
+def test_what_is_no_candidate_is_refused(row, size):
+    rows = [*generate(size, seed=6).candidates]
+    for position in {0, size - 1}:
+        rows[position] = row
+    with pytest.raises(InvalidRequest, match=r"instances\[0\]"):
+        encoder_of(PLACEMENT_SIGNATURE).encode(rows_of(rows, PLACEMENT_SIGNATURE))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_candidates_with_their_keys_in_any_order_are_the_same(size):
+    rows = generate(size, seed=7).candidates
+    mixed = [dict(reversed(row.items())) if number % 2 else row for number, row in enumerate(rows)]
+    # Equal keys need not be the same objects, as they are where one parser has read all.
+    mixed[-1] = {"".join(list(name)): value for name, value in {**mixed[-1], "other": [1]}.items()}
+    encoder = encoder_of(PLACEMENT_SIGNATURE)
+    assert_same(
+        encoder.encode(rows_of(mixed, PLACEMENT_SIGNATURE)), fitted(PLACEMENT_SIGNATURE).transform(rows)
+    )
+
+
+@pytest.mark.parametrize("form", [rows_of, columns_of])
+@pytest.mark.parametrize("size", SIZES)
+def test_an_ignored_category_fills_no_column_as_in_dictvectorizer(size, form):
+    signature = Signature(
+        fields=(Category(name="a", categories=("x", "y")), Number(name="b", minimum=0, maximum=9))
+    )
+    rows = list(islice(cycle([{"a": "z", "b": 3}, {"a": "x", "b": 4}]), size))
+    encoder = encoder_of(signature, unknown_category="ignore")
+    assert_same(encoder.encode(form(rows, signature)), fitted(signature).transform(rows))
+
+
+@pytest.mark.parametrize("size", [1, FEW + 1])
+def test_a_category_that_the_newest_version_lists_is_never_ignored(size):
+    old, new = (Signature(fields=(Category(name="a", categories=listed),)) for listed in (("x",), ("x", "y")))
+    encoder = encoder_of(old, unknown_category="ignore", newest=new)
+    assert not encoder.encode(rows_of([{"a": "z"}] * size, old)).any()
+    with pytest.raises(InvalidCandidates, match="must be one of x, got 'y'"):
+        encoder.encode(rows_of([{"a": "x"}] * (size - 1) + [{"a": "y"}], old))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_has_a_default_may_be_left_out_without_a_second_look(size, monkeypatch):
+    signature = Signature(
+        fields=(
+            Number(name="a", minimum=0, maximum=9, default=7),
+            Category(name="b", categories=("x", "y"), default="y"),
+            Number(name="c", minimum=0, maximum=9),
+        )
+    )
+    rows = [{"a": 1.0, "b": "x", "c": 2.0}] * (size - 1) + [{"c": 3.0}]
+    encoder = encoder_of(signature)
+    monkeypatch.setattr(encoder, "_any", None)
+    for candidates in (rows_of(rows, signature), Columns(size, {"c": [row["c"] for row in rows]})):
+        filled = encoder.encode(candidates)[-1].tolist()
+        assert filled == [7.0, 0.0, 1.0, 3.0]
+
+
+def test_another_order_of_feature_names_is_followed():
+    signature = Signature(fields=(Category(name="a", categories=("x", "y")),))
+    encoder = Encoder(Vectorizer(feature_names=("a=y", "a=x")), signature)
+    assert encoder.encode(rows_of([{"a": "x"}], signature)).tolist() == [[0.0, 1.0]]
+
+
+MANY_VALUES = Signature(
+    fields=(
+        *(Category(name=f"c{number}", categories=tuple(map(str, range(40)))) for number in range(4)),
+        Category(name="wide", categories=tuple(map(str, range(3_000)))),
+        Category(name="narrow", categories=("y", "n")),
+        Number(name="number", minimum=0, maximum=1),
+    )
+)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_categories_of_many_values_are_encoded_too(size):
+    *listed, number = MANY_VALUES.fields
+    dice = random.Random(0)
+    rows = [
+        {field.name: dice.choice(field.categories) for field in listed} | {number.name: dice.random()}
+        for _ in range(size)
+    ]
+    encoded = encoder_of(MANY_VALUES).encode(rows_of(rows, MANY_VALUES))
+    assert_same(encoded, fitted(MANY_VALUES).transform(rows))
+
+
+@pytest.mark.parametrize("signature", [PLACEMENT_SIGNATURE, MANY_VALUES], ids=["placement", "many values"])
+def test_what_is_kept_of_combined_categories_is_bounded_and_callers_add_nothing(signature):
+    encoder = encoder_of(signature, unknown_category="ignore")
+    together = encoder._together
+    assert together.fields
+    kept = len(together._numbers)
+    assert together._table.size <= encoding.MAX_TABLE
+    assert kept == len(together._table)
+    for number in range(100):
+        row = {field.name: f"caller's {number}" for field in signature.fields if isinstance(field, Category)}
+        row |= {field.name: 0.5 for field in signature.fields if isinstance(field, Number)}
+        encoder.encode(rows_of([row] * (FEW + 1), signature))
+        encoder.encode(rows_of([row], signature))
+    assert len(together._numbers) == kept
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "i8", "u1", "u8"])
+@pytest.mark.parametrize("size", [1, FEW + 1, BLOCK + 1])
+def test_arrays_are_taken_as_they_are(size, dtype):
+    signature = Signature(
+        fields=(Number(name="a", minimum=0, maximum=100), Category(name="b", categories=("x",)))
+    )
+    column = (np.arange(size) % 100).astype(dtype)
+    encoded = encoder_of(signature).encode(Columns(size, {"a": column, "b": ["x"] * size}))
+    assert encoded.tolist() == [[float(value), 1.0] for value in column]
+
+
+@pytest.mark.parametrize("size", [1, FEW + 1])
+def test_boolean_arrays_are_refused(size):
+    signature = Signature(fields=(Number(name="a", minimum=0, maximum=1),))
+    with pytest.raises(InvalidCandidates, match=r"inputs\.a\[0\]: must be a number"):
+        encoder_of(signature).encode(Columns(size, {"a": np.ones(size, bool)}))
+
+
+def test_what_the_quick_ways_raise_never_gets_out():
+    assert not any(issubclass(doubt, InvalidRequest) for doubt in NEEDS_FULL_VALIDATION)

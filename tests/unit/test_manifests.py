@@ -1,0 +1,341 @@
+"""The InferenceService and its overlays: what KServe's own models read, and what the manifests promise."""
+
+import copy
+import functools
+import json
+import re
+import tomllib
+from types import SimpleNamespace
+
+import kserve
+import pytest
+from kubernetes.client import models as kubernetes_models
+
+from tests.support.cluster.manifests import (
+    BASE,
+    EVERY_MANIFEST,
+    OVERLAY_NAMES,
+    OVERLAYS,
+    ROOT,
+    SPEC,
+    STANDARD_MODE,
+    TWO_PODS,
+    WITH_MLSERVER,
+    Manifest,
+    argument,
+    components,
+    containers,
+    documents,
+    environment,
+    listening_ports,
+    pause_seconds,
+    rendered,
+    service,
+    transformer_container,
+)
+
+DRAIN_SECONDS = 30  # what kserve.ModelServer gives running requests after SIGTERM
+
+RESTRICTED = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,
+    "runAsNonRoot": True,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+
+
+def in_kserves_words(type_name: str) -> str:
+    """Translate a type of the Kubernetes client's models into the older notation of KServe's."""
+    if of_list := re.fullmatch(r"List\[(.*)\]", type_name):
+        return f"list[{in_kserves_words(of_list[1])}]"
+    if of_dict := re.fullmatch(r"Dict\[str, (.*)\]", type_name):
+        return f"dict(str, {in_kserves_words(of_dict[1])})"
+    return type_name
+
+
+@pytest.fixture
+def sdk(monkeypatch: pytest.MonkeyPatch) -> kserve.ApiClient:
+    """KServe's client, able to find the Kubernetes models that KServe's name but its package lacks."""
+    other_names = {"K8sIoApiAppsV1DeploymentStrategy": "V1DeploymentStrategy"}
+
+    def kubernetes_model(name: str) -> type:
+        model = getattr(kubernetes_models, other_names.get(name, name))
+        types = {field: in_kserves_words(type_name) for field, type_name in model.openapi_types.items()}
+        return type(name, (model,), {"openapi_types": types})
+
+    monkeypatch.setattr(kserve.models, "__getattr__", kubernetes_model, raising=False)
+    return kserve.ApiClient()
+
+
+def read_and_write(sdk: kserve.ApiClient, manifest: Manifest) -> Manifest:
+    """Send a manifest through KServe's models, which know no other fields than the API has."""
+    model = "V1beta1InferenceService" if manifest["kind"] == "InferenceService" else f"V1{manifest['kind']}"
+    response = SimpleNamespace(data=json.dumps(manifest))
+    written: Manifest = sdk.sanitize_for_serialization(sdk.deserialize(response, model))
+    if manifest["kind"] == "InferenceService":
+        # The one thing that the SDK puts in: an empty name, which says as much as none.
+        assert written["spec"]["predictor"]["model"].pop("name") == ""
+    return written
+
+
+def test_every_overlay_is_covered_here() -> None:
+    assert sorted(path.parent.name for path in OVERLAYS.glob("*/kustomization.yaml")) == OVERLAY_NAMES
+
+
+def test_the_documented_spec_is_the_one_that_the_overlays_build_on() -> None:
+    assert SPEC.resolve() == (ROOT / "inferenceservice" / "base" / "placement.yaml").resolve()
+
+
+@pytest.mark.parametrize("name", EVERY_MANIFEST)
+def test_kserves_own_models_lose_nothing_of_the_manifest(name: str, sdk: kserve.ApiClient) -> None:
+    for manifest in documents(name):
+        assert read_and_write(sdk, manifest) == manifest
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        ("spec",),
+        ("spec", "predictor"),
+        ("spec", "predictor", "model"),
+        ("spec", "predictor", "deploymentStrategy", "rollingUpdate"),
+        ("spec", "transformer"),
+        ("spec", "transformer", "containers", 0),
+        ("spec", "transformer", "containers", 0, "securityContext"),
+        ("spec", "transformer", "containers", 0, "lifecycle", "preStop"),
+    ],
+    ids=lambda where: ".".join(map(str, where)),
+)
+def test_a_misspelt_field_would_be_noticed(where: tuple[str | int, ...], sdk: kserve.ApiClient) -> None:
+    manifest = copy.deepcopy(service(BASE))
+    functools.reduce(lambda inner, key: inner[key], where, manifest)["misspelt"] = "x"  # type: ignore[index]
+    assert read_and_write(sdk, manifest) == service(BASE)
+
+
+@pytest.mark.parametrize("name", EVERY_MANIFEST)
+def test_the_deployment_mode_is_said_not_left_to_the_cluster(name: str) -> None:
+    expected = "Knative" if name == "knative" else "Standard"
+    assert service(name)["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == expected
+
+
+@pytest.mark.parametrize("name", TWO_PODS)
+def test_both_components_get_the_same_bundle(name: str) -> None:
+    manifest = service(name)
+    uri = manifest["spec"]["predictor"]["model"]["storageUri"]
+    assert re.fullmatch(r"(pvc|s3)://models/placement/v\d+", uri)
+    assert environment(transformer_container(manifest))["STORAGE_URI"] == uri
+
+
+@pytest.mark.parametrize("name", EVERY_MANIFEST)
+def test_the_transformer_is_told_the_predictors_protocol(name: str) -> None:
+    manifest = service(name)
+    told = argument(transformer_container(manifest), "predictor_protocol")
+    assert told == manifest["spec"]["predictor"]["model"]["protocolVersion"]
+
+
+@pytest.mark.parametrize("name", EVERY_MANIFEST)
+def test_the_runtime_and_its_version_are_pinned(name: str) -> None:
+    model = service(name)["spec"]["predictor"]["model"]
+    pinned = {"kserve-mlserver": "1.7.1", "kserve-sklearnserver": "v0.20.0"}
+    assert model["runtimeVersion"] == pinned[model["runtime"]]
+    assert model["modelFormat"] == {"name": "sklearn"}
+
+
+@pytest.mark.parametrize("name", EVERY_MANIFEST)
+def test_the_image_is_this_version_of_the_project_never_latest(name: str) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert transformer_container(service(name))["image"] == f"placement-transformer:{version}"
+    assert "latest" not in rendered(name)
+
+
+@pytest.mark.parametrize("field", RESTRICTED)
+@pytest.mark.parametrize("name", EVERY_MANIFEST)
+def test_no_container_may_do_more_than_it_needs(name: str, field: str) -> None:
+    for component in components(service(name)):
+        for container in containers(component):
+            assert container["securityContext"][field] == RESTRICTED[field]
+            assert container["securityContext"].keys() == RESTRICTED.keys()
+
+
+@pytest.mark.parametrize("name", EVERY_MANIFEST)
+def test_no_pod_gets_a_token_for_the_clusters_api(name: str) -> None:
+    assert [part["automountServiceAccountToken"] for part in components(service(name))].count(True) == 0
+
+
+@pytest.mark.parametrize("name", EVERY_MANIFEST)
+def test_the_transformer_can_write_nowhere(name: str) -> None:
+    assert "volumeMounts" not in transformer_container(service(name))
+
+
+@pytest.mark.parametrize("name", EVERY_MANIFEST)
+def test_the_model_server_can_write_to_tmp_alone(name: str) -> None:
+    predictor = service(name)["spec"]["predictor"]
+    assert predictor["model"]["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp"}]
+    assert [volume["name"] for volume in predictor["volumes"]] == ["tmp"]
+
+
+@pytest.mark.parametrize("name", WITH_MLSERVER)
+def test_what_mlserver_writes_goes_where_it_may_write(name: str) -> None:
+    settings = environment(service(name)["spec"]["predictor"]["model"])
+    assert settings["MLSERVER_METRICS_DIR"].startswith("/tmp/")
+    assert settings["MLSERVER_ENVIRONMENTS_DIR"].startswith("/tmp/")
+
+
+@pytest.mark.parametrize("name", WITH_MLSERVER)
+def test_mlserver_says_why_a_model_refuses_a_request_without_a_traceback(name: str) -> None:
+    # Only errors of a worker process are answered with their message; the transformer reads it.
+    settings = environment(service(name)["spec"]["predictor"]["model"])
+    assert int(settings["MLSERVER_PARALLEL_WORKERS"]) >= 1
+    assert settings["MLSERVER_DEBUG"] == "false"
+
+
+@pytest.mark.parametrize("name", EVERY_MANIFEST)
+def test_every_container_states_its_resources(name: str) -> None:
+    for component in components(service(name)):
+        for container in containers(component):
+            for kind in ("requests", "limits"):
+                assert container["resources"][kind].keys() == {"cpu", "memory"}
+
+
+@pytest.mark.parametrize("name", STANDARD_MODE)
+def test_a_rollout_takes_no_pod_away_before_its_successor_is_ready(name: str) -> None:
+    for component in components(service(name)):
+        strategy = component["deploymentStrategy"]
+        assert strategy["type"] == "RollingUpdate"
+        assert strategy["rollingUpdate"]["maxUnavailable"] == 0
+        assert strategy["rollingUpdate"]["maxSurge"] not in (0, "0%")
+
+
+@pytest.mark.parametrize("name", STANDARD_MODE)
+def test_a_pod_is_killed_only_after_its_pause_and_its_drain(name: str) -> None:
+    for component in components(service(name)):
+        for container in containers(component):
+            assert pause_seconds(container) > 0
+            assert component["terminationGracePeriodSeconds"] > pause_seconds(container) + DRAIN_SECONDS
+
+
+@pytest.mark.parametrize("name", EVERY_MANIFEST)
+def test_readiness_follows_the_model_and_liveness_only_the_process(name: str) -> None:
+    for component in components(service(name)):
+        for container in containers(component):
+            own_model = "modelFormat" in container
+            ready = "/v2/models/placement/ready" if own_model else "/v2/health/ready"
+            assert container["readinessProbe"]["httpGet"]["path"] == ready
+            assert container["livenessProbe"]["httpGet"]["path"] == "/v2/health/live"
+            assert container["startupProbe"]["httpGet"]["path"] == "/v2/health/live"
+
+
+@pytest.mark.parametrize("name", EVERY_MANIFEST)
+def test_probes_and_scrapes_go_to_ports_that_are_listened_on(name: str) -> None:
+    manifest = service(name)
+    for component in components(manifest):
+        bound = [listening_ports(manifest, container) for container in containers(component)]
+        for container, ports in zip(containers(component), bound, strict=True):
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                assert container[probe]["httpGet"]["port"] == ports[0]
+        scraped = int(component["annotations"]["prometheus.io/port"])
+        assert component["annotations"]["prometheus.io/scrape"] == "true"
+        assert component["annotations"]["prometheus.io/path"] == "/metrics"
+        assert any(scraped in ports for ports in bound)
+
+
+@pytest.mark.parametrize(
+    ("name", "predictor_port"), [(BASE, "8082"), ("sklearnserver", "8080"), ("collocated", "8080")]
+)
+def test_metrics_are_scraped_where_the_server_has_them(name: str, predictor_port: str) -> None:
+    predictor, *transformer = components(service(name))
+    assert predictor["annotations"]["prometheus.io/port"] == predictor_port
+    assert all(part["annotations"]["prometheus.io/port"] == "8080" for part in transformer)
+
+
+@pytest.mark.parametrize("name", EVERY_MANIFEST)
+def test_rest_is_the_first_port_and_grpc_the_second_where_a_service_may_have_two(name: str) -> None:
+    ports = [(port["name"], port["containerPort"]) for port in transformer_container(service(name))["ports"]]
+    assert ports == ([("http1", 8080)] if name == "knative" else [("http1", 8080), ("grpc", 8081)])
+
+
+def test_sklearnserver_is_asked_for_probabilities() -> None:
+    predictor = service("sklearnserver")["spec"]["predictor"]
+    assert predictor["model"]["protocolVersion"] == "v1"
+    assert environment(predictor["model"]) == {"PREDICT_PROBA": "true"}
+
+
+def test_a_collocated_transformer_shares_its_predictors_bundle() -> None:
+    manifest = service("collocated")
+    assert "transformer" not in manifest["spec"]
+    assert "STORAGE_URI" not in environment(transformer_container(manifest))
+    assert rendered("collocated").count("://") == 1
+    assert transformer_container(manifest)["name"] == "transformer-container"
+
+
+def test_collocated_containers_share_no_port() -> None:
+    manifest = service("collocated")
+    bound = [listening_ports(manifest, each) for each in containers(manifest["spec"]["predictor"])]
+    assert len(bound) == 2
+    assert len({*bound[0], *bound[1]}) == len(bound[0]) + len(bound[1])
+
+
+def test_a_collocated_transformer_gets_the_arguments_that_kserve_does_not_add() -> None:
+    manifest = service("collocated")
+    container, model = transformer_container(manifest), manifest["spec"]["predictor"]["model"]
+    assert argument(container, "model_name") == manifest["metadata"]["name"]
+    assert argument(container, "predictor_host") == f"localhost:{listening_ports(manifest, model)[0]}"
+    assert argument(container, "http_port") == str(container["ports"][0]["containerPort"])
+
+
+def test_a_collocated_model_server_outlives_the_transformer_beside_it() -> None:
+    manifest = service("collocated")
+    last_request = pause_seconds(transformer_container(manifest)) + DRAIN_SECONDS
+    assert pause_seconds(manifest["spec"]["predictor"]["model"]) > last_request
+
+
+@pytest.mark.parametrize("name", TWO_PODS)
+def test_what_kserve_adds_to_the_transformer_is_left_to_it(name: str) -> None:
+    container = transformer_container(service(name))
+    assert [argument(container, name) for name in ("model_name", "predictor_host", "http_port")] == [None] * 3
+
+
+def test_knative_gets_nothing_that_it_or_kserve_refuses_there() -> None:
+    for component in components(service("knative")):
+        assert component.keys().isdisjoint({"deploymentStrategy", "terminationGracePeriodSeconds"})
+        assert all("lifecycle" not in container for container in containers(component))
+        assert component["minReplicas"] >= 1
+
+
+def test_s3_credentials_are_placeholders_and_reach_both_components() -> None:
+    by_kind = {document["kind"]: document for document in documents("s3")}
+    secret, account = by_kind["Secret"], by_kind["ServiceAccount"]
+    assert set(secret["stringData"]) == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    assert set(secret["stringData"].values()) == {"replace-me"}
+    assert {"serving.kserve.io/s3-endpoint", "serving.kserve.io/s3-usehttps"} <= set(
+        secret["metadata"]["annotations"]
+    )
+    assert account["secrets"] == [{"name": secret["metadata"]["name"]}]
+    for component in components(by_kind["InferenceService"]):
+        assert component["serviceAccountName"] == account["metadata"]["name"]
+    assert by_kind["InferenceService"]["spec"]["predictor"]["model"]["storageUri"].startswith("s3://")
+
+
+def test_autoscaling_starts_with_two_of_each_and_goes_by_what_hpa_can_measure() -> None:
+    manifest = service("autoscaling")
+    assert manifest["metadata"]["annotations"]["serving.kserve.io/autoscalerClass"] == "hpa"
+    for component in components(manifest):
+        assert 2 <= component["minReplicas"] < component["maxReplicas"]
+        assert component["scaleMetric"] == "cpu"
+        assert 1 <= component["scaleTarget"] <= 100
+        # A percentage of what is requested needs a request.
+        assert all(container["resources"]["requests"]["cpu"] for container in containers(component))
+
+
+def test_the_images_user_is_a_number_that_is_not_root() -> None:
+    # runAsNonRoot above is checked by the kubelet against this number; a name would stop the pod.
+    users = re.findall(r"^USER\s+(\S+)$", (ROOT / "Dockerfile.transformer").read_text(), re.MULTILINE)
+    assert [int(part) > 0 for part in users[-1].split(":")] == [True, True]
+
+
+def test_the_image_holds_the_transformer_and_nothing_else_of_the_project() -> None:
+    copied = re.findall(r"^COPY (?!--from)(\S+)", (ROOT / "Dockerfile.transformer").read_text(), re.MULTILINE)
+    assert copied == ["requirements/transformer.txt", "transformer/"]
+    sent = {line for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert sent == {f"!{path}" for path in copied}

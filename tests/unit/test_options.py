@@ -1,0 +1,59 @@
+"""The transformer's command line: what is wrong with it is told when it starts."""
+
+import pytest
+
+from transformer.options import parse
+from transformer.upstream.client import PredictorAddress, RestClient, host_and_port
+
+HOSTS = {
+    "placement-predictor.default": ("placement-predictor.default", 80),
+    "placement-predictor.default:8080": ("placement-predictor.default", 8080),
+    "Localhost:1": ("localhost", 1),
+    "10.0.0.7": ("10.0.0.7", 80),
+    "[::1]:8085": ("::1", 8085),
+    "[FE80::1]": ("fe80::1", 80),
+    "a_name.svc.cluster.local.:65535": ("a_name.svc.cluster.local.", 65535),
+}
+
+
+@pytest.mark.parametrize(("host", "expected"), HOSTS.items(), ids=HOSTS)
+def test_a_predictors_host_is_read(host, expected):
+    assert parse([f"--predictor_host={host}"]).predictor_host == host
+    assert host_and_port(host, use_ssl=False) == expected
+    assert host_and_port(host, use_ssl=True)[1] in {expected[1], 443}
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "http://a", "dns:///a:1", "a/v1", "a:", ":8080", "a:http", "a:0", "a:65536", "a:080000", "a:-1",
+        "a:1:2", "::1", "[::1", "[localhost]:80", "user@a", "a b", "a,b", "a#b", "a\n", " ", "a:\u0661",
+    ],
+    ids=ascii,
+)  # fmt: skip
+def test_a_predictors_host_that_is_none_is_refused_at_the_start(host, capsys):
+    for arguments in ([], ["--predictor_protocol=grpc-v2"], ["--predictor_use_ssl=true"]):
+        with pytest.raises(SystemExit) as ended:
+            parse([f"--predictor_host={host}", *arguments])
+        assert ended.value.code == 2
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert told.endswith(f"error: --predictor_host: must be the predictor's host[:port], got {host!r}")
+
+
+def test_a_client_takes_the_same_hosts():
+    with pytest.raises(ValueError, match=r"must be the predictor's host\[:port\], got 'http://a'"):
+        RestClient(PredictorAddress("http://a", "v1", "placement", "predict_proba"), reconnects=False)
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
+def test_a_time_out_is_a_positive_number_of_seconds(seconds, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(["--predictor_host=a", f"--client_timeout_seconds={seconds}"])
+    assert ended.value.code == 2
+    assert "--client_timeout_seconds" in capsys.readouterr().err
+
+
+def test_an_access_log_format_without_its_package_is_refused_at_the_start(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--predictor_host=a", "--access_log_format=%(R)s"])
+    assert "--access_log_format: needs the package asgi-logger" in capsys.readouterr().err

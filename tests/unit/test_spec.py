@@ -1,0 +1,238 @@
+"""A spec is read as it stands, or refused with the file and the field that are wrong."""
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from inferenceservice.local.launch import hop_protocol, runtime_of
+from inferenceservice.spec import SpecError, argument, read
+
+SPEC = Path("inferenceservice/placement.yaml")
+PREDICTOR = ("spec", "predictor", "model")
+CONTAINER = ("spec", "transformer", "containers", 0)
+REMOVED = object()
+
+
+def changed(document, path, value):
+    """A copy of the document with one value set, or taken away."""
+    document = copy.deepcopy(document)
+    inner = document
+    for key in path[:-1]:
+        inner = inner[key]
+    if value is REMOVED:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value
+    return document
+
+
+@pytest.fixture
+def document():
+    return yaml.safe_load(SPEC.read_text())
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Write documents (or text) as a spec's file."""
+
+    def write(*documents):
+        path = tmp_path / "service.yaml"
+        path.write_text("---\n".join(d if isinstance(d, str) else yaml.safe_dump(d) for d in documents))
+        return path
+
+    return write
+
+
+def test_the_projects_own_spec_is_read_in_full():
+    service = read(SPEC)
+    assert (service.name, service.namespace, service.collocated) == ("placement", "default", False)
+    assert (service.runtime, service.runtime_version) == ("kserve-mlserver", "1.7.1")
+    assert service.storage_uri == service.transformer_env["STORAGE_URI"] == "pvc://models/placement/v1"
+    assert all(name.startswith("MLSERVER_") for name in service.predictor_env)
+    assert hop_protocol(service) == "v2"
+    assert runtime_of(service).name == "kserve-mlserver"
+
+
+def test_documents_of_other_kinds_stand_beside_the_one_service(document, written):
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3"}}
+    assert read(written(secret, document, secret)).name == "placement"
+
+
+def test_variables_from_secrets_are_left_to_the_cluster(document, written):
+    from_secret = {"name": "AWS_SECRET_ACCESS_KEY", "valueFrom": {"secretKeyRef": {"name": "s3", "key": "k"}}}
+    env = [*document["spec"]["predictor"]["model"]["env"], from_secret, {"name": "EMPTY"}]
+    service = read(written(changed(document, (*PREDICTOR, "env"), env)))
+    assert "AWS_SECRET_ACCESS_KEY" not in service.predictor_env
+    assert service.predictor_env["EMPTY"] == ""
+
+
+def test_a_transformer_in_the_predictors_pod_is_collocated(document, written):
+    container = {
+        **document["spec"]["transformer"]["containers"][0],
+        "name": "transformer-container",
+        "env": [],
+    }
+    del document["spec"]["transformer"]
+    document["spec"]["predictor"]["containers"] = [{"name": "sidecar"}, container]
+    service = read(written(document))
+    assert service.collocated
+    assert service.transformer_args == tuple(container["args"])
+
+
+BROKEN = [
+    pytest.param(
+        (*PREDICTOR, "runtime"), REMOVED, "spec.predictor.model.runtime: Field required", id="runtime"
+    ),
+    pytest.param(
+        (*PREDICTOR, "storageUri"),
+        REMOVED,
+        "spec.predictor.model.storageUri: Field required",
+        id="storage-uri",
+    ),
+    pytest.param((*PREDICTOR, "storageUri"), 1, "spec.predictor.model.storageUri: ", id="storage-uri-number"),
+    pytest.param((*PREDICTOR, "runtimeVersion"), 1.7, "spec.predictor.model.runtimeVersion: ", id="unquoted"),
+    pytest.param(
+        (*PREDICTOR, "modelFormat", "name"),
+        "xgboost",
+        "spec.predictor.model.modelFormat.name: must be sklearn",
+        id="format",
+    ),
+    pytest.param(("spec", "predictor"), REMOVED, "spec.predictor: Field required", id="no-predictor"),
+    pytest.param(
+        ("spec", "transformer"),
+        REMOVED,
+        "spec.transformer: is required, or transformer-container in the predictor's pod",
+        id="no-transformer",
+    ),
+    pytest.param(
+        ("spec", "transformer", "containers"), [], "spec.transformer.containers: ", id="no-container"
+    ),
+    pytest.param((*CONTAINER, "args"), "--a", "spec.transformer.containers.0.args: ", id="args-no-list"),
+    pytest.param((*CONTAINER, "args"), [8080], "spec.transformer.containers.0.args.0: ", id="args-number"),
+    pytest.param(
+        (*CONTAINER, "env", 0, "value"),
+        "pvc://models/placement/v2",
+        "STORAGE_URI must be the predictor's storageUri, pvc://models/placement/v1, "
+        "got pvc://models/placement/v2",
+        id="two-versions",
+    ),
+    pytest.param((*CONTAINER, "env"), [], "STORAGE_URI must be the predictor's storageUri", id="no-version"),
+    pytest.param(("metadata", "name"), REMOVED, "metadata.name: Field required", id="no-name"),
+    pytest.param(("kind",), "Deployment", "must hold one InferenceService, got 0", id="another-kind"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "error"), BROKEN)
+def test_a_broken_spec_is_refused_with_its_file_and_field(path, value, error, document, written):
+    file = written(changed(document, path, value))
+    with pytest.raises(SpecError) as raised:
+        read(file)
+    assert str(raised.value).startswith(f"{file}: ")
+    assert error in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_of_several_services_is_refused(document, written):
+    file = written(document, document)
+    with pytest.raises(SpecError, match=re.escape(f"{file}: must hold one InferenceService, got 2")):
+        read(file)
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "just words", "null"])
+def test_a_file_without_a_service_is_refused(text, written):
+    with pytest.raises(SpecError, match="must hold one InferenceService, got 0"):
+        read(written(text))
+
+
+@pytest.mark.parametrize("text", ["a: [", "a: b: c", "\tkind: x", "\0"])
+def test_what_is_not_yaml_is_refused_in_one_line(text, written):
+    with pytest.raises(SpecError, match=r"service\.yaml: is not YAML: ") as raised:
+        read(written(text))
+    assert "\n" not in str(raised.value)
+
+
+def test_what_is_not_text_is_refused_in_one_line(tmp_path):
+    file = tmp_path / "service.yaml"
+    file.write_bytes(b"kind: \xff\xfe")
+    with pytest.raises(SpecError, match=r"service\.yaml: is not ") as raised:
+        read(file)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(SpecError, match=r"missing\.yaml: No such file or directory"):
+        read(tmp_path / "missing.yaml")
+
+
+def test_a_kustomize_directory_is_rendered_without_asking_a_cluster(tmp_path, monkeypatch):
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/arguments\ncat {SPEC.resolve()}\n')
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert read("inferenceservice/overlays/collocated").name == "placement"
+    arguments = (tmp_path / "arguments").read_text().split()
+    assert arguments == ["--server=http://127.0.0.1:1", "kustomize", "inferenceservice/overlays/collocated"]
+
+
+def test_a_kustomize_directory_that_does_not_render_is_told_in_kubectls_words(tmp_path, monkeypatch):
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text("#!/bin/sh\necho error: no such patch >&2\nexit 1\n")
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(SpecError, match=r"collocated: kubectl kustomize: error: no such patch$"):
+        read("inferenceservice/overlays/collocated")
+
+
+def test_a_kustomize_directory_without_kubectl_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SpecError, match="kubectl, which is not installed"):
+        read("inferenceservice/overlays/collocated")
+
+
+UNRUNNABLE = [
+    pytest.param((*PREDICTOR, "runtime"), "triton", "spec.predictor.model.runtime: unknown", id="runtime"),
+    pytest.param(
+        (*PREDICTOR, "runtimeVersion"),
+        "1.5.0",
+        "spec.predictor.model.runtimeVersion: must be 1.7.1, the one of kserve-mlserver that can be run "
+        "here, got 1.5.0",
+        id="version",
+    ),
+    pytest.param(
+        (*CONTAINER, "args"),
+        ["--predictor_protocol=v1"],
+        "--predictor_protocol: must be one of v2, grpc-v2 for kserve-mlserver, got v1",
+        id="protocol",
+    ),
+    pytest.param((*CONTAINER, "args"), [], "--predictor_protocol: must be one of v2, ", id="kserves-default"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "error"), UNRUNNABLE)
+def test_a_runtime_that_cannot_be_run_here_is_refused_with_its_field(path, value, error, document, written):
+    service = read(written(changed(document, path, value)))
+    with pytest.raises(SpecError, match=re.escape(error)):
+        runtime_of(service)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        ((), None),
+        (("--port=1",), "1"),
+        (("--port", "1"), "1"),
+        (("--port=1", "--port", "2"), "2"),
+        (("--port", "1", "--port=2"), "2"),
+        (("--port=a=b",), "a=b"),
+        (("--port=",), ""),
+        (("--port",), None),
+        (("--ports=1", "--no-port=2"), None),
+        (("--name", "--port=1"), "1"),
+    ],
+    ids=str,
+)
+def test_an_argument_is_found_as_argparse_finds_it(arguments, value):
+    assert argument(arguments, "--port") == value

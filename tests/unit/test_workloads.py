@@ -1,0 +1,169 @@
+"""How far a change has come, and what was served before, read off Deployments and Knative revisions."""
+
+from typing import Any
+
+import pytest
+
+from inferenceservice.cluster.workloads import (
+    SOURCE_URI,
+    Step,
+    deployment_step,
+    history_of_replica_sets,
+    history_of_revisions,
+    previous,
+    revision_step,
+    stable_revision,
+)
+from tests.support.cluster.kserve_controllers import Json, condition
+
+GAVE_UP = condition("Progressing", "False", "ProgressDeadlineExceeded", "too late", 5)
+
+
+def template(uri: str) -> Json:
+    return {"metadata": {"annotations": {SOURCE_URI: uri}}}
+
+
+def deployment(uri: str = "v2", *, progressing: Json | None = None, **status: Any) -> Json:
+    """Three replicas, of generation 2."""
+    counts = {"observedGeneration": 2, "updatedReplicas": 3, "availableReplicas": 3, "replicas": 3, **status}
+    return {
+        "metadata": {"generation": 2},
+        "spec": {"replicas": 3, "template": template(uri)},
+        "status": {**counts, "conditions": [progressing] if progressing else []},
+    }
+
+
+@pytest.mark.parametrize(
+    ("seen", "step"),
+    [
+        pytest.param(
+            deployment("v1"), Step("waiting for KServe to update the Deployment"), id="not handed on yet"
+        ),
+        pytest.param(
+            deployment(observedGeneration=1), Step("waiting for the Deployment to start"), id="not seen yet"
+        ),
+        pytest.param({**deployment(), "status": {}}, Step("waiting for the Deployment to start"), id="new"),
+        pytest.param(deployment(updatedReplicas=1), Step("1 of 3 replicas updated"), id="under way"),
+        pytest.param(deployment(replicas=4), Step("3 of 3 replicas updated, 1 old left"), id="old ones left"),
+        pytest.param(
+            deployment(availableReplicas=2), Step("3 of 3 replicas updated, 2 available"), id="not available"
+        ),
+        pytest.param(deployment(), Step("3 of 3 replicas updated", done=True), id="done"),
+        pytest.param(
+            deployment(updatedReplicas=1, progressing=GAVE_UP),
+            Step("ProgressDeadlineExceeded: too late", failed=True),
+            id="gave up",
+        ),
+    ],
+)
+def test_a_deployment_is_judged_as_kubectl_does(seen: Json, step: Step) -> None:
+    assert deployment_step(seen, "v2", {}) == step
+
+
+def test_a_deployment_that_had_given_up_before_the_change_is_still_waited_for() -> None:
+    seen = deployment(updatedReplicas=1, progressing=GAVE_UP)
+    assert deployment_step(seen, "v2", GAVE_UP) == Step("1 of 3 replicas updated")
+    again = deployment(updatedReplicas=1, progressing={**GAVE_UP, "lastUpdateTime": "later"})
+    assert deployment_step(again, "v2", GAVE_UP).failed
+
+
+def revision(uri: str, *conditions: Json, number: int = 2) -> Json:
+    labels = {"serving.knative.dev/configurationGeneration": str(number)}
+    return {
+        "metadata": {"annotations": {SOURCE_URI: uri}, "labels": labels},
+        "status": {"conditions": list(conditions)},
+    }
+
+
+def part(name: str, percent: int | None, *, latest: bool) -> Json:
+    return {"revisionName": name, "latestRevision": latest, "percent": percent}
+
+
+@pytest.mark.parametrize(
+    ("seen", "status", "step"),
+    [
+        pytest.param(None, {}, Step("waiting for KServe to create the revision"), id="nothing yet"),
+        pytest.param(revision("v1"), {}, Step("waiting for KServe to create the revision"), id="the old one"),
+        pytest.param(
+            revision("v2", condition("Ready", "Unknown", "Deploying")),
+            {"latestReadyRevision": "p-00001"},
+            Step("revision p-00002 is not ready: Deploying"),
+            id="coming up",
+        ),
+        pytest.param(
+            revision("v2", condition("Ready", "False", "ProgressDeadlineExceeded", "exit code 1")),
+            {"latestReadyRevision": "p-00001"},
+            Step("revision p-00002: ProgressDeadlineExceeded: exit code 1", failed=True),
+            id="gave up",
+        ),
+        pytest.param(
+            revision("v2"),
+            {"latestReadyRevision": "p-00002", "traffic": [part("p-00001", 100, latest=True)]},
+            Step("revision p-00002 has 0 % of the traffic"),
+            id="traffic not moved",
+        ),
+        pytest.param(
+            revision("v2"),
+            {
+                "latestReadyRevision": "p-00002",
+                "traffic": [part("p-00002", 20, latest=True), part("p-00001", 80, latest=False)],
+            },
+            Step("revision p-00002 has 20 % of the traffic", done=True),
+            id="done",
+        ),
+    ],
+)
+def test_a_revision_is_done_when_it_has_its_share(seen: Json | None, status: Json, step: Step) -> None:
+    assert revision_step({"latestCreatedRevision": "p-00002", **status}, seen, "v2", 20) == step
+
+
+def test_the_stable_revision_is_the_one_that_gets_what_a_canary_does_not() -> None:
+    divided = [part("p-00002", 20, latest=True), part("p-00001", 80, latest=False)]
+    assert stable_revision({"traffic": divided, "latestRolledoutRevision": "p-00000"}) == "p-00001"
+    undivided = [part("p-00002", 100, latest=True), part("p-00000", None, latest=False)]
+    assert stable_revision({"traffic": undivided, "latestRolledoutRevision": "p-00001"}) == "p-00001"
+    assert stable_revision({}) is None
+
+
+def replica_set(uri: str, number: str, earlier: str = "", owner: str = "p") -> Json:
+    annotations = {
+        "deployment.kubernetes.io/revision": number,
+        "deployment.kubernetes.io/revision-history": earlier,
+    }
+    owners = [{"kind": "Deployment", "name": owner}]
+    return {
+        "metadata": {"annotations": annotations, "ownerReferences": owners},
+        "spec": {"template": template(uri)},
+    }
+
+
+def test_the_history_of_a_deployment_is_in_its_replica_sets() -> None:
+    sets = [
+        replica_set("v2", "10"),
+        replica_set("v1", "12", "1,9"),
+        replica_set("v3", "11"),
+        replica_set("v4", "13", owner="another"),
+    ]
+    assert history_of_replica_sets(sets, "p") == ["v1", "v1", "v2", "v3", "v1"]
+
+
+def test_the_history_of_a_knative_service_is_in_its_revisions() -> None:
+    revisions = [revision("v2", number=10), revision("v1", number=9), revision("v3", number=11)]
+    assert history_of_revisions(revisions) == ["v1", "v2", "v3"]
+
+
+@pytest.mark.parametrize(
+    ("history", "uri", "before"),
+    [
+        pytest.param([], "v1", None, id="nothing known"),
+        pytest.param(["v1"], "v1", None, id="the first"),
+        pytest.param(["v1", "v2"], "v2", "v1", id="one before"),
+        pytest.param(["v1", "v1", "v2", "v2"], "v2", "v1", id="other changes between"),
+        pytest.param(["v1", "v2", "v1"], "v1", None, id="v2 failed or was rolled back"),
+        pytest.param(["v1", "v2", "v3", "v2"], "v2", "v1", id="further back"),
+        pytest.param(["v1", "v2", "v1", "v2"], "v2", "v1", id="tried again"),
+        pytest.param(["v1"], "v2", "v1", id="not handed on yet"),
+    ],
+)
+def test_what_was_left_is_nothing_to_go_back_to(history: list[str], uri: str, before: str | None) -> None:
+    assert previous(history, uri) == before

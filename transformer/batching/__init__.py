@@ -1,0 +1,1 @@
+"""Requests on their way to the predictor: the queue, batches, connections and retries."""

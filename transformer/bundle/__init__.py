@@ -1,0 +1,1 @@
+"""A version's bundle: signature, candidates, validation, encoding. No KServe, no network."""

@@ -1,0 +1,63 @@
+"""The V1 inference protocol: a JSON object of instances in, one of predictions out."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from transformer.bundle.candidates import Candidates, Rows
+from transformer.bundle.prediction import Prediction
+from transformer.errors import InvalidRequest
+from transformer.protocols.json_body import check_count, parse_json
+
+INSTANCES = "instances"
+
+
+@dataclass(frozen=True, slots=True)
+class V1Request:
+    """A V1 request of a model with the given name."""
+
+    name: str
+    candidates: Candidates
+
+    def answer(self, prediction: Prediction) -> dict[str, Any]:
+        """The prediction as V1's object of predictions, one for each instance."""
+        probability = f"{self.name}_probability"
+        return {
+            "predictions": [
+                {self.name: positive, probability: value}
+                for positive, value in zip(
+                    prediction.positive.tolist(), prediction.probabilities.tolist(), strict=True
+                )
+            ]
+        }
+
+    def encode(self, prediction: Prediction) -> bytes:
+        """The same as the body of a response."""
+        return orjson.dumps(self.answer(prediction))
+
+
+def decode(payload: object, name: str, max_candidates: int) -> V1Request:
+    """Read a V1 request.
+
+    Parameters
+    ----------
+    payload
+        The body, parsed or as bytes of JSON.
+    name
+        Name of the bundle, and so of the answer's keys.
+
+    Raises
+    ------
+    InvalidRequest
+        If it is not JSON or not of the form ``{"instances": [{candidate}, …]}``.
+    TooLarge
+        If there are more than `max_candidates`.
+    """
+    if isinstance(payload, (bytes, str)):
+        payload = parse_json(payload)
+    instances = payload.get(INSTANCES) if isinstance(payload, dict) else None
+    if not isinstance(instances, list) or not instances:
+        raise InvalidRequest('body: must be {"instances": [{candidate}, …]} with at least one candidate')
+    check_count(len(instances), max_candidates)
+    return V1Request(name, Rows(instances, INSTANCES))

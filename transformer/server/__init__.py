@@ -1,0 +1,1 @@
+"""KServe's server around the transformer: REST, gRPC, and limits on clients."""

@@ -1,0 +1,1 @@
+"""The hop to the stock predictor: messages, connections, and which version is behind them."""
