@@ -88,6 +88,16 @@ class UnknownModel(ServiceError):
         super().__init__(f"Model with name {printable(name)} does not exist.")
 
 
+class UnknownVersion(UnknownModel):
+    """A version that no verified connection leads to."""
+
+    def __init__(self, name: str, version: str, existing: Sequence[str]) -> None:
+        ServiceError.__init__(
+            self,
+            f"model {printable(name)} has no version {quoted(version)}; versions now: {', '.join(existing)}",
+        )
+
+
 class TooLarge(ServiceError):
     """More bytes or candidates than one request may carry."""
 
