@@ -10,10 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from transformer.errors import InvalidRequest
+from transformer.errors import InvalidRequest, shortened
 
 #: One field's values before validation: whatever the request held, one for each candidate.
 RawColumn = Sequence[Any] | npt.NDArray[Any]
+#: Maximum characters of a field's name in an error; a longer one is cut.
+MAX_FIELD_LENGTH = 64
 #: Some fields' values of one candidate.
 Values = tuple[Any, ...]
 
@@ -138,7 +140,7 @@ class Rows:
 
     def locate(self, row: int, field: str) -> str:
         """Where a value stands: ``instances[3].ssc_p``."""
-        return f"{self._path}[{row}].{field}"
+        return f"{self._path}[{row}].{shortened(field, MAX_FIELD_LENGTH)}"
 
 
 class Columns:
@@ -197,7 +199,7 @@ class Columns:
 
     def locate(self, row: int, field: str) -> str:
         """Where a value stands: ``inputs.ssc_p[3]``."""
-        return f"inputs.{field}[{row}]"
+        return f"inputs.{shortened(field, MAX_FIELD_LENGTH)}[{row}]"
 
 
 def reader(fields: Sequence[str]) -> Callable[[Mapping[str, Any]], Values]:
