@@ -11,10 +11,10 @@ from inferenceservice.local.launch import TransformerProcess
 from predictor.environment import ensure
 from predictor.process import PredictorProcess
 from predictor.runtimes import get_runtime
-from tests.support.scripted_predictor import HttpPredictor
-from tests.support.sklearn_reference import Truth
-from tests.support.transformer_process import transformer
-from tests.support.version_pairs import Pair, make_pair
+from tests.support.faulty_predictor import FaultyHttpPredictor
+from tests.support.sklearn_reference import SklearnReference
+from tests.support.sync_processes import running_transformer
+from tests.support.version_pairs import VersionPair, make_pair
 from training.generator import generate
 from training.train import train
 
@@ -35,22 +35,22 @@ def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def truth(trained_bundle: Path) -> Truth:
+def sklearn_reference(trained_bundle: Path) -> SklearnReference:
     """What scikit-learn says of candidates by that version."""
-    return Truth(trained_bundle)
+    return SklearnReference(trained_bundle)
 
 
 @pytest.fixture
-async def predictor(truth: Truth) -> AsyncIterator[HttpPredictor]:
+async def predictor(sklearn_reference: SklearnReference) -> AsyncIterator[FaultyHttpPredictor]:
     """An HTTP predictor that answers as that version does, or as it is told to."""
-    predictor = HttpPredictor(truth)
+    predictor = FaultyHttpPredictor(sklearn_reference)
     await predictor.start()
     yield predictor
     await predictor.stop()
 
 
 @pytest.fixture(scope="session")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> VersionPair:
     """Two versions between which a category was renamed: as wide as before, so that nothing crashes."""
     return make_pair("category_renamed", tmp_path_factory.mktemp("pair"))
 
@@ -71,5 +71,5 @@ def transformer_process(
     """A transformer in a process of its own in front of that server, for at most 50 candidates a request."""
     ports = (mlserver.http_port, mlserver.grpc_port)
     log = tmp_path_factory.mktemp("transformer") / "log"
-    with transformer(ports, trained_bundle, log, "--max_candidates=50") as process:
+    with running_transformer(ports, trained_bundle, log, "--max_candidates=50") as process:
         yield process

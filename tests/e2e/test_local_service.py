@@ -25,9 +25,9 @@ from inferenceservice.spec import InferenceService
 from predictor.process import free_ports
 from tests.support.async_processes import RENEWED_SOON
 from tests.support.bundle_copies import damaged
-from tests.support.load import Tally, under_load, until
-from tests.support.local_service import SPEC
-from tests.support.version_pairs import Pair, make_pair
+from tests.support.load import Tally, under_load
+from tests.support.sync_processes import SPEC
+from tests.support.version_pairs import VersionPair, make_pair
 from transformer.bundle.format import BUNDLE_FILE, MODEL_FILE, file_sha256
 
 #: As the collocated overlay has it.
@@ -39,7 +39,7 @@ SOME = 60
 
 
 @pytest.fixture(scope="module")
-def strangers(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def strangers(tmp_path_factory: pytest.TempPathFactory) -> VersionPair:
     """Two versions that do not know each other, as wide as each other."""
     storage = tmp_path_factory.mktemp("strangers")
     pair = make_pair("category_renamed", storage)
@@ -85,7 +85,7 @@ def quiet(_: str) -> None:
 
 async def some_more(tally: Tally, version: str) -> None:
     enough = tally.answered[version] + SOME
-    await until(tally, lambda now: now.answered[version] >= enough)
+    await tally.reach(lambda now: now.answered[version] >= enough)
 
 
 def family() -> set[int]:

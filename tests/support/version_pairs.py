@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from tests.support.sklearn_reference import Truth, vectorizer_of
+from tests.support.sklearn_reference import SklearnReference, vectorizer_of
 from training.candidates import PLACEMENT, Candidate, Task
 from training.data import Dataset
 from training.generator import generate
@@ -32,7 +32,7 @@ TOLD_APART = 1e-6
 
 
 @dataclass(frozen=True)
-class Pair:
+class VersionPair:
     """Two versions of one model, the new one trained with the old one as its previous.
 
     Attributes
@@ -48,17 +48,20 @@ class Pair:
     old: Path
     new: Path
     candidates: list[dict[str, Any]]
-    newcomers: list[dict[str, Any]]
+    new_only_candidates: list[dict[str, Any]]
 
     @cached_property
-    def truths(self) -> dict[str, Truth]:
+    def references(self) -> dict[str, SklearnReference]:
         """What each version's model says, by the version's name."""
-        return {truth.bundle.version: truth for truth in (Truth(self.old), Truth(self.new))}
+        return {
+            sklearn_reference.bundle.version: sklearn_reference
+            for sklearn_reference in (SklearnReference(self.old), SklearnReference(self.new))
+        }
 
     @property
     def same_encoding(self) -> bool:
         """Whether the old version's encoding is the new model's, too, which then is served as unverified."""
-        old, new = self.truths.values()
+        old, new = self.references.values()
         return old.bundle.vectorizer == new.bundle.vectorizer
 
     @cached_property
@@ -127,16 +130,16 @@ PAIRS: dict[str, Callable[[int], Dataset]] = {
 }
 
 
-def make_pair(name: str, storage: Path) -> Pair:
+def make_pair(name: str, storage: Path) -> VersionPair:
     """Train both versions of a pair."""
     old = train(generate(ROWS, OLD), storage=storage / name, estimator=ESTIMATOR)
     data = PAIRS[name](NEW)
     new = train(data, storage=storage / name, estimator=ESTIMATOR, previous=old.uri)
     offered = generate(2 * ROWS, CANDIDATES).candidates + data.candidates
     taken = [(one, takes(old.bundle.signature, one)) for one in offered if takes(new.bundle.signature, one)]
-    pair = Pair(name, Path(old.uri), Path(new.uri), [], [one for one, by_old in taken if not by_old])
+    pair = VersionPair(name, Path(old.uri), Path(new.uri), [], [one for one, by_old in taken if not by_old])
     both = [one for one, by_old in taken if by_old]
-    return replace(pair, candidates=most_telling(both, *pair.truths.values()))
+    return replace(pair, candidates=most_telling(both, *pair.references.values()))
 
 
 def takes(signature: Signature, candidate: Candidate) -> bool:
@@ -148,7 +151,9 @@ def takes(signature: Signature, candidate: Candidate) -> bool:
     return True
 
 
-def most_telling(candidates: list[dict[str, Any]], old: Truth, new: Truth) -> list[dict[str, Any]]:
+def most_telling(
+    candidates: list[dict[str, Any]], old: SklearnReference, new: SklearnReference
+) -> list[dict[str, Any]]:
     """Those whose scores tell the versions apart, first those that also tell encodings of one width apart.
 
     Others would hide a wrong answer: two forests say 1.0 of the same fifth of all candidates.
@@ -162,7 +167,9 @@ def most_telling(candidates: list[dict[str, Any]], old: Truth, new: Truth) -> li
     return [candidates[number] for number in telling[:MOST]]
 
 
-def misread(model: Truth, encoding: Truth, candidates: Sequence[dict[str, Any]]) -> npt.NDArray[np.float64]:
+def misread(
+    model: SklearnReference, encoding: SklearnReference, candidates: Sequence[dict[str, Any]]
+) -> npt.NDArray[np.float64]:
     """What a model says of candidates in another version's encoding; NaN if it refuses the width."""
     rows = vectorizer_of(encoding.bundle).transform(candidates)
     names = model.model.feature_names_in_
