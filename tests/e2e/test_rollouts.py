@@ -4,16 +4,13 @@ Real processes, steady load over V1, V2 and gRPC; every answer is compared with 
 that it claims gives in this process. `make soak` runs the same for longer, with every pair of versions.
 """
 
-import functools
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
 from tests.soak.rollouts import SITUATIONS, Outcome, control_experiment
 from tests.support.answer_checker import Answer, AnswerChecker
 from tests.support.load import Tally
-from tests.support.version_pairs import PAIRS, VersionPair, differ, make_pair, misread
+from tests.support.version_pairs import PAIRS, VersionPair, differ, misread
 from transformer.upstream.known_versions import UNVERIFIED
 
 #: As wide as before, so that nothing crashes: whoever gets this one right gets them all right.
@@ -31,13 +28,6 @@ ONLY_LONG = {
 SHORT = [(SILENT_KILLER, situation) for situation in SITUATIONS if situation.__name__ not in ONLY_LONG]
 #: Requests between one change and the next; a rollout takes its time, so that it sees thousands.
 SOME = 60
-
-
-@pytest.fixture(scope="module")
-def version_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], VersionPair]:
-    """Makes a pair of versions when it is first asked for."""
-    storage = tmp_path_factory.mktemp("pairs")
-    return functools.cache(lambda name: make_pair(name, storage))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Requests that wait together go together, each with its own answer and nobody else's credentials."""
 
 import asyncio
-import functools
 import gc
 import random
 from collections import Counter
@@ -15,19 +14,13 @@ from tests.support.endpoints import V1_PREDICT
 from tests.support.fake_mlserver import FakeMLServer
 from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
 from tests.support.sklearn_reference import SklearnReference
-from tests.support.version_pairs import VersionPair, make_pair
+from tests.support.version_pairs import VersionPair
 from tests.support.waiting import wait_until
 from transformer.batching.caller_wait import CALLS_WITHOUT, CallerWait
 from transformer.batching.concurrency import ConcurrencyLimit, _Climb
 from transformer.batching.connection_worker import ConnectionWorker
 from transformer.batching.jobs import Job
 from transformer.upstream.known_versions import UpstreamModel
-
-
-@pytest.fixture(scope="module")
-def version_pair(tmp_path_factory):
-    storage = tmp_path_factory.mktemp("pairs")
-    return functools.cache(lambda name: make_pair(name, storage))
 
 
 @pytest.fixture

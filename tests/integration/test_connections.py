@@ -1,10 +1,9 @@
 """What is behind a connection is found out before it carries a request, and whenever it may have changed."""
 
 import asyncio
-import functools
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from tests.support.endpoints import READINESS, V1_PREDICT
 from tests.support.fake_mlserver import FakeMLServer
 from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
 from tests.support.sklearn_reference import SklearnReference
-from tests.support.version_pairs import VersionPair, make_pair
+from tests.support.version_pairs import VersionPair
 from tests.support.waiting import wait_until
 from transformer.batching import connection_worker
 from transformer.bundle.candidates import Rows
@@ -24,12 +23,6 @@ from transformer.bundle.format import BUNDLE_FILE, load_bundle
 from transformer.upstream.known_versions import known_versions
 
 CONNECTIONS = "transformer_predictor_connections"
-
-
-@pytest.fixture(scope="module")
-def version_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], VersionPair]:
-    storage = tmp_path_factory.mktemp("pairs")
-    return functools.cache(lambda name: make_pair(name, storage))
 
 
 @pytest.fixture

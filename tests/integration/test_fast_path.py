@@ -17,7 +17,7 @@ from tests.support.endpoints import V1_PREDICT, V2_INFER
 from tests.support.fake_mlserver import FakeMLServer
 from tests.support.in_process_transformer import in_process_transformer
 from tests.support.sklearn_reference import SklearnReference
-from tests.support.version_pairs import VersionPair, make_pair
+from tests.support.version_pairs import VersionPair
 from transformer.server.body_limit import BodyLimit
 from transformer.server.fast_path import FastPath
 
@@ -36,8 +36,8 @@ CONTENT_TYPES = [
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory) -> VersionPair:
-    return make_pair("retrained", tmp_path_factory.mktemp("pair"))
+def pair(version_pair) -> VersionPair:
+    return version_pair("retrained")
 
 
 @pytest.fixture

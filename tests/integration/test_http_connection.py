@@ -335,7 +335,7 @@ FRAMES = {
 
 @pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
 async def test_an_answer_that_is_too_large_is_not_read_to_its_end(frame, monkeypatch):
-    monkeypatch.setattr(http_connection, "MAX_ANSWER", 2**20)
+    monkeypatch.setattr(http_connection, "MAX_RESPONSE", 2**20)
     async with served(frame(bytes(2**20))) as server, connected(server) as connection:
         with pytest.raises(BadResponse, match="more than 1048576 bytes"):
             await get(connection)

@@ -20,7 +20,7 @@ from tests.support.async_processes import running_transformer
 from tests.support.endpoints import V1_PREDICT
 from tests.support.fake_mlserver import FakeMLServer
 from tests.support.sklearn_reference import SklearnReference
-from tests.support.version_pairs import VersionPair, make_pair
+from tests.support.version_pairs import VersionPair
 from tests.support.waiting import wait_until
 from transformer.__main__ import transformer_model
 from transformer.bundle.format import load_bundle
@@ -53,8 +53,8 @@ def post(body: bytes, content_type: str = SHORT_WAY, *headers: str) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory) -> VersionPair:
-    return make_pair("retrained", tmp_path_factory.mktemp("pair"))
+def pair(version_pair) -> VersionPair:
+    return version_pair("retrained")
 
 
 @contextlib.asynccontextmanager

@@ -1,8 +1,9 @@
 """Pairs of versions, old and new, that differ as versions do: each tells another way to go wrong."""
 
+import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from training.data import Dataset
 from training.generator import generate
 from training.train import train
 from transformer.bundle.candidates import Rows
+from transformer.bundle.format import load_bundle
 from transformer.bundle.signature import Category, Number, Signature
 from transformer.bundle.validation import validate
 from transformer.errors import InvalidCandidates
@@ -49,6 +51,17 @@ class VersionPair:
     new: Path
     candidates: list[dict[str, Any]]
     new_only_candidates: list[dict[str, Any]]
+
+    @classmethod
+    def from_json(cls, text: str) -> "VersionPair":
+        """Read a pair that `to_json` has written."""
+        content = json.loads(text)
+        return cls(**{**content, "old": Path(content["old"]), "new": Path(content["new"])})
+
+    def to_json(self) -> str:
+        """Write the pair for another process."""
+        content = {one.name: getattr(self, one.name) for one in fields(self)}
+        return json.dumps({**content, "old": str(self.old), "new": str(self.new)})
 
     @cached_property
     def references(self) -> dict[str, SklearnReference]:
@@ -130,14 +143,23 @@ PAIRS: dict[str, Callable[[int], Dataset]] = {
 }
 
 
+def make_old(storage: Path) -> Path:
+    """Train the old version, which is the same in every pair, unless it exists."""
+    version = storage / "old" / "placement" / "v1"
+    if not version.exists():
+        train(generate(ROWS, OLD), storage=storage / "old", estimator=ESTIMATOR)
+    return version
+
+
 def make_pair(name: str, storage: Path) -> VersionPair:
     """Train both versions of a pair."""
-    old = train(generate(ROWS, OLD), storage=storage / name, estimator=ESTIMATOR)
+    old = make_old(storage)
     data = PAIRS[name](NEW)
-    new = train(data, storage=storage / name, estimator=ESTIMATOR, previous=old.uri)
+    new = train(data, storage=storage / name, estimator=ESTIMATOR, previous=str(old))
+    old_signature, new_signature = load_bundle(old).signature, new.bundle.signature
     offered = generate(2 * ROWS, CANDIDATES).candidates + data.candidates
-    taken = [(one, takes(old.bundle.signature, one)) for one in offered if takes(new.bundle.signature, one)]
-    pair = VersionPair(name, Path(old.uri), Path(new.uri), [], [one for one, by_old in taken if not by_old])
+    taken = [(one, takes(old_signature, one)) for one in offered if takes(new_signature, one)]
+    pair = VersionPair(name, old, Path(new.uri), [], [one for one, by_old in taken if not by_old])
     both = [one for one, by_old in taken if by_old]
     return replace(pair, candidates=most_telling(both, *pair.references.values()))
 
