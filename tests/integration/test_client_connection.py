@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from uvicorn import Config, Server
 from uvicorn.server import ServerState
 
+from tests.support.waiting import wait_until
 from transformer.server.client_connection import CONNECTION, MAX_HEAD, MAX_PIPELINED, ClientConnection
 from transformer.server.client_timeouts import ClientTimeouts
 from transformer.server.client_transport import CoalescingTransport
@@ -443,11 +444,8 @@ async def test_an_answer_that_nobody_reads_is_thrown_away():
     async with serving(timeout_s=0.4) as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=1024)
         writer.write(asked("GET", "/large"))
-        while not served.connections:
-            await asyncio.sleep(0.01)
-        async with asyncio.timeout(10):
-            while served.connections or served.state.tasks:
-                await asyncio.sleep(0.01)
+        await wait_until(lambda: served.connections)
+        await wait_until(lambda: not (served.connections or served.state.tasks))
         with suppress(ConnectionError):
             assert len(await reader.read()) < LARGE
         writer.close()
@@ -474,13 +472,13 @@ async def test_a_client_that_does_not_read_does_not_hold_up_the_end_of_the_serve
     config.http = partial(ClientConnection, watch=ClientTimeouts(0.4))
     server = Server(config)
     serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
+    await wait_until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
     _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
     writer.write(asked("GET", "/large", last=True))
-    while not any(connection.flow.write_paused for connection in server.server_state.connections):
-        await asyncio.sleep(0.01)
+    await wait_until(
+        lambda: any(connection.flow.write_paused for connection in server.server_state.connections)
+    )
     server.should_exit = True
     await asyncio.wait_for(serving, 10)
     writer.close()
@@ -528,6 +526,4 @@ async def test_the_looking_ends_with_the_last_connection():
     async with serving(timeout_s=0.2) as served:
         for _ in range(2):
             assert await answers(served.port, asked("GET", "/1", last=True))
-            async with asyncio.timeout(5):
-                while served.connections or served.watch._timer:
-                    await asyncio.sleep(0.01)
+            await wait_until(lambda: not (served.connections or served.watch._timer))
