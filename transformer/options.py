@@ -87,8 +87,8 @@ def _add_own_arguments(own: argparse._ArgumentGroup) -> None:
         "--verify",
         choices=["connection", "request"],
         help="when the predictor's version is verified: once for each connection (default), or in every "
-        "call, for predictors behind a proxy that balances requests (Knative, a mesh) and for grpc-v2, where it is "
-        "the default",
+        "call, for predictors behind a proxy that balances requests (Knative, a mesh) and for grpc-v2, "
+        "where it is the default",
     )
     add(
         "--unknown_model",

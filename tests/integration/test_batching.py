@@ -17,7 +17,7 @@ from tests.support.sklearn_reference import SklearnReference
 from tests.support.version_pairs import VersionPair
 from tests.support.waiting import wait_until
 from transformer.batching.caller_wait import CALLS_WITHOUT, CallerWait
-from transformer.batching.concurrency import ConcurrencyLimit, _Climb
+from transformer.batching.concurrency import ConcurrencyLimit, _HillClimb
 from transformer.batching.connection_worker import ConnectionWorker
 from transformer.batching.jobs import Job
 from transformer.upstream.known_versions import UpstreamModel
@@ -122,22 +122,22 @@ async def test_callers_that_ask_again_at_once_share_calls_instead_of_taking_turn
 
 
 async def test_callers_that_do_not_ask_again_are_not_waited_for():
-    returning = CallerWait(asyncio.get_running_loop())
+    caller_wait = CallerWait(asyncio.get_running_loop())
     for _ in range(5):
-        returning.expect(10, 60.0)
-        assert returning.wait_s() > 0
-        returning.came = 9
-        assert returning.wait_s() <= 0
-        returning.stop()
+        caller_wait.start(10, 60.0)
+        assert caller_wait.remaining_s() > 0
+        caller_wait.arrived = 9
+        assert caller_wait.remaining_s() <= 0
+        caller_wait.stop()
     for _ in range(10):
-        returning.expect(10, 60.0)
-        returning.stop()
-    assert returning.wait_s() <= 0
-    returning.expect(10, 60.0)
-    assert returning.wait_s() <= 0
+        caller_wait.start(10, 60.0)
+        caller_wait.stop()
+    assert caller_wait.remaining_s() <= 0
+    caller_wait.start(10, 60.0)
+    assert caller_wait.remaining_s() <= 0
     for _ in range(CALLS_WITHOUT):
-        returning.expect(10, 60.0)
-    assert returning.wait_s() > 0
+        caller_wait.start(10, 60.0)
+    assert caller_wait.remaining_s() > 0
 
 
 async def test_a_batch_has_a_limit(start, pair, sklearn_reference):
@@ -235,7 +235,7 @@ async def test_over_grpc_it_is_told_the_same(start, pair, stack):
     await asyncio.sleep(0.1)
     client = connect(transformer.grpc_address, "placement", "grpc")
     stack.push_async_callback(client.close)
-    with pytest.raises(Busy, match="waiting already") as busy:
+    with pytest.raises(Busy, match="the queue is full: limit 1 candidates") as busy:
         await client.predict(pair.candidates[:1])
     assert busy.value.after_s == 1
     predictor.may_answer.set()
@@ -385,10 +385,10 @@ async def test_a_request_that_cannot_be_looked_at_keeps_no_other_waiting(start, 
     await wait_until(lambda: predictor.plain_calls)
     broken = ConnectionWorker._can_answer
 
-    def can_answer(slot: ConnectionWorker, job: Job, behind: UpstreamModel) -> bool:
+    def can_answer(worker: ConnectionWorker, job: Job, model: UpstreamModel) -> bool:
         if job.headers.get("x-request-id") == "broken":
             raise ArithmeticError("a bug")
-        return broken(slot, job, behind)
+        return broken(worker, job, model)
 
     monkeypatch.setattr(ConnectionWorker, "_can_answer", can_answer)
     bad = asked(transformer, pair.candidates[:1], **{"x-request-id": "broken"})
@@ -419,7 +419,7 @@ async def test_a_call_that_hung_is_nothing_to_expect_of_others():
     ],
 )
 def test_so_many_calls_are_made_at_once_as_do_best(power, best):
-    climb = _Climb(len(power))
+    climb = _HillClimb(len(power))
     seen = []
     for _ in range(400):
         climb.step(power[climb.limit - 1])
@@ -432,7 +432,7 @@ def test_more_callers_are_not_taken_for_what_another_call_at_once_does():
     """One worker; the callers become ten times as many at any moment, again and again."""
     power = (1.0, 0.8, 0.6, 0.4)
     for moment in range(40):
-        climb = _Climb(len(power))
+        climb = _HillClimb(len(power))
         for number in range(200):
             callers = 10.0 if number % 40 >= moment else 1.0
             climb.step(callers * power[climb.limit - 1])

@@ -92,7 +92,7 @@ class Served:
 
     port: int = 0
     state: ServerState = field(default_factory=ServerState)
-    watch: ClientTimeouts = field(default_factory=lambda: ClientTimeouts(LONG))
+    timeouts: ClientTimeouts = field(default_factory=lambda: ClientTimeouts(LONG))
     began: asyncio.Event = field(default_factory=asyncio.Event)
     given_up: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -105,9 +105,11 @@ class Served:
 async def serving(timeout_s: float = LONG, **settings: object) -> AsyncIterator[Served]:
     config = Config(_answer, log_config=None, lifespan="off", **settings)
     config.load()
-    served = Served(watch=ClientTimeouts(timeout_s))
+    served = Served(timeouts=ClientTimeouts(timeout_s))
     server = await asyncio.get_running_loop().create_server(
-        lambda: ClientConnection(config, served.state, {"served": served}, watch=served.watch), "127.0.0.1", 0
+        lambda: ClientConnection(config, served.state, {"served": served}, timeouts=served.timeouts),
+        "127.0.0.1",
+        0,
     )
     async with server:
         served.port = server.sockets[0].getsockname()[1]
@@ -469,7 +471,7 @@ async def test_an_answer_that_is_read_slowly_is_not():
 
 async def test_a_client_that_does_not_read_does_not_hold_up_the_end_of_the_server():
     config = Config(_answer, log_config=None, lifespan="off", host="127.0.0.1", port=0)
-    config.http = partial(ClientConnection, watch=ClientTimeouts(0.4))
+    config.http = partial(ClientConnection, timeouts=ClientTimeouts(0.4))
     server = Server(config)
     serving = asyncio.create_task(server.serve())
     await wait_until(lambda: server.started)
@@ -526,4 +528,4 @@ async def test_the_looking_ends_with_the_last_connection():
     async with serving(timeout_s=0.2) as served:
         for _ in range(2):
             assert await answers(served.port, asked("GET", "/1", last=True))
-            await wait_until(lambda: not (served.connections or served.watch._timer))
+            await wait_until(lambda: not (served.connections or served.timeouts._timer))

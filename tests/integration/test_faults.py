@@ -39,6 +39,7 @@ from transformer.batching import connection_worker, pool, retry_budget
 from transformer.batching.scorer import Scorer
 from transformer.bundle.candidates import Rows
 from transformer.errors import PredictorUnavailable
+from transformer.settings import Settings
 from transformer.upstream.client import PredictorAddress, connect
 from transformer.upstream.messages import MAX_DETAIL
 
@@ -360,7 +361,7 @@ async def test_a_call_that_was_dropped_twice_is_not_sent_again(transformer, pred
 async def test_a_predictor_that_drops_everything_does_not_get_every_call_twice(
     trained_bundle, predictor, monkeypatch
 ):
-    monkeypatch.setattr(retry_budget, "MOST", 3.0)
+    monkeypatch.setattr(retry_budget, "MAX_SAVED", 3.0)
     async with connected_transformer(predictor, trained_bundle, "v2") as transformer:
         predictor.faults += [hangs_up] * 100
         for _ in range(10):
@@ -459,15 +460,17 @@ async def test_a_connection_that_cannot_even_be_tried_is_tried_again(trained_bun
             raise error
         return connect(address, **how)
 
-    monkeypatch.setattr(connection_worker, "connect", connect_later)
+    monkeypatch.setattr(pool, "connect", connect_later)
     async with connected_transformer(predictor, trained_bundle, "v2") as transformer:
         await recovers(transformer, predictor)
 
 
 @pytest.fixture
 async def scorer(sklearn_reference, predictor) -> AsyncIterator[Scorer]:
-    address = PredictorAddress(predictor.address, "v2", "placement", "predict_proba")
-    scorer = Scorer(sklearn_reference.bundle, address, timeout_s=60)
+    settings = Settings(
+        predictor_host=predictor.address, predictor_protocol="v2", predictor_request_timeout_seconds=60
+    )
+    scorer = Scorer(sklearn_reference.bundle, settings, "placement")
     yield scorer
     await scorer.close()
 
@@ -492,8 +495,8 @@ async def test_a_request_whose_caller_has_gone_is_forgotten_when_its_call_is_dro
     await asyncio.gather(*asking, return_exceptions=True)
     gone.set()
     await score(scorer)
-    await wait_until(lambda: usable_connections() == pool.PoolSettings.connections)
-    assert len(scorer._pool.dispatcher) == 0
+    await wait_until(lambda: usable_connections() == Settings.predictor_connections)
+    assert len(scorer._pool._queue) == 0
     assert len(predictor.requests) == 2
 
 

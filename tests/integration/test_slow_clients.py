@@ -22,7 +22,6 @@ from tests.support.fake_mlserver import FakeMLServer
 from tests.support.sklearn_reference import SklearnReference
 from tests.support.version_pairs import VersionPair
 from tests.support.waiting import wait_until
-from transformer.__main__ import transformer_model
 from transformer.bundle.format import load_bundle
 from transformer.options import parse
 from transformer.server.kserve_server import TransformerServer
@@ -61,13 +60,11 @@ def pair(version_pair) -> VersionPair:
 async def serving(pair: VersionPair, *arguments: str) -> AsyncIterator[Front]:
     """The transformer's REST side, listening, in front of a stock server that can be held up."""
     async with FakeMLServer(SklearnReference(pair.new)).running() as predictor:
-        options = parse([
+        settings = parse([
             f"--predictor_host={predictor.address}", "--predictor_protocol=v2",
             f"--client_timeout_seconds={TIMEOUT_S}", *arguments,
         ])  # fmt: skip
-        model = transformer_model(load_bundle(pair.new), options)
-        server = TransformerServer(options)
-        server.register_model(model)
+        server = TransformerServer(load_bundle(pair.new), settings)
         rest = server.rest_server()
         rest.create_application()
         rest.config.load()
@@ -77,13 +74,13 @@ async def serving(pair: VersionPair, *arguments: str) -> AsyncIterator[Front]:
             "127.0.0.1",
         )
         try:
-            await wait_until(model.healthy)
+            await wait_until(server.dataplane.ready)
             port = listening.sockets[0].getsockname()[1]
             yield Front(port, state, predictor, pair.candidates)
         finally:
             predictor.may_answer.set()
             listening.close()
-            await model.scorer.close()
+            await server.dataplane.handler.scorer.close()
 
 
 @pytest.fixture

@@ -27,15 +27,15 @@ from tests.support.load import NO_ANSWER, Tally, status_of, under_load
 from tests.support.prometheus_samples import read_samples, sum_of
 from tests.support.version_pairs import VersionPair
 from tests.support.waiting import wait_until
-from transformer.batching.pool import PoolSettings
-from transformer.batching.retry_budget import EARNED, MOST
+from transformer.batching.retry_budget import EARNED, MAX_SAVED
+from transformer.settings import Settings
 
 #: Requests while a fault lasts, at least; and how many clients of each protocol ask.
 REQUESTS, CLIENTS_EACH = 20, 4
 #: Seconds in which all must be well again: a connection that is being verified waits for 10 s for an answer.
 RECOVERY_S = 20
 #: Connections to the predictor.
-CONNECTIONS = PoolSettings.connections
+CONNECTIONS = Settings.predictor_connections
 #: How often answers a second are compared when all is over, what part of a new transformer's there must be,
 #: and how many requests tell it: in the short form, too few do.
 COMPARED, PACE, PACE_REQUESTS = 5, 0.8, 500
@@ -214,7 +214,7 @@ async def one_fault(scene: Scene, fault: Fault, survived: Survived) -> None:
     answered = during.answered.total() + after.answered.total() + scene.unheard
     # A dropped one goes once more with those that it shared the call with, then alone; all in the budget.
     survived.expect(
-        again["dropped"] <= 2 * asked and calls <= asked + MOST + EARNED * answered,
+        again["dropped"] <= 2 * asked and calls <= asked + MAX_SAVED + EARNED * answered,
         f"{fault.name}: {calls} calls for {asked} requests, sent again: {dict(again)}",
     )
 

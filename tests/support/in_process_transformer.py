@@ -13,7 +13,6 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 from predictor.process import free_ports
 from tests.support.endpoints import SERVER_READY
 from tests.support.waiting import wait_until
-from transformer.__main__ import transformer_model
 from transformer.bundle.format import load_bundle
 from transformer.options import parse
 from transformer.server.kserve_server import TransformerServer
@@ -38,10 +37,8 @@ async def in_process_transformer(
 ) -> AsyncIterator[InProcessTransformer]:
     """Serve a bundle in front of a predictor, with further arguments of the command line."""
     (port,) = free_ports(1)
-    options = parse([f"--predictor_host={predictor_host}", f"--grpc_port={port}", *arguments])
-    model = transformer_model(load_bundle(directory), options)
-    server = TransformerServer(options)
-    server.register_model(model)
+    settings = parse([f"--predictor_host={predictor_host}", f"--grpc_port={port}", *arguments])
+    server = TransformerServer(load_bundle(directory), settings)
     rest = server.rest_server()
     rest.create_application()
     grpc_server = server.grpc_server()
@@ -60,4 +57,4 @@ async def in_process_transformer(
         await channel.close()
         await grpc_server.stop()
         await running
-        await model.scorer.close()
+        await server.dataplane.handler.scorer.close()

@@ -1,7 +1,7 @@
 """The fast path: plain predictions are answered before KServe's application sees them.
 
-Anything unusual (CloudEvents, other content types, models or methods) goes on to the application's routes. Both
-give the same answers.
+Anything unusual (CloudEvents, other content types, models or methods) goes on to the application's routes.
+Both give the same answers.
 """
 
 import logging
@@ -132,11 +132,10 @@ class FastPath:
         ]
 
     async def _v2(self, body: bytes, headers: Headers) -> tuple[bytes, _ResponseHeaders]:
-        json_length = headers.get(_JSON_LENGTH_HEADER)
+        length = headers.get(_JSON_LENGTH_HEADER)
+        json_length = None if length is None else length.decode("latin-1")
         (content, content_headers), version = await self._handler.predict(
-            lambda: self._handler.decode_v2(
-                body, None if json_length is None else json_length.decode("latin-1")
-            ),
+            lambda: self._handler.decode_v2(body, json_length),
             encode_v2,
             forwardable(headers.items()),
             len(body),

@@ -1,4 +1,4 @@
-"""The gRPC server: KServe's service with this project's decoding and status codes, health checks and reflection."""
+"""The gRPC server: KServe's service with this project's decoding and errors, health checks and reflection."""
 
 import asyncio
 import logging
@@ -210,7 +210,7 @@ class StatusInterceptor(ExceptionToStatusInterceptor):  # type: ignore[misc]
         continuation: Callable[..., Any],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler | None:
-        """Wrap a method of the inference service; health checks and reflection have no errors of this project."""
+        """Wrap the methods of the inference service; health checks and reflection raise no errors of ours."""
         if not handler_call_details.method.startswith(_METHODS):
             return await continuation(handler_call_details)
         handler = await super().intercept_service(continuation, handler_call_details)

@@ -1,7 +1,7 @@
 """The handler of all protocols: REST's fast path, KServe's REST routes and gRPC are adapters around it.
 
-A rule that holds for every request is written here, once: the byte budget, the headers to forward, the version
-that may answer, the metrics.
+A rule that holds for every request is written here, once: the byte budget, the headers to forward, the
+version that may answer, the metrics.
 """
 
 from collections.abc import Callable, Iterable
