@@ -9,13 +9,13 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-import httptools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from uvicorn import Config, Server
 from uvicorn.server import ServerState
 
+from tests.support.raw_http import parse_responses
 from tests.support.waiting import wait_until
 from transformer.server.client_connection import CONNECTION, MAX_HEAD, MAX_PIPELINED, ClientConnection
 from transformer.server.client_timeouts import ClientTimeouts
@@ -194,25 +194,6 @@ def error_of(answer: bytes) -> tuple[int, str]:
     return int(head.split()[1]), json.loads(body)["error"]
 
 
-def parsed(answers: bytes) -> list[tuple[int, bytes]]:
-    """Statuses and bodies of answers that follow each other."""
-    found: list[tuple[int, bytes]] = []
-
-    class Reader:
-        def on_message_begin(self):
-            self.body = b""
-
-        def on_body(self, body):
-            self.body += body
-
-        def on_message_complete(self):
-            found.append((parser.get_status_code(), self.body))
-
-    parser = httptools.HttpResponseParser(Reader())
-    parser.feed_data(answers)
-    return found
-
-
 # Many requests on one connection.
 
 OFFER = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\n"
@@ -275,7 +256,7 @@ async def answers_to_pieces(pieces: Iterable[bytes]) -> bytes:
 @given(pipelines())
 def test_requests_in_any_pieces_get_their_answers_in_order(pipeline):
     pieces, expected = pipeline
-    assert parsed(asyncio.run(answers_to_pieces(pieces))) == expected
+    assert parse_responses(asyncio.run(answers_to_pieces(pieces))) == expected
 
 
 @pytest.mark.parametrize("lengths", [b"content-length: 5\r\n\r\nhello", b"\r\n"], ids=["body", "none"])
@@ -284,7 +265,7 @@ async def test_an_offer_of_another_protocol_costs_no_request_its_body(served, le
     body = lengths.split(b"\r\n\r\n")[-1] if b"hello" in lengths else b""
     offered = b"POST /echo HTTP/1.1\r\nhost: a\r\n" + OFFER + lengths
     answer = await answers(served.port, offered * 3 + asked("GET", "/last", last=True))
-    assert parsed(answer) == [(200, b"/echo" + body)] * 3 + [(200, b"/last")]
+    assert parse_responses(answer) == [(200, b"/echo" + body)] * 3 + [(200, b"/last")]
     assert not caplog.records
 
 
@@ -368,7 +349,7 @@ async def test_trailers_are_no_headers(served):
 async def test_a_long_head_is_answered_up_to_the_limit(served, bytes_, status):
     request = asked("GET", "/1", last=True).replace(b"host: a", b"host: a\r\nlong: " + b"b" * bytes_)
     answer = await answers(served.port, request)
-    assert parsed(answer)[0][0] == status
+    assert parse_responses(answer)[0][0] == status
 
 
 @pytest.mark.parametrize(("bytes_", "status"), [(MAX_HEAD - 500, 200), (MAX_HEAD + 1, 431)])
@@ -380,7 +361,10 @@ async def test_the_limit_of_a_head_is_the_same_whatever_it_comes_with(served, by
     long = asked("GET", "/2", last=True).replace(b"host: a", b"host: a\r\nlong: " + b"b" * bytes_)
     served.connections[0].data_received(asked("GET", "/1") + long[:cut])
     served.connections[0].data_received(long[cut:])
-    assert [status for status, _ in parsed(await asyncio.wait_for(reader.read(), 5))] == [200, status]
+    assert [status for status, _ in parse_responses(await asyncio.wait_for(reader.read(), 5))] == [
+        200,
+        status,
+    ]
     writer.close()
     await writer.wait_closed()
 
@@ -388,13 +372,13 @@ async def test_the_limit_of_a_head_is_the_same_whatever_it_comes_with(served, by
 async def test_an_error_comes_in_its_turn(served):
     """Nobody is to take it for the answer to a request that was sent before."""
     sent = asked("GET", "/slow/1") + asked("GET", "/slow/2") + b"GET /3 HTTP/1.1\r\nno header\r\n\r\n"
-    found = parsed(await answers(served.port, sent))
+    found = parse_responses(await answers(served.port, sent))
     assert [status for status, _ in found] == [200, 200, 400]
     assert [body for _, body in found[:2]] == [b"/slow/1", b"/slow/2"]
 
 
 async def test_an_error_in_a_body_comes_in_its_turn(served):
-    found = parsed(await answers(served.port, asked("GET", "/slow/1") + CHUNKED + b"no size\r\n"))
+    found = parse_responses(await answers(served.port, asked("GET", "/slow/1") + CHUNKED + b"no size\r\n"))
     assert [status for status, _ in found] == [200, 400]
 
 
@@ -416,7 +400,7 @@ async def test_more_requests_than_may_wait_are_refused(served):
     while not served.connections:
         await asyncio.sleep(0)
     served.connections[0].data_received(asked("GET", "/1") * (MAX_PIPELINED + 10))
-    found = parsed(await asyncio.wait_for(reader.read(), 10))
+    found = parse_responses(await asyncio.wait_for(reader.read(), 10))
     assert [status for status, _ in found] == [200] * (MAX_PIPELINED + 1) + [429]
     writer.close()
     await writer.wait_closed()
@@ -432,7 +416,7 @@ async def test_requests_are_not_read_faster_than_they_are_answered(served):
     while not reading.done():
         waited = max([waited, *(len(connection.pipeline) for connection in served.connections)])
         await asyncio.sleep(0)
-    found = parsed(reading.result())
+    found = parse_responses(reading.result())
     assert Counter(found) == {(200, b"/1"): 5_001}
     assert 1 < waited <= MAX_PIPELINED
     writer.close()
@@ -508,7 +492,7 @@ async def test_a_blank_line_does_not_keep_a_connection_open_for_ever():
 async def test_a_body_that_nobody_needs_is_not_waited_for():
     async with serving(timeout_s=0.2, timeout_keep_alive=60) as served:
         answer = await answers(served.port, b"POST /1 HTTP/1.1\r\ncontent-length: 100\r\n\r\nhello")
-        assert parsed(answer) == [(200, b"/1")]
+        assert parse_responses(answer) == [(200, b"/1")]
 
 
 async def test_a_client_that_sends_no_more_gives_its_request_up(served, caplog):
