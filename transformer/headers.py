@@ -1,73 +1,67 @@
-"""Rules for a request's headers: which are forwarded to the predictor, and how credentials are checked."""
+"""Rules for a request's headers: which go to the predictor, and limits on credentials."""
 
 import re
 from collections.abc import Iterable, Mapping
 
 from transformer.errors import InvalidRequest
 
-#: Request headers that reach the predictor when a call serves one request, beside every ``x-b3-*``.
 AUTHORIZATION = "authorization"
-
-
+#: Request headers that go to the predictor if a call serves one request, besides every ``x-b3-*``.
 _FORWARDED = frozenset({AUTHORIZATION, "x-request-id", "traceparent", "tracestate"})
-
-
 _FORWARDED_BYTES = frozenset(name.encode() for name in _FORWARDED)
-
-
-#: Characters of all tracing headers together, names included; more are left behind. gRPC takes 8 KiB in all.
+#: Maximum characters of all tracing headers together, names included. gRPC accepts 8 KiB of metadata in all.
 MAX_TRACING = 2048
-
-
-#: Characters of credentials that go over gRPC.
+#: Maximum characters of credentials over gRPC.
 MAX_CREDENTIALS = 4096
-
-
-# Names that are headers and metadata alike: what ends in -bin has bytes in gRPC.
+# Names that are valid as a header and as gRPC metadata, where a name that ends in -bin has bytes.
 _B3 = re.compile(r"x-b3-(?!.*-bin$)[0-9a-z_.-]+")
 
 
-def forwarded(headers: Mapping[str, str]) -> dict[str, str]:
-    """Those of a request's headers (or gRPC metadata) that go on to the predictor.
+def forwarded_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers (or gRPC metadata) of a request that go to the predictor.
 
-    Tracing that is too large is left out: a predictor would refuse the call, and nobody else's may suffer.
+    Tracing headers over the limit are dropped: the predictor would refuse the call, and with it other
+    callers' requests.
     """
-    some = {
+    forwarded = {
         name: value
         for name, value in ((key.lower(), value) for key, value in headers.items())
         if name in _FORWARDED or _B3.fullmatch(name)
     }
-    tracing = sum(len(name) + len(value) for name, value in some.items() if name != AUTHORIZATION)
+    tracing = sum(len(name) + len(value) for name, value in forwarded.items() if name != AUTHORIZATION)
     if tracing > MAX_TRACING:
-        return {name: value for name, value in some.items() if name == AUTHORIZATION}
-    return some
+        return {name: value for name, value in forwarded.items() if name == AUTHORIZATION}
+    return forwarded
 
 
-def forwarded_of(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """The same of an ASGI scope's headers, whose names are in lower case."""
+def forwarded_scope_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return the same of an ASGI scope's headers, whose names are in lower case."""
     some = [pair for pair in headers if pair[0] in _FORWARDED_BYTES or pair[0].startswith(b"x-b3-")]
-    return forwarded({name.decode("latin-1"): value.decode("latin-1") for name, value in some})
+    return forwarded_headers({name.decode("latin-1"): value.decode("latin-1") for name, value in some})
 
 
-def metadata(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Forwarded headers as gRPC metadata, whose values must be printable ASCII; others stay behind."""
+def grpc_metadata(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Return forwarded headers as gRPC metadata, without values that are not printable ASCII."""
     return tuple((name, value) for name, value in headers.items() if _is_metadata(value))
 
 
 def check_sent_once(names: Iterable[str]) -> None:
-    """See that a request names its credentials once: an ingress may have looked at others than go on.
+    """Check that a request has at most one `authorization` header.
+
+    An ingress may have checked another one than the predictor would get.
 
     Raises
     ------
     InvalidRequest
-        If it does not.
+        If there are several.
     """
-    if sum(name == AUTHORIZATION for name in names) > 1:
-        raise InvalidRequest(f"{AUTHORIZATION}: must be sent once")
+    count = sum(name == AUTHORIZATION for name in names)
+    if count > 1:
+        raise InvalidRequest(f"{AUTHORIZATION}: must be sent once, got {count}")
 
 
 def check_credentials(headers: Mapping[str, str]) -> None:
-    """See that gRPC can carry a request's credentials to the predictor: they are never left out.
+    """Check that gRPC can carry a request's credentials, which are never dropped.
 
     Raises
     ------
@@ -77,8 +71,8 @@ def check_credentials(headers: Mapping[str, str]) -> None:
     credentials = headers.get(AUTHORIZATION, "")
     if not _is_metadata(credentials) or len(credentials) > MAX_CREDENTIALS:
         raise InvalidRequest(
-            f"{AUTHORIZATION}: must be printable ASCII of {MAX_CREDENTIALS} characters at most, "
-            "to go to the predictor over gRPC"
+            f"{AUTHORIZATION}: must be printable ASCII of at most {MAX_CREDENTIALS} characters, "
+            "because it goes to the predictor over gRPC"
         )
 
 

@@ -13,7 +13,7 @@ from kserve.metrics import POST_HIST_TIME, PRE_HIST_TIME, PREDICT_HIST_TIME, get
 from starlette.responses import JSONResponse, Response
 
 from transformer.errors import ServiceError
-from transformer.headers import forwarded_of
+from transformer.headers import forwarded_scope_headers
 from transformer.protocols import v2
 from transformer.protocols.json_body import parse_json
 from transformer.server.client_connection import CONNECTION, ClientConnection
@@ -129,7 +129,9 @@ class FastPath:
             raise _Unusual
         request = self._model.decode_v1(payload)
         decoded = perf_counter()
-        prediction = await self._model.scorer.predict(request.candidates, forwarded_of(headers.items()))
+        prediction = await self._model.scorer.predict(
+            request.candidates, forwarded_scope_headers(headers.items())
+        )
         scored = perf_counter()
         content = request.encode(prediction)
         self._observe(start, decoded, scored, perf_counter())
@@ -144,7 +146,9 @@ class FastPath:
         json_length = headers.get(_JSON_LENGTH_HEADER)
         request = self._model.decode_v2(body, None if json_length is None else json_length.decode("latin-1"))
         decoded = perf_counter()
-        prediction = await self._model.scorer.predict(request.candidates, forwarded_of(headers.items()))
+        prediction = await self._model.scorer.predict(
+            request.candidates, forwarded_scope_headers(headers.items())
+        )
         scored = perf_counter()
         content, content_headers = v2.encode(request.answer(prediction))
         self._observe(start, decoded, scored, perf_counter())

@@ -9,7 +9,7 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from transformer.batching.scorer import Scorer
 from transformer.bundle.prediction import Request
 from transformer.errors import NotImplementedHere
-from transformer.headers import forwarded
+from transformer.headers import forwarded_headers
 from transformer.protocols import grpc_messages, openapi, v1, v2
 from transformer.server.byte_budget import ByteBudget
 
@@ -83,7 +83,7 @@ class TransformerModel(kserve.Model):  # type: ignore[misc]
         response_headers: dict[str, str] | None = None,
     ) -> Any:  # noqa: ANN401 (each protocol has its own type of answer)
         """The answer in the caller's protocol; its version is added to `response_headers`."""
-        prediction = await self.scorer.predict(payload.candidates, forwarded(headers or {}))
+        prediction = await self.scorer.predict(payload.candidates, forwarded_headers(headers or {}))
         if response_headers is not None:
             response_headers[VERSION_HEADER] = prediction.version
         return payload.answer(prediction)
