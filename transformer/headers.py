@@ -49,7 +49,7 @@ def forwardable(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]
     return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in some]
 
 
-def metadata(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+def grpc_metadata(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Return forwarded headers as gRPC metadata. Values that are not printable ASCII are left out."""
     return tuple((name, value) for name, value in headers.items() if _is_metadata(value))
 

@@ -33,7 +33,7 @@ from training.generator import generate
 MODEL = "placement"
 PROBABILITY = "placement_probability"
 OUT_OF_RANGE = "inputs.ssc_p[0]: must be 0 to 100, got 710.5"
-NO_OUTPUT = "outputs: must be among placement, placement_probability, got 'salary'"
+NO_OUTPUT = "outputs: must be one of placement, placement_probability, got 'salary'"
 NO_VERSION = "model_version: cannot be asked for; each answer names the one that gave it"
 SHAPES = [pytest.param(lambda rows: [rows], id="[n]"), pytest.param(lambda rows: [rows, 1], id="[n, 1]")]
 

@@ -67,22 +67,22 @@ BUNDLES: dict[str, tuple[Callable[[Path, Path], Path], str, str]] = {
     "truncated": (
         truncated,
         "content: Invalid JSON: EOF while parsing",
-        "write the version anew with `placement train`",
+        "train the version again with `placement train`",
     ),
     "of a newer format": (
         lambda version, copy: changed(version, copy, lambda content: content.update(format=2)),
-        "its format is not 1, the one this transformer reads",
-        "serve it with the transformer that was released with its training code",
+        "format: must be 1, got 2",
+        "serve it with the transformer of the release that trained it",
     ),
     "contradicting itself": (
         lambda version, copy: changed(version, copy, without_a_name),
-        "vectorizer contradicts signature, they differ in: ssc_p",
-        "write the version anew with `placement train`",
+        "vectorizer and signature differ in: ssc_p",
+        "train the version again with `placement train`",
     ),
     "contradicting itself in a reference candidate": (
         lambda version, copy: changed(version, copy, without_a_value),
-        "reference contradicts signature: reference[1].ssc_p: is required",
-        "write the version anew with `placement train`",
+        "reference candidate is invalid: reference[1].ssc_p: is required",
+        "train the version again with `placement train`",
     ),
 }
 

@@ -141,7 +141,7 @@ async def test_credentials_are_sent_once_or_refused(hop, predictor, trained_bund
             response = await transformer.http.post(path, json=body, headers=twice)
             assert (response.status_code, response.json()) == (
                 400,
-                {"error": "authorization: must be sent once"},
+                {"error": "authorization: must be sent once, got 2"},
             )
         call = transformer.grpc.ModelInfer(grpc_request(SAMPLE), metadata=twice)
         assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -73,6 +73,14 @@ def test_every_answer_is_as_described(operations, checks, url, tmp_path: Path):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+def test_every_placeholder_of_the_template_is_filled_in():
+    assert "<" not in json.dumps(DESCRIPTION)
+    # Names are not templates themselves.
+    described = describe("a<version>", "b", "v1", SIGNATURE, max_candidates=50)
+    assert "/v1/models/a<version>:predict" in described["paths"]
+    assert described["components"]["schemas"]["ModelReady"]["properties"]["name"] == {"const": "a<version>"}
+
+
 def test_routes_that_always_refuse_are_not_described(url):
     described = DESCRIPTION["paths"]
     for path in ("/v1/models/placement:explain", "/v2/repository/models/placement/load"):

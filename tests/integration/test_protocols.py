@@ -289,7 +289,7 @@ async def test_only_the_requested_outputs_are_answered(transformer, sklearn_refe
     )
     assert response.status_code == 400
     assert response.json() == {
-        "error": "outputs: must be among placement, placement_probability, got 'salary'"
+        "error": "outputs: must be one of placement, placement_probability, got 'salary'"
     }
 
 
@@ -329,20 +329,20 @@ async def test_a_bad_v1_request_is_told_what_is_wrong(body, status, error, trans
 
 V2_ERRORS = [
     pytest.param({}, "inputs: Field required", id="no-inputs"),
-    pytest.param({"inputs": []}, "inputs: must be one tensor for each field", id="no-tensor"),
+    pytest.param({"inputs": []}, "inputs: must be one tensor per field", id="no-tensor"),
     pytest.param({"inputs": 3}, "inputs: ", id="inputs-no-list"),
-    pytest.param({"inputs": [{**FIELD, "shape": [2]}]}, "wants 2 values, got 1", id="too-few-values"),
+    pytest.param({"inputs": [{**FIELD, "shape": [2]}]}, "needs 2 values, got 1", id="too-few-values"),
     pytest.param({"inputs": [{**FIELD, "shape": [-1]}]}, "shape must be [n] or [n, 1]", id="negative-shape"),
     pytest.param({"inputs": [{**FIELD, "shape": [0], "data": []}]}, "shape must be", id="no-candidate"),
     pytest.param({"inputs": [{**FIELD, "shape": []}]}, "shape must be", id="no-shape"),
     pytest.param({"inputs": [{**FIELD, "shape": [1, 2]}]}, "shape must be", id="two-columns"),
     pytest.param({"inputs": [{**FIELD, "shape": ["1"]}]}, "inputs.0.shape.0: ", id="shape-no-number"),
     pytest.param({"inputs": [{**FIELD, "datatype": "DATE"}]}, "datatype must be one of", id="datatype"),
-    pytest.param({"inputs": [{"name": "x", "datatype": "FP64", "shape": [1]}]}, "has no data", id="no-data"),
-    pytest.param({"inputs": [FIELD, FIELD]}, "inputs: 'ssc_p' stands twice", id="twice"),
+    pytest.param({"inputs": [{"name": "x", "datatype": "FP64", "shape": [1]}]}, "got neither", id="no-data"),
+    pytest.param({"inputs": [FIELD, FIELD]}, "inputs: duplicate tensor name 'ssc_p'", id="twice"),
     pytest.param(
         {"inputs": [FIELD, {**FIELD, "name": "hsc_p", "shape": [2], "data": [1, 2]}]},
-        "inputs.hsc_p: must hold 1 as inputs.ssc_p does, got 2",
+        "inputs.hsc_p: must have length 1, as inputs.ssc_p has, got 2",
         id="lengths-differ",
     ),
     pytest.param(
@@ -355,21 +355,21 @@ V2_ERRORS = [
     ),
     pytest.param(
         {"inputs": [{"name": "x", "datatype": "BYTES", "shape": [1], "data": [7]}]},
-        "inputs.x[0]: must be a string, as BYTES is, got the number 7",
+        "inputs.x[0]: must be a string, datatype BYTES, got the number 7",
         id="object-no-string",
     ),
     pytest.param({"inputs": [FIELD]}, "inputs.gender[0]: is required", id="missing-tensor"),
     pytest.param(
         {"inputs": [{**FIELD, "data": ["high"]}]},
-        "inputs.ssc_p[0]: must be a number, as FP64 is, got a string 'high'",
+        "inputs.ssc_p[0]: must be a number, datatype FP64, got a string 'high'",
         id="wrong-type",
     ),
     pytest.param(
         {"inputs": [{**FIELD, "datatype": "INT64", "data": [71.5]}]},
-        "inputs.ssc_p[0]: must be an integer, as INT64 is, got the number 71.5",
+        "inputs.ssc_p[0]: must be an integer, datatype INT64, got the number 71.5",
         id="no-integer",
     ),
-    pytest.param({"inputs": [{**FIELD, "name": "n" * 129}]}, "at most 128 characters", id="long-name"),
+    pytest.param({"inputs": [{**FIELD, "name": "n" * 129}]}, "limit 128 characters, got 129", id="long-name"),
 ]
 
 
@@ -390,8 +390,8 @@ async def test_a_bad_v2_request_is_told_what_is_wrong(request_, error, transform
         (9, None, "binary_data_size must be 0 to 8"),
         (-8, None, "binary_data_size must be 0 to 8"),
         (True, None, "binary_data_size must be 0 to 8"),
-        (4, None, "shape [1] of FP64 wants 8 bytes, got 4"),
-        (0, None, "shape [1] of FP64 wants 8 bytes, got 0"),
+        (4, None, "shape [1] of FP64 needs 8 bytes, got 4"),
+        (0, None, "shape [1] of FP64 needs 8 bytes, got 0"),
     ],
 )
 async def test_lying_binary_sizes_are_refused(size, header, error, transformer):
@@ -416,7 +416,7 @@ async def test_lying_binary_sizes_are_refused(size, header, error, transformer):
                 raw_input_contents=[b"\x05\x00\x00\x00M"],
             ),
             "INVALID_ARGUMENT",
-            "inputs.gender[0]: its length reaches past the end",
+            "inputs.gender[0]: length is past the end",
         ),
         (
             pb.ModelInferRequest(
@@ -433,7 +433,7 @@ async def test_lying_binary_sizes_are_refused(size, header, error, transformer):
                 inputs=[{"name": "a", "datatype": "FP64", "shape": [1], "contents": {"int_contents": [1]}}],
             ),
             "INVALID_ARGUMENT",
-            "inputs.a: must carry 'FP64' in fp64_contents, got int_contents",
+            "inputs.a: must have FP64 values in fp64_contents, got int_contents",
         ),
         (
             pb.ModelInferRequest(
@@ -442,7 +442,7 @@ async def test_lying_binary_sizes_are_refused(size, header, error, transformer):
                 raw_input_contents=[bytes(8)],
             ),
             "INVALID_ARGUMENT",
-            "raw_input_contents: must be one for each of 2, got 1",
+            "raw_input_contents: must be one per input, 2, got 1",
         ),
     ],
 )
@@ -487,7 +487,7 @@ async def test_more_candidates_or_bytes_than_the_limits_are_too_large(trained_bu
     async with in_process_transformer(trained_bundle, host, "--predictor_protocol=v2", *limits) as service:
         response = await service.http.post(V1_PREDICT, json={"instances": [{}, {}, {}]})
         assert response.status_code == 413
-        assert response.json()["error"] == "a request may carry 2 candidates, got 3"
+        assert response.json()["error"] == "too many candidates: limit 2, got 3"
         for path in (V1_PREDICT, V2_INFER):
             response = await service.http.post(path, content=b" " * 1001)
             assert response.status_code == 413

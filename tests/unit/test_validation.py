@@ -145,5 +145,5 @@ def test_a_field_that_contradicts_itself_is_refused(field):
 
 def test_a_signature_names_each_field_once():
     field = {"name": "a", "type": "category", "categories": ["x"]}
-    with pytest.raises(ValueError, match="fields stand twice: a"):
+    with pytest.raises(ValueError, match="duplicate field name 'a'"):
         Signature.model_validate({"fields": [field, field]})

@@ -1,1 +1,1 @@
-"""A version's bundle: signature, candidates, validation, encoding. No KServe, no network."""
+"""A version's bundle: signature, candidates, validation and encoding, without KServe or the network."""

@@ -1,6 +1,6 @@
-"""The bundle: one immutable directory per version, with all that the transformer needs in plain JSON.
+"""Format of a bundle: one immutable directory per version, with the transformer's data in plain JSON.
 
-``bundle.json`` is read here and never unpickled; ``model.joblib`` beside it is for the predictor alone.
+The transformer reads ``bundle.json`` and unpickles nothing. Only the predictor reads ``model.joblib``.
 """
 
 import hashlib
@@ -14,17 +14,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
 from transformer.bundle.candidates import Rows
-from transformer.bundle.signature import STRICT, Signature
+from transformer.bundle.signature import STRICT, Signature, check_unique
 from transformer.bundle.validation import validate
-from transformer.errors import InvalidCandidates
+from transformer.errors import InvalidCandidates, shortened
 
-#: Number of the format that this code reads and writes.
+#: Format number that this code reads and writes.
 FORMAT = 1
 BUNDLE_FILE = "bundle.json"
 MODEL_FILE = "model.joblib"
-#: Earlier versions that a bundle remembers, because their predictors may still be serving.
+#: Maximum earlier versions in a bundle; their predictors may still be serving.
 MAX_PREVIOUS = 3
-#: Names of versions and of models, as they stand in paths and URIs.
+#: Valid names of versions and models, which are parts of paths and URIs.
 VERSION_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
 NAME_PATTERN = "^[A-Za-z][A-Za-z0-9_-]*$"
 
@@ -33,7 +33,7 @@ REFERENCE_TOLERANCE = 1e-6
 
 Probability = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-# JSON knows arrays, not tuples: strict mode would refuse them.
+# JSON has arrays and no tuples, which strict mode would refuse.
 _TUPLE = Field(strict=False)
 
 
@@ -42,7 +42,7 @@ class BundleError(Exception):
 
 
 class Vectorizer(BaseModel):
-    """A fitted DictVectorizer without its code: the ordered feature names determine its encoding.
+    """A fitted DictVectorizer as data: the ordered feature names determine its encoding.
 
     See `sklearn.feature_extraction.DictVectorizer` of scikit-learn 1.5.
     """
@@ -54,9 +54,8 @@ class Vectorizer(BaseModel):
     dtype: Literal["float64"] = "float64"
 
     @model_validator(mode="after")
-    def _names_once(self) -> "Vectorizer":
-        if len(set(self.feature_names)) != len(self.feature_names):
-            raise ValueError("a feature name stands twice")
+    def _unique_names(self) -> "Vectorizer":
+        check_unique(self.feature_names, "feature name")
         return self
 
     @cached_property
@@ -66,7 +65,7 @@ class Vectorizer(BaseModel):
 
 
 class Reference(BaseModel):
-    """Raw candidates and the probabilities of the positive class that this version's model gives them."""
+    """Reference rows: raw candidates, and this version's probabilities of the positive class for them."""
 
     model_config = STRICT
 
@@ -86,7 +85,7 @@ class Reference(BaseModel):
 
 
 class Version(BaseModel):
-    """What it takes to recognise one version behind a connection, to feed it and to read its answer."""
+    """One version's data for verification, for encoding and for reading the predictor's responses."""
 
     model_config = STRICT
 
@@ -105,11 +104,11 @@ class Version(BaseModel):
         possible = list(self.signature.feature_names(self.vectorizer.separator))
         if sorted(possible) != sorted(self.vectorizer.feature_names):
             differing = sorted(set(possible) ^ set(self.vectorizer.feature_names))
-            raise ValueError(f"vectorizer contradicts signature, they differ in: {', '.join(differing)}")
+            raise ValueError(f"vectorizer and signature differ in: {', '.join(differing)}")
         try:
             validate(Rows(list(self.reference.candidates), "reference"), self.signature)
         except InvalidCandidates as error:
-            raise ValueError(f"reference contradicts signature: {error.problems[0]}") from error
+            raise ValueError(f"reference candidate is invalid: {error.problems[0]}") from error
         return self
 
     @property
@@ -119,7 +118,7 @@ class Version(BaseModel):
 
 
 class Model(BaseModel):
-    """The classifier's file and what made it."""
+    """The classifier's file and its origin."""
 
     model_config = STRICT
 
@@ -131,7 +130,7 @@ class Model(BaseModel):
 
 
 class TrainingData(BaseModel):
-    """Where the model's data came from, and how each field was distributed in it."""
+    """Origin of the training data, and the distribution of each field."""
 
     model_config = STRICT
 
@@ -143,7 +142,7 @@ class TrainingData(BaseModel):
 
 
 class Bundle(Version):
-    """One version of the model, ready to be served, and the earlier ones that may still be serving.
+    """One version of the model, and earlier versions that may still be serving.
 
     Attributes
     ----------
@@ -164,23 +163,21 @@ class Bundle(Version):
     previous: Annotated[tuple[Version, ...], Field(max_length=MAX_PREVIOUS, strict=False)] = ()
 
     @model_validator(mode="after")
-    def _versions_once(self) -> "Bundle":
-        versions = [version.version for version in self.versions]
-        if len(set(versions)) != len(versions):
-            raise ValueError(f"a version stands twice among {', '.join(versions)}")
+    def _unique_versions(self) -> "Bundle":
+        check_unique((version.version for version in self.versions), "version")
         return self
 
     @property
     def versions(self) -> tuple[Version, ...]:
-        """Every version that this bundle knows, newest first."""
+        """This version and the earlier ones, newest first."""
         return (self, *self.previous)
 
     def as_previous(self) -> Version:
-        """This bundle's part that later bundles keep of it."""
+        """Return the part of this bundle that later bundles keep."""
         return Version(**{name: getattr(self, name) for name in Version.model_fields})
 
     def to_json(self) -> str:
-        """Content of ``bundle.json``."""
+        """Return the content of ``bundle.json``."""
         return self.model_dump_json(indent=1) + "\n"
 
 
@@ -190,31 +187,31 @@ def parse_bundle(text: str | bytes, where: str = BUNDLE_FILE) -> Bundle:
     Raises
     ------
     BundleError
-        If it is not JSON, is of another format or contradicts itself; the message names the first
-        field at fault and `where`.
+        If it is not JSON, has another format or is inconsistent. The message starts with `where` and the
+        first invalid field.
     """
     try:
         return Bundle.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
+        first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"])) or "content"
         if field == "format":
             raise BundleError(
-                f"{where}: its format is not {FORMAT}, the one this transformer reads; "
-                "serve it with the transformer that was released with its training code"
+                f"{where}: format: must be {FORMAT}, got {shortened(repr(first['input']), 40)}; "
+                "serve it with the transformer of the release that trained it"
             ) from error
         raise BundleError(
-            f"{where}: {field}: {first['msg']}; write the version anew with `placement train`"
+            f"{where}: {field}: {first['msg']}; train the version again with `placement train`"
         ) from error
 
 
 def load_bundle(directory: str | os.PathLike[str]) -> Bundle:
-    """Read the bundle of a version's directory.
+    """Read the bundle in a version's directory.
 
     Raises
     ------
     BundleError
-        If the directory or its ``bundle.json`` is missing or unreadable, or see `parse_bundle`.
+        If ``bundle.json`` cannot be read or is invalid; see `parse_bundle`.
     """
     path = Path(directory) / BUNDLE_FILE
     try:
@@ -228,6 +225,6 @@ def load_bundle(directory: str | os.PathLike[str]) -> Bundle:
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What one request asks and what answers it, whatever protocol carried it."""
+"""Request and prediction, independent of the protocol."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,16 +11,16 @@ from transformer.bundle.candidates import Candidates
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Answer to one request, given by one version.
+    """Prediction for the candidates of one request, by one version.
 
     Attributes
     ----------
     version
-        The version whose model and encoding gave the answer.
+        Version of the model and the encoding.
     probabilities : ndarray of float64, shape (candidates,)
         Probability of the positive class.
     positive : ndarray of bool, shape (candidates,)
-        Whether that probability reaches the version's threshold.
+        True where the probability reaches the version's threshold.
     """
 
     version: str
@@ -28,20 +28,20 @@ class Prediction:
     positive: npt.NDArray[np.bool_]
 
     def of(self, rows: slice) -> "Prediction":
-        """The answer to some of the candidates."""
+        """Return the part for some of the candidates."""
         return Prediction(self.version, self.probabilities[rows], self.positive[rows])
 
 
 class Request(Protocol):
-    """A decoded request of any protocol."""
+    """A decoded request, which can put a prediction into its own protocol."""
 
     @property
     def candidates(self) -> Candidates:
-        """The candidates as the request holds them."""
+        """The candidates, not validated."""
 
     @property
     def version(self) -> str | None:
         """The only version that may answer; any if None."""
 
     def answer(self, prediction: Prediction) -> Any:  # noqa: ANN401 (each protocol has its own type)
-        """Put a prediction into the request's protocol."""
+        """Return the prediction in the caller's protocol."""

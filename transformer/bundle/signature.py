@@ -1,6 +1,7 @@
-"""The signature: which raw fields a candidate has, of which type, within which bounds."""
+"""Signature of a model: the raw fields of a candidate, with their types and bounds."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
@@ -14,7 +15,7 @@ LISTED_OF_MANY = 5
 #: Maximum characters of a category in an error; a longer one is cut.
 MAX_CATEGORY_LENGTH = 32
 
-#: How every model of a bundle is read: nothing coerced, nothing unknown swallowed, nothing changed later.
+#: Configuration of every model in a bundle: no coercion, no unknown keys, no changes.
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
@@ -41,7 +42,7 @@ class Number(BaseModel):
 
     @property
     def expected(self) -> str:
-        """What a valid value is, in the words of an error message."""
+        """Description of a valid value for error messages: ``0 to 100``."""
         return f"{self.minimum:g} to {self.maximum:g}"
 
 
@@ -59,19 +60,25 @@ class Category(BaseModel):
 
     @model_validator(mode="after")
     def _coherent(self) -> "Category":
-        if len(set(self.categories)) != len(self.categories):
-            raise ValueError("a category stands twice")
+        check_unique(self.categories, "category")
         if self.default is not None and self.default not in self.categories:
             raise ValueError(f"default {self.default!r} is not {self.expected}")
         return self
 
     @property
     def expected(self) -> str:
-        """What a valid value is, in the words of an error message."""
+        """Description of a valid value for error messages: ``one of F, M``."""
         shown = [shortened(category, MAX_CATEGORY_LENGTH) for category in self.categories]
         if len(shown) > MAX_LISTED:
             shown = [*shown[:LISTED_OF_MANY], f"… ({len(shown) - LISTED_OF_MANY} more)"]
         return "one of " + ", ".join(shown)
+
+
+def check_unique(names: Iterable[str], kind: str) -> None:
+    """Raise ValueError if a name occurs more than once; the message names the first."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(f"duplicate {kind} {name!r}")
 
 
 RawField = Annotated[Number | Category, Field(discriminator="type")]
@@ -80,7 +87,7 @@ RawField = Annotated[Number | Category, Field(discriminator="type")]
 class Signature(BaseModel):
     """The raw fields of a candidate, in the order in which people read them.
 
-    A field with a `default` may be left out of a candidate; every other one is required.
+    A field with a `default` is optional; every other field is required.
     """
 
     model_config = STRICT
@@ -88,22 +95,19 @@ class Signature(BaseModel):
     fields: Annotated[tuple[RawField, ...], Field(min_length=1, strict=False)]
 
     @model_validator(mode="after")
-    def _names_once(self) -> "Signature":
-        names = [field.name for field in self.fields]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"fields stand twice: {', '.join(twice)}")
+    def _unique_names(self) -> "Signature":
+        check_unique(self.names, "field name")
         return self
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The fields' names, in order."""
+        """Names of the fields, in order."""
         return tuple(field.name for field in self.fields)
 
     def feature_names(self, separator: str) -> Iterator[str]:
-        """Names of all features that DictVectorizer can make of these fields, in the fields' order.
+        """Yield the names of all features that DictVectorizer can make of these fields, in their order.
 
-        A number gives one feature of its own name, a category one feature ``name=value`` for each value.
+        A numeric field gives one feature of the same name, a categorical field one ``name=value`` per value.
         """
         for field in self.fields:
             if isinstance(field, Number):

@@ -1,1 +1,1 @@
-"""The inference protocols: V1, V2 and gRPC messages to candidates, and predictions to answers."""
+"""Inference protocols: V1, V2 and gRPC requests to candidates, and predictions to responses."""

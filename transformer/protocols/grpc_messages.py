@@ -1,4 +1,4 @@
-"""The V2 inference protocol over gRPC: protobuf messages to requests, answers to messages."""
+"""The V2 inference protocol over gRPC: decoding of request messages, encoding of response messages."""
 
 import uuid
 
@@ -6,10 +6,10 @@ import numpy as np
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from transformer.errors import InvalidRequest
-from transformer.protocols.tensors import Tensor, check_heads, from_raw, from_values, to_candidates
-from transformer.protocols.v2 import V2Answer, V2Request, raw_bytes, requested_outputs
+from transformer.protocols.tensors import Tensor, check_metadata, from_raw, from_values, to_candidates
+from transformer.protocols.v2 import V2Request, V2Response, check_outputs, raw_bytes
 
-#: Field of `InferTensorContents` that holds each datatype's values; FP16 has none.
+#: Field of `InferTensorContents` for each datatype; FP16 has none.
 CONTENTS = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
@@ -29,64 +29,64 @@ CONTENTS = {
 def decode(
     message: pb.ModelInferRequest, *, output_name: str, fields: tuple[str, ...], max_candidates: int
 ) -> V2Request:
-    """Read a ``ModelInferRequest`` with typed or with raw contents.
+    """Decode a ``ModelInferRequest`` with typed or raw contents.
 
-    Parameters are those of `transformer.protocols.v2.decode`. The answer is raw where the request was.
+    Parameters as in `transformer.protocols.v2.decode`. The response to raw contents has raw contents.
 
     Raises
     ------
     InvalidRequest
-        If the tensors are not a request for this model.
+        If the tensors are not a valid request for this model.
     TooLarge
         If there are more than `max_candidates`.
     """
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise InvalidRequest(
-            f"raw_input_contents: must be one for each of {len(message.inputs)}, got {len(raw)}"
+            f"raw_input_contents: must be one per input, {len(message.inputs)}, got {len(raw)}"
         )
-    # Of a shape of millions of dimensions, no more than an error shows.
-    heads = ((tensor.name, tensor.datatype, tensor.shape[:9]) for tensor in message.inputs)
-    check_heads(heads, fields, max_candidates)
+    # A shape may have millions of dimensions; an error shows eight.
+    metadata = ((tensor.name, tensor.datatype, tensor.shape[:9]) for tensor in message.inputs)
+    check_metadata(metadata, fields, max_candidates)
     tensors = [
-        _raw(tensor, raw[number]) if raw else _typed(tensor) for number, tensor in enumerate(message.inputs)
+        _raw_tensor(tensor, raw[number]) if raw else _typed_tensor(tensor)
+        for number, tensor in enumerate(message.inputs)
     ]
-    wanted = {output.name: bool(raw) for output in message.outputs}
+    requested = {output.name: bool(raw) for output in message.outputs}
     return V2Request(
         id=message.id or str(uuid.uuid4()),
         model_name=message.model_name,
         version=message.model_version or None,
         output_name=output_name,
         candidates=to_candidates(tensors, fields),
-        outputs=requested_outputs(output_name, wanted),
+        outputs=check_outputs(output_name, requested),
         binary=bool(raw),
     )
 
 
-def _raw(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes) -> Tensor:
+def _raw_tensor(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes) -> Tensor:
     if tensor.HasField("contents"):
         raise InvalidRequest(f"inputs.{tensor.name}: must have contents or raw_input_contents, not both")
     return from_raw(tensor.name, tensor.datatype, list(tensor.shape), raw)
 
 
-def _typed(tensor: pb.ModelInferRequest.InferInputTensor) -> Tensor:
+def _typed_tensor(tensor: pb.ModelInferRequest.InferInputTensor) -> Tensor:
     name, datatype = tensor.name, tensor.datatype
-    filled = [(field.name, values) for field, values in tensor.contents.ListFields()]
-    expected = CONTENTS.get(datatype)
-    if filled and [field for field, _ in filled] != [expected]:
+    contents = {field.name: values for field, values in tensor.contents.ListFields()}
+    expected = CONTENTS.get(datatype, "raw_input_contents")
+    if contents and list(contents) != [expected]:
         raise InvalidRequest(
-            f"inputs.{name}: must carry {datatype!r} "
-            f"in {expected or 'raw_input_contents'}, got {', '.join(field for field, _ in filled)}"
+            f"inputs.{name}: must have {datatype} values in {expected}, got {', '.join(contents)}"
         )
-    return from_values(name, datatype, list(tensor.shape), filled[0][1] if filled else [])
+    return from_values(name, datatype, list(tensor.shape), contents.get(expected, []))
 
 
-def encode(answer: V2Answer) -> pb.ModelInferResponse:
-    """A ``ModelInferResponse``; raw contents for all outputs or for none, as the protocol wants it."""
+def encode(response: V2Response) -> pb.ModelInferResponse:
+    """Encode a ``ModelInferResponse``. The protocol requires raw contents for all outputs or for none."""
     message = pb.ModelInferResponse(
-        id=answer.id, model_name=answer.model_name, model_version=answer.model_version
+        id=response.id, model_name=response.model_name, model_version=response.model_version
     )
-    for output in answer.outputs:
+    for output in response.outputs:
         tensor = message.outputs.add(name=output.name, datatype=output.datatype, shape=[len(output.values)])
         if output.binary:
             message.raw_output_contents.append(raw_bytes(output.values))

@@ -1,15 +1,15 @@
-"""JSON request bodies: parsed, and limited in values and candidates, for V1 and V2 alike."""
+"""JSON request bodies: parsing, and the limits on values and candidates that V1 and V2 share."""
 
 import orjson
 
 from transformer.errors import InvalidRequest, TooLarge
 
-#: Values that any request's JSON may have, counted by what stands before them: a comma or a bracket.
+#: Maximum values in a request's JSON, counted by the commas and opening brackets before them.
 MAX_VALUES = 1_000_000
 
 
 def check_count(candidates: int, max_candidates: int) -> None:
-    """Refuse more candidates than one request may carry.
+    """Check the number of candidates in a request.
 
     Raises
     ------
@@ -17,23 +17,25 @@ def check_count(candidates: int, max_candidates: int) -> None:
         If there are more than `max_candidates`.
     """
     if candidates > max_candidates:
-        raise TooLarge(f"a request may carry {max_candidates} candidates, got {candidates}")
+        raise TooLarge(f"too many candidates: limit {max_candidates}, got {candidates}")
 
 
 def check_values(*texts: bytes) -> None:
-    """Refuse JSON of so many values, in all texts together, that these would take thirty times its bytes.
+    """Check the number of values in all JSON texts together, before they are parsed.
+
+    Parsed values can take thirty times the bytes of their JSON.
 
     Raises
     ------
     TooLarge
-        If there are more than `MAX_VALUES`, and more than one for every 8 bytes.
+        If there are more than `MAX_VALUES`, and more than one per 8 bytes.
     """
     size = sum(map(len, texts))
     limit = max(MAX_VALUES, size // 8)
     if size > limit:
         values = sum(text.count(mark) for text in texts for mark in (b",", b"[", b"{"))
         if values > limit:
-            raise TooLarge(f"body: may be JSON of {limit} values, got {values}")
+            raise TooLarge(f"body: too many JSON values: limit {limit}, got {values}")
 
 
 def parse_json(body: bytes | str) -> object:
@@ -42,12 +44,12 @@ def parse_json(body: bytes | str) -> object:
     Raises
     ------
     InvalidRequest
-        If it is none; the message says where.
+        If it is not JSON; the message says where.
     TooLarge
-        See `check_values`.
+        If it has too many values; see `check_values`.
     """
     if isinstance(body, bytes):
-        # Text was part of something that has been looked at already.
+        # A str comes from a text that was checked already.
         check_values(body)
     try:
         return orjson.loads(body)

@@ -1,35 +1,25 @@
-"""A limit on the number of fields in a protobuf message, checked before the message is parsed."""
+"""Limit on the number of fields in a protobuf message, checked before the message is parsed."""
 
 import contextlib
 
 from transformer.errors import TooLarge
 
-#: Wire types of protobuf: how long a field is behind its tag. A group begins and ends with a tag alone.
+#: Protobuf's wire types, with the bytes of a fixed-size field after its tag. Groups start and end with a tag.
 _VARINT = 0
-
-
 _BYTES = 2
-
-
 _FIXED = {1: 8, 5: 4, 3: 0, 4: 0}
-
-
-#: Most bytes of a number, of seven bits each.
-_VARINT_BYTES = 10
-
-
-#: Fields of a request that have fields themselves, as many as their sender likes: inputs and outputs.
+#: Maximum bytes of a varint, of seven bits each.
+_MAX_VARINT_BYTES = 10
+#: Repeated fields of a request that are messages themselves: inputs and outputs.
 _NESTED = {5, 6}
-
-
-#: Fields that a message may have, those of its tensors included but for their contents.
+#: Maximum fields of a message, including those of its tensors but not the tensors' contents.
 MAX_FIELDS = 20_000
 
 
 def check_fields(message: bytes) -> None:
-    """Refuse a message of so many fields that the parsed ones would take forty times its bytes.
+    """Check the number of fields in a message; parsed fields can take forty times their bytes.
 
-    One that is no message passes: whoever parses it says what is wrong.
+    Bytes that are not a message pass: the parser reports what is wrong with them.
 
     Raises
     ------
@@ -37,46 +27,46 @@ def check_fields(message: bytes) -> None:
         If there are more than `MAX_FIELDS`.
     """
     if len(message) <= MAX_FIELDS:
-        # Each has a byte at least.
+        # Each field takes at least one byte.
         return
     with contextlib.suppress(IndexError, KeyError):
         _count(message, 0, len(message), 0, nested=False)
 
 
 def _count(message: bytes, position: int, end: int, fields: int, *, nested: bool) -> int:
-    """So many fields, and those from a position to an end.
+    """Return `fields` plus the number of fields from `position` to `end`.
 
     Raises
     ------
     TooLarge
-        See `check_fields`.
+        If there are more than `MAX_FIELDS`.
     IndexError, KeyError
-        If it is no message.
+        If the bytes are not a message.
     """
     while position < end:
         fields += 1
         if fields > MAX_FIELDS:
-            raise TooLarge(f"the message may have {MAX_FIELDS} tensors and other fields")
+            raise TooLarge(f"too many tensors and other fields in the message: limit {MAX_FIELDS}")
         tag, position = _varint(message, position)
-        number, kind = tag >> 3, tag & 7
-        if kind == _VARINT:
+        number, wire_type = tag >> 3, tag & 7
+        if wire_type == _VARINT:
             _, position = _varint(message, position)
-        elif kind == _BYTES:
+        elif wire_type == _BYTES:
             length, position = _varint(message, position)
             if number in _NESTED and not nested:
                 fields = _count(message, position, position + length, fields, nested=True)
             position += length
         else:
-            position += _FIXED[kind]
+            position += _FIXED[wire_type]
     return fields
 
 
 def _varint(message: bytes, position: int) -> tuple[int, int]:
-    """A number of protobuf's, and where it ends."""
+    """Return a varint and the position after it."""
     value = 0
-    for place in range(_VARINT_BYTES):
+    for place in range(_MAX_VARINT_BYTES):
         byte = message[position + place]
         value |= (byte & 0x7F) << 7 * place
         if byte < 0x80:
             return value, position + place + 1
-    raise IndexError("a number of more bytes than any has")
+    raise IndexError("varint of more than 10 bytes")

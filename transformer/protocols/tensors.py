@@ -1,4 +1,4 @@
-"""Tensors of the V2 inference protocol: from JSON, from binary data, and as candidates."""
+"""Tensors of the V2 inference protocol: reading JSON and binary data, and conversion to candidates."""
 
 import struct
 from collections.abc import Collection, Iterable, Sequence
@@ -13,7 +13,7 @@ from transformer.bundle.validation import MAX_VALUE_LENGTH, describe
 from transformer.errors import InvalidRequest, quoted
 from transformer.protocols.json_body import check_count, check_values, parse_json
 
-#: The V2 protocol's datatypes and their little-endian numpy form; BYTES has none.
+#: Datatypes of the V2 protocol as little-endian numpy types; BYTES has none.
 NUMPY_DTYPES = {
     "BOOL": "?",
     "INT8": "<i1",
@@ -28,23 +28,23 @@ NUMPY_DTYPES = {
     "FP32": "<f4",
     "FP64": "<f8",
 }
-#: Least and greatest value of each integer datatype.
+#: Minimum and maximum of each integer datatype.
 _RANGES = {
     name: (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
     for name, dtype in NUMPY_DTYPES.items()
     if "INT" in name
 }
-#: Datatypes that hold less of a number than JSON does.
+#: Datatypes with less precision or range than a JSON number.
 _NARROW = {"FP16", "FP32"}
-#: Longest name of a tensor; errors repeat it.
-MAX_NAME = 128
-#: Tensors that a request may have beyond one for each field; they are passed over.
-MAX_OTHERS = 1_000
-#: A tensor without its data: name, datatype, shape.
-Head = tuple[str, str, Sequence[int]]
+#: Maximum characters of a tensor's name, which errors repeat.
+MAX_NAME_LENGTH = 128
+#: Maximum tensors of a request besides one per field; they are ignored.
+MAX_OTHER_TENSORS = 1_000
+#: Name, datatype and shape of a tensor.
+TensorMetadata = tuple[str, str, Sequence[int]]
 _LENGTH = struct.Struct("<I")
-#: What a value in JSON must be for its tensor's datatype; null is a missing value in all of them.
-_JSON_KINDS: dict[str, tuple[str, set[type]]] = {
+#: JSON type of each datatype's values, as text and as Python types. null is a missing value in all of them.
+_JSON_TYPES: dict[str, tuple[str, set[type]]] = {
     **dict.fromkeys(NUMPY_DTYPES, ("an integer", {int, type(None)})),
     **dict.fromkeys(("FP16", "FP32", "FP64"), ("a number", {int, float, type(None)})),
     "BOOL": ("a boolean", {bool, type(None)}),
@@ -54,7 +54,7 @@ _JSON_KINDS: dict[str, tuple[str, set[type]]] = {
 
 @dataclass(slots=True)
 class Tensor:
-    """One input: a column of `rows` values, as numpy array or list, strings as bytes or str."""
+    """An input tensor: a column of `rows` values, as numpy array or list. Strings are bytes or str."""
 
     name: str
     datatype: str
@@ -62,154 +62,159 @@ class Tensor:
     values: RawColumn
 
 
-def rows_of(name: str, shape: Sequence[int]) -> int:
-    """Number of candidates in a tensor of `shape`, which must be ``[n]`` or ``[n, 1]``.
+def row_count(name: str, shape: Sequence[int]) -> int:
+    """Return the number of candidates in a tensor of shape ``[n]`` or ``[n, 1]``.
 
     Raises
     ------
     InvalidRequest
-        If it is another shape.
+        If it has another shape.
     """
     if not 1 <= len(shape) <= 2 or shape[0] < 1 or shape[1:] not in ([], [1]):
         raise InvalidRequest(f"inputs.{name}: shape must be [n] or [n, 1], got {list(shape)[:8]}")
     return shape[0]
 
 
-def check_heads(heads: Iterable[Head], fields: Collection[str], max_candidates: int) -> None:
-    """See what can be seen of a request's tensors before any of their data is read.
+def check_metadata(tensors: Iterable[TensorMetadata], fields: Collection[str], max_candidates: int) -> None:
+    """Check the tensors of a request before their data is read.
 
     Raises
     ------
     InvalidRequest
-        If there is no tensor or far too many, a name is too long, cannot be printed or stands twice, a
-        datatype is unknown, a shape is none of a column, or the tensors differ in length.
+        If there is no tensor or too many, a name is too long, not printable or a duplicate, a datatype is
+        unknown, a shape is not that of a column, or the tensors differ in length.
     TooLarge
         If there are more than `max_candidates`.
     """
     names: set[str] = set()
     first, candidates = "", 0
-    for name, datatype, shape in heads:
-        if len(name) > MAX_NAME:
+    for name, datatype, shape in tensors:
+        if len(name) > MAX_NAME_LENGTH:
             raise InvalidRequest(
-                f"inputs: a tensor's name may have at most {MAX_NAME} characters, got {len(name)}"
+                f"inputs: tensor name too long: limit {MAX_NAME_LENGTH} characters, got {len(name)}"
             )
         if not name.isprintable():
-            raise InvalidRequest(f"inputs: a tensor's name must be printable, got {quoted(name)}")
+            raise InvalidRequest(f"inputs: tensor name must be printable, got {quoted(name)}")
         if datatype != "BYTES" and datatype not in NUMPY_DTYPES:
             known = ", ".join(NUMPY_DTYPES)
             raise InvalidRequest(
                 f"inputs.{name}: datatype must be one of BYTES, {known}, got {quoted(datatype)}"
             )
         if name in names:
-            raise InvalidRequest(f"inputs: {quoted(name)} stands twice")
-        rows = rows_of(name, shape)
+            raise InvalidRequest(f"inputs: duplicate tensor name {quoted(name)}")
+        rows = row_count(name, shape)
         if not names:
             first, candidates = name, rows
         if rows != candidates:
-            raise InvalidRequest(f"inputs.{name}: must hold {candidates} as inputs.{first} does, got {rows}")
+            raise InvalidRequest(
+                f"inputs.{name}: must have length {candidates}, as inputs.{first} has, got {rows}"
+            )
         names.add(name)
-        if len(names) > len(fields) + MAX_OTHERS:
-            raise InvalidRequest(f"inputs: may be at most {len(fields) + MAX_OTHERS} tensors")
+        if len(names) > len(fields) + MAX_OTHER_TENSORS:
+            raise InvalidRequest(f"inputs: too many tensors: limit {len(fields) + MAX_OTHER_TENSORS}")
     if not names:
-        raise InvalidRequest("inputs: must be one tensor for each field, or one BYTES tensor of JSON objects")
+        raise InvalidRequest(
+            "inputs: must be one tensor per field, or one BYTES tensor of JSON objects, got no tensor"
+        )
     check_count(candidates, max_candidates)
 
 
 def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence[Any]) -> Tensor:
-    """A tensor of plain values, as JSON and gRPC's typed contents hold them; its head was checked.
+    """Return a tensor of plain values, from JSON or gRPC's typed contents; its metadata was checked.
 
     Raises
     ------
     InvalidRequest
-        If the shape asks for another number of values, or one is of another type or out of its range.
+        If the number of values does not fit the shape, or a value has another type or is out of range.
     """
-    rows = rows_of(name, shape)
+    rows = row_count(name, shape)
     if len(values) != rows:
-        raise InvalidRequest(f"inputs.{name}: shape {list(shape)} wants {rows} values, got {len(values)}")
-    # Protobuf's own sequence, of millions of values maybe, is copied only now.
+        raise InvalidRequest(f"inputs.{name}: shape {list(shape)} needs {rows} values, got {len(values)}")
+    # A protobuf sequence may have millions of values, so it is copied only after the check above.
     values = values if isinstance(values, list) else list(values)
-    kind, types = _JSON_KINDS[datatype]
+    type_name, types = _JSON_TYPES[datatype]
     if not types.issuperset(map(type, values)):
         number, value = next((n, v) for n, v in enumerate(values) if type(v) not in types)
         raise InvalidRequest(
-            f"inputs.{name}[{number}]: must be {kind}, as {datatype} is, got {describe(value)}"
+            f"inputs.{name}[{number}]: must be {type_name}, datatype {datatype}, got {describe(value)}"
         )
     if datatype in _RANGES:
-        _in_range(name, datatype, values)
+        _check_range(name, datatype, values)
     if datatype in _NARROW:
         return Tensor(name, datatype, rows, _rounded(datatype, values))
     return Tensor(name, datatype, rows, values)
 
 
 def from_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> Tensor:
-    """A tensor of little-endian binary data, whose head was checked.
+    """Return a tensor of little-endian binary data; its metadata was checked.
 
-    BYTES elements each follow their length in four bytes.
+    Each BYTES element follows its length, which takes four bytes.
 
     Raises
     ------
     InvalidRequest
-        If the data does not fill the shape exactly.
+        If the data does not fit the shape.
     """
-    rows = rows_of(name, shape)
+    rows = row_count(name, shape)
     if datatype == "BYTES":
-        return Tensor(name, datatype, rows, _raw_bytes(name, rows, raw))
+        return Tensor(name, datatype, rows, _split_bytes(name, rows, raw))
     dtype = np.dtype(NUMPY_DTYPES[datatype])
-    wanted = prod(shape) * dtype.itemsize
-    if len(raw) != wanted:
+    expected = prod(shape) * dtype.itemsize
+    if len(raw) != expected:
         raise InvalidRequest(
-            f"inputs.{name}: shape {list(shape)} of {datatype} wants {wanted} bytes, got {len(raw)}"
+            f"inputs.{name}: shape {list(shape)} of {datatype} needs {expected} bytes, got {len(raw)}"
         )
     return Tensor(name, datatype, rows, np.frombuffer(raw, dtype))
 
 
-def _in_range(name: str, datatype: str, values: Sequence[Any]) -> None:
-    least, greatest = _RANGES[datatype]
+def _check_range(name: str, datatype: str, values: Sequence[Any]) -> None:
+    minimum, maximum = _RANGES[datatype]
     for number, value in enumerate(values):
-        if value is not None and not least <= value <= greatest:
+        if value is not None and not minimum <= value <= maximum:
             raise InvalidRequest(
-                f"inputs.{name}[{number}]: must be {least} to {greatest}, as {datatype} is, got {value}"
+                f"inputs.{name}[{number}]: must be {minimum} to {maximum}, datatype {datatype}, got {value}"
             )
 
 
 def _rounded(datatype: str, values: Sequence[Any]) -> RawColumn:
-    """Values as the datatype holds them; those beyond it become infinite."""
+    """Return values rounded to the datatype's precision; larger ones become infinite."""
     with np.errstate(over="ignore"):
         rounded = np.array([0.0 if value is None else value for value in values], NUMPY_DTYPES[datatype])
     if None not in values:
         return rounded
-    return [None if value is None else held for value, held in zip(values, rounded.tolist(), strict=True)]
+    pairs = zip(values, rounded.tolist(), strict=True)
+    return [None if value is None else number for value, number in pairs]
 
 
-def _raw_bytes(name: str, rows: int, raw: bytes) -> list[bytes]:
+def _split_bytes(name: str, rows: int, raw: bytes) -> list[bytes]:
     values: list[bytes] = []
     position, end, length_at = 0, len(raw), _LENGTH.unpack_from
-    # One more than there should be tells of too many.
+    # One more than expected, to find data with too many elements.
     for _ in range(rows + 1):
         if position == end:
             break
         start = position + _LENGTH.size
         position = start + length_at(raw, position)[0] if start <= end else end + 1
         if position > end:
-            raise InvalidRequest(f"inputs.{name}[{len(values)}]: its length reaches past the end of the data")
+            raise InvalidRequest(f"inputs.{name}[{len(values)}]: length is past the end of the binary data")
         values.append(raw[start:position])
     if len(values) != rows:
         got = f"more than {rows}" if len(values) > rows else len(values)
-        raise InvalidRequest(f"inputs.{name}: shape wants {rows} elements, got {got}")
+        raise InvalidRequest(f"inputs.{name}: shape needs {rows} elements, got {got}")
     return values
 
 
 def to_candidates(tensors: Sequence[Tensor], fields: tuple[str, ...]) -> Candidates:
-    """Candidates from tensors: one tensor for each field, or one BYTES tensor of JSON objects.
+    """Return the candidates in one tensor per field, or in one BYTES tensor of JSON objects.
 
-    Tensors of other names are passed over, as a candidate's other keys are.
+    Tensors with other names are ignored, like other keys of a candidate.
 
     Raises
     ------
     InvalidRequest
         If a BYTES element is not UTF-8 or not JSON.
     TooLarge
-        See `transformer.protocols.v1.check_values`.
+        If the JSON has too many values; see `transformer.protocols.json_body.check_values`.
     """
     first = tensors[0]
     if len(tensors) == 1 and first.datatype == "BYTES" and first.name not in fields:
@@ -218,7 +223,7 @@ def to_candidates(tensors: Sequence[Tensor], fields: tuple[str, ...]) -> Candida
 
 
 def _json_objects(tensor: Tensor) -> Candidates:
-    # Errors repeat it for each problem, and gRPC has 8 KiB for an error in all, escaped as in URLs.
+    # Every problem repeats the name, so a long one would leave no space for other problems in a gRPC error.
     short = tensor.name.isascii() and len(tensor.name) <= MAX_VALUE_LENGTH
     path = f"inputs.{tensor.name}" if short else "inputs"
     check_values(*(value for value in tensor.values if isinstance(value, bytes)))
@@ -236,13 +241,13 @@ def _json_objects(tensor: Tensor) -> Candidates:
 def _column(tensor: Tensor) -> RawColumn:
     if tensor.datatype != "BYTES" or bytes not in set(map(type, tensor.values)):
         return tensor.values
-    # Categories: many values, few different ones.
+    # Categories have many values and few distinct ones, so each is decoded once.
     texts = dict.fromkeys(tensor.values)
     try:
         for value in texts:
             texts[value] = value.decode() if isinstance(value, bytes) else value
     except UnicodeDecodeError as error:
-        # The first of its kind, since a dict keeps the order.
+        # A dict keeps the order, so this is the first invalid element.
         number = list(tensor.values).index(value)
         raise InvalidRequest(f"inputs.{tensor.name}[{number}]: is not UTF-8") from error
     return [texts[value] for value in tensor.values]

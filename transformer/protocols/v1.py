@@ -1,4 +1,4 @@
-"""The V1 inference protocol: a JSON object of instances in, one of predictions out."""
+"""The V1 inference protocol: a JSON object of instances in, a JSON object of predictions out."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,13 @@ INSTANCES = "instances"
 
 @dataclass(frozen=True, slots=True)
 class V1Request:
-    """A decoded V1 request; `output_name` is the bundle's name, and so the answer's key."""
+    """A decoded V1 request.
+
+    Attributes
+    ----------
+    output_name
+        Name of the bundle, and so of the response's keys.
+    """
 
     output_name: str
     candidates: Candidates
@@ -25,7 +31,7 @@ class V1Request:
         """No version: V1 cannot ask for one."""
 
     def answer(self, prediction: Prediction) -> dict[str, Any]:
-        """The prediction as V1's object of predictions, one for each instance."""
+        """Return V1's object of predictions, one per instance."""
         probability = f"{self.output_name}_probability"
         return {
             "predictions": [
@@ -37,26 +43,28 @@ class V1Request:
         }
 
     def encode(self, prediction: Prediction) -> bytes:
-        """The same as the body of a response."""
+        """Return the same as a response body."""
         return orjson.dumps(self.answer(prediction))
 
 
 def decode(payload: object, output_name: str, max_candidates: int) -> V1Request:
-    """Read a V1 request.
+    """Decode a V1 request.
 
     Parameters
     ----------
     payload
         The body, parsed or as bytes of JSON.
     output_name
-        Name of the bundle, and so of the answer's keys.
+        Name of the bundle, and so of the response's keys.
+    max_candidates
+        Maximum candidates per request.
 
     Raises
     ------
     InvalidRequest
         If it is not JSON or not of the form ``{"instances": [{candidate}, …]}``.
     TooLarge
-        If there are more than `max_candidates`.
+        If there are more than `max_candidates`, or the JSON has too many values.
     """
     if isinstance(payload, (bytes, str)):
         payload = parse_json(payload)

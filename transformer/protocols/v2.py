@@ -1,64 +1,31 @@
-"""The V2 inference protocol over REST: JSON, and JSON followed by binary tensor data."""
+"""The V2 inference protocol over REST: JSON, or JSON followed by binary tensor data."""
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NotRequired
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
-from pydantic import FailFast, TypeAdapter, ValidationError
-from typing_extensions import TypeAliasType, TypedDict
 
 from transformer.bundle.candidates import Candidates
 from transformer.bundle.prediction import Prediction
 from transformer.bundle.signature import Signature
+from transformer.bundle.validation import describe
 from transformer.errors import InvalidRequest, quoted
-from transformer.protocols.json_body import parse_json
-from transformer.protocols.tensors import Tensor, check_heads, from_raw, from_values, to_candidates
+from transformer.protocols.tensors import Tensor, check_metadata, from_raw, from_values, to_candidates
+from transformer.protocols.v2_body import Input, parameter, parse_body
 
 #: Request and response header of the binary extension: bytes of JSON before the binary data.
 JSON_LENGTH_HEADER = "inference-header-content-length"
 #: Platform in model metadata, in the protocol's form ``<project>_<format>``: scikit-learn, in a joblib file.
 PLATFORM = "sklearn_joblib"
 
-# Others than ours are passed over, whatever they are: MLServer's types write out null and objects.
-_Parameters = dict[str, Any] | None
-
-
-# The protocol lets clients add fields of their own; they are passed over. One problem is told, so a list is
-# given up at the first: a million wrong items in 8 MB of JSON would take gigabytes to describe.
-class _Input(TypedDict):
-    name: str
-    datatype: str
-    shape: Annotated[list[int], FailFast()]
-    data: NotRequired[list[Any] | None]
-    parameters: NotRequired[_Parameters]
-
-
-class _Output(TypedDict):
-    name: str
-    parameters: NotRequired[_Parameters]
-
-
-# An alias because an annotated type with this annotation cannot be part of a union.
-_Outputs = TypeAliasType("_Outputs", Annotated[list[_Output], FailFast()])
-
-
-class _Body(TypedDict):
-    id: NotRequired[str | None]
-    inputs: Annotated[list[_Input], FailFast()]
-    outputs: NotRequired[_Outputs | None]
-    parameters: NotRequired[_Parameters]
-
-
-_BODY = TypeAdapter(_Body)
-
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """One output of an answer: a vector over the candidates."""
+    """One output of a response: one value per candidate."""
 
     name: str
     datatype: str
@@ -67,8 +34,8 @@ class OutputTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class V2Answer:
-    """An answer of the V2 protocol, not yet in a wire format."""
+class V2Response:
+    """A V2 response before it is encoded for REST or gRPC."""
 
     id: str
     model_name: str
@@ -83,13 +50,13 @@ class V2Request:
     Attributes
     ----------
     id
-        The caller's own, or a new one.
+        The caller's id, or a new one.
     model_name
         Name under which the model is served.
     version
         Model version that must answer; None or empty for any.
     output_name
-        Name of the bundle, and so of the answer's outputs.
+        Name of the bundle, and so of the outputs.
     outputs
         Requested outputs, each with True for binary data; empty for all.
     binary
@@ -104,31 +71,29 @@ class V2Request:
     outputs: Mapping[str, bool]
     binary: bool
 
-    def answer(self, prediction: Prediction) -> V2Answer:
-        """The prediction as V2's output tensors."""
-        values = dict(
-            zip(output_types(self.output_name), (prediction.positive, prediction.probabilities), strict=True)
-        )
-        wanted = self.outputs or dict.fromkeys(values, self.binary)
+    def answer(self, prediction: Prediction) -> V2Response:
+        """Return the prediction as output tensors."""
+        datatypes = output_types(self.output_name)
+        values = dict(zip(datatypes, (prediction.positive, prediction.probabilities), strict=True))
+        requested = self.outputs or dict.fromkeys(values, self.binary)
         outputs = tuple(
-            OutputTensor(name, output_types(self.output_name)[name], values[name], binary)
-            for name, binary in wanted.items()
+            OutputTensor(name, datatypes[name], values[name], binary) for name, binary in requested.items()
         )
-        return V2Answer(self.id, self.model_name, prediction.version, outputs)
+        return V2Response(self.id, self.model_name, prediction.version, outputs)
 
 
 def output_types(name: str) -> dict[str, str]:
-    """Outputs of a bundle with this name and their datatypes."""
+    """Return the outputs of a bundle with this name and their datatypes."""
     return {name: "BOOL", f"{name}_probability": "FP64"}
 
 
 def input_metadata(signature: Signature) -> list[dict[str, Any]]:
-    """Inputs of the model metadata endpoint: one tensor for each raw field, -1 candidates long."""
+    """Return the inputs of the model metadata: one tensor per raw field, of any length."""
     return [{"name": field.name, "datatype": field.datatype, "shape": [-1]} for field in signature.fields]
 
 
 def output_metadata(name: str) -> list[dict[str, Any]]:
-    """Outputs of the model metadata endpoint."""
+    """Return the outputs of the model metadata."""
     return [
         {"name": output, "datatype": datatype, "shape": [-1]}
         for output, datatype in output_types(name).items()
@@ -138,7 +103,7 @@ def output_metadata(name: str) -> list[dict[str, Any]]:
 def model_metadata(
     model_name: str, versions: Sequence[str], signature: Signature, output_name: str
 ) -> dict[str, Any]:
-    """Model metadata, for REST and gRPC.
+    """Return the model metadata, for REST and gRPC.
 
     Parameters
     ----------
@@ -160,20 +125,19 @@ def model_metadata(
     }
 
 
-def requested_outputs(name: str, wanted: Mapping[str, bool]) -> Mapping[str, bool]:
-    """The requested outputs, if the model has them.
+def check_outputs(name: str, requested: Mapping[str, bool]) -> Mapping[str, bool]:
+    """Return the requested outputs.
 
     Raises
     ------
     InvalidRequest
-        If it does not.
+        If the model does not have one of them.
     """
-    for output in wanted:
-        if output not in output_types(name):
-            raise InvalidRequest(
-                f"outputs: must be among {', '.join(output_types(name))}, got {quoted(output)}"
-            )
-    return wanted
+    known = output_types(name)
+    for output in requested:
+        if output not in known:
+            raise InvalidRequest(f"outputs: must be one of {', '.join(known)}, got {quoted(output)}")
+    return requested
 
 
 def decode(
@@ -186,7 +150,7 @@ def decode(
     max_candidates: int,
     version: str | None = None,
 ) -> V2Request:
-    """Read a V2 REST request.
+    """Decode a V2 REST request.
 
     Parameters
     ----------
@@ -208,38 +172,38 @@ def decode(
     Raises
     ------
     InvalidRequest
-        If the JSON or the binary data is not a V2 request for this model.
+        If the JSON or the binary data is not a valid request for this model.
     TooLarge
-        If there are more than `max_candidates`.
+        If there are more than `max_candidates`, or the JSON has too many values.
     """
     length = len(body) if json_length is None else _json_length(json_length, len(body))
-    wire = _parse(body[:length])
-    heads = ((tensor["name"], tensor["datatype"], tensor["shape"]) for tensor in wire["inputs"])
-    check_heads(heads, fields, max_candidates)
-    raw = _BinaryData(body, length)
-    tensors = [_tensor(tensor, raw.take) for tensor in wire["inputs"]]
-    raw.finish()
-    binary = _parameter(wire, "binary_data_output", False) is True
-    wanted = {
-        output["name"]: _parameter(output, "binary_data", binary) is True
-        for output in wire.get("outputs") or ()
+    request = parse_body(body[:length])
+    metadata = ((tensor["name"], tensor["datatype"], tensor["shape"]) for tensor in request["inputs"])
+    check_metadata(metadata, fields, max_candidates)
+    binary_data = _BinaryData(body, length)
+    tensors = [_tensor(tensor, binary_data) for tensor in request["inputs"]]
+    binary_data.check_end()
+    binary = parameter(request, "binary_data_output", False) is True
+    requested = {
+        output["name"]: parameter(output, "binary_data", binary) is True
+        for output in request.get("outputs") or ()
     }
     return V2Request(
-        id=wire.get("id") or str(uuid.uuid4()),
+        id=request.get("id") or str(uuid.uuid4()),
         model_name=model_name,
         version=version,
         output_name=output_name,
         candidates=to_candidates(tensors, fields),
-        outputs=requested_outputs(output_name, wanted),
+        outputs=check_outputs(output_name, requested),
         binary=binary,
     )
 
 
-def encode(answer: V2Answer) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of a REST answer: plain JSON, or JSON and binary data where that was asked for."""
+def encode(response: V2Response) -> tuple[bytes, dict[str, str]]:
+    """Return body and headers of a REST response: JSON, or JSON and binary data if requested."""
     outputs: list[dict[str, Any]] = []
     binary: list[bytes] = []
-    for output in answer.outputs:
+    for output in response.outputs:
         tensor: dict[str, Any] = {
             "name": output.name,
             "datatype": output.datatype,
@@ -252,9 +216,9 @@ def encode(answer: V2Answer) -> tuple[bytes, dict[str, str]]:
             tensor["data"] = output.values
         outputs.append(tensor)
     content = {
-        "model_name": answer.model_name,
-        "model_version": answer.model_version,
-        "id": answer.id,
+        "model_name": response.model_name,
+        "model_version": response.model_version,
+        "id": response.id,
         "outputs": outputs,
     }
     text = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -265,63 +229,51 @@ def encode(answer: V2Answer) -> tuple[bytes, dict[str, str]]:
 
 
 def raw_bytes(values: npt.NDArray[Any]) -> bytes:
-    """A vector as little-endian binary data."""
+    """Return a vector as little-endian binary data."""
     return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).tobytes()
 
 
-def _json_length(header: str, available: int) -> int:
+def _json_length(header: str, body_length: int) -> int:
     digits = header.isascii() and header.isdigit() and len(header) < 20
-    if not digits or int(header) > available:
-        raise InvalidRequest(f"{JSON_LENGTH_HEADER}: must be 0 to {available}, got {quoted(header)}")
+    if not digits or int(header) > body_length:
+        raise InvalidRequest(
+            f"{JSON_LENGTH_HEADER}: must be 0 to {body_length}, the body's length, got {quoted(header)}"
+        )
     return int(header)
 
 
-def _parse(text: bytes) -> _Body:
-    parsed = parse_json(text)
-    try:
-        return _BODY.validate_python(parsed, strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        path = ".".join(map(str, first["loc"])) or "body"
-        raise InvalidRequest(f"{path}: {first['msg']}") from error
-
-
 class _BinaryData:
-    """The bytes after the JSON, which the tensors take in turn."""
+    """The bytes after the JSON, read in the order of the tensors."""
 
     def __init__(self, body: bytes, start: int) -> None:
         self._body = body
         self._position = start
 
-    def take(self, name: str, size: object) -> bytes:
+    def read(self, name: str, size: object) -> bytes:
         left = len(self._body) - self._position
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= left:
             raise InvalidRequest(
-                f"inputs.{name}: binary_data_size must be 0 to {left}, what is left of the body"
+                f"inputs.{name}: binary_data_size must be 0 to {left}, the bytes left in the body, "
+                f"got {describe(size)}"
             )
         start, self._position = self._position, self._position + size
         return self._body[start : self._position]
 
-    def finish(self) -> None:
+    def check_end(self) -> None:
         left = len(self._body) - self._position
         if left:
-            raise InvalidRequest(f"body: {left} bytes are left after the last tensor's binary data")
+            raise InvalidRequest(f"body: {left} unused bytes after the last tensor's binary data")
 
 
-def _parameter(wire: _Body | _Input | _Output, name: str, default: object) -> object:
-    parameters = wire.get("parameters")
-    return parameters.get(name, default) if parameters else default
-
-
-def _tensor(wire: _Input, take: Callable[[str, object], bytes]) -> Tensor:
-    name, datatype, shape, data = wire["name"], wire["datatype"], wire["shape"], wire.get("data")
-    size = _parameter(wire, "binary_data_size", None)
+def _tensor(tensor: Input, binary_data: _BinaryData) -> Tensor:
+    name, datatype, shape, data = tensor["name"], tensor["datatype"], tensor["shape"], tensor.get("data")
+    size = parameter(tensor, "binary_data_size", None)
     if size is not None:
         if data is not None:
             raise InvalidRequest(f"inputs.{name}: must have data or binary_data_size, not both")
-        return from_raw(name, datatype, shape, take(name, size))
+        return from_raw(name, datatype, shape, binary_data.read(name, size))
     if data is None:
-        raise InvalidRequest(f"inputs.{name}: has no data")
+        raise InvalidRequest(f"inputs.{name}: must have data or binary_data_size, got neither")
     # JSON data of shape [n, 1] may be nested.
     if len(shape) == 2 and len(data) == shape[0] and all(_is_row(row) for row in data):
         data = [value for (value,) in data]

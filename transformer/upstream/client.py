@@ -18,7 +18,7 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 
 from transformer.errors import InvalidPredictorResponse, PredictorUnavailable
-from transformer.headers import metadata
+from transformer.headers import grpc_metadata
 from transformer.settings import PredictorProtocol, Settings
 from transformer.upstream import messages
 from transformer.upstream.http_connection import MAX_RESPONSE, BadResponse, HttpConnection
@@ -219,7 +219,7 @@ class GrpcClient(PredictorClient):
         """See `PredictorClient`."""
         request = messages.v2_message(self.address.model_name, matrix, feature_names, self.address.output)
         try:
-            answer = await self._stub.ModelInfer(request, metadata=metadata(headers))
+            answer = await self._stub.ModelInfer(request, metadata=grpc_metadata(headers))
         except grpc.aio.AioRpcError as error:
             raise messages.grpc_failure(error.code(), error.details() or "") from error
         return messages.message_probabilities(answer, len(matrix), classes, self.address.output)
