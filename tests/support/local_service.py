@@ -34,7 +34,7 @@ class Service:
 def service(inference_service: spec.InferenceService, model: Path, logs: Path) -> Iterator[Service]:
     """Run a spec with a trained bundle."""
     port, grpc_port = free_ports(2)
-    running = local.running(
+    running = local.run_local_service(
         inference_service,
         model=str(model),
         port=port,

@@ -21,7 +21,7 @@ TOP_LEVEL = {
     "transformer": set(),
     "storage": {"transformer.bundle"},
     "predictor": set(),
-    "inferenceservice": {"predictor", "storage", "transformer.bundle"},
+    "inferenceservice": {"predictor", "storage", "transformer.bundle", "transformer.errors"},
     "training": {"storage", "transformer.bundle"},
     "placement": {"training", "inferenceservice", "predictor", "storage", "transformer.bundle", "benchmarks"},
 }
