@@ -13,7 +13,7 @@ from benchmarks.servers import Process
 from inferenceservice import spec
 from predictor.child import ChildProcess
 from predictor.environment import Environment, Progress, ensure
-from predictor.process import PASSED_ON, PredictorProcess, free_ports
+from predictor.process import INHERITED_VARIABLES, PredictorProcess, free_ports
 from predictor.runtimes import get_runtime
 
 _HERE: Final = Path(__file__).resolve().parent
@@ -59,7 +59,7 @@ class Place:
 
     def child(self, server: str, command: Sequence[object], **variables: str | Path) -> ChildProcess:
         """Start a command, with a log of its own."""
-        ours = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        ours = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
         path = os.pathsep.join([str(Path(str(command[0])).parent), os.environ.get("PATH", os.defpath)])
         env = {**ours, "PATH": path, **{name: str(value) for name, value in variables.items()}}
         return ChildProcess([str(part) for part in command], env=env, log=self.log(server))

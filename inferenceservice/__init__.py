@@ -1,1 +1,1 @@
-"""The InferenceService: its spec, running it on this machine, and rolling versions out."""
+"""The InferenceService: its spec, a runner for this machine, and rollouts of versions."""

@@ -1,4 +1,4 @@
-"""What a service answers, held against the reference rows of the version that each answer claims."""
+"""Checks of a service's answers against the reference rows of the version that each answer names."""
 
 import asyncio
 import math
@@ -6,157 +6,156 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from inferenceservice.rollout_target import Canary, RolloutTarget, Scored, TargetError
+from inferenceservice.rollout_target import Canary, RolloutTarget, Scores, TargetError
 from transformer.bundle.candidates import Rows
-from transformer.bundle.format import REFERENCE_TOLERANCE, Bundle, Version
+from transformer.bundle.format import UNVERIFIED, Bundle, Version, same_probabilities
 from transformer.bundle.validation import validate
 from transformer.errors import InvalidCandidates
 
-#: What a transformer calls a model that no bundle describes. Its own constant would import KServe's SDK: 2 s.
-UNVERIFIED = "unverified"
-#: So many answers in a row must come from the new version before it is said to serve.
-ANSWERS = 20
-#: Seconds until they do, or until both sides of a canary have answered.
+#: Answers in a row that must come from the new version before it counts as serving.
+MIN_ANSWERS = 20
+#: Seconds until the new version serves, or until both versions of a canary have answered.
 TIMEOUT_S = 120.0
-#: Seconds for which a model that the new transformer does not know may still answer: connections are renewed
-#: after at most 6 s, and a pod that leaves has left after its preStop pause of 10 s.
-LEAVING_S = 20.0
-#: Probability to call a canary missing that is there.
-MISSED = 1e-6
+#: Seconds for which a model that the new transformer does not recognise may still answer. Connections are
+#: renewed after at most 6 s, and a terminating pod serves until its preStop pause of 10 s is over.
+UNVERIFIED_GRACE_S = 20.0
+#: Accepted probability that a canary which does get traffic gives none of the answers.
+MISS_PROBABILITY = 1e-6
 _POLL_S = 0.2
 
 
 class WrongAnswer(TargetError):
-    """An answer that the version that it claims would not give, or that claims none."""
+    """An answer that differs from the reference rows of its version, or that names an unexpected version."""
 
 
-class Expected:
-    """Reference rows of some versions in one request, as far as all of these versions take them.
+class ReferenceRequest:
+    """One request with the reference rows of several versions, limited to the rows that all of them accept.
 
-    Each version's scores are known for its own rows; those of the others are passed over.
+    The expected scores of a version are known for its own rows only; its scores for the rows of the others
+    are not compared.
     """
 
     def __init__(self, versions: Sequence[Version]) -> None:
         self.candidates: list[dict[str, Any]] = []
-        self._scores: dict[str, dict[int, float]] = {version.version: {} for version in versions}
+        self._expected: dict[str, dict[int, float]] = {version.version: {} for version in versions}
         for version in versions:
             rows = zip(version.reference.candidates, version.reference.probabilities, strict=True)
             for candidate, score in rows:
-                if all(_takes(one, candidate) for one in versions):
-                    self._scores[version.version][len(self.candidates)] = score
+                if all(_accepts(one, candidate) for one in versions):
+                    self._expected[version.version][len(self.candidates)] = score
                     self.candidates.append(dict(candidate))
 
     @property
-    def unknown(self) -> list[str]:
-        """Versions none of whose own rows is among them."""
-        return [version for version, scores in self._scores.items() if not scores]
+    def unchecked_versions(self) -> list[str]:
+        """Versions without a row of their own in the request."""
+        return [version for version, expected in self._expected.items() if not expected]
 
-    def hold(self, scored: Scored) -> None:
-        """Compare an answer with what the version that it claims gives.
+    def check(self, scores: Scores) -> None:
+        """Compare an answer with the reference rows of the version that it names.
 
         Raises
         ------
         WrongAnswer
-            If it is another one, or of another version.
+            If it differs from them, or names another version.
         """
-        if scored.version not in self._scores:
-            raise WrongAnswer(_claims(scored.version, " or ".join(self._scores)))
-        known = self._scores[scored.version]
-        given = scored.probabilities
+        if scores.version not in self._expected:
+            raise WrongAnswer(_unexpected_version(scores.version, " or ".join(self._expected)))
+        given = scores.probabilities
         if len(given) != len(self.candidates):
             raise WrongAnswer(
-                f"{scored.version} gives {len(given)} scores to {len(self.candidates)} candidates"
+                f"{scores.version} returned {len(given)} scores for {len(self.candidates)} candidates"
             )
-        # NaN is nowhere near.
-        if not all(abs(given[row] - score) <= REFERENCE_TOLERANCE for row, score in known.items()):
-            raise WrongAnswer(f"{scored.version} gives its reference rows other scores than its bundle says")
+        expected = self._expected[scores.version]
+        if not same_probabilities([given[row] for row in expected], list(expected.values())):
+            raise WrongAnswer(f"{scores.version} scores its reference rows differently from its bundle")
 
 
-async def serves(target: RolloutTarget, bundle: Bundle) -> None:
-    """Wait until a version answers everything, as its bundle says.
+async def wait_until_serving(target: RolloutTarget, bundle: Bundle) -> None:
+    """Wait until a version gives all answers, and check them against its bundle.
 
     Raises
     ------
     TargetError
-        If it does not answer in time, or not as its bundle says.
+        If it does not give all answers in time, or gives a wrong one.
     """
-    expected = Expected([bundle])
+    request = ReferenceRequest([bundle])
     start = _now()
     in_a_row = 0
-    while in_a_row < ANSWERS:
-        scored = await target.score(expected.candidates, bundle.name)
-        if scored.version == bundle.version:
-            expected.hold(scored)
+    while in_a_row < MIN_ANSWERS:
+        scores = await target.score(request.candidates, bundle.name)
+        if scores.version == bundle.version:
+            request.check(scores)
             in_a_row += 1
             continue
         waited = _now() - start
-        if scored.version == UNVERIFIED and waited > LEAVING_S:
-            raise WrongAnswer(_claims(scored.version, bundle.version))
+        if scores.version == UNVERIFIED and waited > UNVERIFIED_GRACE_S:
+            raise WrongAnswer(_unexpected_version(scores.version, bundle.version))
         if waited > TIMEOUT_S:
-            raise TargetError(_claims(scored.version, bundle.version))
+            raise TargetError(_unexpected_version(scores.version, bundle.version))
         in_a_row = 0
         await asyncio.sleep(_POLL_S)
 
 
-async def divided(target: RolloutTarget, canary: Canary, bundle: Bundle, stable: Version) -> list[str]:
-    """Ask until a canary and the version beside it have both answered, each as its bundle says.
+async def check_canary_answers(
+    target: RolloutTarget, canary: Canary, bundle: Bundle, stable: Version
+) -> list[str]:
+    """Send requests until the canary and the stable version have both answered, and check every answer.
 
     Returns
     -------
-    Versions whose answers could not be compared, because the other one takes none of their reference rows.
+    Versions whose answers were not compared, because the other version accepts none of their reference rows.
 
     Raises
     ------
     TargetError
-        If one of the two does not answer in time, if any answer is not of one of them, or is a wrong one.
+        If one of the two gives no answer in time, or if any answer is wrong or names a third version.
     """
-    expected = Expected([bundle, stable])
-    if not expected.candidates:
-        return expected.unknown
-    shares = {bundle.version: canary.percent, stable.version: 100 - canary.percent}
-    enough = requests_to_meet(min(shares.values()))
+    request = ReferenceRequest([bundle, stable])
+    if not request.candidates:
+        return request.unchecked_versions
+    percents = {bundle.version: canary.percent, stable.version: 100 - canary.percent}
+    enough = requests_to_observe(min(percents.values()))
     answered: Counter[str] = Counter()
     start = _now()
-    while (missing := _missing(answered, shares)) or answered.total() < ANSWERS:
+    while (silent := _silent_version(answered, percents)) or answered.total() < MIN_ANSWERS:
         waited = _now() - start
-        if missing and (answered.total() >= enough or waited > TIMEOUT_S):
+        if silent and (answered.total() >= enough or waited > TIMEOUT_S):
             raise TargetError(
-                f"{missing} gave none of {answered.total()} answers within {waited:.0f} s, and should give "
-                f"{shares[missing]} % of them"
+                f"{silent} gave 0 of {answered.total()} answers within {waited:.0f} s, expected about "
+                f"{percents[silent]} % of them"
             )
-        scored = await target.score(expected.candidates, bundle.name)
-        expected.hold(scored)
-        answered[scored.version] += 1
-    return expected.unknown
+        scores = await target.score(request.candidates, bundle.name)
+        request.check(scores)
+        answered[scores.version] += 1
+    return request.unchecked_versions
 
 
-def requests_to_meet(percent: int) -> int:
-    """How many requests miss a version that has a part of the traffic with a probability of `MISSED`.
+def requests_to_observe(percent: int) -> int:
+    """Return the number of requests of which a version with this share of the traffic answers at least one.
 
-    The square of its part is reckoned with: a version whose pods are still starting or busy gets less than
-    what the spec gives it.
+    The probability that it answers none is `MISS_PROBABILITY`. The share is squared: a
+    version whose pods are still starting or busy gets less traffic than the spec gives it.
     """
-    return math.ceil(math.log(MISSED) / math.log1p(-((percent / 100) ** 2)))
+    return math.ceil(math.log(MISS_PROBABILITY) / math.log1p(-((percent / 100) ** 2)))
 
 
-def _missing(answered: Counter[str], shares: Mapping[str, int]) -> str | None:
-    return next((version for version in shares if not answered[version]), None)
+def _silent_version(answered: Counter[str], percents: Mapping[str, int]) -> str | None:
+    return next((version for version in percents if not answered[version]), None)
 
 
-def _claims(version: str, expected: str) -> str:
+def _unexpected_version(version: str, expected: str) -> str:
     if version != UNVERIFIED:
         return f"{version} answers instead of {expected}"
     return (
-        f"a model answers that no bundle describes (`{UNVERIFIED}`) instead of {expected}; is the file that "
-        "the predictor loads the one that was trained?"
+        f"a model that no bundle describes (`{UNVERIFIED}`) answers instead of {expected}; check that the "
+        "predictor loads the model file that was trained with the bundle"
     )
 
 
-def _takes(version: Version, candidate: dict[str, str | float]) -> bool:
-    """Whether a candidate is valid for a version, so that it can be expressed in its encoding."""
-    signature = version.signature
+def _accepts(version: Version, candidate: dict[str, str | float]) -> bool:
+    """Return True if a candidate is valid for a version, so that its encoder can express it."""
     try:
-        validate(Rows([candidate], "reference"), signature)
+        validate(Rows([candidate], "reference"), version.signature)
     except InvalidCandidates:
         return False
     return True

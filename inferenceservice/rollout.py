@@ -1,8 +1,9 @@
-"""Rolling a version out and back, in the order in which every step knows what it meets.
+"""Rollout and rollback of a version: the steps, the check of the answers, and the undo after a failure.
 
-Out: the transformer first, because its new bundle knows the old version and the new one; then the predictor.
-Back: in the opposite order. Where neither knows the other, and in a pod that both share: both at once. The
-steps are the same for every target; see `RolloutTarget`.
+The components change in an order in which the transformer recognises the predictor's version at every
+moment: transformer first in a rollout, because its new bundle lists the old version in `previous`; predictor
+first in a rollback. Both change at once where neither bundle recognises the other version, and where both
+components share a pod. The steps are the same for every `RolloutTarget`.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import dataclasses
 from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
-from inferenceservice.answer_checks import WrongAnswer, divided, serves
+from inferenceservice.answer_checks import WrongAnswer, check_canary_answers, wait_until_serving
 from inferenceservice.rollout_plan import Order, Plan, RolloutError, plan_rollback, plan_rollout
 from inferenceservice.rollout_target import Canary, Progress, RolloutTarget, State, TargetError
 
@@ -29,92 +30,95 @@ async def rollout(
     uri
         The version's bundle.
     canary
-        Percent of the traffic that it is to answer for now; a later call without it finishes.
+        Percent of the traffic for the version. A later call without it completes the rollout.
     force
-        Whether to go on although neither its bundle nor the one that serves now knows the other.
+        Continue although the new bundle and the one that serves now do not recognise each other.
 
     Raises
     ------
     RolloutError
-        If it is refused, or failed; then everything is as it was before.
+        If the rollout is refused, or if it failed; after a failure the previous state is restored.
     """
     plan = await plan_rollout(target, uri, progress, canary=canary is not None, force=force)
     if canary is not None:
-        await target.check_canary()
+        await target.require_canary_support()
     try:
         if canary is None:
-            await _whole(target, plan, progress)
+            await _roll_out_fully(target, plan, progress)
         else:
-            await _canary(target, plan, canary, progress)
+            await _roll_out_canary(target, plan, canary, progress)
     except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 (raised again)
         await _undo(target, plan, error, progress)
     return plan.bundle.version
 
 
 async def rollback(target: RolloutTarget, progress: Progress) -> str:
-    """Undo the rollout that is under way, or the last one, and return the version that serves then.
+    """Undo the rollout in progress or else the last one, and return the version that serves afterwards.
 
     Raises
     ------
     RolloutError
-        If there is nothing to go back to, or a step fails.
+        If there is no earlier version, or a step fails.
     """
     plan = await plan_rollback(target, progress)
     to = State(plan.uri, plan.uri, collocated=plan.before.collocated)
     try:
-        await _go(target, plan.before, to, plan.order, progress, back=True)
-        await serves(target, plan.bundle)
+        await _change(target, plan.before, to, plan.order, progress, back=True)
+        await wait_until_serving(target, plan.bundle)
     except asyncio.CancelledError:
-        progress(f"interrupted while going back; {_mended(plan.uri, plan)}")
+        progress(f"interrupted while rolling back; {_recovery_advice(plan.uri, plan)}")
         raise
     except TargetError as error:
-        raise RolloutError(f"going back to {plan.uri} failed: {error}") from error
+        raise RolloutError(f"rolling back to {plan.uri} failed: {error}") from error
     return plan.bundle.version
 
 
-async def _whole(target: RolloutTarget, plan: Plan, progress: Progress) -> None:
+async def _roll_out_fully(target: RolloutTarget, plan: Plan, progress: Progress) -> None:
     to = State(plan.uri, plan.uri, collocated=plan.before.collocated)
-    await _go(target, plan.before, to, plan.order, progress)
+    await _change(target, plan.before, to, plan.order, progress)
     progress(f"checking that {plan.bundle.version} serves")
-    await serves(target, plan.bundle)
+    await wait_until_serving(target, plan.bundle)
 
 
-async def _canary(target: RolloutTarget, plan: Plan, percent: int, progress: Progress) -> None:
-    assert plan.serving is not None  # noqa: S101 (see plan_rollout)
+async def _roll_out_canary(target: RolloutTarget, plan: Plan, percent: int, progress: Progress) -> None:
+    assert plan.stable_bundle is not None  # noqa: S101 (see plan_rollout)
     canary = Canary(plan.uri, percent)
     if not plan.before.collocated and plan.before.transformer_uri != plan.uri:
         progress(f"transformer: {plan.uri}")
         await target.set_transformer(plan.uri, progress)
     progress(f"predictor: {plan.uri} for {percent} % of the traffic")
     await target.set_canary(canary, progress)
-    progress(f"checking what {plan.bundle.version} and {plan.serving.version} answer")
-    for version in await divided(target, canary, plan.bundle, plan.serving):
-        progress(f"{version}'s answers were not compared: the other version takes none of its reference rows")
+    progress(f"checking the answers of {plan.bundle.version} and {plan.stable_bundle.version}")
+    for version in await check_canary_answers(target, canary, plan.bundle, plan.stable_bundle):
+        progress(
+            f"answers of {version} were not compared: the other version accepts none of its reference rows"
+        )
 
 
 async def _undo(target: RolloutTarget, plan: Plan, error: BaseException, progress: Progress) -> NoReturn:
-    """Bring everything back after a failure or an interruption, and raise what it comes to."""
-    progress(f"{_reason(error).splitlines()[0]}; going back")
+    """Restore the previous state after a failure or interruption, and raise an error for both."""
+    progress(f"{_reason(error).splitlines()[0]}; rolling back")
     to = plan.before
     if isinstance(error, WrongAnswer) and to.canary is not None:
-        # It gives no more answers, even if it was there before.
+        # A canary that gives wrong answers is removed even if it was there before this rollout.
         to = dataclasses.replace(to, canary=None, transformer_uri=to.predictor_uri)
     failed = f"{plan.bundle.version} was not rolled out"
-    mended = _mended(to.predictor_uri, plan)
+    advice = _recovery_advice(to.predictor_uri, plan)
     try:
-        await target.settle()
-        await _go(target, await target.state(), to, plan.order.back, progress, back=True)
+        await target.wait_until_idle()
+        await _change(target, await target.state(), to, plan.order.reversed, progress, back=True)
     except asyncio.CancelledError:
-        progress(f"interrupted while going back; {mended}")
+        progress(f"interrupted while rolling back; {advice}")
         raise
     except TargetError as failure:
         raise RolloutError(
-            f"{failed} ({_reason(error)}), and going back failed: {failure}; {mended}"
+            f"{failed} ({_reason(error)}), and rolling back failed: {failure}; {advice}"
         ) from error
-    now = "all is as before" if to.canary == plan.before.canary else "and its canary was undone"
+    restored = to.canary == plan.before.canary
+    result = "the previous state is restored" if restored else "and its canary was removed"
     if isinstance(error, TargetError):
-        raise RolloutError(f"{failed}, {now}: {error}") from error
-    progress(now)
+        raise RolloutError(f"{failed}, {result}: {error}") from error
+    progress(result)
     raise error
 
 
@@ -124,17 +128,17 @@ def _reason(error: BaseException) -> str:
     return str(error) if isinstance(error, TargetError) else repr(error)
 
 
-async def _go(
+async def _change(
     target: RolloutTarget, now: State, to: State, order: Order, progress: Progress, *, back: bool = False
 ) -> None:
-    """Bring another state about, as far as it is not there.
+    """Change the target from one state to another; do only the steps that are needed.
 
     Parameters
     ----------
     now
-        What is served now.
+        State that is served now.
     back
-        Whether it is the way back, for whoever reads the progress.
+        True if the change restores an earlier state; affects only the text of the progress.
     """
     if now.canary is not None and now.canary.uri not in (to.predictor_uri, to.canary and to.canary.uri):
         progress("predictor: ending the canary")
@@ -148,7 +152,7 @@ async def _go(
 
 
 def _steps(target: RolloutTarget, now: State, to: State, order: Order) -> list[_Step]:
-    """Components to change, each with the bundle and how it is given."""
+    """Return the components to change, each with its bundle and the target's step, in order."""
     transformer = ("transformer", to.transformer_uri, target.set_transformer)
     predictor = ("predictor", to.predictor_uri, target.set_predictor)
     steps: list[_Step] = []
@@ -165,10 +169,10 @@ def _steps(target: RolloutTarget, now: State, to: State, order: Order) -> list[_
     return steps
 
 
-def _mended(uri: str, plan: Plan) -> str:
-    """What may be left in the middle of a change, and how a version is brought about from there."""
+def _recovery_advice(uri: str, plan: Plan) -> str:
+    """Text for a change that stopped half-way: how to see the state, and how to restore a version."""
     force = " --force" if plan.order is Order.AT_ONCE and not plan.before.collocated else ""
     return (
-        "what serves now may be of two versions: `placement status` shows it, "
-        f"`placement rollout {uri}{force}` mends it"
+        "two versions may be serving now: see `placement status`, and run "
+        f"`placement rollout {uri}{force}` to recover"
     )

@@ -1,4 +1,4 @@
-"""What a rollout or a rollback is going to do, decided before anything is changed."""
+"""Plan of a rollout or rollback: the order of its steps, decided before anything changes."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -8,30 +8,31 @@ from transformer.bundle.format import Bundle
 
 
 class RolloutError(Exception):
-    """A rollout that was refused, or failed and was undone; the message says why and what to do."""
+    """A rollout that was refused, or that failed and was undone; the message says why and what to do."""
 
 
 class Order(Enum):
-    """In which order both components change.
+    """Order in which the two components change.
 
-    A transformer must know the version of the predictor that it meets: by its own bundle, or by `previous`.
+    At every moment the transformer's bundle must recognise the predictor's version: as its own version or as
+    one in `previous`.
     """
 
-    #: The new bundle knows the version that serves.
+    #: The new bundle recognises the version that serves now.
     TRANSFORMER_FIRST = "transformer first"
-    #: The bundle that the transformer has knows the new version.
+    #: The transformer's current bundle recognises the new version.
     PREDICTOR_FIRST = "predictor first"
-    #: Neither knows the other, or they share a pod.
+    #: Neither bundle recognises the other version, or both components share a pod.
     AT_ONCE = "both at once"
 
     @property
-    def back(self) -> "Order":
-        """The order of the way back."""
-        first = {
+    def reversed(self) -> "Order":
+        """Order that undoes this one."""
+        opposite = {
             Order.TRANSFORMER_FIRST: Order.PREDICTOR_FIRST,
             Order.PREDICTOR_FIRST: Order.TRANSFORMER_FIRST,
         }
-        return first.get(self, self)
+        return opposite.get(self, self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,146 +42,146 @@ class Plan:
     Attributes
     ----------
     before
-        What is served before it.
+        State that is served before the change.
     uri, bundle
-        The version that is to serve.
-    serving
-        Bundle of the predictor that serves before it, where it had to be read.
+        The version to serve.
+    stable_bundle
+        Bundle of the predictor before the change, if the plan had to read it.
     """
 
     before: State
     uri: str
     bundle: Bundle
     order: Order
-    serving: Bundle | None = None
+    stable_bundle: Bundle | None = None
 
 
 async def plan_rollout(
     target: RolloutTarget, uri: str, progress: Progress, *, canary: bool, force: bool
 ) -> Plan:
     """Plan a rollout; see `rollout.rollout`."""
-    before = await _settled(target)
+    before = await _idle_state(target)
     bundle = await target.read_bundle(uri)
-    _check_canary(before, uri, canary=canary)
+    _reject_canary_conflict(before, uri, canary=canary)
     if before.predictor_uri == uri:
         return Plan(before, uri, bundle, Order.AT_ONCE if before.collocated else Order.TRANSFORMER_FIRST)
     if canary:
-        return await _canary(target, before, uri, bundle)
+        return await _plan_canary(target, before, uri, bundle)
     if before.collocated:
         return Plan(before, uri, bundle, Order.AT_ONCE)
-    return await _whole(target, before, uri, bundle, progress, force=force)
+    return await _plan_full_rollout(target, before, uri, bundle, progress, force=force)
 
 
 async def plan_rollback(target: RolloutTarget, progress: Progress) -> Plan:
     """Plan a rollback; see `rollout.rollback`."""
-    before = await _settled(target)
+    before = await _idle_state(target)
     if before.canary is not None or before.transformer_uri != before.predictor_uri:
-        # The predictor serves what is gone back to, so that the transformer can be given it, too.
+        # A rollout is in progress: the stable predictor still has the bundle to roll back to.
         bundle = await target.read_bundle(before.predictor_uri)
         return Plan(before, before.predictor_uri, bundle, Order.PREDICTOR_FIRST)
     if before.previous_uri is None:
         raise RolloutError(
-            "there is no earlier version to go back to; roll one out with `placement rollout URI`"
+            "there is no earlier version to roll back to; use `placement rollout URI` to choose a version"
         )
     bundle = await target.read_bundle(before.previous_uri)
     order = Order.AT_ONCE
     if not before.collocated:
-        order = await _order_back(target, before.transformer_uri, bundle, progress)
+        order = await _rollback_order(target, before.transformer_uri, bundle, progress)
     return Plan(before, before.previous_uri, bundle, order)
 
 
-def knows(bundle: Bundle, other: Bundle) -> bool:
-    """Whether a transformer with a bundle recognises another bundle's model."""
+def recognises(bundle: Bundle, other: Bundle) -> bool:
+    """Return True if a transformer with a bundle recognises the model of another bundle."""
     return any(
         (one.version, one.vectorizer, one.reference) == (other.version, other.vectorizer, other.reference)
         for one in bundle.versions
     )
 
 
-async def _settled(target: RolloutTarget) -> State:
-    """What is served when no step of a rollout that was interrupted is under way any more."""
-    await target.settle()
+async def _idle_state(target: RolloutTarget) -> State:
+    """Return the state once an interrupted step of an earlier rollout has ended."""
+    await target.wait_until_idle()
     return await target.state()
 
 
-def _check_canary(before: State, uri: str, *, canary: bool) -> None:
-    """Hold that one canary at a time is under way, and that it is another version than the rest."""
-    under_way = before.canary.uri if before.canary is not None else uri
-    if under_way != uri and (canary or before.predictor_uri != uri):
+def _reject_canary_conflict(before: State, uri: str, *, canary: bool) -> None:
+    """Reject a second canary, and a canary of the version that serves already."""
+    in_progress = before.canary.uri if before.canary is not None else uri
+    if in_progress != uri and (canary or before.predictor_uri != uri):
         raise RolloutError(
-            f"a canary of {under_way} is under way; finish it with `placement rollout {under_way}`, or undo "
-            "it with `placement rollback`"
+            f"a canary of {in_progress} is in progress; finish it with `placement rollout {in_progress}`, or "
+            "undo it with `placement rollback`"
         )
     if canary and before.predictor_uri == uri:
-        raise RolloutError(f"{uri} serves already; a canary must be another version")
+        raise RolloutError(f"{uri} serves already; choose another version for a canary")
 
 
-async def _canary(target: RolloutTarget, before: State, uri: str, bundle: Bundle) -> Plan:
-    serving = await target.read_bundle(before.predictor_uri)
+async def _plan_canary(target: RolloutTarget, before: State, uri: str, bundle: Bundle) -> Plan:
+    stable = await target.read_bundle(before.predictor_uri)
     if before.collocated:
-        return Plan(before, uri, bundle, Order.AT_ONCE, serving)
-    if not knows(bundle, serving):
+        return Plan(before, uri, bundle, Order.AT_ONCE, stable)
+    if not recognises(bundle, stable):
         raise RolloutError(
-            f"{bundle.version} does not know {serving.version}, which keeps the rest of the traffic. Train "
-            f"it with `placement train --previous {before.predictor_uri}`"
+            f"{bundle.version} does not recognise {stable.version}, which keeps the rest of the traffic; "
+            f"train it with `placement train --previous {before.predictor_uri}`"
         )
-    return Plan(before, uri, bundle, Order.TRANSFORMER_FIRST, serving)
+    return Plan(before, uri, bundle, Order.TRANSFORMER_FIRST, stable)
 
 
-async def _whole(
+async def _plan_full_rollout(
     target: RolloutTarget, before: State, uri: str, bundle: Bundle, progress: Progress, *, force: bool
 ) -> Plan:
     try:
-        serving = await target.read_bundle(before.predictor_uri)
-        order = await _order_out(target, before, uri, bundle, serving)
+        stable = await target.read_bundle(before.predictor_uri)
+        order = await _rollout_order(target, before, uri, bundle, stable)
     except TargetError as error:
         if not force:
             raise
-        progress(f"{error}; so it is not known whether the versions know each other: both change at once")
+        progress(f"cannot compare the versions ({error}): both components change at once")
         return Plan(before, uri, bundle, Order.AT_ONCE)
     if order is Order.AT_ONCE:
         if not force:
             raise RolloutError(
-                f"{bundle.version} does not know {serving.version}, which serves now: there would be 503s "
-                f"while they change. Train it with `placement train --previous {before.predictor_uri}`, or "
-                "use --force"
+                f"{bundle.version} does not recognise {stable.version}, which serves now, so requests would "
+                "get 503 during the change; train it with "
+                f"`placement train --previous {before.predictor_uri}`, or use --force"
             )
-        progress(_strangers(bundle, serving))
-    return Plan(before, uri, bundle, order, serving)
+        progress(_unrelated(bundle, stable))
+    return Plan(before, uri, bundle, order, stable)
 
 
-async def _order_out(
-    target: RolloutTarget, before: State, uri: str, bundle: Bundle, serving: Bundle
+async def _rollout_order(
+    target: RolloutTarget, before: State, uri: str, bundle: Bundle, stable: Bundle
 ) -> Order:
-    if knows(bundle, serving):
+    if recognises(bundle, stable):
         return Order.TRANSFORMER_FIRST
-    transformers = serving
+    current = stable
     if before.transformer_uri != before.predictor_uri:
-        transformers = (
+        current = (
             bundle if before.transformer_uri == uri else await target.read_bundle(before.transformer_uri)
         )
-    return Order.PREDICTOR_FIRST if knows(transformers, bundle) else Order.AT_ONCE
+    return Order.PREDICTOR_FIRST if recognises(current, bundle) else Order.AT_ONCE
 
 
-async def _order_back(target: RolloutTarget, uri: str, bundle: Bundle, progress: Progress) -> Order:
-    """Order of the way back from the bundle at a URI; in an emergency it may be out of reach."""
+async def _rollback_order(target: RolloutTarget, uri: str, bundle: Bundle, progress: Progress) -> Order:
+    """Return the order for a rollback from the bundle at a URI, which may be unreadable in an emergency."""
     try:
-        serving = await target.read_bundle(uri)
+        current = await target.read_bundle(uri)
     except TargetError as error:
-        progress(f"{error}; so it is not known whether it knows {bundle.version}: the predictor goes first")
+        progress(f"cannot read the current bundle ({error}): the predictor changes first")
         return Order.PREDICTOR_FIRST
-    if knows(serving, bundle):
-        progress(f"{serving.version} knows {bundle.version}: the predictor goes first")
+    if recognises(current, bundle):
+        progress(f"{current.version} recognises {bundle.version}: the predictor changes first")
         return Order.PREDICTOR_FIRST
-    if knows(bundle, serving):
-        progress(f"{bundle.version} knows {serving.version}: the transformer goes first")
+    if recognises(bundle, current):
+        progress(f"{bundle.version} recognises {current.version}: the transformer changes first")
         return Order.TRANSFORMER_FIRST
-    progress(_strangers(bundle, serving))
+    progress(_unrelated(bundle, current))
     return Order.AT_ONCE
 
 
-def _strangers(bundle: Bundle, serving: Bundle) -> str:
+def _unrelated(bundle: Bundle, current: Bundle) -> str:
     return (
-        f"{bundle.version} and {serving.version} do not know each other: both components change at once, and "
-        "there may be 503s meanwhile"
+        f"{bundle.version} and {current.version} do not recognise each other: both components change at "
+        "once, and requests may get 503 until the change is done"
     )

@@ -1,4 +1,4 @@
-"""Where a version is rolled out: the steps that the local service and a cluster both offer."""
+"""Interface of a place that a version is rolled out to: the local service or a cluster."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ Progress = Callable[[str], None]
 
 
 class TargetError(Exception):
-    """A step that the target could not do."""
+    """A step of a rollout that failed on the target; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """A part of the traffic that another predictor answers."""
+    """A second predictor version that answers a share of the traffic."""
 
     uri: str
     percent: int
@@ -23,7 +23,7 @@ class Canary:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a target serves.
+    """Bundles that a target serves.
 
     Attributes
     ----------
@@ -32,7 +32,7 @@ class State:
     previous_uri
         Bundle that the predictor served before, if it is known.
     collocated
-        Whether both components share a pod, and so always a bundle.
+        True if both components share a pod, and therefore a bundle.
     """
 
     transformer_uri: str
@@ -43,21 +43,21 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """Answer of the service: probabilities of the positive class, and the version that gave them."""
+class Scores:
+    """Probabilities of the positive class in one response, and the version that the response names."""
 
     probabilities: tuple[float, ...]
     version: str
 
 
 class RolloutTarget(Protocol):
-    """Where a version is rolled out: the local service or a cluster. A step that fails raises TargetError."""
+    """Steps of a rollout. A step that fails raises TargetError."""
 
     async def state(self) -> State:
-        """What is served now."""
+        """Return the bundles that are served now."""
 
     async def read_bundle(self, uri: str) -> Bundle:
-        """The bundle at a URI, its model held against its digest."""
+        """Read the bundle at a URI, and check the digest of its model."""
 
     async def set_transformer(self, uri: str, progress: Progress) -> None:
         """Give the transformer another bundle, and wait until it is ready with it."""
@@ -68,17 +68,23 @@ class RolloutTarget(Protocol):
     async def set_both(self, uri: str, progress: Progress) -> None:
         """Give both components another bundle at once, and wait until both serve it. Ends a canary."""
 
-    async def check_canary(self) -> None:
-        """Refuse a canary where the traffic would not be split, before anything is changed."""
+    async def require_canary_support(self) -> None:
+        """Raise TargetError where the traffic of a canary would not be split. Changes nothing."""
 
     async def set_canary(self, canary: Canary, progress: Progress) -> None:
-        """Let a predictor with another bundle answer a part of the traffic, and wait until it is ready."""
+        """Give a share of the traffic to a predictor with another bundle, and wait until it is ready."""
 
     async def end_canary(self, progress: Progress) -> None:
-        """Let the predictor that is no canary answer everything."""
+        """Give all traffic to the stable predictor."""
 
-    async def settle(self) -> None:
-        """Wait until no step that was interrupted is under way any more."""
+    async def wait_until_idle(self) -> None:
+        """Wait until no step is running, including a step whose caller was interrupted."""
 
-    async def score(self, candidates: Sequence[dict[str, Any]], name: str) -> Scored:
-        """Score candidates through the service as a client would, by the name of its model."""
+    async def score(self, candidates: Sequence[dict[str, Any]], name: str) -> Scores:
+        """Score candidates through the service as a client does.
+
+        Parameters
+        ----------
+        name
+            Name of the model, and so the prefix of its outputs.
+        """

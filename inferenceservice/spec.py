@@ -1,4 +1,4 @@
-"""The parts of an InferenceService's spec that decide which processes run and how they find each other."""
+"""Parser of an InferenceService's spec: the fields that decide which processes run and how they connect."""
 
 import subprocess
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ COLLOCATED_CONTAINER = "transformer-container"
 
 
 class SpecError(Exception):
-    """A spec that cannot be run here; the message names the field and what was expected."""
+    """A spec that cannot be run on this machine; the message names the field and the expected value."""
 
 
 class _Part(BaseModel):
-    # KServe's API server has the whole schema; here is only what decides how processes are started.
+    # Unknown fields are allowed: KServe's API server checks the full schema.
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
@@ -73,22 +73,22 @@ class _Document(_Part):
 
 @dataclass(frozen=True, slots=True)
 class InferenceService:
-    """What is run for one InferenceService.
+    """Fields of an InferenceService that decide how its processes run.
 
     Attributes
     ----------
     name, namespace
         From the metadata.
     runtime, runtime_version
-        The predictor's ClusterServingRuntime; no version means the runtime's own.
+        The predictor's ClusterServingRuntime; without a version, the runtime's default.
     storage_uri
-        Where the bundle is.
+        URI of the bundle.
     predictor_args, predictor_env
-        What the spec sets on the model server.
+        Arguments and variables of the model server.
     transformer_args, transformer_env
-        What the spec sets on the transformer's container, `STORAGE_URI` included.
+        Arguments and variables of the transformer's container, including `STORAGE_URI`.
     collocated
-        Whether both run in one pod.
+        True if both components run in one pod.
     """
 
     name: str
@@ -109,7 +109,7 @@ def read(path: str | Path) -> InferenceService:
     Raises
     ------
     SpecError
-        If it cannot be read, holds none or several, or misses what is needed to run it.
+        If it cannot be read, does not hold exactly one, or lacks a required field.
     """
     documents = [
         document
@@ -131,21 +131,24 @@ def _documents(path: Path) -> list[Any]:
         text = _kustomized(path) if path.is_dir() else path.read_text()
         return list(yaml.safe_load_all(text))
     except OSError as error:
-        raise SpecError(f"{path}: {error.strerror}; name a spec with -f, or run in the checkout") from error
+        raise SpecError(
+            f"{path}: {error.strerror}; name a spec with -f, or run the command in the checkout"
+        ) from error
     except UnicodeDecodeError as error:
-        raise SpecError(f"{path}: is not UTF-8, at byte {error.start}") from error
+        raise SpecError(f"{path}: is not UTF-8: invalid byte at position {error.start}") from error
     except yaml.YAMLError as error:
         raise SpecError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
 
 
 def _kustomized(path: Path) -> str:
-    # It would ask a cluster for its schema, and the default address of one is that of our own ingress.
+    # Without --server kubectl queries localhost:8080, the default port of our own ingress, for a schema.
     command = ["kubectl", "--server=http://127.0.0.1:1", "kustomize", str(path)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
         raise SpecError(
-            f"{path}: is a kustomize directory and needs kubectl, which is not installed"
+            f"{path}: is a kustomize directory and needs kubectl, which is not installed; install it, or "
+            "name a YAML file"
         ) from error
     if done.returncode:
         raise SpecError(f"{path}: kubectl kustomize: {done.stderr.strip()}")
@@ -155,8 +158,8 @@ def _kustomized(path: Path) -> str:
 def _service(document: _Document, path: str | Path) -> InferenceService:
     predictor, transformer = document.spec.predictor, document.spec.transformer
     model = predictor.model
-    if model.modelFormat.name != "sklearn":
-        raise SpecError(f"{path}: spec.predictor.model.modelFormat.name: must be sklearn")
+    if (model_format := model.modelFormat.name) != "sklearn":
+        raise SpecError(f"{path}: spec.predictor.model.modelFormat.name: must be sklearn, got {model_format}")
     collocated = [one for one in predictor.containers if one.name == COLLOCATED_CONTAINER]
     if transformer is None and not collocated:
         raise SpecError(
@@ -184,12 +187,12 @@ def _service(document: _Document, path: str | Path) -> InferenceService:
 
 
 def _environment(variables: list[_Variable]) -> dict[str, str]:
-    """The variables with a value; those from Secrets and the like are the cluster's own."""
+    """Return the variables with a literal value; those from Secrets and the like need a cluster."""
     return {variable.name: variable.value or "" for variable in variables if variable.valueFrom is None}
 
 
 def argument(arguments: tuple[str, ...], name: str) -> str | None:
-    """Value of the last ``--name value`` or ``--name=value``, as argparse would take it, or None."""
+    """Return the value of the last ``--name value`` or ``--name=value``, as argparse reads it, or None."""
     found = None
     for position, text in enumerate(arguments):
         if text == name and position + 1 < len(arguments):
@@ -200,8 +203,8 @@ def argument(arguments: tuple[str, ...], name: str) -> str | None:
 
 
 def without(arguments: tuple[str, ...], *names: str) -> tuple[str, ...]:
-    """The arguments less every ``--name value`` and ``--name=value`` of these names."""
-    left = []
+    """Return the arguments without every ``--name value`` and ``--name=value`` of these names."""
+    kept = []
     value_follows = False
     for text in arguments:
         name, equals, _ = text.partition("=")
@@ -210,5 +213,5 @@ def without(arguments: tuple[str, ...], *names: str) -> tuple[str, ...]:
         elif name in names:
             value_follows = not equals
         else:
-            left.append(text)
-    return tuple(left)
+            kept.append(text)
+    return tuple(kept)

@@ -52,7 +52,7 @@ async def _status(target: "RolloutTarget") -> dict[str, Any]:
 async def _metrics(target: "RolloutTarget") -> tuple[list[tuple[str, str]], str | None]:
     """Metrics of each transformer with what it is, and why some are missing."""
     from inferenceservice.cluster.cluster_target import ClusterTarget
-    from inferenceservice.local.control_server import LocalTarget
+    from inferenceservice.local.control_client import LocalTarget
     from inferenceservice.rollout_target import TargetError
 
     try:
@@ -60,7 +60,7 @@ async def _metrics(target: "RolloutTarget") -> tuple[list[tuple[str, str]], str 
             return list((await target.metrics()).items()), None
         if isinstance(target, ClusterTarget):
             pods = await target.metrics()
-            return [("transformer", text) for text in pods.texts.values()], pods.unknown
+            return [("transformer", text) for text in pods.texts.values()], pods.error
     except TargetError as error:
         return [], str(error)
     return [], None

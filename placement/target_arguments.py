@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from placement.progress import Steps
 
 if TYPE_CHECKING:
-    from inferenceservice.local.control_server import LocalTarget
+    from inferenceservice.local.control_client import LocalTarget
     from inferenceservice.rollout_target import Progress, RolloutTarget
 
 #: Where `placement up` keeps its logs and its control file.
@@ -91,7 +91,8 @@ def _copy(text: str) -> tuple[str, str]:
 
 def local_target(options: argparse.Namespace) -> "LocalTarget":
     """The local service."""
-    from inferenceservice.local.control_server import CONTROL_FILE, LocalTarget
+    from inferenceservice.local.control_client import LocalTarget
+    from inferenceservice.local.control_file import CONTROL_FILE
 
     return LocalTarget(options.run / CONTROL_FILE)
 

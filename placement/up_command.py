@@ -68,16 +68,17 @@ def errors() -> tuple[type[Exception], ...]:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM (or with --once: until the sample's answer)."""
-    from inferenceservice.local.run_directory import alone_in
+    from inferenceservice.local.run_directory import locked_run_directory
 
-    with alone_in(options.run):
+    with locked_run_directory(options.run):
         return asyncio.run(_serve(options))
 
 
 async def _serve(options: argparse.Namespace) -> int:
     from inferenceservice import spec
-    from inferenceservice.local.control_server import CONTROL_FILE, ControlEndpoint
-    from inferenceservice.local.local_service import running
+    from inferenceservice.local.control_file import CONTROL_FILE
+    from inferenceservice.local.control_server import ControlServer
+    from inferenceservice.local.local_service import run_local_service
     from training.candidates import SAMPLE, SIGNATURE
 
     main_task = asyncio.current_task()
@@ -95,7 +96,7 @@ async def _serve(options: argparse.Namespace) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stop)
     steps = Steps()
     try:
-        async with running(
+        async with run_local_service(
             spec.read(options.file),
             model=options.model,
             port=options.port,
@@ -109,7 +110,7 @@ async def _serve(options: argparse.Namespace) -> int:
             steps("ready")
             _tell(options, local, bundle.version, sample, answer)
             if not options.once:
-                async with ControlEndpoint(local, options.run / CONTROL_FILE):
+                async with ControlServer(local, options.run / CONTROL_FILE):
                     await local.watch()
     except asyncio.CancelledError:
         if not stopped.is_set():

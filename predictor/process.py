@@ -17,7 +17,7 @@ from typing import Final, Self
 from predictor.child import ChildProcess, Log
 from predictor.runtimes import Runtime
 
-PASSED_ON: Final = ("HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
+INHERITED_VARIABLES: Final = ("HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
 """All that a runtime sees of our environment, besides the path: a container would see none of it either."""
 _POLL_SECONDS: Final = 0.1
 _ERROR_LINE: Final = re.compile(r"(\w+\.)*\w*([Ee]rror|Exception)(: |$)|sklearnserver: ")
@@ -153,7 +153,7 @@ class PredictorProcess:
 
 
 def _environment(python: Path) -> dict[str, str]:
-    ours = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    ours = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
     path = os.pathsep.join([str(python.parent), os.environ.get("PATH", os.defpath)])
     return {**ours, "PATH": path, "PYTHONUNBUFFERED": "1"}
 

@@ -1,4 +1,4 @@
-"""The Kubernetes API server: JSON in, JSON out, and what goes wrong as one line."""
+"""Client of the Kubernetes API server: JSON in, JSON out, errors in one line."""
 
 import json
 import time
@@ -8,14 +8,14 @@ from typing import Any, Self
 
 from inferenceservice.rollout_target import TargetError
 
-#: Who changed a field, as `kubectl get --show-managed-fields` tells it.
+#: Name under which `kubectl get --show-managed-fields` lists our changes.
 FIELD_MANAGER = "placement"
-#: Seconds before a question that was not answered is asked again.
+#: Seconds before a retry of a read.
 PAUSE_S = 1.0
 _ATTEMPTS = 3
-#: Seconds to connect, and to answer.
+#: Seconds to connect, and to wait for the answer.
 _TIMEOUT_S = (5, 60)
-#: The same for one pod, of which there may be many.
+#: The same for a request to one pod; there may be many pods.
 _PROXY_TIMEOUT_S = (5, 5)
 _IN_CLUSTER_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -26,7 +26,7 @@ class ApiServerError(TargetError):
     Attributes
     ----------
     status
-        HTTP status, or None without an answer.
+        HTTP status, or None if there was no answer.
     """
 
     def __init__(self, message: str, status: int | None = None) -> None:
@@ -34,20 +34,20 @@ class ApiServerError(TargetError):
         self.status = status
 
     @property
-    def passing(self) -> bool:
-        """Whether the same request may succeed a moment later."""
+    def transient(self) -> bool:
+        """True if a retry of the same request may succeed."""
         return self.status is None or self.status == 429 or self.status >= 500
 
 
 class ApiServer:
-    """A connection to the API server. Blocks: call it in a thread.
+    """Connection to the API server. Blocks: call it in a thread.
 
     Parameters
     ----------
     client
-        `kubernetes.client.ApiClient` with the address and the credentials.
+        `kubernetes.client.ApiClient` with address and credentials.
     namespace
-        Namespace that the kubeconfig's context names.
+        Namespace of the kubeconfig's context.
     """
 
     def __init__(self, client: Any, namespace: str = "default") -> None:  # noqa: ANN401 (has no types)
@@ -56,17 +56,17 @@ class ApiServer:
 
     @classmethod
     def connect(cls, context: str | None = None) -> Self:
-        """Connect as kubectl does: by the kubeconfig, or by the pod's service account without one.
+        """Connect as kubectl does: by the kubeconfig, or without one by the pod's service account.
 
         Raises
         ------
         ApiServerError
-            If there is neither, or no such context.
+            If there is neither, or the context does not exist.
         """
         from kubernetes import client, config
 
         configuration = client.Configuration()
-        # The client's own attempts write warnings, and they repeat patches.
+        # The client's own retries log warnings and repeat patches.
         configuration.retries = False
         try:
             try:
@@ -81,7 +81,7 @@ class ApiServer:
                 return cls(client.ApiClient(configuration), _IN_CLUSTER_NAMESPACE.read_text().strip())
         except config.ConfigException as error:
             raise ApiServerError(
-                f"no cluster to talk to: {' '.join(str(error).split())}; set KUBECONFIG and --context"
+                f"cannot find a cluster: {' '.join(str(error).split())}; set KUBECONFIG or --context"
             ) from error
 
     @property
@@ -90,18 +90,18 @@ class ApiServer:
         return str(self._client.configuration.host)
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """An object, or with a selector in the query a list of them."""
+        """Read an object, or with a selector in the query a list. Retries transient errors."""
         for _ in range(_ATTEMPTS - 1):
             try:
                 return self._json(*self._request("GET", path, query=query))
             except ApiServerError as error:
-                if not error.passing:
+                if not error.transient:
                     raise
             time.sleep(PAUSE_S)
         return self._json(*self._request("GET", path, query=query))
 
-    def text(self, path: str) -> str:
-        """What a pod or a service answers through the API server's proxy; one that is slow does not count."""
+    def get_text(self, path: str) -> str:
+        """Read text from a pod or Service through the API server's proxy, with a short timeout."""
         headers = {"Accept": "text/plain"}
         status, _, body = self._request("GET", path, headers, timeout_s=_PROXY_TIMEOUT_S)
         if status != 200:
@@ -109,13 +109,13 @@ class ApiServer:
         return body.decode(errors="replace")
 
     def patch(self, path: str, operations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Change an object by a JSON patch, and return it as it is then."""
+        """Change an object by a JSON patch, and return the result."""
         headers = {"Content-Type": "application/json-patch+json"}
         query = {"fieldManager": FIELD_MANAGER}
         return self._json(*self._request("PATCH", path, headers, list(operations), query))
 
     def post(self, path: str, content: object) -> tuple[int, Mapping[str, str], bytes]:
-        """Send JSON to a service through the API server's proxy: status, headers and body of its answer."""
+        """Send JSON to a Service through the API server's proxy, and return status, headers and body."""
         return self._request("POST", path, {"Content-Type": "application/json"}, content)
 
     def _json(self, status: int, _: Mapping[str, str], body: bytes) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class ApiServer:
             raise ApiServerError(f"the API server {self.address} does not answer: {_cause(error)}") from error
         except ApiException as error:
             reason = " ".join(str(error.reason).split())
-            raise ApiServerError(f"the API server {self.address} cannot be asked: {reason}") from error
+            raise ApiServerError(f"the request to the API server {self.address} failed: {reason}") from error
 
 
 def _namespace(context: str | None) -> str:
@@ -163,16 +163,18 @@ def _namespace(context: str | None) -> str:
 
 
 def _message(status: int, body: bytes) -> str:
-    """What the API server says, from its Status object if it is one."""
+    """Return the API server's error: the message of its Status object, or the body."""
     try:
         content = json.loads(body)
         return f"{content['message']} ({content.get('reason') or status})"
     except (ValueError, KeyError, TypeError):
-        return f"the API server answered with {status}: {' '.join(body.decode(errors='replace').split())}"
+        return (
+            f"the API server answered with status {status}: {' '.join(body.decode(errors='replace').split())}"
+        )
 
 
 def _cause(error: BaseException) -> str:
-    """The operating system's word for it, where it is the cause."""
+    """Return the operating system's error message if one is the cause, else the error's text."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:

@@ -1,6 +1,6 @@
-"""An InferenceService in a cluster, as something to roll a version out to.
+"""Rollout target for an InferenceService in a cluster.
 
-The spec is patched as an operator would edit it, and each step waits until the pods serve what it asks for.
+Each step patches the spec as an operator would edit it, and waits until the pods serve the new bundle.
 """
 
 import asyncio
@@ -9,52 +9,51 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from inferenceservice.cluster import component, copies, pods
-from inferenceservice.cluster import status as cluster_status
+from inferenceservice.cluster import bundle_copies as copies
 from inferenceservice.cluster.api_server import ApiServer, ApiServerError
-from inferenceservice.cluster.component import Goal
+from inferenceservice.cluster.component_rollout import ComponentRollout, condition_before, rollout_status
 from inferenceservice.cluster.inference_service import (
     PREDICTOR,
     TRANSFORMER,
+    DesiredState,
     InferenceServiceObject,
     Mode,
-    Wanted,
 )
 from inferenceservice.cluster.namespace import Namespace
 from inferenceservice.cluster.owned_spec import OwnedSpec
-from inferenceservice.cluster.pods import PodMetrics
-from inferenceservice.cluster.scoring import Answer, post, scored
-from inferenceservice.cluster.status import ClusterStatus
-from inferenceservice.cluster.workloads import Object, Step, previous
-from inferenceservice.rollout_target import Canary, Progress, Scored, State, TargetError
+from inferenceservice.cluster.pods import PodMetrics, read_metrics
+from inferenceservice.cluster.prediction import Response, post, read_scores
+from inferenceservice.cluster.status import ClusterStatus, read_status
+from inferenceservice.cluster.workloads import Object, RolloutStatus, previous_uri
+from inferenceservice.rollout_target import Canary, Progress, Scores, State, TargetError
 from transformer.bundle.format import Bundle
 
-#: Seconds until a component must serve; a Deployment itself gives up 600 s after its last progress.
+#: Seconds until a component must serve. A Deployment's own progress deadline is 600 s.
 TIMEOUT_S = 900.0
 POLL_S = 1.0
-#: Seconds until a prediction must succeed: the API server may send it to a pod that is about to go.
+#: Seconds for retries of a prediction: the API server may send it to a pod that is terminating.
 SCORE_TIMEOUT_S = 30.0
 
 
 class ClusterTarget:
     """An InferenceService in a cluster; see `RolloutTarget`.
 
-    An instance accompanies one rollout: it remembers what it left in the spec, and refuses to go on where
-    someone else has changed that since.
+    An instance is for one rollout: it remembers the spec that it wrote, and stops if another client changes
+    that spec.
 
     Parameters
     ----------
     api
         The cluster.
     name, namespace
-        The InferenceService; without a namespace, the one of the kubeconfig's context.
+        The InferenceService; the default namespace is that of the kubeconfig's context.
     bundle_copies
-        Where bundles can be read that are out of this machine's reach, by URI or by the beginning of one:
+        Copies of bundles that this machine cannot read, by URI or by a prefix of URIs:
         ``{"pvc://models": "backup/models"}``.
     url
-        Where to send predictions; without it they go through the API server.
+        Address for predictions; by default they go through the API server.
     timeout_s, poll_s
-        Seconds until a component must serve, and between two looks at it.
+        Seconds until a component must serve, and between two checks.
     """
 
     def __init__(
@@ -82,162 +81,165 @@ class ClusterTarget:
 
     async def read_bundle(self, uri: str) -> Bundle:
         """See `RolloutTarget`."""
-        return await asyncio.to_thread(copies.fetch, uri, self._copies)
+        return await asyncio.to_thread(copies.read_bundle, uri, self._copies)
 
     async def set_transformer(self, uri: str, progress: Progress) -> None:
-        """See `RolloutTarget`. Does nothing in a shared pod: `set_predictor` changes both components."""
+        """See `RolloutTarget`. Does nothing if both share a pod: `set_predictor` changes both then."""
         isvc = await self._read()
         if not isvc.collocated:
-            await self._roll(replace(isvc.wanted, transformer_uri=uri), [Goal(TRANSFORMER, uri)], progress)
+            desired = replace(isvc.desired, transformer_uri=uri)
+            await self._apply(desired, [ComponentRollout(TRANSFORMER, uri)], progress)
 
     async def set_predictor(self, uri: str, progress: Progress) -> None:
         """See `RolloutTarget`."""
         isvc = await self._read()
-        await self._put_aside(isvc, uri, progress)
-        wanted = replace(isvc.wanted, predictor_uri=uri, canary_percent=None)
-        await self._roll(wanted, [Goal(PREDICTOR, uri)], progress)
+        await self._start_without_traffic(isvc, uri, progress)
+        desired = replace(isvc.desired, predictor_uri=uri, canary_percent=None)
+        await self._apply(desired, [ComponentRollout(PREDICTOR, uri)], progress)
 
     async def set_both(self, uri: str, progress: Progress) -> None:
         """See `RolloutTarget`."""
         isvc = await self._read()
-        await self._put_aside(isvc, uri, progress)
-        goals = [Goal(PREDICTOR, uri)]
+        await self._start_without_traffic(isvc, uri, progress)
+        rollouts = [ComponentRollout(PREDICTOR, uri)]
         if not isvc.collocated:
-            goals.append(Goal(TRANSFORMER, uri))
-        await self._roll(Wanted(uri, None if isvc.collocated else uri), goals, progress)
+            rollouts.append(ComponentRollout(TRANSFORMER, uri))
+        await self._apply(DesiredState(uri, None if isvc.collocated else uri), rollouts, progress)
 
-    async def check_canary(self) -> None:
-        """Refuse a canary where KServe would not split the traffic, before anything is changed.
-
-        Raises
-        ------
-        TargetError
-            If it would not; the message says what to do instead.
-        """
-        _check_canary(await self._read())
+    async def require_canary_support(self) -> None:
+        """Raise TargetError if KServe would not split the traffic; the message says what to do instead."""
+        _require_canary_support(await self._read())
 
     async def set_canary(self, canary: Canary, progress: Progress) -> None:
         """See `RolloutTarget`."""
         isvc = await self._read()
-        _check_canary(isvc)
+        _require_canary_support(isvc)
         stable = (await self.state()).predictor_uri
-        wanted = replace(isvc.wanted, predictor_uri=canary.uri, canary_percent=canary.percent)
-        await self._roll(wanted, [Goal(PREDICTOR, canary.uri, canary.percent)], progress)
+        desired = replace(isvc.desired, predictor_uri=canary.uri, canary_percent=canary.percent)
+        await self._apply(desired, [ComponentRollout(PREDICTOR, canary.uri, canary.percent)], progress)
         rest = (await self.state()).predictor_uri
         if rest != stable:
-            raise TargetError(f"KServe gives the rest of the traffic to {rest} instead of {stable}")
+            raise TargetError(f"KServe sends the rest of the traffic to {rest} instead of {stable}")
 
     async def end_canary(self, progress: Progress) -> None:
         """See `RolloutTarget`."""
         await self.set_predictor((await self.state()).predictor_uri, progress)
 
-    async def settle(self) -> None:
+    async def wait_until_idle(self) -> None:
         """See `RolloutTarget`."""
-        await self._spec.settle()
+        await self._spec.wait_for_patch()
 
-    async def score(self, candidates: Sequence[dict[str, Any]], name: str) -> Scored:
+    async def score(self, candidates: Sequence[dict[str, Any]], name: str) -> Scores:
         """See `RolloutTarget`."""
         end = time.monotonic() + SCORE_TIMEOUT_S
-        answer = await self._ask(candidates)
-        while answer.status in (502, 503, 504) and time.monotonic() < end:
+        response = await self._predict(candidates)
+        while response.status in (502, 503, 504) and time.monotonic() < end:
             await asyncio.sleep(self._poll_s)
-            answer = await self._ask(candidates)
-        return scored(answer, name)
+            response = await self._predict(candidates)
+        return read_scores(response, name)
 
     async def conditions(self) -> ClusterStatus:
-        """What KServe says of the service."""
-        return await asyncio.to_thread(cluster_status.read, self.namespace, self.name)
+        """Read the status that KServe reports."""
+        return await asyncio.to_thread(read_status, self.namespace, self.name)
 
     async def metrics(self) -> PodMetrics:
-        """What the transformer's pods say of themselves."""
-        return await asyncio.to_thread(pods.metrics, self.namespace, await self._read())
+        """Read the metrics of the transformer's pods."""
+        return await asyncio.to_thread(read_metrics, self.namespace, await self._read())
 
-    async def _ask(self, candidates: Sequence[dict[str, Any]]) -> Answer:
+    async def _predict(self, candidates: Sequence[dict[str, Any]]) -> Response:
         isvc = await self._read()
         path = f"/v1/models/{isvc.model_name}:predict"
         content = {"instances": list(candidates)}
         if self._url is not None:
             return await post(self._url.rstrip("/") + path, content)
         try:
-            return Answer(*await asyncio.to_thread(self.namespace.post, isvc.service, path, content))
+            response = await asyncio.to_thread(self.namespace.post, isvc.entry_service, path, content)
+            return Response(*response)
         except ApiServerError as error:
-            return Answer(503, {}, str(error).encode())
+            return Response(503, {}, str(error).encode())
 
     async def _read(self) -> InferenceServiceObject:
         return await asyncio.to_thread(self._spec.read)
 
-    async def _put_aside(self, isvc: InferenceServiceObject, uri: str, progress: Progress) -> None:
-        """Bring a bundle up without traffic, where another one is a canary.
+    async def _start_without_traffic(
+        self, isvc: InferenceServiceObject, uri: str, progress: Progress
+    ) -> None:
+        """Start a bundle with 0 % of the traffic if another bundle is the canary.
 
-        Without a percent all traffic goes to the newest revision that is ready: the canary's, until that of
-        the bundle is.
+        Without a percent, Knative sends all traffic to the newest ready revision, which is the canary's until
+        the bundle's own revision is ready.
         """
-        if isvc.wanted.predictor_uri != uri and isvc.stable_revision is not None:
-            aside = replace(isvc.wanted, predictor_uri=uri, canary_percent=0)
-            await self._roll(aside, [Goal(PREDICTOR, uri, 0)], progress)
+        if isvc.desired.predictor_uri != uri and isvc.stable_revision is not None:
+            desired = replace(isvc.desired, predictor_uri=uri, canary_percent=0)
+            await self._apply(desired, [ComponentRollout(PREDICTOR, uri, 0)], progress)
 
-    async def _roll(self, wanted: Wanted, goals: Sequence[Goal], progress: Progress) -> None:
-        """Patch the spec once, and wait until the components serve what it asks for."""
+    async def _apply(
+        self, desired: DesiredState, rollouts: Sequence[ComponentRollout], progress: Progress
+    ) -> None:
+        """Patch the spec once, and wait until the components serve their new bundles."""
         isvc = await self._read()
-        earlier = [await asyncio.to_thread(component.before, self.namespace, isvc, goal) for goal in goals]
-        await self._spec.change(wanted)
-        for goal, said in zip(goals, earlier, strict=True):
-            await self._wait(goal, said, progress)
+        conditions = [
+            await asyncio.to_thread(condition_before, self.namespace, isvc, rollout) for rollout in rollouts
+        ]
+        await self._spec.change(desired)
+        for rollout, before in zip(rollouts, conditions, strict=True):
+            await self._wait_until_done(rollout, before, progress)
 
-    async def _wait(self, goal: Goal, earlier: Object, progress: Progress) -> None:
-        step = Step("")
+    async def _wait_until_done(self, rollout: ComponentRollout, before: Object, progress: Progress) -> None:
+        status = RolloutStatus("")
         try:
             async with asyncio.timeout(self._timeout_s):
-                while not step.done:
-                    told = step.text
-                    step = await asyncio.to_thread(self._step, goal, earlier)
-                    if step.text != told:
-                        progress(f"{goal.component}: {step.text}")
-                    if step.failed:
+                while not status.done:
+                    last_text = status.text
+                    status = await asyncio.to_thread(self._rollout_status, rollout, before)
+                    if status.text != last_text:
+                        progress(f"{rollout.component}: {status.text}")
+                    if status.failed:
                         raise TargetError(
-                            f"the {goal.component} does not get ready with {goal.uri}: {step.text}"
+                            f"the {rollout.component} does not become ready with {rollout.uri}: {status.text}"
                         )
-                    if not step.done:
+                    if not status.done:
                         await asyncio.sleep(self._poll_s)
         except TimeoutError as error:
             raise TargetError(
-                f"the {goal.component} is not ready with {goal.uri} after {self._timeout_s:g} s: {step.text}"
+                f"the {rollout.component} is not ready with {rollout.uri} after {self._timeout_s:g} s: "
+                f"{status.text}"
             ) from error
 
-    # From here on in threads: the Kubernetes client blocks.
+    # The methods below run in threads, because the Kubernetes client blocks.
 
-    def _step(self, goal: Goal, earlier: Object) -> Step:
+    def _rollout_status(self, rollout: ComponentRollout, before: Object) -> RolloutStatus:
         try:
-            return component.step(self.namespace, self._spec.read(), goal, earlier)
+            return rollout_status(self.namespace, self._spec.read(), rollout, before)
         except ApiServerError as error:
-            if not error.passing:
+            if not error.transient:
                 raise
-            return Step(f"{error}; asking again")
+            return RolloutStatus(f"{error}; retrying")
 
     def _state(self) -> State:
         isvc = self._spec.read()
-        wanted = isvc.wanted
-        stable = self.namespace.revision_uri(isvc.stable_revision) or wanted.predictor_uri
+        desired = isvc.desired
+        stable = self.namespace.revision_uri(isvc.stable_revision) or desired.predictor_uri
         canary = None
-        if wanted.canary_percent is not None and stable != wanted.predictor_uri:
-            canary = Canary(wanted.predictor_uri, wanted.canary_percent)
+        if desired.canary_percent is not None and stable != desired.predictor_uri:
+            canary = Canary(desired.predictor_uri, desired.canary_percent)
         history = self.namespace.history(isvc.workload(PREDICTOR), isvc.mode)
         return State(
-            wanted.transformer_uri or stable, stable, previous(history, stable), canary, isvc.collocated
+            desired.transformer_uri or stable, stable, previous_uri(history, stable), canary, isvc.collocated
         )
 
 
-def _check_canary(isvc: InferenceServiceObject) -> None:
+def _require_canary_support(isvc: InferenceServiceObject) -> None:
     if isvc.mode is Mode.STANDARD:
         raise TargetError(
-            f"InferenceService {isvc.name} runs in Standard mode, where KServe v0.20 splits no traffic: it "
-            "ignores canaryTrafficPercent, and spec.canary only starts more replicas. Roll the version out "
-            "whole (`placement rollout URI`, undone by `placement rollback`), or give a second "
-            "InferenceService a part of the traffic at the gateway (weights of an HTTPRoute), or use Knative "
-            "mode (overlays/knative)"
+            f"InferenceService {isvc.name} runs in Standard mode, where KServe v0.20 does not split traffic: "
+            "it ignores canaryTrafficPercent, and spec.canary only starts more replicas. Use Knative mode "
+            "(overlays/knative), or roll the version out without a canary (`placement rollout URI`; "
+            "`placement rollback` undoes it), or send a share of the traffic to a second InferenceService at "
+            "the gateway (weights of an HTTPRoute)"
         )
-    if isvc.component(PREDICTOR).get("latestRolledoutRevision") is None:
+    if isvc.component_status(PREDICTOR).get("latestRolledoutRevision") is None:
         raise TargetError(
-            f"InferenceService {isvc.name}: no revision of the predictor has had all the traffic yet, so "
-            "KServe would give a canary all of it; wait until the service is ready"
+            f"InferenceService {isvc.name}: no revision of the predictor has had all traffic yet, so KServe "
+            "would send all traffic to the canary; wait until the service is ready"
         )

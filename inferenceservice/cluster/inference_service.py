@@ -1,4 +1,4 @@
-"""An InferenceService as a cluster holds it: what its spec asks for, how to change that, what KServe says."""
+"""An InferenceService object of the API server: the desired state in its spec, a patch of it, its status."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _CANARY_PERCENT = "/spec/predictor/canaryTrafficPercent"
 
 
 class Mode(StrEnum):
-    """What KServe runs the components on: Deployments or Knative Services."""
+    """KServe's deployment mode: Deployments or Knative Services."""
 
     STANDARD = "Standard"
     KNATIVE = "Knative"
@@ -33,8 +33,8 @@ _MODES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a spec asks for, as far as a rollout changes it.
+class DesiredState:
+    """The fields of a spec that a rollout changes.
 
     Attributes
     ----------
@@ -50,8 +50,8 @@ class Wanted:
     transformer_uri: str | None
     canary_percent: int | None = None
 
-    def difference(self, found: "Wanted") -> str:
-        """What another wish differs in, in the spec's words."""
+    def difference(self, found: "DesiredState") -> str:
+        """Describe the fields in which another state differs from this one."""
         names = {
             "predictor_uri": "the predictor's storageUri",
             "transformer_uri": "the transformer's STORAGE_URI",
@@ -66,7 +66,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A condition of the status, for example PredictorReady."""
+    """Condition of the status, for example PredictorReady."""
 
     type: str
     status: str
@@ -79,12 +79,12 @@ class Condition:
 
 
 class InferenceServiceObject:
-    """An InferenceService (v1beta1) as the API server answers it.
+    """An InferenceService (v1beta1) as the API server returns it.
 
     Raises
     ------
     TargetError
-        If it is none that a version can be rolled out to; the message names the field.
+        If a rollout does not support it; the message names the field.
     """
 
     def __init__(self, content: Mapping[str, Any]) -> None:
@@ -104,44 +104,46 @@ class InferenceServiceObject:
             raise self._error(
                 f"spec.transformer: is required, or {COLLOCATED_CONTAINER} in the predictor's pod"
             )
-        self.wanted = Wanted(uri, transformer_uri, predictor.get("canaryTrafficPercent"))
+        self.desired = DesiredState(uri, transformer_uri, predictor.get("canaryTrafficPercent"))
 
     @property
     def collocated(self) -> bool:
-        """Whether both containers run in the predictor's pod, with one URI."""
-        return self.wanted.transformer_uri is None
+        """True if both containers run in the predictor's pod, with one URI."""
+        return self.desired.transformer_uri is None
 
     @property
-    def entrance(self) -> str:
-        """The component that takes the requests."""
+    def entry_component(self) -> str:
+        """Component that receives the clients' requests."""
         return PREDICTOR if self.collocated else TRANSFORMER
 
     @property
-    def service(self) -> str:
-        """The Service whose endpoints are the pods that take the requests.
+    def entry_service(self) -> str:
+        """Service whose endpoints are the pods of the entry component.
 
-        A Knative Service's own Service names no pods; the private one of each revision does.
+        A Knative Service's own Service has no pods as endpoints; the private one of each revision has.
         """
         if self.mode is Mode.STANDARD:
-            return self.workload(self.entrance)
-        return f"{self.component(self.entrance).get('latestReadyRevision')}-private"
+            return self.workload(self.entry_component)
+        return f"{self.component_status(self.entry_component).get('latestReadyRevision')}-private"
 
     @property
     def stable_revision(self) -> str | None:
-        """The predictor's revision that answers beside a canary, where the spec divides the traffic."""
-        if self.mode is not Mode.KNATIVE or self.wanted.canary_percent is None:
+        """Revision of the predictor beside a canary, if the spec splits the traffic."""
+        if self.mode is not Mode.KNATIVE or self.desired.canary_percent is None:
             return None
-        return stable_revision(self.component(PREDICTOR))
+        return stable_revision(self.component_status(PREDICTOR))
 
     @property
     def mode(self) -> Mode:
-        """What KServe runs it on: what it has recorded, or else what the annotation asks for."""
+        """Deployment mode in the status, or else in the annotation."""
         annotations = self._metadata.get("annotations") or {}
         name = self._status.get("deploymentMode") or annotations.get(_MODE)
         if name is None:
-            raise self._error("has no status.deploymentMode: KServe's controller has not seen it yet")
+            raise self._error(
+                "has no status.deploymentMode yet: wait until KServe's controller has processed it"
+            )
         if name not in _MODES:
-            raise self._error(f"deployment mode {name}: must be one of {', '.join(Mode)}")
+            raise self._error(f"deployment mode must be one of {', '.join(Mode)}, got {name}")
         return _MODES[name]
 
     @property
@@ -154,58 +156,58 @@ class InferenceServiceObject:
         return argument(tuple(container.get("args") or ()), "--model_name") or self.name
 
     def workload(self, component: str) -> str:
-        """Name of a component's Deployment and Service, or of its Knative Service."""
+        """Return the name of a component's Deployment and Service, or of its Knative Service."""
         # KServe's constants.PredictorServiceName.
         own_name = self._spec[component].get("name") if component == PREDICTOR else None
         return "-".join(part for part in (self.name, own_name, component) if part)
 
-    def patch(self, wanted: Wanted) -> list[dict[str, Any]]:
-        """JSON patch to another wish; it fails where the object was changed since it was read."""
-        now = self.wanted
+    def patch(self, desired: DesiredState) -> list[dict[str, Any]]:
+        """Return a JSON patch to another state. It fails if the object was changed after it was read."""
+        now = self.desired
         operations: list[dict[str, Any]] = []
-        if wanted.transformer_uri != now.transformer_uri:
+        if desired.transformer_uri != now.transformer_uri:
             operations.append(
-                {"op": "replace", "path": self._transformer_path, "value": wanted.transformer_uri}
+                {"op": "replace", "path": self._transformer_path, "value": desired.transformer_uri}
             )
-        if wanted.predictor_uri != now.predictor_uri:
-            operations.append({"op": "replace", "path": _PREDICTOR_URI, "value": wanted.predictor_uri})
-        if wanted.canary_percent != now.canary_percent:
-            if wanted.canary_percent is None:
+        if desired.predictor_uri != now.predictor_uri:
+            operations.append({"op": "replace", "path": _PREDICTOR_URI, "value": desired.predictor_uri})
+        if desired.canary_percent != now.canary_percent:
+            if desired.canary_percent is None:
                 operations.append({"op": "remove", "path": _CANARY_PERCENT})
             else:
-                operations.append({"op": "add", "path": _CANARY_PERCENT, "value": wanted.canary_percent})
+                operations.append({"op": "add", "path": _CANARY_PERCENT, "value": desired.canary_percent})
         if operations:
             version = self._metadata["resourceVersion"]
             operations.insert(0, {"op": "replace", "path": "/metadata/resourceVersion", "value": version})
         return operations
 
     def conditions(self) -> Iterator[Condition]:
-        """What KServe says of its state."""
+        """Yield the conditions of the status."""
         for one in self._status.get("conditions") or ():
             yield Condition(one["type"], one["status"], one.get("reason") or "", one.get("message") or "")
 
-    def ready(self, component: str) -> Condition:
-        """PredictorReady or TransformerReady."""
+    def ready_condition(self, component: str) -> Condition:
+        """Return PredictorReady or TransformerReady."""
         name = f"{component.capitalize()}Ready"
         found = (condition for condition in self.conditions() if condition.type == name)
         return next(found, Condition(name, "Unknown"))
 
-    def component(self, component: str) -> Mapping[str, Any]:
-        """A component's part of the status: revisions and traffic, in Knative mode only."""
+    def component_status(self, component: str) -> Mapping[str, Any]:
+        """Return a component's part of the status: revisions and traffic, in Knative mode only."""
         found: Mapping[str, Any] = (self._status.get("components") or {}).get(component) or {}
         return found
 
     def model_failure(self) -> str | None:
-        """Why the predictor's model cannot be loaded, if KServe has seen that."""
+        """Return why the predictor cannot load its model, if KServe reports a failure."""
         model = self._status.get("modelStatus") or {}
         if model.get("transitionStatus") not in ("BlockedByFailedLoad", "InvalidSpec"):
             return None
         failure = model.get("lastFailureInfo") or {}
-        said = (failure.get("reason"), failure.get("message"))
-        return ": ".join(part for part in said if part) or str(model["transitionStatus"])
+        parts = (failure.get("reason"), failure.get("message"))
+        return ": ".join(part for part in parts if part) or str(model["transitionStatus"])
 
     def _storage_uri(self) -> tuple[str, str]:
-        """Path and value of STORAGE_URI in the transformer's first container: KServe reads no other."""
+        """Return path and value of STORAGE_URI in the first container; KServe reads no other container."""
         containers = self._spec[TRANSFORMER].get("containers") or [{}]
         for index, variable in enumerate(containers[0].get("env") or ()):
             if variable["name"] == "STORAGE_URI" and variable.get("value"):

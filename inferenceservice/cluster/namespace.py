@@ -1,4 +1,4 @@
-"""The objects of one namespace that a rollout reads and writes, and its services through the API server."""
+"""Objects of one namespace that a rollout reads and writes, and proxied requests to its services and pods."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,12 +22,12 @@ class Namespace:
         self.name = name
 
     def inference_service(self, name: str) -> InferenceServiceObject:
-        """An InferenceService.
+        """Read an InferenceService.
 
         Raises
         ------
         TargetError
-            If there is none of that name, or none that a version can be rolled out to.
+            If there is none with that name, or a rollout does not support it.
         """
         try:
             return InferenceServiceObject(self._api.get(self._inference_service(name)))
@@ -36,30 +36,30 @@ class Namespace:
                 raise
             raise TargetError(
                 f"{self._api.address} has no InferenceService {name} in namespace {self.name} ({error}); "
-                "see --context and --namespace"
+                "check --context, --namespace and --name"
             ) from error
 
     def patch_inference_service(
         self, name: str, operations: Sequence[Mapping[str, Any]]
     ) -> InferenceServiceObject:
-        """Change an InferenceService, and return it as it is then."""
+        """Change an InferenceService by a JSON patch, and return the result."""
         return InferenceServiceObject(self._api.patch(self._inference_service(name), operations))
 
     def deployment(self, name: str) -> Object | None:
-        """A Deployment, if there is one of that name."""
+        """Read a Deployment, or return None if there is none with that name."""
         return self._get(f"apps/v1/namespaces/{self.name}/deployments/{name}")
 
     def revision(self, name: str | None) -> Object | None:
-        """A Knative revision, if there is one of that name."""
+        """Read a Knative revision, or return None if there is none with that name."""
         return self._get(f"serving.knative.dev/v1/namespaces/{self.name}/revisions/{name}") if name else None
 
     def revision_uri(self, name: str | None) -> str | None:
-        """Bundle of a Knative revision."""
+        """Return the bundle of a Knative revision."""
         revision = self.revision(name)
         return revision_uri(revision) if revision is not None else None
 
     def history(self, workload: str, mode: Mode) -> list[str]:
-        """Bundles that a Deployment or a Knative Service was given, oldest first, as far as it is known."""
+        """Return the bundles that a Deployment or Knative Service had, oldest first, as far as listed."""
         if mode is Mode.STANDARD:
             path, label = f"apps/v1/namespaces/{self.name}/replicasets", f"app=isvc.{workload}"
             return history_of_replica_sets(self._list(path, label), workload)
@@ -67,19 +67,19 @@ class Namespace:
         return history_of_revisions(self._list(path, f"serving.knative.dev/configuration={workload}"))
 
     def post(self, service: str, path: str, content: object) -> tuple[int, Mapping[str, str], bytes]:
-        """Send JSON to port 80 of a service; see `ApiServer.post`."""
+        """Send JSON to port 80 of a Service; see `ApiServer.post`."""
         proxy = f"/api/v1/namespaces/{self.name}/services/http:{service}:80/proxy"
         return self._api.post(proxy + path, content)
 
     def pods(self, labels: Mapping[str, str]) -> list[Object]:
-        """Pods that have these labels."""
+        """Read the pods with these labels."""
         selector = ",".join(f"{name}={value}" for name, value in labels.items())
         pods: list[Object] = self._api.get(self._pods(), {"labelSelector": selector})["items"]
         return pods
 
     def pod_metrics(self, pod: str, port: str) -> str:
-        """What a pod answers at `/metrics` of a port."""
-        return self._api.text(f"{self._pods()}/{pod}:{port}/proxy/metrics")
+        """Read `/metrics` of a pod's port."""
+        return self._api.get_text(f"{self._pods()}/{pod}:{port}/proxy/metrics")
 
     def _pods(self) -> str:
         return f"/api/v1/namespaces/{self.name}/pods"

@@ -1,20 +1,20 @@
-"""The spec of an InferenceService as one rollout leaves it: what others change is never overwritten."""
+"""The spec of an InferenceService during a rollout: changes by other clients are never overwritten."""
 
 import asyncio
 import threading
 import time
 
 from inferenceservice.cluster.api_server import ApiServerError
-from inferenceservice.cluster.inference_service import InferenceServiceObject, Wanted
+from inferenceservice.cluster.inference_service import DesiredState, InferenceServiceObject
 from inferenceservice.cluster.namespace import Namespace
 from inferenceservice.rollout_target import TargetError
 
 #: Attempts to patch an object that its controller is writing to at the same time.
-_PATCHES = 10
+_MAX_ATTEMPTS = 10
 
 
 class OwnedSpec:
-    """Reads and patches one InferenceService, as long as nobody else changes what a rollout changes.
+    """Reads and patches one InferenceService, and stops when another client changes the same fields.
 
     Parameters
     ----------
@@ -28,69 +28,69 @@ class OwnedSpec:
         self._namespace = namespace
         self._name = name
         self._pause_s = pause_s
-        #: What may be found in the spec: what was there, or what was put there.
-        self._known: tuple[Wanted, ...] = ()
-        # A patch goes on in its thread when the rollout is interrupted; what follows waits for it.
+        #: States that the spec may have: the one before the rollout, or those that the rollout wrote.
+        self._expected: tuple[DesiredState, ...] = ()
+        # An interrupted rollout leaves a patch running in its thread; the next call waits for that.
         self._one_at_a_time = threading.Lock()
         self._patching: asyncio.Task[None] | None = None
 
-    async def change(self, wanted: Wanted) -> None:
-        """Patch the spec. A patch that has begun is finished even if this is cancelled; see `settle`.
+    async def change(self, desired: DesiredState) -> None:
+        """Patch the spec. Cancelling does not stop a patch that has begun; see `wait_for_patch`.
 
         Raises
         ------
         TargetError
-            If someone else has changed it, or it cannot be patched.
+            If another client has changed the spec, or it cannot be patched.
         """
-        self._patching = asyncio.create_task(asyncio.to_thread(self._patch, wanted))
+        self._patching = asyncio.create_task(asyncio.to_thread(self._patch, desired))
         await asyncio.shield(self._patching)
 
-    async def settle(self) -> None:
-        """Wait until no patch is under way."""
+    async def wait_for_patch(self) -> None:
+        """Wait until no patch is running."""
         if self._patching is not None:
             await asyncio.wait([self._patching])
 
     def read(self) -> InferenceServiceObject:
-        """The InferenceService. Blocks: call it in a thread.
+        """Read the InferenceService. Blocks: call it in a thread.
 
         Raises
         ------
         TargetError
-            If someone else has changed its spec.
+            If another client has changed its spec.
         """
         with self._one_at_a_time:
-            return self._unchanged()
+            return self._read_unchanged()
 
-    def _unchanged(self) -> InferenceServiceObject:
+    def _read_unchanged(self) -> InferenceServiceObject:
         isvc = self._namespace.inference_service(self._name)
-        if not self._known:
-            self._known = (isvc.wanted,)
-        if isvc.wanted not in self._known:
+        if not self._expected:
+            self._expected = (isvc.desired,)
+        if isvc.desired not in self._expected:
             raise TargetError(
-                f"someone else has changed the InferenceService {self._name} meanwhile "
-                f"({self._known[-1].difference(isvc.wanted)}); nothing of that was overwritten"
+                f"another client changed the InferenceService {self._name} during the rollout "
+                f"({self._expected[-1].difference(isvc.desired)}); that change was not overwritten"
             )
         return isvc
 
-    def _patch(self, wanted: Wanted) -> None:
-        """Change the spec, unless someone else has since it was read; the status may change as it likes."""
+    def _patch(self, desired: DesiredState) -> None:
+        """Change the spec unless another client has changed it; changes of the status are no conflict."""
         with self._one_at_a_time:
-            for _ in range(_PATCHES):
-                isvc = self._unchanged()
-                operations = isvc.patch(wanted)
+            for _ in range(_MAX_ATTEMPTS):
+                isvc = self._read_unchanged()
+                operations = isvc.patch(desired)
                 if not operations:
-                    self._known = (wanted,)
+                    self._expected = (desired,)
                     return
-                # Without an answer it is not known whether the patch came through.
-                self._known = (isvc.wanted, wanted)
+                # If the answer is lost, the patch may or may not have been applied.
+                self._expected = (isvc.desired, desired)
                 try:
                     changed = self._namespace.patch_inference_service(self._name, operations)
                 except ApiServerError as error:
-                    if error.status != 409 and not error.passing:
+                    if error.status != 409 and not error.transient:
                         raise
                     last = error
                     time.sleep(self._pause_s)
                 else:
-                    self._known = (changed.wanted,)
+                    self._expected = (changed.desired,)
                     return
         raise TargetError(f"the InferenceService {self._name} could not be changed: {last}") from last

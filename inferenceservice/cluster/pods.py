@@ -1,4 +1,4 @@
-"""What the transformer's pods say of themselves: their metrics, through the API server's proxy."""
+"""Metrics of the transformer's pods, read through the API server's proxy."""
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +12,10 @@ from inferenceservice.spec import COLLOCATED_CONTAINER, argument
 
 #: Name that KServe gives to a component's first container.
 _KSERVE_CONTAINER = "kserve-container"
-#: KServe's own, where the container's arguments do not say otherwise.
+#: KServe's default, for containers without `--http_port`.
 _HTTP_PORT = "8080"
-#: Pods that are asked at the same time.
-_AT_ONCE = 8
+#: Pods that are queried at the same time.
+_CONCURRENCY = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,58 +25,61 @@ class PodMetrics:
     Attributes
     ----------
     texts
-        As Prometheus reads them, by pod.
-    unknown
-        Why those of a pod are missing, if any are.
+        Metrics in Prometheus' text format, by pod.
+    error
+        Why the metrics of a pod are missing, if any are.
     """
 
     texts: Mapping[str, str]
-    unknown: str | None = None
+    error: str | None = None
 
 
-def metrics(namespace: Namespace, isvc: InferenceServiceObject) -> PodMetrics:
-    """Ask each running pod. Blocks: call it in a thread.
+def read_metrics(namespace: Namespace, isvc: InferenceServiceObject) -> PodMetrics:
+    """Read the metrics of each running pod. Blocks: call it in a thread.
 
-    A pod that is not ready is asked, too, because it may lack just a connection, but need not answer.
+    Pods that are not ready are included, because all they may lack is a connection to the predictor; a
+    missing answer of such a pod is no error.
     """
-    labels = {"serving.kserve.io/inferenceservice": isvc.name, "component": isvc.entrance}
+    labels = {"serving.kserve.io/inferenceservice": isvc.name, "component": isvc.entry_component}
     try:
-        running = [pod for pod in namespace.pods(labels) if _runs(pod)]
+        running = [pod for pod in namespace.pods(labels) if _is_running(pod)]
     except ApiServerError as error:
         return PodMetrics({}, str(error))
-    container = _KSERVE_CONTAINER if isvc.entrance == TRANSFORMER else COLLOCATED_CONTAINER
+    container = _KSERVE_CONTAINER if isvc.entry_component == TRANSFORMER else COLLOCATED_CONTAINER
 
-    def ask(pod: Object) -> str | ApiServerError:
+    def read(pod: Object) -> str | ApiServerError:
         try:
-            return namespace.pod_metrics(pod["metadata"]["name"], _port(pod, container))
+            return namespace.pod_metrics(pod["metadata"]["name"], _http_port(pod, container))
         except ApiServerError as error:
             return error
 
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        answers = list(zip(running, threads.map(ask, running), strict=True))
-    texts = {pod["metadata"]["name"]: answer for pod, answer in answers if isinstance(answer, str)}
-    return PodMetrics(texts, _unknown(answers, texts))
+    with ThreadPoolExecutor(_CONCURRENCY) as threads:
+        results = list(zip(running, threads.map(read, running), strict=True))
+    texts = {pod["metadata"]["name"]: result for pod, result in results if isinstance(result, str)}
+    return PodMetrics(texts, _error(results, texts))
 
 
-def _unknown(answers: Iterable[tuple[Object, str | ApiServerError]], texts: Mapping[str, str]) -> str | None:
+def _error(results: Iterable[tuple[Object, str | ApiServerError]], texts: Mapping[str, str]) -> str | None:
     errors = [
-        error for pod, error in answers if isinstance(error, ApiServerError) and (_ready(pod) or not texts)
+        result
+        for pod, result in results
+        if isinstance(result, ApiServerError) and (_is_ready(pod) or not texts)
     ]
     if not errors:
         return None if texts else "no pod of the transformer is running"
     return f"{errors[0]}" + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
 
 
-def _runs(pod: Object) -> bool:
+def _is_running(pod: Object) -> bool:
     return pod["status"].get("phase") == "Running" and "deletionTimestamp" not in pod["metadata"]
 
 
-def _ready(pod: Object) -> bool:
+def _is_ready(pod: Object) -> bool:
     conditions = pod["status"].get("conditions") or ()
     return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
 
-def _port(pod: Object, container: str) -> str:
+def _http_port(pod: Object, container: str) -> str:
     for one in pod["spec"]["containers"]:
         if one["name"] == container and (port := argument(tuple(one.get("args") or ()), "--http_port")):
             return port

@@ -1,4 +1,4 @@
-"""What KServe says of an InferenceService in a cluster, as data."""
+"""Status of an InferenceService in a cluster, as KServe reports it."""
 
 from dataclasses import dataclass
 
@@ -15,8 +15,8 @@ from inferenceservice.cluster.workloads import Replicas
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """A Knative revision's part of the traffic, in percent."""
+class TrafficShare:
+    """A Knative revision and its share of the traffic, in percent."""
 
     revision: str
     uri: str | None
@@ -25,32 +25,32 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class ComponentStatus:
-    """A component of an InferenceService.
+    """Status of a component of an InferenceService.
 
     Attributes
     ----------
     uri
-        Bundle that the spec asks for.
+        Bundle in the spec.
     replicas
-        Its pods, in Standard mode.
+        Pods of the component, in Standard mode.
     traffic
-        Its revisions that get requests, in Knative mode.
+        Revisions that get requests, in Knative mode.
     """
 
     name: str
     uri: str
     replicas: Replicas | None
-    traffic: tuple[Share, ...]
+    traffic: tuple[TrafficShare, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterStatus:
-    """An InferenceService in a cluster.
+    """Status of an InferenceService in a cluster.
 
     Attributes
     ----------
     model_failure
-        Why the predictor's model cannot be loaded, if KServe has seen that.
+        Why the predictor cannot load its model, if KServe reports a failure.
     """
 
     mode: Mode
@@ -59,12 +59,12 @@ class ClusterStatus:
     model_failure: str | None
 
 
-def read(namespace: Namespace, name: str) -> ClusterStatus:
-    """Ask a cluster for everything. Blocks: call it in a thread."""
+def read_status(namespace: Namespace, name: str) -> ClusterStatus:
+    """Read the status of an InferenceService. Blocks: call it in a thread."""
     isvc = namespace.inference_service(name)
-    components = [_component(namespace, isvc, PREDICTOR, isvc.wanted.predictor_uri)]
-    if isvc.wanted.transformer_uri is not None:
-        components.insert(0, _component(namespace, isvc, TRANSFORMER, isvc.wanted.transformer_uri))
+    components = [_component(namespace, isvc, PREDICTOR, isvc.desired.predictor_uri)]
+    if isvc.desired.transformer_uri is not None:
+        components.insert(0, _component(namespace, isvc, TRANSFORMER, isvc.desired.transformer_uri))
     return ClusterStatus(isvc.mode, tuple(isvc.conditions()), tuple(components), isvc.model_failure())
 
 
@@ -76,7 +76,7 @@ def _component(
         pods = workloads.replicas(deployment) if deployment is not None else None
         return ComponentStatus(component, uri, pods, ())
     shares = (
-        Share(revision, namespace.revision_uri(revision), percent)
-        for revision, percent in workloads.traffic(isvc.component(component))
+        TrafficShare(revision, namespace.revision_uri(revision), percent)
+        for revision, percent in workloads.traffic(isvc.component_status(component))
     )
     return ComponentStatus(component, uri, None, tuple(shares))

@@ -1,11 +1,11 @@
-"""What KServe v0.20 runs a component on, and how far a change of it has come: Deployments, Knative revisions.
+"""Deployments and Knative revisions under an InferenceService: rollout status and history of bundles.
 
-KServe's own status does not say that. Its `observedGeneration` is a Deployment's, not the
-InferenceService's, and right after a change its conditions are still those of the old pods. So the change is
-looked for where it ends: KServe writes a component's URI into its pods' annotation `SOURCE_URI`. The same
-annotation in old ReplicaSets and revisions tells which versions were served before. (An annotation of our own
-could not: KServe copies the InferenceService's annotations into the pods of both components, so that writing
-one replaces them all.)
+KServe v0.20's own status does not tell how far a change has come: its `observedGeneration` is that of a
+Deployment, not of the InferenceService, and right after a change its conditions still describe the old pods.
+KServe writes a component's URI into the annotation `SOURCE_URI` of its pods, so this module reads that: a
+rollout is done when the pods with the new URI are ready. The same annotation in old ReplicaSets and revisions
+gives the history. (An annotation of our own on the InferenceService would not work: KServe copies those into
+the pods of both components, so writing one would restart all pods.)
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 SOURCE_URI = "internal.serving.kserve.io/storage-initializer-sourceuri"
-#: Why a Deployment or a revision has given up.
-DEADLINE = "ProgressDeadlineExceeded"
+#: Reason of a Deployment or revision whose progress deadline is over.
+PROGRESS_DEADLINE = "ProgressDeadlineExceeded"
 
 _REVISION = "deployment.kubernetes.io/revision"
 _REVISION_HISTORY = "deployment.kubernetes.io/revision-history"
@@ -24,13 +24,13 @@ Object = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """How far a change has come.
+class RolloutStatus:
+    """Status of a rollout to a bundle.
 
     Attributes
     ----------
     text
-        What is waited for, or what failed.
+        The step that the rollout waits for, or the failure.
     """
 
     text: str
@@ -40,7 +40,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Replicas:
-    """Pods of a Deployment."""
+    """Numbers of pods of a Deployment."""
 
     wanted: int
     updated: int
@@ -49,91 +49,91 @@ class Replicas:
 
 
 def replicas(deployment: Object) -> Replicas:
-    """How many pods a Deployment has."""
+    """Return the numbers of pods of a Deployment."""
     status = deployment.get("status") or {}
     wanted = deployment["spec"].get("replicas", 1)
     counts = (status.get(f"{name}eplicas", 0) for name in ("updatedR", "availableR", "r"))
     return Replicas(wanted, *counts)
 
 
-def progressing(deployment: Object) -> Object:
-    """A Deployment's condition Progressing, empty without one."""
+def progressing_condition(deployment: Object) -> Object:
+    """Return the condition Progressing of a Deployment, or an empty one."""
     conditions = (deployment.get("status") or {}).get("conditions") or ()
     return next((one for one in conditions if one["type"] == "Progressing"), {})
 
 
-def deployment_step(deployment: Object, uri: str, before: Object) -> Step:
-    """How far a Deployment is on its way to a bundle, as `kubectl rollout status` judges it.
+def deployment_status(deployment: Object, uri: str, before: Object) -> RolloutStatus:
+    """Return the status of a Deployment's rollout to a bundle, by the rules of `kubectl rollout status`.
 
     Parameters
     ----------
     before
-        Its condition Progressing before the change. A Deployment that had given up then says so for a while
-        after the change, too, until its pods move.
+        The condition Progressing before the change. A Deployment that had exceeded its deadline keeps that
+        condition after the change until its pods start to change.
     """
     if _template_uri(deployment) != uri:
-        return Step("waiting for KServe to update the Deployment")
+        return RolloutStatus("waiting for KServe to update the Deployment")
     if (deployment.get("status") or {}).get("observedGeneration", 0) < deployment["metadata"]["generation"]:
-        return Step("waiting for the Deployment to start")
-    condition, pods = progressing(deployment), replicas(deployment)
-    if condition.get("reason") == DEADLINE and condition != before:
-        return Step(f"{DEADLINE}: {condition.get('message', '')}", failed=True)
+        return RolloutStatus("waiting for the Deployment to start")
+    condition, pods = progressing_condition(deployment), replicas(deployment)
+    if condition.get("reason") == PROGRESS_DEADLINE and condition != before:
+        return RolloutStatus(f"{PROGRESS_DEADLINE}: {condition.get('message', '')}", failed=True)
     text = f"{pods.updated} of {pods.wanted} replicas updated"
     if pods.updated < pods.wanted:
-        return Step(text)
+        return RolloutStatus(text)
     if pods.total > pods.updated:
-        return Step(f"{text}, {pods.total - pods.updated} old left")
+        return RolloutStatus(f"{text}, {pods.total - pods.updated} old left")
     if pods.available < pods.updated:
-        return Step(f"{text}, {pods.available} available")
-    return Step(text, done=True)
+        return RolloutStatus(f"{text}, {pods.available} available")
+    return RolloutStatus(text, done=True)
 
 
-def revision_step(status: Object, revision: Object | None, uri: str, percent: int) -> Step:
-    """How far a Knative Service is on its way to a bundle.
+def revision_status(status: Object, revision: Object | None, uri: str, percent: int) -> RolloutStatus:
+    """Return the status of a Knative Service's rollout to a bundle.
 
     Parameters
     ----------
     status
         The component's part of the InferenceService's status.
     revision
-        The revision that was created last.
+        The newest revision.
     percent
-        Traffic that it is to get.
+        Share of the traffic that the bundle must get.
     """
     name = status.get("latestCreatedRevision")
     if revision is None or revision_uri(revision) != uri:
-        return Step("waiting for KServe to create the revision")
+        return RolloutStatus("waiting for KServe to create the revision")
     if status.get("latestReadyRevision") != name:
         conditions = (revision.get("status") or {}).get("conditions") or ()
         ready: Object = next((one for one in conditions if one["type"] == "Ready"), {})
         why = ": ".join(part for part in (ready.get("reason"), ready.get("message")) if part)
-        if ready.get("status") == "False" and ready.get("reason") == DEADLINE:
-            return Step(f"revision {name}: {why}", failed=True)
-        return Step(f"revision {name} is not ready" + (f": {why}" if why else ""))
+        if ready.get("status") == "False" and ready.get("reason") == PROGRESS_DEADLINE:
+            return RolloutStatus(f"revision {name}: {why}", failed=True)
+        return RolloutStatus(f"revision {name} is not ready" + (f": {why}" if why else ""))
     share = sum(part for revision_name, part in traffic(status) if revision_name == name)
-    return Step(f"revision {name} has {share} % of the traffic", done=share == percent)
+    return RolloutStatus(f"revision {name} has {share} % of the traffic", done=share == percent)
 
 
 def traffic(status: Object) -> list[tuple[str, int]]:
-    """Revisions of a component and the percent that each gets; two parts of one revision stay two."""
+    """Return each traffic target of a component: revision and percent. One revision may occur twice."""
     return [(one.get("revisionName", ""), one.get("percent") or 0) for one in status.get("traffic") or ()]
 
 
 def stable_revision(status: Object) -> str | None:
-    """The revision that gets what a canary does not, or else the last one that got all."""
+    """Return the revision beside the canary, or without a canary the last one that got all traffic."""
     fixed = (one for one in status.get("traffic") or () if not one.get("latestRevision"))
     name = next((one.get("revisionName") for one in fixed if one.get("percent")), None)
     return name or status.get("latestRolledoutRevision")
 
 
 def revision_uri(revision: Object) -> str | None:
-    """Bundle of a Knative revision."""
+    """Return the bundle of a Knative revision."""
     found: str | None = (revision["metadata"].get("annotations") or {}).get(SOURCE_URI)
     return found
 
 
 def history_of_replica_sets(replica_sets: Iterable[Object], deployment: str) -> list[str]:
-    """Bundles that a Deployment was given, oldest first."""
+    """Return the bundles that a Deployment had, oldest first."""
     dated: list[tuple[int, str]] = []
     for replica_set in replica_sets:
         metadata, uri = replica_set["metadata"], _template_uri(replica_set)
@@ -147,7 +147,7 @@ def history_of_replica_sets(replica_sets: Iterable[Object], deployment: str) -> 
 
 
 def history_of_revisions(revisions: Iterable[Object]) -> list[str]:
-    """Bundles that a Knative Service was given, oldest first."""
+    """Return the bundles that a Knative Service had, oldest first."""
     dated = [
         (int((one["metadata"].get("labels") or {}).get(_GENERATION, 0)), uri)
         for one in revisions
@@ -156,10 +156,10 @@ def history_of_revisions(revisions: Iterable[Object]) -> list[str]:
     return [uri for _, uri in sorted(dated)]
 
 
-def previous(history: list[str], uri: str) -> str | None:
-    """The bundle that was there before a bundle came for the first time.
+def previous_uri(history: list[str], uri: str) -> str | None:
+    """Return the bundle before the first use of a bundle, or None.
 
-    A version that was left for an older one, because it failed or was rolled back, is nothing to go back to.
+    This skips a version that failed or was rolled back: the history then returns to an older bundle.
     """
     if uri not in history:
         return history[-1] if history else None
@@ -168,7 +168,7 @@ def previous(history: list[str], uri: str) -> str | None:
 
 
 def _template_uri(workload: Object) -> str | None:
-    """Bundle of a Deployment's or a ReplicaSet's pods."""
+    """Return the bundle in the pod template of a Deployment or ReplicaSet."""
     metadata = workload["spec"]["template"].get("metadata") or {}
     found: str | None = (metadata.get("annotations") or {}).get(SOURCE_URI)
     return found

@@ -1,7 +1,7 @@
-"""The control endpoint of `placement up`: how `placement rollout` and the like reach the local service.
+"""Control server of `placement up`: `placement rollout` and the like change the local service through it.
 
-It listens on loopback only, and answers whoever holds the token of a file that only the user can read.
-Answers are lines of JSON: progress while it works, then the result or the error.
+It listens on loopback only, and requires the token of the control file, which only the user can read. A
+response is lines of JSON: progress messages, then the result or the error.
 """
 
 import asyncio
@@ -9,74 +9,65 @@ import contextlib
 import hmac
 import json
 import logging
-import os
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-import aiohttp
 from aiohttp import web
 
 from inferenceservice import spec
+from inferenceservice.local.control_file import ControlFile
 from inferenceservice.local.local_service import LocalService
-from inferenceservice.rollout_target import Canary, Progress, Scored, State, TargetError
+from inferenceservice.rollout_target import Canary, Progress, Scores, State, TargetError
 from inferenceservice.spec import SpecError
-from transformer.bundle.format import Bundle, parse_bundle
+from transformer.bundle.format import Bundle
 
-#: Name of the file, in the directory that `placement up` runs in.
-CONTROL_FILE = "control.json"
-#: Seconds in which clients must take what is left of their answers when the endpoint closes.
+#: Seconds in which clients must read the rest of their responses when the server closes.
 _CLOSE_TIMEOUT_S = 2
+_MAX_BODY_BYTES = 2**26
 
-_Work = Callable[[dict[str, Any], Progress], Awaitable[Any]]
-_Line = dict[str, Any]
+_Operation = Callable[[dict[str, Any], Progress], Awaitable[Any]]
+_Message = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
-class NotRunningError(TargetError):
-    """No local service is running here."""
-
-
-class ControlEndpoint:
-    """Serves a `LocalService`'s steps over HTTP.
+class ControlServer:
+    """HTTP server for the operations of a `LocalService`.
 
     Parameters
     ----------
     local
         The service.
     file
-        Where its address and its token are written.
+        Path of the control file to write.
     """
 
     def __init__(self, local: LocalService, file: Path) -> None:
         self._local = local
         self._file = file
-        self._token = secrets.token_urlsafe(32)
-        self._address = ""
+        self._control = ControlFile("", secrets.token_urlsafe(32))
         self._runner: web.AppRunner | None = None
-        self._steps: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Listen on a free port of loopback, and write the file."""
-        application = web.Application(middlewares=[self._guard], client_max_size=2**26)
-        for name, work in _works(self._local).items():
-            application.router.add_post(f"/{name}", self._handler(work))
-        application.on_shutdown.append(self._interrupt)
+        """Listen on a free port of loopback, and write the control file."""
+        application = web.Application(middlewares=[self._authenticate], client_max_size=_MAX_BODY_BYTES)
+        for name, operation in _operations(self._local).items():
+            application.router.add_post(f"/{name}", self._handler(operation))
+        application.on_shutdown.append(self._cancel_operations)
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=_CLOSE_TIMEOUT_S)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
         host, port = self._runner.addresses[0][:2]
-        self._address = f"{host}:{port}"
-        self._write()
+        self._control = ControlFile(f"{host}:{port}", self._control.token)
+        self._control.write(self._file)
 
     async def close(self) -> None:
-        """Stop listening, end the steps that are under way, and remove the file if it is still ours."""
-        with contextlib.suppress(OSError, ValueError):
-            if self._file.read_text() == self._content():
-                self._file.unlink()
+        """Stop listening, cancel running operations, and remove the control file if it is still ours."""
+        self._control.remove(self._file)
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -87,68 +78,58 @@ class ControlEndpoint:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def _write(self) -> None:
-        """Write the file so that nobody else can read it, not even for a moment."""
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.unlink(missing_ok=True)
-        descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(self._content())
-
-    def _content(self) -> str:
-        return json.dumps({"address": self._address, "token": self._token})
-
     @web.middleware
-    async def _guard(
+    async def _authenticate(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        # A page in a browser can reach loopback, too: by another name (DNS rebinding) or from another origin.
-        if request.host != self._address or "origin" in request.headers:
-            return _refused(403, f"must be asked as {self._address}, and by no web page")
+        # A web page can reach loopback, too: under another name (DNS rebinding) or from another origin.
+        if request.host != self._control.address or "origin" in request.headers:
+            return _error_response(
+                403, f"the host must be {self._control.address}, and requests from web pages are refused"
+            )
         given = request.headers.get("authorization", "").encode(errors="surrogateescape")
-        if not hmac.compare_digest(given, f"Bearer {self._token}".encode()):
-            return _refused(401, "authorization: must be the token of the control file")
+        if not hmac.compare_digest(given, f"Bearer {self._control.token}".encode()):
+            return _error_response(401, "authorization: must be the token of the control file")
         return await handler(request)
 
-    def _handler(self, work: _Work) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    def _handler(self, operation: _Operation) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def handle(request: web.Request) -> web.StreamResponse:
             try:
                 arguments = await request.json()
             except ValueError:
-                return _refused(400, "body: is not JSON")
+                return _error_response(400, "body: is not JSON")
             if not isinstance(arguments, dict):
-                return _refused(400, "body: must be an object")
+                return _error_response(400, "body: must be an object")
             response = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
-            # A client that has gone does not interrupt a step: half a step is nobody's wish.
+            # A client that disconnects does not cancel the operation: a half-finished change helps no one.
             with contextlib.suppress(ConnectionError):
-                lines = self._begin(work, arguments)
+                messages = self._start_operation(operation, arguments)
                 await response.prepare(request)
                 while True:
-                    line = await lines.get()
-                    await response.write(json.dumps(line).encode() + b"\n")
-                    if "progress" not in line:
+                    message = await messages.get()
+                    await response.write(json.dumps(message).encode() + b"\n")
+                    if "progress" not in message:
                         break
             return response
 
         return handle
 
-    def _begin(self, work: _Work, arguments: dict[str, Any]) -> "asyncio.Queue[_Line]":
-        """Begin a step, and return where it tells what becomes of it."""
-        lines: asyncio.Queue[_Line] = asyncio.Queue()
-        step = asyncio.create_task(_perform(work, arguments, lines))
-        self._steps.add(step)
-        step.add_done_callback(self._steps.discard)
-        return lines
+    def _start_operation(self, operation: _Operation, arguments: dict[str, Any]) -> "asyncio.Queue[_Message]":
+        """Start an operation in a task, and return the queue of its messages."""
+        messages: asyncio.Queue[_Message] = asyncio.Queue()
+        task = asyncio.create_task(_run_operation(operation, arguments, messages))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return messages
 
-    async def _interrupt(self, _: web.Application) -> None:
-        """End the steps that are under way."""
-        for step in self._steps:
-            step.cancel()
-        await asyncio.gather(*self._steps, return_exceptions=True)
+    async def _cancel_operations(self, _: web.Application) -> None:
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
 
 
-def _works(local: LocalService) -> dict[str, _Work]:
-    """What can be asked for, by the names of `LocalTarget`'s methods."""
+def _operations(local: LocalService) -> dict[str, _Operation]:
+    """Return the operations of the service, by the names of `LocalTarget`'s methods."""
 
     async def apply(given: dict[str, Any], progress: Progress) -> None:
         await local.apply(await asyncio.to_thread(spec.read, given["file"]), progress)
@@ -161,142 +142,42 @@ def _works(local: LocalService) -> dict[str, _Work]:
         "set_both": lambda given, progress: local.set_both(given["uri"], progress),
         "set_canary": lambda given, progress: local.set_canary(Canary(**given), progress),
         "end_canary": lambda _, progress: local.end_canary(progress),
-        "settle": lambda _, __: local.settle(),
+        "wait_until_idle": lambda _, __: local.wait_until_idle(),
         "score": lambda given, _: local.score(given["candidates"], given["name"]),
         "apply": apply,
         "metrics": lambda _, __: local.metrics(),
     }
 
 
-def _refused(status: int, error: str) -> web.Response:
-    return web.json_response({"error": error}, status=status)
-
-
-async def _perform(work: _Work, arguments: dict[str, Any], lines: "asyncio.Queue[_Line]") -> None:
-    """Do a step, and tell its progress and at last its result or its error."""
+async def _run_operation(
+    operation: _Operation, arguments: dict[str, Any], messages: "asyncio.Queue[_Message]"
+) -> None:
+    """Run an operation, and put its progress and finally its result or error into the queue."""
     loop = asyncio.get_running_loop()
 
-    def tell(what: str, content: object) -> None:
-        # From any thread, and in order.
-        loop.call_soon_threadsafe(lines.put_nowait, {what: content})
+    def send(kind: str, content: object) -> None:
+        # Progress may come from any thread; this keeps the order.
+        loop.call_soon_threadsafe(messages.put_nowait, {kind: content})
 
     try:
-        result = await work(arguments, lambda text: tell("progress", text))
+        result = await operation(arguments, lambda text: send("progress", text))
     except (TargetError, SpecError) as error:
-        tell("error", str(error))
+        send("error", str(error))
     except asyncio.CancelledError:
-        tell("error", "the local service was stopped")
+        send("error", "the local service was stopped")
         raise
     except Exception as error:
-        tell("error", f"{type(error).__name__}: {error}")
-        logger.exception("a step of the local service failed")
+        send("error", f"{type(error).__name__}: {error}")
+        logger.exception("an operation of the local service failed")
     else:
-        tell("result", _json(result))
+        send("result", _to_json(result))
 
 
-def _json(result: object) -> object:
+def _to_json(result: object) -> object:
     if isinstance(result, Bundle):
         return result.to_json()
-    return asdict(result) if isinstance(result, State | Scored) else result
+    return asdict(result) if isinstance(result, State | Scores) else result
 
 
-class LocalTarget:
-    """The local service of a directory, reached through its control endpoint; see `RolloutTarget`.
-
-    Raises
-    ------
-    NotRunningError
-        If none is running there.
-    """
-
-    def __init__(self, file: Path) -> None:
-        try:
-            control = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise NotRunningError(f"{file}: no local service runs here; start one with `make run`") from error
-        self._address = control["address"]
-        self._headers = {"authorization": f"Bearer {control['token']}"}
-
-    async def state(self) -> State:
-        """What is served now."""
-        content = await self._do("state")
-        canary = content.pop("canary")
-        return State(**content, canary=Canary(**canary) if canary else None)
-
-    async def read_bundle(self, uri: str) -> Bundle:
-        """See `RolloutTarget`."""
-        return parse_bundle(await self._do("read_bundle", uri=uri))
-
-    async def set_transformer(self, uri: str, progress: Progress) -> None:
-        """See `RolloutTarget`."""
-        await self._do("set_transformer", progress, uri=uri)
-
-    async def set_predictor(self, uri: str, progress: Progress) -> None:
-        """See `RolloutTarget`."""
-        await self._do("set_predictor", progress, uri=uri)
-
-    async def set_both(self, uri: str, progress: Progress) -> None:
-        """See `RolloutTarget`."""
-        await self._do("set_both", progress, uri=uri)
-
-    async def check_canary(self) -> None:
-        """See `RolloutTarget`."""
-
-    async def set_canary(self, canary: Canary, progress: Progress) -> None:
-        """See `RolloutTarget`."""
-        await self._do("set_canary", progress, **asdict(canary))
-
-    async def end_canary(self, progress: Progress) -> None:
-        """See `RolloutTarget`."""
-        await self._do("end_canary", progress)
-
-    async def settle(self) -> None:
-        """See `RolloutTarget`."""
-        await self._do("settle")
-
-    async def score(self, candidates: Sequence[dict[str, Any]], name: str) -> Scored:
-        """See `RolloutTarget`."""
-        content = await self._do("score", candidates=list(candidates), name=name)
-        return Scored(tuple(content["probabilities"]), content["version"])
-
-    async def apply(self, file: Path, progress: Progress) -> None:
-        """Change both components at once to what the spec of an absolute path says."""
-        await self._do("apply", progress, file=str(file))
-
-    async def metrics(self) -> dict[str, str]:
-        """Metrics as Prometheus reads them, of the `transformer` and of a `canary`'s."""
-        texts: dict[str, str] = await self._do("metrics")
-        return texts
-
-    async def _do(self, work: str, progress: Progress | None = None, **arguments: object) -> Any:  # noqa: ANN401 (JSON)
-        url = f"http://{self._address}/{work}"
-        try:
-            async with contextlib.aclosing(_lines(url, self._headers, arguments)) as lines:
-                async for line in lines:
-                    if "result" in line:
-                        return line["result"]
-                    if "error" in line:
-                        raise TargetError(line["error"])
-                    if progress is not None:
-                        progress(line["progress"])
-        except aiohttp.ClientError as error:
-            raise NotRunningError(f"the local service at {self._address} does not answer: {error}") from error
-        raise NotRunningError(f"the local service at {self._address} was stopped in the middle of {work}")
-
-
-async def _lines(url: str, headers: dict[str, str], arguments: object) -> AsyncGenerator[_Line, None]:
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
-    async with (
-        aiohttp.ClientSession(timeout=timeout, trust_env=False) as session,
-        session.post(url, json=arguments, headers=headers) as response,
-    ):
-        if response.status != 200:
-            raise TargetError(
-                f"the control endpoint answered with {response.status}: {await response.text()}"
-            )
-        # A bundle is one line, and longer than what readline() takes.
-        rest = b""
-        async for part in response.content.iter_any():
-            *lines, rest = (rest + part).split(b"\n")
-            for line in lines:
-                yield json.loads(line)
+def _error_response(status: int, error: str) -> web.Response:
+    return web.json_response({"error": error}, status=status)

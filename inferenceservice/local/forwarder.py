@@ -1,4 +1,4 @@
-"""A layer-4 address with backends behind it, as a Kubernetes Service has: each new connection goes to one."""
+"""Layer-4 load balancer on loopback, like a Kubernetes Service: each new connection goes to one backend."""
 
 import asyncio
 import contextlib
@@ -8,41 +8,41 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_CHUNK = 2**16
-#: Seconds to reach a backend.
+_CHUNK_BYTES = 2**16
+#: Seconds to connect to a backend.
 _CONNECT_TIMEOUT_S = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """Where connections go: ``host:port``, and its share among all backends."""
+    """Address of a backend, ``host:port``, and its weight among all backends."""
 
     address: str
     weight: float = 1.0
 
 
-def choose(backends: Sequence[Backend]) -> Backend:
-    """One of the backends at random, by their weights."""
+def choose_backend(backends: Sequence[Backend]) -> Backend:
+    """Choose a backend at random, by weight."""
     weights = [backend.weight for backend in backends]
     (backend,) = random.choices(backends, weights)  # noqa: S311 (a share, not a secret)
     return backend
 
 
-#: Serves one connection; its writer is closed when that ends.
-Carry = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
+#: Serves one connection; its writer is closed when the coroutine ends.
+ConnectionHandler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
 
 class LoopbackServer:
-    """Listens on loopback; what it has open ends with it.
+    """TCP server on loopback that cancels its open connections when it closes.
 
     Parameters
     ----------
-    carry
-        What is done with each connection.
+    handler
+        Serves each connection.
     """
 
-    def __init__(self, carry: Carry) -> None:
-        self._carry = carry
+    def __init__(self, handler: ConnectionHandler) -> None:
+        self._handler = handler
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
 
@@ -54,26 +54,26 @@ class LoopbackServer:
         OSError
             If the port cannot be bound.
         """
-        # First made, then started: of one that listens already, `close` must know.
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", port, start_serving=False)
+        # `self._server` is set before the server listens, so that `close` always knows of it.
+        self._server = await asyncio.start_server(self._on_connect, "127.0.0.1", port, start_serving=False)
         await self._server.start_serving()
         address: tuple[str, int] = self._server.sockets[0].getsockname()
         return address[1]
 
     async def close(self) -> None:
-        """Stop listening and end what is open."""
+        """Stop listening and close the open connections."""
         if self._server is not None:
             self._server.close()
         for task in self._open:
             task.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
 
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._carry(reader, writer))
+    def _on_connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._handler(reader, writer))
         self._open.add(task)
 
         def close(_: asyncio.Task[None]) -> None:
-            # Also where it was cancelled before it could begin.
+            # A callback also runs for a task that is cancelled before it begins.
             self._open.discard(task)
             writer.close()
 
@@ -81,9 +81,9 @@ class LoopbackServer:
 
 
 class Forwarder(LoopbackServer):
-    """Listens on loopback and carries each connection, byte by byte, to one of the backends at random.
+    """Loopback server that copies each connection, byte by byte, to and from one random backend.
 
-    Set `backends` at any time: new connections follow, those that are open stay where they are.
+    Set `backends` at any time: new connections use the new value, open ones stay where they are.
     """
 
     def __init__(self, backends: Sequence[Backend] = ()) -> None:
@@ -95,13 +95,13 @@ class Forwarder(LoopbackServer):
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self.backends:
             return
-        address = choose(self.backends).address
-        # From now on: who waits until nobody is connected there must not miss one that is just coming.
+        address = choose_backend(self.backends).address
+        # Counted before it is connected: a drain that waits for 0 must not miss a connection in progress.
         self.connections[address] += 1
         try:
             upstream = await _connect(address)
             if upstream is not None:
-                await _join(reader, writer, *upstream)
+                await _copy_both_ways(reader, writer, *upstream)
         finally:
             self.connections[address] -= 1
 
@@ -114,29 +114,29 @@ async def _connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWr
     return None
 
 
-async def _join(
+async def _copy_both_ways(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
     upstream_reader: asyncio.StreamReader,
     upstream_writer: asyncio.StreamWriter,
 ) -> None:
-    """Copy both ways. As soon as one side has ended, so has the connection: HTTP knows no half-open ones."""
-    ways = {
+    """Copy in both directions until one side ends; HTTP does not use half-open connections."""
+    directions = {
         asyncio.create_task(_copy(reader, upstream_writer)),
         asyncio.create_task(_copy(upstream_reader, writer)),
     }
     try:
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for way in ways:
-            way.cancel()
-        # Before the wait, which may be interrupted itself.
+        for direction in directions:
+            direction.cancel()
+        # Closed before the wait below, which may be cancelled too.
         upstream_writer.close()
-        await asyncio.gather(*ways, return_exceptions=True)
+        await asyncio.gather(*directions, return_exceptions=True)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError):
-        while data := await reader.read(_CHUNK):
+        while data := await reader.read(_CHUNK_BYTES):
             writer.write(data)
             await writer.drain()

@@ -15,8 +15,8 @@ from tornado import httputil
 from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import HTTPServer
 
-from inferenceservice.local.forwarder import Backend, Forwarder, choose
-from inferenceservice.local.proxied_request import Exchange
+from inferenceservice.local.forwarder import Backend, Forwarder, choose_backend
+from inferenceservice.local.proxied_request import ProxiedRequest
 
 #: KServe's default domain; `<name>-<namespace>.<domain>` is the InferenceService's host.
 DOMAIN = "example.com"
@@ -29,7 +29,7 @@ class IngressError(Exception):
     """The ingress cannot listen; the message says what to do."""
 
 
-def hosts(name: str, namespace: str) -> dict[str, str]:
+def components_by_host(name: str, namespace: str) -> dict[str, str]:
     """Component behind each host name of an InferenceService, beside the loopback names of this machine."""
     return {
         f"{name}-{namespace}.{DOMAIN}": "transformer",
@@ -59,7 +59,7 @@ class Ingress(httputil.HTTPServerConnectionDelegate):
         self.transformer: Sequence[Backend] = ()
         self.predictor: Sequence[Backend] = ()
         self.transformer_grpc = Forwarder()
-        self._hosts = hosts(name, namespace)
+        self._components = components_by_host(name, namespace)
         self._http: HTTPServer | None = None
         self._in_flight: Counter[str] = Counter()
         self._session: aiohttp.ClientSession | None = None
@@ -82,15 +82,15 @@ class Ingress(httputil.HTTPServerConnectionDelegate):
             auto_decompress=False,
             trust_env=False,
         )
-        with _told(port, "--port"):
+        with _explain_bind_error(port, "--port"):
             listener = socket.create_server(("127.0.0.1", port), backlog=_BACKLOG)
         listener.setblocking(False)
         self._http = HTTPServer(self, max_body_size=_MAX_BODY, max_buffer_size=2**20)
         self._http.add_socket(listener)
-        with _told(grpc_port, "--grpc-port"):
+        with _explain_bind_error(grpc_port, "--grpc-port"):
             await self.transformer_grpc.start(grpc_port)
 
-    def requests(self, address: str) -> int:
+    def requests_in_flight(self, address: str) -> int:
         """How many of our requests a backend has."""
         return self._in_flight[address]
 
@@ -112,25 +112,25 @@ class Ingress(httputil.HTTPServerConnectionDelegate):
         """Take a request that comes in; see `tornado.httputil.HTTPServerConnectionDelegate`."""
         assert isinstance(request_conn, HTTP1Connection)  # noqa: S101 (what HTTPServer makes)
         assert self._session is not None  # noqa: S101 (made before it listened)
-        return Exchange(request_conn, self._route, self._session, self._run)
+        return ProxiedRequest(request_conn, self._choose_backend, self._session, self._start_task)
 
     @contextlib.contextmanager
-    def _route(self, host: str) -> Iterator[str | None]:
+    def _choose_backend(self, host: str) -> Iterator[str | None]:
         """Address of the backend for a `Host`, if there is one; it has a request while this lasts."""
-        component = self._hosts.get(httputil.split_host_and_port(host.lower())[0].strip("[]"))
+        component = self._components.get(httputil.split_host_and_port(host.lower())[0].strip("[]"))
         if component is None:
             yield None
             return
         backends: Sequence[Backend] = getattr(self, component)
         # None yet: nobody can be reached there.
-        address = choose(backends).address if backends else ""
+        address = choose_backend(backends).address if backends else ""
         self._in_flight[address] += 1
         try:
             yield address
         finally:
             self._in_flight[address] -= 1
 
-    def _run(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+    def _start_task(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Do it until it ends or we close."""
         task = asyncio.create_task(work)
         self._running.add(task)
@@ -139,7 +139,7 @@ class Ingress(httputil.HTTPServerConnectionDelegate):
 
 
 @contextlib.contextmanager
-def _told(port: int, option: str) -> Iterator[None]:
+def _explain_bind_error(port: int, option: str) -> Iterator[None]:
     """Say what to do about a port that cannot be listened to."""
     if not 0 < port < 2**16:
         raise IngressError(f"port {port}: must be 1 to 65535; choose another with {option}")

@@ -1,4 +1,4 @@
-"""The components of an InferenceService as processes here, started as KServe's controller would."""
+"""Launch of an InferenceService's components as local processes, with the arguments that KServe would set."""
 
 import http.client
 import os
@@ -10,20 +10,20 @@ from inferenceservice.rollout_target import Progress
 from inferenceservice.spec import InferenceService, SpecError, argument, without
 from predictor import environment
 from predictor.child import ChildProcess
-from predictor.process import PASSED_ON, PredictorProcess, free_ports
+from predictor.process import INHERITED_VARIABLES, PredictorProcess, free_ports
 from predictor.runtimes import Runtime, UnknownRuntimeError, get_runtime
 
-#: Seconds in which a transformer must say whether it is ready.
+#: Timeout of a readiness check of the transformer, in seconds.
 _READY_TIMEOUT_S = 2
 
 
 def runtime_of(service: InferenceService) -> Runtime:
-    """The stock runtime that the spec names.
+    """Return the stock runtime that the spec names.
 
     Raises
     ------
     SpecError
-        If there is none of this name and version here, or it does not speak the hop's protocol.
+        If this machine cannot run the name and version, or the runtime does not support the spec's protocol.
     """
     try:
         runtime = get_runtime(service.runtime)
@@ -31,10 +31,10 @@ def runtime_of(service: InferenceService) -> Runtime:
         raise SpecError(f"spec.predictor.model.runtime: {error}") from error
     if service.runtime_version not in {None, runtime.version}:
         raise SpecError(
-            f"spec.predictor.model.runtimeVersion: must be {runtime.version}, the one of {runtime.name} "
-            f"that can be run here, got {service.runtime_version}"
+            f"spec.predictor.model.runtimeVersion: must be {runtime.version}, the only version of "
+            f"{runtime.name} that runs on this machine, got {service.runtime_version}"
         )
-    protocol = hop_protocol(service)
+    protocol = predictor_protocol(service)
     if protocol not in runtime.protocols:
         raise SpecError(
             f"--predictor_protocol: must be one of {', '.join(runtime.protocols)} for {runtime.name}, "
@@ -43,13 +43,13 @@ def runtime_of(service: InferenceService) -> Runtime:
     return runtime
 
 
-def hop_protocol(service: InferenceService) -> str:
-    """Protocol between transformer and predictor; KServe's default is v1."""
+def predictor_protocol(service: InferenceService) -> str:
+    """Return the protocol between transformer and predictor; KServe's default is v1."""
     return argument(service.transformer_args, "--predictor_protocol") or "v1"
 
 
 def install_predictor(service: InferenceService, progress: Progress) -> Path:
-    """Interpreter of the environment of the spec's runtime, installed first if need be.
+    """Install the environment of the spec's runtime if needed, and return its interpreter.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def start_predictor(
     """
     env = dict(service.predictor_env)
     for variable in ("MLSERVER_HTTP_PORT", "MLSERVER_GRPC_PORT", "MLSERVER_METRICS_PORT"):
-        # Ports inside a pod are the pod's own; here every process shares them.
+        # In a cluster each pod has its own ports; here all processes share those of this machine.
         env.pop(variable, None)
     return PredictorProcess(
         runtime_of(service),
@@ -85,18 +85,18 @@ def start_predictor(
 
 
 class TransformerProcess:
-    """A transformer, started at once on free ports.
+    """A transformer process on free ports; the constructor starts it.
 
     Parameters
     ----------
     service
-        The spec, whose arguments and environment it gets.
+        The spec with its arguments and environment.
     bundle_directory
-        Where the storage initializer put the bundle.
+        Directory with a copy of the bundle, as KServe's storage initializer leaves it.
     predictor_ports
-        Where the model server is reached on this machine, over REST and over gRPC.
+        Ports of the model server on this machine, for REST and for gRPC.
     log
-        File for its output.
+        File for the output.
     """
 
     def __init__(
@@ -104,33 +104,33 @@ class TransformerProcess:
     ) -> None:
         self.http_port, self.grpc_port = free_ports(2)
         self._ready_path = f"/v2/models/{service.name}/ready"
-        predictor_port = predictor_ports[hop_protocol(service) == "grpc-v2"]
+        predictor_port = predictor_ports[predictor_protocol(service) == "grpc-v2"]
         arguments = (
             *_model_name(service),
             *service.transformer_args,
-            # The last one wins: ports and addresses are this machine's, not the pod's.
+            # The last argument wins: these replace the pod's ports and addresses.
             "--host=127.0.0.1",
             f"--predictor_host=127.0.0.1:{predictor_port}",
             f"--http_port={self.http_port}",
             f"--grpc_port={self.grpc_port}",
         )
-        ours = {name: os.environ[name] for name in (*PASSED_ON, "PATH") if name in os.environ}
+        inherited = {name: os.environ[name] for name in (*INHERITED_VARIABLES, "PATH") if name in os.environ}
         self._child = ChildProcess(
             [sys.executable, "-m", "transformer", *arguments],
-            env={**ours, **service.transformer_env, "STORAGE_URI": str(bundle_directory.resolve())},
+            env={**inherited, **service.transformer_env, "STORAGE_URI": str(bundle_directory.resolve())},
             log=log,
         )
 
     def poll(self) -> int | None:
-        """Exit status once it has ended, else None."""
+        """Return the exit status of an ended process, else None."""
         return self._child.poll()
 
     def tail(self) -> list[str]:
-        """Its last lines."""
+        """Return the last lines of its output."""
         return self._child.tail()
 
     def ready(self) -> bool:
-        """Whether it has found a version that it knows behind the predictor."""
+        """Return True if it reports ready: it has a usable connection to the predictor."""
         connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=_READY_TIMEOUT_S)
         try:
             connection.request("GET", self._ready_path)
@@ -142,16 +142,16 @@ class TransformerProcess:
 
     @property
     def pid(self) -> int:
-        """Process id of the transformer itself."""
+        """Process id of the transformer."""
         return self._child.pid
 
     def stop(self) -> int:
-        """End it: SIGTERM, then SIGKILL after its grace period. Returns its exit status."""
+        """Send SIGTERM, and SIGKILL after the grace period. Return the exit status."""
         return self._child.stop(grace=35)
 
 
 def _model_name(service: InferenceService) -> tuple[str, ...]:
-    """KServe adds the name unless it is there; to a collocated container it adds nothing."""
+    """Return the argument that KServe adds if it is missing; KServe adds none to a collocated container."""
     if service.collocated or argument(service.transformer_args, "--model_name"):
         return ()
     return (f"--model_name={service.name}",)

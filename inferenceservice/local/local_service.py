@@ -1,7 +1,7 @@
-"""One InferenceService on this machine: storage, model server, transformer and an ingress in front.
+"""A running InferenceService on this machine: model server, transformer and ingress.
 
-New processes are started beside the old ones, take over when they are ready, and the old ones are drained: no
-request fails.
+A change starts new processes beside the old ones, sends the traffic to them when they are ready, and drains
+the old ones, so that no request fails.
 """
 
 import asyncio
@@ -14,10 +14,10 @@ from typing import Any, Self
 
 import aiohttp
 
-from inferenceservice.local.supervisor import LocalServiceError, Processes, Running
-from inferenceservice.local.tracks import Traffic
-from inferenceservice.local.version_switch import Serving
-from inferenceservice.rollout_target import Canary, Progress, Scored, State
+from inferenceservice.local.supervisor import LocalServiceError, ProcessSupervisor, RunningProcess
+from inferenceservice.local.tracks import TrackRouter
+from inferenceservice.local.version_switch import VersionSwitch
+from inferenceservice.rollout_target import Canary, Progress, Scores, State
 from inferenceservice.spec import InferenceService
 from transformer.bundle.format import Bundle
 
@@ -25,21 +25,21 @@ _POLL_S = 0.1
 
 
 class LocalService:
-    """Runs an InferenceService until it is closed.
+    """Runs an InferenceService until it is closed; its steps are those of a `RolloutTarget`.
 
-    A step that is cancelled has either happened or not: what it has started is stopped, and what it has
-    replaced is drained all the same.
+    A step that is cancelled is either complete or has no effect: processes that it started are stopped, and
+    processes that it replaced are drained and stopped.
 
     Parameters
     ----------
     service
-        What to run.
+        The spec.
     port, grpc_port
-        Where the ingress listens, on loopback.
+        Ports of the ingress on loopback.
     logs
         Directory for the components' logs.
     progress
-        Gets a line for each step.
+        Gets a line for each step of `start`.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class LocalService:
         self.grpc_address = f"127.0.0.1:{grpc_port}"
         self._ports = (port, grpc_port)
         self._progress = progress
-        self._processes = Processes(service, logs)
-        self._traffic = Traffic(service.name, service.namespace)
-        self._serving = Serving(self._processes, self._traffic)
+        self._supervisor = ProcessSupervisor(service, logs)
+        self._router = TrackRouter(service.name, service.namespace)
+        self._versions = VersionSwitch(self._supervisor, self._router)
         self._one_change_at_a_time = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
 
@@ -62,147 +62,145 @@ class LocalService:
         Raises
         ------
         LocalServiceError, IngressError, SpecError
-            Whichever says why it cannot be run.
+            If it cannot run; the message says why.
         """
         self._session = aiohttp.ClientSession()
-        await self._traffic.start(*self._ports)
-        await self._serving.start(self.service.storage_uri, self._progress)
+        await self._router.start(*self._ports)
+        await self._versions.start(self.service.storage_uri, self._progress)
         bundle = self._transformer.bundle
-        await self._check(bundle)
+        await self._check_reference_rows(bundle)
         return bundle
 
-    # What a rollout is made of; see inferenceservice.target.RolloutTarget.
+    # The steps of a rollout; see `RolloutTarget`.
 
     async def state(self) -> State:
-        """What is served now."""
-        serving, canary = self._serving, self._serving.canary
+        """Return the bundles that are served now."""
+        history, canary = self._versions.history, self._versions.canary
         return State(
             self._transformer.uri,
             self._predictor.uri,
-            serving.history[-1] if serving.history else None,
+            history[-1] if history else None,
             Canary(canary.predictor.uri, canary.percent) if canary else None,
             self.service.collocated,
         )
 
     async def read_bundle(self, uri: str) -> Bundle:
-        """The bundle at a URI, its model held against its digest.
+        """Read the bundle at a URI, and check the digest of its model.
 
         Raises
         ------
-        TargetError
-            If there is none that can be served.
+        LocalServiceError
+            If it cannot be read.
         """
-        return await self._processes.read_bundle(uri)
+        return await self._supervisor.read_bundle(uri)
 
     async def set_transformer(self, uri: str, progress: Progress) -> None:
-        """Start a transformer with another bundle, shift new requests to it, drain the old one."""
+        """Start a transformer with another bundle, send new requests to it, and stop the old one."""
         async with self._one_change_at_a_time:
-            await self._serving.change_transformer(uri, progress)
+            await self._versions.change_transformer(uri, progress)
 
     async def set_predictor(self, uri: str, progress: Progress) -> None:
-        """Start a predictor with another bundle, shift new connections to it, stop the old one."""
+        """Start a predictor with another bundle, send new connections to it, and stop the old one."""
         async with self._one_change_at_a_time:
-            await self._serving.change_predictor(uri, progress)
+            await self._versions.change_predictor(uri, progress)
 
     async def set_both(self, uri: str, progress: Progress) -> None:
-        """Start both with another bundle, shift all requests to them at once, drain and stop the old ones."""
+        """Start both with another bundle, send new requests to them, and stop the old ones."""
         async with self._one_change_at_a_time:
-            await self._serving.change_both(uri, progress)
+            await self._versions.change_both(uri, progress)
 
-    async def check_canary(self) -> None:
-        """Nothing to refuse: the ingress splits requests."""
+    async def require_canary_support(self) -> None:
+        """Do nothing: the ingress splits the traffic."""
 
     async def set_canary(self, canary: Canary, progress: Progress) -> None:
-        """Start a second predictor, with a transformer of its own, and give it a part of the requests."""
+        """Start a second predictor with its own transformer, and send them a share of the requests."""
         async with self._one_change_at_a_time:
-            await self._serving.change_canary(canary, progress)
+            await self._versions.change_canary(canary, progress)
 
     async def end_canary(self, progress: Progress) -> None:
-        """Give all requests to the predictor that is no canary."""
+        """Send all requests to the stable predictor, and stop the canary."""
         async with self._one_change_at_a_time:
             progress("draining the canary")
-            await self._serving.end_canary()
+            await self._versions.end_canary()
 
-    async def settle(self) -> None:
-        """Wait until no step is under way any more, nor what is left of one that was interrupted."""
+    async def wait_until_idle(self) -> None:
+        """Wait until no step is running and all replaced processes have stopped."""
         async with self._one_change_at_a_time:
-            await self._serving.settle()
+            await self._versions.wait_until_drained()
 
     async def apply(
         self, service: InferenceService, progress: Progress, *, late_s: tuple[float, float] = (0.0, 0.0)
     ) -> None:
-        """Change both components at once, each as soon as it is ready, as `kubectl apply` does.
+        """Change both components to a spec, each as soon as it is ready, as `kubectl apply` does.
 
         Parameters
         ----------
         late_s
-            Seconds by which the transformer and the predictor come up late: the order is the cluster's.
-            Collocated ones come up together, in one pod.
+            Seconds by which the start of the transformer and of the predictor is delayed: in a cluster either
+            may be first. Collocated components start together, in one pod, without delay.
 
         Raises
         ------
         LocalServiceError
-            If it is the spec of another service, or a component does not come up.
+            If the spec is that of another service, or a component does not become ready.
         """
         if service.name != self.service.name:
-            raise LocalServiceError(f"{self.service.name} runs here: the spec is that of {service.name}")
+            raise LocalServiceError(
+                f"the spec is that of {service.name}, but the service that runs here is {self.service.name}"
+            )
         async with self._one_change_at_a_time:
-            self.service = self._processes.service = service
-            await self._serving.end_canary()
+            self.service = self._supervisor.service = service
+            await self._versions.end_canary()
             if service.collocated:
-                await self._serving.change_both(service.storage_uri, progress)
+                await self._versions.change_both(service.storage_uri, progress)
             else:
-                await self._serving.change_each(service.storage_uri, progress, late_s)
+                await self._versions.change_each(service.storage_uri, progress, late_s)
 
-    async def score(self, candidates: Sequence[dict[str, Any]], name: str) -> Scored:
-        """Score candidates through the ingress, by the name of their model.
+    async def score(self, candidates: Sequence[dict[str, Any]], name: str) -> Scores:
+        """Score candidates through the ingress; `name` is that of the model, which its outputs carry.
 
         Raises
         ------
         LocalServiceError
-            If there is no prediction.
+            If the prediction fails.
         """
-        answer, version = await self._ask(candidates)
+        content, version = await self._predict(candidates)
         try:
-            return Scored(tuple(one[f"{name}_probability"] for one in answer["predictions"]), version)
+            return Scores(tuple(one[f"{name}_probability"] for one in content["predictions"]), version)
         except KeyError as error:
-            raise LocalServiceError(f"what answers is not the service of {name}: no {error}") from error
+            raise LocalServiceError(
+                f"the response is not a prediction of model {name}: it has no {error}"
+            ) from error
 
-    # What `placement up` needs beside that.
+    # Operations of `placement up` and `placement status`.
 
     async def predict(self, candidates: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Answer of a V1 request through the ingress.
+        """Send a V1 request through the ingress, and return the content of the response.
 
         Raises
         ------
         LocalServiceError
-            If there is no prediction.
+            If the prediction fails.
         """
-        answer, _ = await self._ask(candidates)
-        return answer
+        content, _ = await self._predict(candidates)
+        return content
 
     async def metrics(self) -> dict[str, str]:
-        """Metrics as Prometheus reads them, of the `transformer` and of a `canary`'s."""
+        """Read the metrics of the `transformer`, and of a `canary`'s, in Prometheus' text format."""
         transformers = {"transformer": self._transformer}
-        if self._serving.canary is not None:
-            transformers["canary"] = self._serving.canary.transformer
+        if self._versions.canary is not None:
+            transformers["canary"] = self._versions.canary.transformer
         return {name: await self._metrics_of(one) for name, one in transformers.items()}
 
     async def watch(self) -> None:
-        """Return only by raising.
-
-        Raises
-        ------
-        LocalServiceError
-            As soon as a component has ended by itself.
-        """
+        """Wait until a component ends unexpectedly, and raise LocalServiceError then."""
         while True:
             await asyncio.sleep(_POLL_S)
-            self._processes.check()
+            self._supervisor.require_all_running()
 
     async def close(self) -> None:
-        """Stop every process: first the transformers, which answer what they have accepted."""
-        await self._serving.close()
+        """Stop all processes, then the ingress."""
+        await self._versions.close()
         if self._session is not None:
             await self._session.close()
 
@@ -215,44 +213,47 @@ class LocalService:
         await self.close()
 
     @property
-    def _transformer(self) -> Running:
-        return self._serving.stable.transformer
+    def _transformer(self) -> RunningProcess:
+        return self._versions.stable.transformer
 
     @property
-    def _predictor(self) -> Running:
-        return self._serving.stable.predictor
+    def _predictor(self) -> RunningProcess:
+        return self._versions.stable.predictor
 
-    async def _ask(self, candidates: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str]:
-        """Answer of a V1 request, and the version that gave it."""
+    async def _predict(self, candidates: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str]:
+        """Send a V1 request, and return the content of the response and the version that it names."""
         url = f"{self.url}/v1/models/{self.service.name}:predict"
         assert self._session is not None  # noqa: S101 (made by start)
         try:
             async with self._session.post(url, json={"instances": list(candidates)}) as response:
                 if response.status != 200:
                     text = await response.text()
-                    raise LocalServiceError(f"a prediction failed with {response.status}: {text}")
+                    raise LocalServiceError(f"a prediction failed with status {response.status}: {text}")
                 return await response.json(), response.headers["x-model-version"]
         except aiohttp.ClientError as error:
             raise LocalServiceError(f"a prediction failed: {error}") from error
 
-    async def _metrics_of(self, transformer: Running) -> str:
+    async def _metrics_of(self, transformer: RunningProcess) -> str:
         assert self._session is not None  # noqa: S101 (made by start)
         try:
             async with self._session.get(f"http://{transformer.address}/metrics") as response:
                 return await response.text()
         except aiohttp.ClientError as error:
-            raise LocalServiceError(f"a transformer does not tell its metrics: {error}") from error
+            raise LocalServiceError(f"cannot read a transformer's metrics: {error}") from error
 
-    async def _check(self, bundle: Bundle) -> None:
-        """Score the bundle's reference rows the whole way; they must come out as the bundle says."""
+    async def _check_reference_rows(self, bundle: Bundle) -> None:
+        """Score the bundle's reference rows through the ingress, and compare the result with the bundle."""
         reference = bundle.reference
-        scored = await self.score([dict(candidate) for candidate in reference.candidates], bundle.name)
-        if not reference.is_matched_by(scored.probabilities):
-            raise LocalServiceError("the served probabilities are not those of the bundle's reference rows")
+        scores = await self.score([dict(candidate) for candidate in reference.candidates], bundle.name)
+        if not reference.is_matched_by(scores.probabilities):
+            raise LocalServiceError(
+                f"the served model scores the reference rows differently from the bundle {bundle.version}; "
+                "write a new version with `placement train`"
+            )
 
 
 @contextlib.asynccontextmanager
-async def running(
+async def run_local_service(
     service: InferenceService,
     *,
     model: str | None = None,
@@ -261,7 +262,7 @@ async def running(
     logs: Path,
     progress: Progress,
 ) -> AsyncIterator[tuple[LocalService, Bundle]]:
-    """Run an InferenceService, with another bundle than its spec names if `model` is given."""
+    """Run an InferenceService; `model` is the URI of a bundle to serve instead of the spec's."""
     if model is not None:
         service = dataclasses.replace(service, storage_uri=model)
     async with LocalService(service, port=port, grpc_port=grpc_port, logs=logs, progress=progress) as local:

@@ -30,7 +30,7 @@ HOP_BY_HOP = frozenset(
 )
 
 
-class Exchange(httputil.HTTPMessageDelegate):
+class ProxiedRequest(httputil.HTTPMessageDelegate):
     """One request and its answer: sent on while it comes in, answered while the answer comes in.
 
     Parameters

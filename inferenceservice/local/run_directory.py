@@ -1,4 +1,4 @@
-"""The directory that a local service runs in: one at a time, for two would share logs and control file."""
+"""Lock of the directory that a local service runs in: two services would share logs and control file."""
 
 import contextlib
 import fcntl
@@ -10,22 +10,22 @@ from inferenceservice.local.supervisor import LocalServiceError
 
 
 @contextlib.contextmanager
-def alone_in(directory: Path) -> Iterator[None]:
-    """Hold a directory, which is made if need be. However this process ends, others may have it then.
+def locked_run_directory(directory: Path) -> Iterator[None]:
+    """Create a directory if needed, and lock it. The lock ends with this process, however that ends.
 
     Raises
     ------
     LocalServiceError
-        If another process holds it, or it cannot be made.
+        If another process has the lock, or the directory cannot be created.
     """
     with contextlib.ExitStack() as stack:
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            held = os.open(directory, os.O_RDONLY)
-            stack.callback(os.close, held)
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = os.open(directory, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            taken = isinstance(error, BlockingIOError)
-            why = "a local service runs here; stop it" if taken else error.strerror
+            locked = isinstance(error, BlockingIOError)
+            why = "a local service runs here; stop it" if locked else error.strerror
             raise LocalServiceError(f"{directory}: {why}, or name another directory with --run") from error
         yield

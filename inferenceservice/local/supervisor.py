@@ -1,7 +1,7 @@
-"""The processes of the local service: each with a copy of its bundle, started, awaited and stopped.
+"""Supervisor of the local service's processes: starts each with a copy of its bundle, and stops it.
 
-Threads start and stop them, and a thread cannot be interrupted. So whatever is started belongs to `Processes`
-from its first moment, whoever waits for it: `close` leaves none behind.
+Threads start and stop the processes, and a thread cannot be cancelled. So the supervisor records a process in
+the thread that starts it, even if the caller is cancelled meanwhile, and `close` stops all of them.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from predictor.runtimes import LaunchError
 from storage import bundles
 from transformer.bundle.format import Bundle, BundleError
 
-#: Seconds until a component must serve; a stock server takes 3 to 8.
+#: Seconds until a component must be ready; a stock server takes 3 to 8.
 READY_TIMEOUT_S = 120
 _POLL_S = 0.1
 
@@ -30,11 +30,11 @@ _Result = TypeVar("_Result")
 
 
 class LocalServiceError(TargetError):
-    """The InferenceService does not run, or a step of it failed; the message says which part and why."""
+    """The local service does not run, or a change of it failed; the message says which component and why."""
 
 
 @dataclass(slots=True, eq=False)
-class Running:
+class RunningProcess:
     """A component's process and the bundle that it serves."""
 
     uri: str
@@ -42,42 +42,36 @@ class Running:
     process: _Process
     component: str
     log: Path
-    #: Its end, once it is asked for.
-    ending: asyncio.Future[int] | None = None
+    #: Exit status; set when the process is told to stop.
+    exit_status: asyncio.Future[int] | None = None
 
     @property
     def address(self) -> str:
-        """Where it is reached over REST."""
+        """``host:port`` for REST."""
         return f"127.0.0.1:{self.process.http_port}"
 
     @property
     def grpc_address(self) -> str:
-        """Where it is reached over gRPC."""
+        """``host:port`` for gRPC."""
         return f"127.0.0.1:{self.process.grpc_port}"
 
-    def check(self) -> None:
-        """Hold that it still runs.
-
-        Raises
-        ------
-        LocalServiceError
-            If it has ended.
-        """
+    def require_running(self) -> None:
+        """Raise LocalServiceError if the process has ended."""
         status = self.process.poll()
         if status is not None:
             last = "\n  ".join(self.process.tail())
             raise LocalServiceError(
-                f"the {self.component} ended with status {status}; its last lines ({self.log}):\n  {last}"
+                f"the {self.component} ended with status {status}; the last lines of {self.log}:\n  {last}"
             )
 
 
-class Processes:
+class ProcessSupervisor:
     """Starts and stops the processes of one InferenceService.
 
     Parameters
     ----------
     service
-        What to run; set it to run something else from then on.
+        The spec; set it to change the processes that are started from then on.
     logs
         Directory for the processes' logs.
     """
@@ -85,109 +79,110 @@ class Processes:
     def __init__(self, service: InferenceService, logs: Path) -> None:
         self.service = service
         self._logs = logs
-        self._work = Path(tempfile.mkdtemp(prefix="inferenceservice-"))
-        self._started = 0
+        self._scratch = Path(tempfile.mkdtemp(prefix="inferenceservice-"))
+        self._start_count = 0
         self._closed = False
-        #: All that must be stopped, and those of them that serve.
-        self._owned: list[Running] = []
-        self._serving: list[Running] = []
-        self._in_threads: set[asyncio.Future[Any]] = set()
+        #: Processes that must be stopped, and those of them that have become ready.
+        self._processes: list[RunningProcess] = []
+        self._ready: list[RunningProcess] = []
+        self._thread_work: set[asyncio.Future[Any]] = set()
 
-    async def transformer(self, uri: str, predictor_ports: tuple[int, int], progress: Progress) -> Running:
-        """Start a transformer, and return it when it has found a version that it knows behind the predictor.
+    async def start_transformer(
+        self, uri: str, predictor_ports: tuple[int, int], progress: Progress
+    ) -> RunningProcess:
+        """Start a transformer, and return it when it is ready: connected to a predictor that it recognises.
 
         Parameters
         ----------
         uri
-            Its bundle.
+            The transformer's bundle.
         predictor_ports
-            Where the predictor is reached on this machine, over REST and over gRPC.
+            Ports of the predictor on this machine, for REST and for gRPC.
 
         Raises
         ------
         LocalServiceError
-            If it does not get ready.
+            If it does not become ready.
         """
-        directory, bundle, log = await self._storage(uri, "transformer")
-        progress(f"transformer: starts with {bundle.name} {bundle.version}")
+        directory, bundle, log = await self._fetch_for("transformer", uri)
+        progress(f"transformer: starting with {bundle.name} {bundle.version}")
 
-        def start() -> Running:
+        def launch() -> RunningProcess:
             process = TransformerProcess(self.service, directory, predictor_ports, log)
-            return Running(uri, bundle, process, "transformer", log)
+            return RunningProcess(uri, bundle, process, "transformer", log)
 
-        return await self._run(start)
+        return await self._start(launch)
 
-    async def predictor(self, uri: str, progress: Progress) -> Running:
+    async def start_predictor(self, uri: str, progress: Progress) -> RunningProcess:
         """Start a stock server, and return it when it serves the bundle's model.
 
         Raises
         ------
         LocalServiceError
-            If it does not get ready.
+            If it does not become ready.
         """
-        directory, bundle, log = await self._storage(uri, "predictor")
-        progress(f"predictor: {self.service.runtime} loads {bundle.name} {bundle.version}")
+        directory, bundle, log = await self._fetch_for("predictor", uri)
+        progress(f"predictor: {self.service.runtime} is loading {bundle.name} {bundle.version}")
         try:
             python = await asyncio.to_thread(install_predictor, self.service, progress)
 
-            def start() -> Running:
+            def launch() -> RunningProcess:
                 process = start_predictor(self.service, python, directory, log)
-                return Running(uri, bundle, process, "predictor", log)
+                return RunningProcess(uri, bundle, process, "predictor", log)
 
-            return await self._run(start)
+            return await self._start(launch)
         except (InstallError, LaunchError, PredictorError) as error:
             raise LocalServiceError(str(error)) from error
 
     async def read_bundle(self, uri: str) -> Bundle:
-        """The bundle at a URI, its model held against its digest.
+        """Read the bundle at a URI, and check the digest of its model.
 
         Raises
         ------
         LocalServiceError
-            If there is none that can be served.
+            If it cannot be read.
         """
-        directory = Path(tempfile.mkdtemp(dir=self._work))
+        directory = Path(tempfile.mkdtemp(dir=self._scratch))
         try:
             return await self._fetch(uri, directory)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
-    async def stop(self, old: Running) -> None:
-        """End a process: SIGTERM, then SIGKILL after its grace period."""
-        if old in self._serving:
-            self._serving.remove(old)
-        if old.ending is None:
-            old.ending = self._thread(old.process.stop)
-        await asyncio.shield(old.ending)
-        if old in self._owned:
-            self._owned.remove(old)
+    async def stop(self, old: RunningProcess) -> None:
+        """Send a process SIGTERM, and SIGKILL after its grace period."""
+        if old in self._ready:
+            self._ready.remove(old)
+        if old.exit_status is None:
+            old.exit_status = self._run_in_thread(old.process.stop)
+        await asyncio.shield(old.exit_status)
+        if old in self._processes:
+            self._processes.remove(old)
 
-    def check(self) -> None:
-        """Hold that all that serve still run.
-
-        Raises
-        ------
-        LocalServiceError
-            If one has ended by itself.
-        """
-        for one in self._serving:
-            one.check()
+    def require_all_running(self) -> None:
+        """Raise LocalServiceError if a process has ended after it became ready."""
+        for one in self._ready:
+            one.require_running()
 
     async def close(self) -> None:
-        """Stop every process: first the transformers, which answer what they have accepted."""
+        """Stop all processes; the transformers first, because they need the predictors to finish requests."""
         self._closed = True
         for component in ("transformer", "predictor"):
-            await asyncio.gather(*(self.stop(one) for one in self._owned if one.component == component))
-        await asyncio.gather(*self._in_threads, return_exceptions=True)
-        # Those that were just being started.
-        await asyncio.gather(*map(self.stop, self._owned))
-        shutil.rmtree(self._work, ignore_errors=True)
+            await asyncio.gather(*(self.stop(one) for one in self._processes if one.component == component))
+        await asyncio.gather(*self._thread_work, return_exceptions=True)
+        # Processes that a thread was still starting.
+        await asyncio.gather(*map(self.stop, self._processes))
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
-    async def _storage(self, uri: str, component: str) -> tuple[Path, Bundle, Path]:
-        """Do what KServe's storage initializer does, into a directory of the new process's own."""
-        self._started += 1
-        number = self._started
-        directory = self._work / f"{number}-models"
+    async def _fetch_for(self, component: str, uri: str) -> tuple[Path, Bundle, Path]:
+        """Copy a bundle to a new directory, as KServe's storage initializer does.
+
+        Returns
+        -------
+        The directory, the bundle, and the path of the new process's log.
+        """
+        self._start_count += 1
+        number = self._start_count
+        directory = self._scratch / f"{number}-models"
         bundle = await self._fetch(uri, directory)
         log = self._logs / f"{component}-{bundle.version}-{number}.log"
         try:
@@ -198,45 +193,47 @@ class Processes:
             raise LocalServiceError(text) from error
         return directory, bundle, log
 
-    async def _run(self, start: Callable[[], Running]) -> Running:
-        """Start a process, and return it when it serves; one that does not, or too late, is stopped."""
+    async def _start(self, launch: Callable[[], RunningProcess]) -> RunningProcess:
+        """Launch a process, and return it when it is ready; stop it if it does not become ready in time."""
         if self._closed:
             raise LocalServiceError("the local service is being stopped")
 
-        def owned() -> Running:
-            self._owned.append(started := start())
-            return started
+        def launch_and_record() -> RunningProcess:
+            self._processes.append(launched := launch())
+            return launched
 
-        starting = self._thread(owned)
+        starting = self._run_in_thread(launch_and_record)
         try:
             new = await asyncio.shield(starting)
-            await self._until_ready(new)
+            await self._wait_until_ready(new)
         except BaseException:
             await asyncio.wait([starting])
             if starting.exception() is None:
                 await self.stop(starting.result())
             raise
-        self._serving.append(new)
+        self._ready.append(new)
         return new
 
-    async def _until_ready(self, new: Running) -> None:
+    async def _wait_until_ready(self, new: RunningProcess) -> None:
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 while not await asyncio.to_thread(new.process.ready):
-                    new.check()
+                    new.require_running()
                     await asyncio.sleep(_POLL_S)
         except TimeoutError as error:
-            raise LocalServiceError(f"the {new.component} is not ready after {READY_TIMEOUT_S} s") from error
+            raise LocalServiceError(
+                f"the {new.component} is not ready after {READY_TIMEOUT_S} s; see {new.log}"
+            ) from error
 
     async def _fetch(self, uri: str, directory: Path) -> Bundle:
         try:
-            return await asyncio.shield(self._thread(lambda: bundles.fetch(uri, directory)))
+            return await asyncio.shield(self._run_in_thread(lambda: bundles.fetch(uri, directory)))
         except (bundles.StorageError, BundleError) as error:
             raise LocalServiceError(str(error)) from error
 
-    def _thread(self, work: Callable[[], _Result]) -> asyncio.Future[_Result]:
-        """Work on a thread, for whose end `close` waits; shield it, for cancelling would not end it."""
+    def _run_in_thread(self, work: Callable[[], _Result]) -> asyncio.Future[_Result]:
+        """Run work in a thread that `close` waits for. Shield the future: it cannot be cancelled."""
         running = asyncio.get_running_loop().run_in_executor(None, work)
-        self._in_threads.add(running)
-        running.add_done_callback(self._in_threads.discard)
+        self._thread_work.add(running)
+        running.add_done_callback(self._thread_work.discard)
         return running

@@ -1,4 +1,4 @@
-"""What the traffic is shifted between: tracks, each a transformer with the predictor that it reaches."""
+"""Tracks (stable and canary), each a transformer with its predictor, and the router that splits traffic."""
 
 import asyncio
 import contextlib
@@ -6,81 +6,81 @@ from collections.abc import Callable
 
 from inferenceservice.local.forwarder import Backend, Forwarder
 from inferenceservice.local.ingress import Ingress
-from inferenceservice.local.supervisor import LocalServiceError, Running
+from inferenceservice.local.supervisor import LocalServiceError, RunningProcess
 
-#: Seconds in which the requests that an old process has must be answered.
+#: Seconds for which a replaced process may finish its requests.
 DRAIN_TIMEOUT_S = 30
-#: Seconds in which connections must have left an old process before it is stopped, as in the spec.
+#: Seconds for which connections may leave a replaced process: the preStop pause in the spec.
 PRE_STOP_S = 10
 _POLL_S = 0.1
 
 
 class Track:
-    """A transformer and its predictor, which it reaches through one address, as it does through a Service.
+    """A transformer and its predictor, with forwarders between them in place of a Kubernetes Service.
 
     Attributes
     ----------
     predictor_ports
-        Where it does, over REST and over gRPC.
+        Ports of the forwarders, for REST and for gRPC.
     percent
-        Its part of the traffic while it is a canary.
+        Share of the traffic if the track is a canary.
     """
 
     def __init__(self) -> None:
         self.predictor_ports = (0, 0)
         self.percent = 0
         self._http, self._grpc = Forwarder(), Forwarder()
-        self._transformer: Running | None = None
-        self._predictor: Running | None = None
+        self._transformer: RunningProcess | None = None
+        self._predictor: RunningProcess | None = None
 
     async def open(self) -> None:
-        """Listen where the transformer expects its predictor."""
+        """Start the forwarders."""
         self.predictor_ports = (await self._http.start(), await self._grpc.start())
 
     async def close(self) -> None:
-        """Stop listening there."""
+        """Close the forwarders."""
         await self._http.close()
         await self._grpc.close()
 
     @property
-    def transformer(self) -> Running:
-        """Its transformer."""
-        return _there(self._transformer)
+    def transformer(self) -> RunningProcess:
+        """The transformer; raises LocalServiceError if there is none yet."""
+        return _require(self._transformer)
 
     @property
-    def predictor(self) -> Running:
-        """Its predictor."""
-        return _there(self._predictor)
+    def predictor(self) -> RunningProcess:
+        """The predictor; raises LocalServiceError if there is none yet."""
+        return _require(self._predictor)
 
     @property
-    def processes(self) -> list[Running]:
-        """Both, so far as they are there: the transformer first, for it uses the predictor."""
+    def processes(self) -> list[RunningProcess]:
+        """Transformer and predictor, as far as they exist, in the order in which to stop them."""
         return [one for one in (self._transformer, self._predictor) if one is not None]
 
-    def put_transformer(self, new: Running) -> list[Running]:
-        """Take a transformer, and return what it replaces."""
+    def replace_transformer(self, new: RunningProcess) -> list[RunningProcess]:
+        """Set the transformer, and return the process that it replaces, if any."""
         old, self._transformer = self._transformer, new
         return [] if old is None else [old]
 
-    def put_predictor(self, new: Running) -> list[Running]:
-        """Take a predictor, to which new connections go from now on, and return what it replaces."""
+    def replace_predictor(self, new: RunningProcess) -> list[RunningProcess]:
+        """Set the predictor that new connections go to, and return the process that it replaces, if any."""
         old, self._predictor = self._predictor, new
         self._http.backends = [Backend(new.address)]
         self._grpc.backends = [Backend(new.grpc_address)]
         return [] if old is None else [old]
 
-    def connections(self, predictor: Running) -> int:
-        """How many connections a predictor has from here."""
+    def connection_count(self, predictor: RunningProcess) -> int:
+        """Return the number of connections to a predictor."""
         return self._http.connections[predictor.address] + self._grpc.connections[predictor.grpc_address]
 
 
-class Traffic:
-    """The ingress of an InferenceService, and all tracks that have, had or will have a part of what it takes.
+class TrackRouter:
+    """The ingress of an InferenceService and all tracks behind it, including those without traffic.
 
     Parameters
     ----------
     name, namespace
-        Of the InferenceService, for its host names.
+        Name and namespace of the InferenceService, for its host names.
     """
 
     def __init__(self, name: str, namespace: str) -> None:
@@ -88,7 +88,7 @@ class Traffic:
         self._tracks: list[Track] = []
 
     async def start(self, port: int, grpc_port: int) -> None:
-        """Let the ingress listen.
+        """Start the ingress.
 
         Raises
         ------
@@ -97,18 +97,18 @@ class Traffic:
         """
         await self._ingress.start(port, grpc_port)
 
-    async def open(self, track: Track) -> None:
-        """Take a track in, which gets no traffic yet."""
+    async def add(self, track: Track) -> None:
+        """Open a track. It gets no traffic yet."""
         self._tracks.append(track)
         await track.open()
 
     async def remove(self, track: Track) -> None:
-        """Close a track that gets no traffic any more."""
+        """Close a track that no longer gets traffic."""
         self._tracks.remove(track)
         await track.close()
 
     def split(self, stable: Track, canary: Track | None) -> None:
-        """Let new requests and connections go to a track, and some of them to another one."""
+        """Send new requests and connections to the stable track, and the canary's share to the canary."""
         shares = [(stable, 100 - canary.percent), (canary, canary.percent)] if canary else [(stable, 100)]
         transformers = [
             (one, share)
@@ -124,30 +124,30 @@ class Traffic:
             Backend(one.address) for one in stable.processes if one.component == "predictor"
         ]
 
-    async def left(self, old: Running) -> None:
-        """Wait until a process has no request and no connection any more, but no longer than a pod would."""
-        await _until(lambda: not self._ingress.requests(old.address), DRAIN_TIMEOUT_S)
-        await _until(lambda: not self._connections(old), PRE_STOP_S)
+    async def drain(self, old: RunningProcess) -> None:
+        """Wait until a process has no requests and no connections, for at most as long as a pod would."""
+        await _wait_until(lambda: not self._ingress.requests_in_flight(old.address), DRAIN_TIMEOUT_S)
+        await _wait_until(lambda: not self._connection_count(old), PRE_STOP_S)
 
     async def close(self) -> None:
-        """Stop listening and close what is open."""
+        """Close the ingress and all tracks."""
         await self._ingress.close()
         for track in self._tracks:
             await track.close()
 
-    def _connections(self, old: Running) -> int:
+    def _connection_count(self, old: RunningProcess) -> int:
         clients = self._ingress.transformer_grpc.connections[old.grpc_address]
-        return clients + sum(track.connections(old) for track in self._tracks)
+        return clients + sum(track.connection_count(old) for track in self._tracks)
 
 
-def _there(one: Running | None) -> Running:
+def _require(one: RunningProcess | None) -> RunningProcess:
     if one is None:
         raise LocalServiceError("the service is not running")
     return one
 
 
-async def _until(condition: Callable[[], bool], timeout_s: float) -> None:
-    """Wait for a condition, but not for ever."""
+async def _wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
+    """Wait until a condition is true or the time is over."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             while not condition():

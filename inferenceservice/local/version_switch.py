@@ -1,75 +1,75 @@
-"""What the local service serves now, and how something else takes its place: no request fails.
+"""Changes of the versions that the local service serves, without a failed request.
 
-What is new is started beside what serves, gets the traffic when it is ready, and what it has replaced is
-drained. A change that is interrupted has happened or not: what it started is stopped, what it replaced is
-drained all the same.
+A change starts the new processes beside the old ones, sends the traffic to them when they are ready, and
+drains and stops the old ones. A change that is cancelled is either complete or has no effect: processes that
+it started are stopped, and processes that it replaced are drained and stopped.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from inferenceservice.local.supervisor import Processes, Running
-from inferenceservice.local.tracks import Track, Traffic
+from inferenceservice.local.supervisor import ProcessSupervisor, RunningProcess
+from inferenceservice.local.tracks import Track, TrackRouter
 from inferenceservice.rollout_target import Canary, Progress
 
 
-class Serving:
-    """The tracks of an InferenceService, changed one at a time; see `LocalService`.
+class VersionSwitch:
+    """Changes the tracks of an InferenceService. Make one change at a time; see `LocalService`.
 
     Parameters
     ----------
-    processes
-        Starts and stops them.
-    traffic
-        Is shifted between them.
+    supervisor
+        Starts and stops the processes.
+    router
+        Splits the traffic between the tracks.
 
     Attributes
     ----------
     stable, canary
-        What serves, and what serves a part of the traffic.
+        The track that serves, and the one that serves a share of the traffic.
     history
-        Bundles that the predictor served before, the last one last; going back takes from it.
+        Bundles that the predictor served before, newest last. A rollback removes the last one.
     """
 
-    def __init__(self, processes: Processes, traffic: Traffic) -> None:
+    def __init__(self, supervisor: ProcessSupervisor, router: TrackRouter) -> None:
         self.stable = Track()
         self.canary: Track | None = None
         self.history: list[str] = []
-        self._processes = processes
-        self._traffic = traffic
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._supervisor = supervisor
+        self._router = router
+        self._draining: set[asyncio.Task[None]] = set()
 
     async def start(self, uri: str, progress: Progress) -> None:
-        """Serve a first bundle."""
-        await self._traffic.open(self.stable)
+        """Start to serve a first bundle."""
+        await self._router.add(self.stable)
         await self.change_each(uri, progress)
 
     async def change_transformer(self, uri: str, progress: Progress) -> None:
-        """Put another transformer in front of the predictor."""
-        new = await self._processes.transformer(uri, self.stable.predictor_ports, progress)
-        old = self.stable.put_transformer(new)
-        self._shift()
-        await self._retire(old)
+        """Replace the transformer by one with another bundle."""
+        new = await self._supervisor.start_transformer(uri, self.stable.predictor_ports, progress)
+        old = self.stable.replace_transformer(new)
+        self._route()
+        await self._drain_and_stop(old)
 
     async def change_predictor(self, uri: str, progress: Progress) -> None:
-        """Put another predictor behind the transformer: a canary's, if it has this bundle. Ends a canary."""
+        """Replace the predictor: by the canary's if that has the bundle, else by a new one. Ends a canary."""
         canary = self.canary
         if canary is not None and canary.predictor.uri == uri:
             new, old = canary.predictor, [canary.transformer]
         else:
-            new = await self._processes.predictor(uri, progress)
+            new = await self._supervisor.start_predictor(uri, progress)
             old = [] if canary is None else canary.processes
-        replaced = self.stable.put_predictor(new)
+        replaced = self.stable.replace_predictor(new)
         self.canary = None
-        self._shift()
+        self._route()
         for one in replaced:
-            self._remember(one, new)
-        await self._retire(old + replaced, [] if canary is None else [canary])
+            self._record(one, new)
+        await self._drain_and_stop(old + replaced, [] if canary is None else [canary])
 
     async def change_both(self, uri: str, progress: Progress) -> None:
-        """Let the canary, or what is started beside both, have all traffic at once. Ends a canary.
+        """Send all traffic to the canary if that has the bundle, else to a new track. Ends a canary.
 
-        The old transformer never meets the new predictor, nor the new one the old.
+        No transformer ever calls the predictor of the other track.
         """
         canary = self.canary
         if canary is not None and canary.predictor.uri == uri:
@@ -77,15 +77,21 @@ class Serving:
         else:
             new = await self._start_track(uri, progress)
         old = [track for track in (self.stable, canary) if track is not None and track is not new]
-        self._remember(self.stable.predictor, new.predictor)
+        self._record(self.stable.predictor, new.predictor)
         self.stable, self.canary = new, None
-        self._shift()
-        await self._retire([one for track in old for one in track.processes], old)
+        self._route()
+        await self._drain_and_stop([one for track in old for one in track.processes], old)
 
     async def change_each(
         self, uri: str, progress: Progress, late_s: tuple[float, float] = (0.0, 0.0)
     ) -> None:
-        """Change transformer and predictor, each as soon as it is ready, whichever comes first."""
+        """Replace transformer and predictor independently, each as soon as the new one is ready.
+
+        Parameters
+        ----------
+        late_s
+            Seconds by which the start of the transformer and of the predictor is delayed.
+        """
 
         async def late(delay_s: float, change: Callable[[str, Progress], Awaitable[None]]) -> None:
             await asyncio.sleep(delay_s)
@@ -96,7 +102,7 @@ class Serving:
         try:
             await asyncio.wait(changing, return_when=asyncio.FIRST_EXCEPTION)
         finally:
-            # One that has failed will not be waited for by the other.
+            # If one has failed, the other is cancelled.
             for task in changing:
                 task.cancel()
             await asyncio.wait(changing)
@@ -105,7 +111,7 @@ class Serving:
                 task.result()
 
     async def change_canary(self, canary: Canary, progress: Progress) -> None:
-        """Give a part of the requests to a predictor that has a transformer of its own."""
+        """Send a share of the traffic to a track of its own with the canary's bundle."""
         old = self.canary
         if old is not None and old.predictor.uri == canary.uri:
             new = old
@@ -113,63 +119,66 @@ class Serving:
             new = await self._start_track(canary.uri, progress)
         new.percent = canary.percent
         self.canary = new
-        self._shift()
+        self._route()
         if old is not None and old is not new:
-            await self._retire(old.processes, [old])
+            await self._drain_and_stop(old.processes, [old])
 
     async def end_canary(self) -> None:
-        """Give all traffic to what is no canary."""
+        """Send all traffic to the stable track, and stop the canary."""
         canary, self.canary = self.canary, None
-        self._shift()
+        self._route()
         if canary is not None:
-            await self._retire(canary.processes, [canary])
+            await self._drain_and_stop(canary.processes, [canary])
 
-    async def settle(self) -> None:
-        """Wait until everything that was replaced has ended."""
-        if self._retiring:
-            await asyncio.wait(self._retiring)
+    async def wait_until_drained(self) -> None:
+        """Wait until all replaced processes have stopped."""
+        if self._draining:
+            await asyncio.wait(self._draining)
 
     async def close(self) -> None:
-        """Stop every process: first the transformers, which answer what they have accepted."""
-        for task in self._retiring:
+        """Stop all processes, then the ingress."""
+        for task in self._draining:
             task.cancel()
-        await asyncio.gather(*self._retiring, return_exceptions=True)
-        await self._processes.close()
-        await self._traffic.close()
+        await asyncio.gather(*self._draining, return_exceptions=True)
+        await self._supervisor.close()
+        await self._router.close()
 
     async def _start_track(self, uri: str, progress: Progress) -> Track:
-        """Start a predictor, and a transformer that meets no other."""
+        """Start a predictor, and a transformer that calls this predictor only."""
         track = Track()
         try:
-            await self._traffic.open(track)
-            track.put_predictor(await self._processes.predictor(uri, progress))
+            await self._router.add(track)
+            track.replace_predictor(await self._supervisor.start_predictor(uri, progress))
             ports = track.predictor_ports
-            track.put_transformer(await self._processes.transformer(uri, ports, progress))
+            track.replace_transformer(await self._supervisor.start_transformer(uri, ports, progress))
         except BaseException:
-            await self._retire(track.processes, [track])
+            await self._drain_and_stop(track.processes, [track])
             raise
         return track
 
-    def _shift(self) -> None:
-        """Let new requests and connections go where they should go now."""
-        self._traffic.split(self.stable, self.canary)
+    def _route(self) -> None:
+        """Send new requests and connections to the current tracks."""
+        self._router.split(self.stable, self.canary)
 
-    def _remember(self, old: Running, new: Running) -> None:
+    def _record(self, old: RunningProcess, new: RunningProcess) -> None:
+        """Record a change of the predictor; a change to the last bundle in the history is a rollback."""
         if self.history[-1:] == [new.uri]:
             self.history.pop()
         elif old.uri != new.uri:
             self.history.append(old.uri)
 
-    async def _retire(self, processes: Sequence[Running], tracks: Sequence[Track] = ()) -> None:
-        """Stop what gets nothing new, when what it has is done; that goes on if the change is interrupted."""
-        retiring = asyncio.create_task(self._stop(processes, tracks))
-        self._retiring.add(retiring)
-        retiring.add_done_callback(self._retiring.discard)
-        await asyncio.shield(retiring)
+    async def _drain_and_stop(
+        self, processes: Sequence[RunningProcess], tracks: Sequence[Track] = ()
+    ) -> None:
+        """Drain and stop processes that get no new requests. This goes on if the caller is cancelled."""
+        draining = asyncio.create_task(self._stop_drained(processes, tracks))
+        self._draining.add(draining)
+        draining.add_done_callback(self._draining.discard)
+        await asyncio.shield(draining)
 
-    async def _stop(self, processes: Sequence[Running], tracks: Sequence[Track]) -> None:
+    async def _stop_drained(self, processes: Sequence[RunningProcess], tracks: Sequence[Track]) -> None:
         for one in processes:
-            await self._traffic.left(one)
-            await self._processes.stop(one)
+            await self._router.drain(one)
+            await self._supervisor.stop(one)
         for track in tracks:
-            await self._traffic.remove(track)
+            await self._router.remove(track)

@@ -279,7 +279,7 @@ def test_ctrl_c_stops_every_child_of_up(trained_bundle, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_up_stops_every_child_even_before_it_is_ready(number, trained_bundle, tmp_path):
     with Up(trained_bundle, tmp_path / "up") as up:
-        up.wait_for("loads placement")
+        up.wait_for("is loading placement")
         family = up.family()
         up.process.send_signal(number)
         assert up.process.wait(TIMEOUT_S) == 0, up.told()
@@ -352,12 +352,12 @@ def test_ctrl_c_of_a_rollout_leaves_everything_as_it_was(trained_bundle, up, tmp
     )
     assert rolling.stderr is not None
     told = ""
-    while "starts with placement v2" not in told:
+    while "starting with placement v2" not in told:
         told += rolling.stderr.readline()
     rolling.send_signal(signal.SIGINT)
     told += rolling.communicate(timeout=TIMEOUT_S)[1]
     assert rolling.returncode == 130, told
-    assert told.splitlines()[-1].endswith("all is as before"), told
+    assert told.splitlines()[-1].endswith("the previous state is restored"), told
     after = placement("status", "--run", up.directory, "--json")
     uris = ("transformer_uri", "predictor_uri", "previous_uri", "canary")
     assert [json.loads(after.stdout)[name] for name in uris] == [

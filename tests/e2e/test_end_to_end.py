@@ -156,7 +156,7 @@ def test_a_component_that_dies_is_reported_and_nothing_is_left_behind(trained_bu
             watching.result(timeout=10)
     (log,) = tmp_path.glob("predictor-*.log")
     told = str(raised.value).splitlines()
-    assert told[0] == f"the predictor ended with status 137; its last lines ({log}):"
+    assert told[0] == f"the predictor ended with status 137; the last lines of {log}:"
     assert told[1:] == [f"  {line}" for line in log.read_text().splitlines()[-20:]]
     assert still_running(processes) == []
 

@@ -19,9 +19,9 @@ import psutil
 import pytest
 
 from inferenceservice.local import supervisor, tracks
-from inferenceservice.local.supervisor import Processes
-from inferenceservice.local.tracks import Track, Traffic
-from inferenceservice.local.version_switch import Serving
+from inferenceservice.local.supervisor import ProcessSupervisor
+from inferenceservice.local.tracks import Track, TrackRouter
+from inferenceservice.local.version_switch import VersionSwitch
 from inferenceservice.rollout_target import Canary
 from predictor.process import free_ports
 from tests.support.sync_processes import SPEC
@@ -82,7 +82,7 @@ def quiet(_: str) -> None:
     """Progress that nobody watches."""
 
 
-Change = Callable[[Serving, Versions], Coroutine[Any, Any, None]]
+Change = Callable[[VersionSwitch, Versions], Coroutine[Any, Any, None]]
 
 #: Changes to the new version, and the canary that is there before.
 CHANGES: dict[str, tuple[Change, str | None]] = {
@@ -101,8 +101,8 @@ CHANGES: dict[str, tuple[Change, str | None]] = {
 
 
 @contextlib.asynccontextmanager
-async def served(versions: Versions, canary: str | None, logs: Path) -> AsyncIterator[Serving]:
-    serving = Serving(Processes(SPEC, logs), Traffic("placement", "default"))
+async def served(versions: Versions, canary: str | None, logs: Path) -> AsyncIterator[VersionSwitch]:
+    serving = VersionSwitch(ProcessSupervisor(SPEC, logs), TrackRouter("placement", "default"))
     try:
         await serving.start(versions.old, quiet)
         if canary is not None:
@@ -121,7 +121,7 @@ def listening() -> int:
     return sum(one.status == psutil.CONN_LISTEN for one in connections)
 
 
-def serving_tracks(serving: Serving) -> list[Track]:
+def serving_tracks(serving: VersionSwitch) -> list[Track]:
     return [track for track in (serving.stable, serving.canary) if track is not None]
 
 
@@ -189,7 +189,7 @@ async def test_a_change_that_is_interrupted_leaves_what_serves_and_nothing_else(
                 changing.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await changing
-            await serving.settle()
+            await serving.wait_until_drained()
             there = {one.process.pid for track in serving_tracks(serving) for one in track.processes}
             assert running() - none == there, f"at moment {moment}"
             assert listening() - nowhere == 2 * len(serving_tracks(serving))

@@ -9,7 +9,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from inferenceservice.local.control_server import CONTROL_FILE, ControlEndpoint, LocalTarget, NotRunningError
+from inferenceservice.local.control_client import LocalTarget, NotRunningError
+from inferenceservice.local.control_file import CONTROL_FILE
+from inferenceservice.local.control_server import ControlServer
 from inferenceservice.rollout import RolloutError, rollback, rollout
 from inferenceservice.rollout_target import Canary, State
 from tests.support.async_processes import running_service
@@ -19,7 +21,7 @@ from tests.support.version_pairs import VersionPair
 async def test_the_local_service_is_rolled_out_through_its_control_endpoint(pair, tmp_path):
     """With a canary, and back; the endpoint answers whoever has the token, and nobody else."""
     file = tmp_path / CONTROL_FILE
-    async with running_service(pair, tmp_path) as local, ControlEndpoint(local, file):
+    async with running_service(pair, tmp_path) as local, ControlServer(local, file):
         mode = file.stat().st_mode
         assert stat.S_IMODE(mode) == 0o600
         target = LocalTarget(file)
@@ -28,7 +30,7 @@ async def test_the_local_service_is_rolled_out_through_its_control_endpoint(pair
         told: list[str] = []
         await rollout(target, str(pair.new), told.append, canary=50)
         assert (await target.state()).canary == Canary(str(pair.new), 50)
-        assert "checking what v2 and v1 answer" in told
+        assert "checking the answers of v2 and v1" in told
         await status_shows_the_canary(pair, tmp_path)
         candidates = pair.candidates[:1]
         versions = [(await target.score(candidates, "placement")).version for _ in range(60)]
@@ -37,7 +39,7 @@ async def test_the_local_service_is_rolled_out_through_its_control_endpoint(pair
         assert await target.state() == State(str(pair.new), str(pair.new), str(pair.old))
         assert any("predictor" in line for line in told)
         assert 'version="v2"' in (await target.metrics())["transformer"]
-        with pytest.raises(RolloutError, match="all is as before"):
+        with pytest.raises(RolloutError, match="the previous state is restored"):
             await rollout(target, str(broken_model(pair.new, tmp_path)), told.append, force=True)
         await only_the_token_opens(json.loads(file.read_text()))
         assert await rollback(target, told.append) == "v1"

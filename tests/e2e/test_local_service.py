@@ -16,7 +16,9 @@ import aiohttp
 import psutil
 import pytest
 
-from inferenceservice.local.control_server import CONTROL_FILE, ControlEndpoint, LocalTarget
+from inferenceservice.local.control_client import LocalTarget
+from inferenceservice.local.control_file import CONTROL_FILE
+from inferenceservice.local.control_server import ControlServer
 from inferenceservice.local.local_service import LocalService
 from inferenceservice.local.supervisor import LocalServiceError
 from inferenceservice.rollout import rollout
@@ -131,7 +133,9 @@ async def test_a_spec_with_one_pod_for_both_is_applied_and_no_request_fails(unre
         await some_more(tally, "v1")
         await local.apply(dataclasses.replace(ONE_POD, storage_uri=new), quiet)
         assert await local.state() == State(new, new, old, collocated=True)
-        with pytest.raises(LocalServiceError, match="placement runs here: the spec is that of salary"):
+        with pytest.raises(
+            LocalServiceError, match="spec is that of salary, but the service that runs here is placement"
+        ):
             await local.apply(dataclasses.replace(ONE_POD, name="salary"), quiet)
         await some_more(tally, "v2")
     assert dict(tally.failed) == {}
@@ -141,7 +145,7 @@ async def test_a_spec_with_one_pod_for_both_is_applied_and_no_request_fails(unre
 async def test_a_canary_has_its_transformer_and_takes_over_with_it(unrelated, tmp_path):
     old, new = str(unrelated.old), str(unrelated.new)
     file = tmp_path / CONTROL_FILE
-    async with serving(unrelated.old, tmp_path) as local, ControlEndpoint(local, file):
+    async with serving(unrelated.old, tmp_path) as local, ControlServer(local, file):
         target = LocalTarget(file)
         assert set(await target.metrics()) == {"transformer"}
         await target.set_canary(Canary(new, 50), quiet)
@@ -154,7 +158,7 @@ async def test_a_canary_has_its_transformer_and_takes_over_with_it(unrelated, tm
         assert await target.state() == State(new, new, old)
         assert family() < both, "nothing was started"
         assert (await target.score(unrelated.candidates[:1], "placement")).version == "v2"
-        with pytest.raises(TargetError, match="what answers is not the service of salary"):
+        with pytest.raises(TargetError, match="the response is not a prediction of model salary"):
             await target.score(unrelated.candidates[:1], "salary")
         broken = str(damaged(unrelated.old, tmp_path / "v3"))
         with pytest.raises(TargetError, match=r"v3/model.joblib: SHA-256 is .*: the file was changed"):
@@ -177,15 +181,15 @@ async def test_a_step_whose_client_has_left_goes_on_to_its_end(unrelated, tmp_pa
     caplog.set_level(logging.WARNING)
     old, new = str(unrelated.old), str(unrelated.new)
     file = tmp_path / CONTROL_FILE
-    async with serving(unrelated.old, tmp_path) as local, ControlEndpoint(local, file):
+    async with serving(unrelated.old, tmp_path) as local, ControlServer(local, file):
         target = LocalTarget(file)
         await leave(lambda progress: target.set_both(new, progress))
-        await target.settle()
+        await target.wait_until_idle()
         assert await target.state() == State(new, new, old)
         broken = str(unloadable(unrelated.new, tmp_path / "v9"))
         processes = family()
         await leave(lambda progress: target.set_predictor(broken, progress))
-        await target.settle()
+        await target.wait_until_idle()
         assert await target.state() == State(new, new, old)
         assert family() == processes
     gc.collect()
@@ -198,7 +202,7 @@ async def test_a_service_that_ends_during_a_step_tells_the_client_and_leaves_not
     file = tmp_path / CONTROL_FILE
     begun = asyncio.Event()
     async with serving(unrelated.old, tmp_path) as local:
-        async with ControlEndpoint(local, file):
+        async with ControlServer(local, file):
             target = LocalTarget(file)
             step = asyncio.create_task(target.set_both(str(unrelated.new), lambda _: begun.set()))
             await begun.wait()
@@ -218,7 +222,7 @@ async def not_started(directory: Path) -> AsyncIterator[LocalService]:
 async def test_a_control_file_that_another_service_has_written_is_left_to_it(tmp_path):
     file = tmp_path / CONTROL_FILE
     async with not_started(tmp_path) as local:
-        first, second = ControlEndpoint(local, file), ControlEndpoint(local, file)
+        first, second = ControlServer(local, file), ControlServer(local, file)
         await first.start()
         await second.start()
         written = file.read_text()
@@ -246,14 +250,15 @@ class Control:
 @pytest.fixture
 async def control(tmp_path) -> AsyncIterator[Control]:
     file = tmp_path / CONTROL_FILE
-    async with not_started(tmp_path) as local, ControlEndpoint(local, file):
+    async with not_started(tmp_path) as local, ControlServer(local, file):
         yield Control(**json.loads(file.read_text()))
 
 
 async def ask(control: Control, headers: dict[str, str | None], **how: Any) -> tuple[int, str]:
     """Status and text of an answer to whoever sends these headers, beside the right ones."""
     given = {name: value for name, value in {**control.headers, **headers}.items() if value is not None}
-    method, path, body = how.get("method", "POST"), how.get("path", "/settle"), how.get("body", b"{}")
+    method, body = how.get("method", "POST"), how.get("body", b"{}")
+    path = how.get("path", "/wait_until_idle")
     async with (
         aiohttp.ClientSession() as session,
         session.request(method, f"http://{control.address}{path}", data=body, headers=given) as response,
@@ -290,7 +295,8 @@ ELSEWHERE = [
 async def test_the_control_endpoint_answers_no_web_page(headers, control):
     port = control.address.rpartition(":")[2]
     headers = {name: value.format(port=port) for name, value in headers.items()}
-    told = (403, json.dumps({"error": f"must be asked as {control.address}, and by no web page"}))
+    error = f"the host must be {control.address}, and requests from web pages are refused"
+    told = (403, json.dumps({"error": error}))
     assert await ask(control, headers) == told
     assert await ask(control, {**headers, "authorization": None}) == told
     asked_first = {**headers, "access-control-request-method": "POST", "authorization": None}
@@ -318,7 +324,7 @@ async def test_the_control_endpoint_answers_nobody_without_its_token(wrong, cont
         compared.append(expected)
         return compare_digest(given, expected)
 
-    monkeypatch.setattr("inferenceservice.local.control.hmac.compare_digest", compare)
+    monkeypatch.setattr("inferenceservice.local.control_server.hmac.compare_digest", compare)
     given = {"authorization": WRONG_TOKENS[wrong](control.token)}
     told = (401, json.dumps({"error": "authorization: must be the token of the control file"}))
     assert await ask(control, given) == told
@@ -330,7 +336,7 @@ async def test_the_control_endpoint_answers_nobody_without_its_token(wrong, cont
 async def test_bytes_that_are_no_text_are_no_token(control):
     host, port = control.address.split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(f"POST /settle HTTP/1.0\r\nhost: {control.address}\r\nauthorization: ".encode())
+    writer.write(f"POST /wait_until_idle HTTP/1.0\r\nhost: {control.address}\r\nauthorization: ".encode())
     writer.write(b"Bearer \xff\xfe\r\ncontent-length: 0\r\n\r\n")
     assert (await reader.readline()).split()[1] == b"401"
     writer.close()
@@ -349,7 +355,7 @@ async def test_every_start_has_a_token_of_its_own(tmp_path):
     tokens = []
     async with not_started(tmp_path) as local:
         for _ in range(2):
-            async with ControlEndpoint(local, file):
+            async with ControlServer(local, file):
                 tokens.append(json.loads(file.read_text())["token"])
                 assert file.stat().st_mode & 0o777 == 0o600
     assert len(set(tokens)) == 2

@@ -78,7 +78,7 @@ async def test_a_deployment_that_gives_up_brings_everything_back(
         cluster.meanwhile = lambda: cluster.failing.add(V2) if cluster.patches else None
     with pytest.raises(RolloutError) as failed:
         await rollout(target(), V2, print)
-    assert f"the {changed[-1]} does not get ready with {V2}: ProgressDeadlineExceeded" in str(failed.value)
+    assert f"the {changed[-1]} does not become ready with {V2}: ProgressDeadlineExceeded" in str(failed.value)
     assert "has timed out progressing" in str(failed.value)
     assert "\n" not in str(failed.value)
     assert cluster.isvc["spec"] == before
@@ -92,7 +92,7 @@ async def test_a_version_that_serves_other_scores_is_taken_back(
 ) -> None:
     cluster = await start()
     versions.serve_other_scores(V2)
-    with pytest.raises(RolloutError, match="other scores than its bundle says"):
+    with pytest.raises(RolloutError, match="scores its reference rows differently from its bundle"):
         await rollout(target(), V2, print)
     assert cluster.pods == {"transformer": [V1, V1], "predictor": [V1, V1]}
 
@@ -115,8 +115,8 @@ async def test_a_change_by_someone_else_is_not_overwritten(start: Start, target:
     with pytest.raises(RolloutError, match="was not rolled out") as failed:
         await rollout(target(), V2, progress)
     assert str(failed.value.__cause__) == (
-        "someone else has changed the InferenceService placement meanwhile (the predictor's storageUri is "
-        f"{V3} instead of {V1}); nothing of that was overwritten"
+        "another client changed the InferenceService placement during the rollout (the predictor's "
+        f"storageUri is {V3} instead of {V1}); that change was not overwritten"
     )
     assert (cluster.uri("transformer"), cluster.uri("predictor")) == (V2, V3)
 
@@ -124,7 +124,7 @@ async def test_a_change_by_someone_else_is_not_overwritten(start: Start, target:
 async def test_a_change_in_the_moment_of_the_patch_is_not_overwritten(start: Start, target: Any) -> None:
     cluster = await start()
     cluster.meanwhile = lambda: someone_sets_the_predictor(cluster)
-    with pytest.raises(TargetError, match="someone else has changed"):
+    with pytest.raises(TargetError, match="another client changed"):
         await target().set_predictor(V2, print)
     assert cluster.uri("predictor") == V3
 
@@ -154,7 +154,7 @@ async def test_a_pause_of_the_api_server_interrupts_no_rollout(start: Start, tar
             cluster.down = 10
 
     assert await rollout(target(), V2, progress) == "v2"
-    assert any("shutting down (ServiceUnavailable); asking again" in line for line in lines)
+    assert any("shutting down (ServiceUnavailable); retrying" in line for line in lines)
 
 
 async def test_a_controller_that_does_nothing_is_waited_for_only_so_long(start: Start, target: Any) -> None:
@@ -187,8 +187,10 @@ async def test_a_timeout_says_what_the_conditions_say(start: Start, target: Any)
 
 async def test_a_canary_in_standard_mode_is_refused_with_the_reason(start: Start, target: Any) -> None:
     cluster = await start()
-    for work in (target().check_canary(), target().set_canary(Canary(V2, 20), print)):
-        with pytest.raises(TargetError, match=r"ignores canaryTrafficPercent.*Roll the version out whole"):
+    for work in (target().require_canary_support(), target().set_canary(Canary(V2, 20), print)):
+        with pytest.raises(
+            TargetError, match=r"ignores canaryTrafficPercent.*roll the version out without a canary"
+        ):
             await work
     assert cluster.patches == []
 
@@ -234,7 +236,9 @@ async def test_a_canary_that_does_not_come_up_is_taken_back(start: Start, target
 async def test_a_canary_that_answers_wrongly_is_undone(start: Start, target: Any, versions: Versions) -> None:
     cluster = await start("Knative")
     versions.serve_other_scores(V2)
-    with pytest.raises(RolloutError, match="all is as before: v2 gives its reference rows other scores"):
+    with pytest.raises(
+        RolloutError, match="the previous state is restored: v2 scores its reference rows differently"
+    ):
         await rollout(target(), V2, print, canary=20)
     assert cluster.shares[-1] == {V1: 100}
     assert max(shares.get(V2, 0) for shares in cluster.shares) == 20
@@ -245,7 +249,7 @@ async def test_a_canary_that_gets_no_requests_is_undone(
 ) -> None:
     cluster = await start("Knative")
     cluster.unreached.add(("predictor", V2))
-    with pytest.raises(RolloutError, match=r"as before: v2 gave none of 49 answers within .* give 50 %"):
+    with pytest.raises(RolloutError, match=r"is restored: v2 gave 0 of 49 answers within .* about 50 %"):
         await rollout(target(), V2, print, canary=50)
     assert cluster.shares[-1] == {V1: 100}
 
@@ -253,8 +257,8 @@ async def test_a_canary_that_gets_no_requests_is_undone(
 async def test_a_canary_of_the_first_revision_is_refused(start: Start, target: Any) -> None:
     cluster = await start("Knative")
     del cluster.isvc["status"]["components"]["predictor"]["latestRolledoutRevision"]
-    with pytest.raises(TargetError, match="no revision of the predictor has had all the traffic yet"):
-        await target().check_canary()
+    with pytest.raises(TargetError, match="no revision of the predictor has had all traffic yet"):
+        await target().require_canary_support()
 
 
 async def test_knative_revisions_are_rolled_out_and_back(start: Start, target: Any) -> None:
@@ -291,11 +295,11 @@ async def test_a_canary_of_one_pod_with_both_is_finished_or_undone(start: Start,
 @pytest.mark.parametrize("mode", ["Standard", "Knative"])
 async def test_strangers_change_in_one_patch_and_back(start: Start, target: Any, mode: str) -> None:
     cluster = await start(mode)
-    with pytest.raises(RolloutError, match="v9 does not know v1"):
+    with pytest.raises(RolloutError, match="v9 does not recognise v1"):
         await rollout(target(), V9, print)
     lines: list[str] = []
     assert await rollout(target(), V9, lines.append, force=True) == "v9"
-    assert "v9 and v1 do not know each other: both components change at once" in lines[0]
+    assert "v9 and v1 do not recognise each other: both components change at once" in lines[0]
     assert {line.partition(": ")[0] for line in lines[1:]} >= {"predictor", "transformer"}
     assert await rollback(target(), lines.append) == "v1"
     assert [len(patch) for patch in cluster.patches] == [2, 2]
@@ -313,7 +317,9 @@ async def test_strangers_that_do_not_come_up_are_taken_back_at_once(
 ) -> None:
     cluster = await start()
     cluster.failing.add((failing, V9))
-    with pytest.raises(RolloutError, match=f"all is as before: the {failing} does not get ready with {V9}"):
+    with pytest.raises(
+        RolloutError, match=f"the previous state is restored: the {failing} does not become ready with {V9}"
+    ):
         await rollout(target(), V9, print, force=True)
     assert cluster.pods == {"transformer": [V1, V1], "predictor": [V1, V1]}
     assert [len(patch) for patch in cluster.patches] == [2, 2]
@@ -400,17 +406,17 @@ async def test_a_missing_service_a_missing_context_and_a_dead_server_are_told_in
 ) -> None:
     cluster = await start()
     missing = (
-        r"no InferenceService plaicement in namespace scoring \(.* not found \(NotFound\)\); see --context"
+        r"no InferenceService plaicement in namespace scoring \(.* not found \(NotFound\)\); check --context"
     )
     with pytest.raises(TargetError, match=missing):
         await target("plaicement").state()
-    with pytest.raises(TargetError, match=r"no cluster to talk to: .*other.*set KUBECONFIG"):
+    with pytest.raises(TargetError, match=r"cannot find a cluster: .*other.*set KUBECONFIG"):
         target(context="other")
     await cluster.close()
     with pytest.raises(TargetError, match=r"^the API server http://.* does not answer: Connection refused$"):
         await target().state()
     monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
-    with pytest.raises(TargetError, match=r"^no cluster to talk to: .*; set KUBECONFIG and --context$"):
+    with pytest.raises(TargetError, match=r"^cannot find a cluster: .*; set KUBECONFIG or --context$"):
         target()
 
 
@@ -432,7 +438,7 @@ async def test_a_missing_service_a_missing_context_and_a_dead_server_are_told_in
         ),
         pytest.param(
             lambda isvc: isvc["status"].update(deploymentMode="ModelMesh"),
-            "deployment mode ModelMesh: must be one of Standard, Knative",
+            "deployment mode must be one of Standard, Knative, got ModelMesh",
             id="ModelMesh",
         ),
     ],
@@ -463,9 +469,9 @@ async def test_a_bundle_is_read_from_its_copy_and_held_against_its_digest(
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
-        (V2, r"pvc:// cannot be read from here; name a copy .* --bundle pvc://models=DIRECTORY"),
-        ("models/placement/v2", "a cluster cannot read it; give the URI of its storage"),
-        ("file:///models/placement/v2", "a cluster cannot read it"),
+        (V2, r"this machine cannot read pvc://; name a copy .* --bundle pvc://models=DIRECTORY"),
+        ("models/placement/v2", "a cluster cannot read a local path; use a URI of its storage"),
+        ("file:///models/placement/v2", "a cluster cannot read a local path"),
     ],
 )
 async def test_a_bundle_out_of_reach_is_refused(start: Start, target: Any, uri: str, said: str) -> None:

@@ -154,13 +154,13 @@ async def test_only_running_pods_are_asked_and_only_ready_ones_must_answer(start
     ]
     cluster.metrics = {"t-1:8080": "one"}
     seen = await target().metrics()
-    assert (seen.texts, seen.unknown) == ({"t-1": "one"}, None)
+    assert (seen.texts, seen.error) == ({"t-1": "one"}, None)
     cluster.metrics["t-2:8080"] = "two"
     assert (await target().metrics()).texts == {"t-1": "one", "t-2": "two"}
     cluster.listed += [pod("t-6"), pod("t-7")]
     seen = await target().metrics()
     assert len(seen.texts) == 2
-    assert seen.unknown == "error trying to reach service t-6:8080 (ServiceUnavailable) (and 1 more)"
+    assert seen.error == "error trying to reach service t-6:8080 (ServiceUnavailable) (and 1 more)"
 
 
 @pytest.mark.parametrize(

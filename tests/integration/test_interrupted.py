@@ -31,8 +31,8 @@ async def test_an_interrupted_rollout_goes_back(pair):
     with pytest.raises(asyncio.CancelledError):
         await rollout(target, str(pair.new), told.append)
     assert target.steps == ["transformer v2", "predictor v2", "predictor v1", "transformer v1"]
-    assert told[2] == "interrupted; going back"
-    assert told[-1] == "all is as before"
+    assert told[2] == "interrupted; rolling back"
+    assert told[-1] == "the previous state is restored"
 
 
 async def test_what_an_interrupted_step_still_does_is_waited_for_and_undone(pair):
@@ -44,7 +44,7 @@ async def test_what_an_interrupted_step_still_does_is_waited_for_and_undone(pair
         if target.steps:
             target.now = replace(target.now, predictor_uri=str(pair.new))
 
-    target.settle = finishes
+    target.wait_until_idle = finishes
     with pytest.raises(asyncio.CancelledError):
         await rollout(target, str(pair.new), print)
     assert target.steps == ["transformer v2", "predictor v1", "transformer v1"]
@@ -59,22 +59,22 @@ async def test_what_someone_else_was_interrupted_in_is_waited_for(change, pair):
     async def finishes() -> None:
         target.now = replace(target.now, predictor_uri=str(pair.new), previous_uri=str(pair.old))
 
-    target.settle = finishes
+    target.wait_until_idle = finishes
     assert await change(target, str(pair.old), print) == "v1"
     assert target.steps == ["predictor v1", "transformer v1"]
 
 
-@pytest.mark.parametrize("step", ["settle", "predictor v1", "transformer v1"])
+@pytest.mark.parametrize("step", ["wait_until_idle", "predictor v1", "transformer v1"])
 async def test_whoever_interrupts_twice_is_told_what_mends_it(step, pair):
     target = InMemoryTarget(pair.old)
     interrupted_during(target, "predictor v2", step)
     told: list[str] = []
     with pytest.raises(asyncio.CancelledError):
         await rollout(target, str(pair.new), told.append)
-    assert step in (target.steps[-1], "settle")
+    assert step in (target.steps[-1], "wait_until_idle")
     assert told[-1] == (
-        "interrupted while going back; what serves now may be of two versions: `placement status` shows it, "
-        f"`placement rollout {pair.old}` mends it"
+        "interrupted while rolling back; two versions may be serving now: see `placement status`, and run "
+        f"`placement rollout {pair.old}` to recover"
     )
     interrupted_during(target)
     await rollout(target, str(pair.old), told.append)
@@ -83,22 +83,22 @@ async def test_whoever_interrupts_twice_is_told_what_mends_it(step, pair):
 
 async def test_between_strangers_only_force_mends_it(pair, tmp_path):
     target = InMemoryTarget(pair.new)
-    interrupted_during(target, "both v9", "settle")
+    interrupted_during(target, "both v9", "wait_until_idle")
     told: list[str] = []
     with pytest.raises(asyncio.CancelledError):
         await rollout(target, str(stranger(pair.new, tmp_path / "v9")), told.append, force=True)
-    assert told[-1].endswith(f"`placement rollout {pair.new} --force` mends it")
+    assert told[-1].endswith(f"`placement rollout {pair.new} --force` to recover")
     await rollout(target, str(pair.new), told.append, force=True)
     assert target.steps[-1] == "both v2"
 
 
 async def test_an_interrupted_canary_is_mended_as_well(pair):
     target = InMemoryTarget(pair.old)
-    interrupted_during(target, "canary v2", "settle")
+    interrupted_during(target, "canary v2", "wait_until_idle")
     told: list[str] = []
     with pytest.raises(asyncio.CancelledError):
         await rollout(target, str(pair.new), told.append, canary=10)
-    assert told[-1].endswith(f"`placement rollout {pair.old}` mends it")
+    assert told[-1].endswith(f"`placement rollout {pair.old}` to recover")
     await rollout(target, str(pair.old), told.append)
     assert target.steps[-2:] == ["end canary", "transformer v1"]
 
@@ -110,5 +110,5 @@ async def test_an_interrupted_rollback_says_how_it_is_finished(pair):
     told: list[str] = []
     with pytest.raises(asyncio.CancelledError):
         await rollback(target, told.append)
-    assert told[-1].startswith("interrupted while going back; what serves now may be of two versions")
-    assert told[-1].endswith(f"`placement rollout {pair.old}` mends it")
+    assert told[-1].startswith("interrupted while rolling back; two versions may be serving now")
+    assert told[-1].endswith(f"`placement rollout {pair.old}` to recover")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from inferenceservice.rollout_target import Canary, Progress, Scored, State, TargetError
+from inferenceservice.rollout_target import Canary, Progress, Scores, State, TargetError
 from transformer.bundle.format import BUNDLE_FILE, Bundle, load_bundle
 
 _read = functools.cache(load_bundle)
@@ -19,11 +19,11 @@ def quiet(_: str) -> None:
     """Progress that nobody watches."""
 
 
-def as_its_bundle_says(bundle: Bundle, candidates: Sequence[dict[str, Any]]) -> Scored:
+def as_its_bundle_says(bundle: Bundle, candidates: Sequence[dict[str, Any]]) -> Scores:
     """Scores of a version: known for its reference rows, anything for others."""
     rows = zip(bundle.reference.candidates, bundle.reference.probabilities, strict=True)
     known = {str(dict(candidate)): score for candidate, score in rows}
-    return Scored(tuple(known.get(str(one), 0.5) for one in candidates), bundle.version)
+    return Scores(tuple(known.get(str(one), 0.5) for one in candidates), bundle.version)
 
 
 def stranger(version: Path, directory: Path, name: str = "v9") -> Path:
@@ -42,7 +42,7 @@ class InMemoryTarget:
     steps
         What was done, as ``transformer v2``.
     during
-        Called in each step with its name, when what it changes is changed, and with ``settle``.
+        Called in each step with its name, when what it changes is changed, and with ``wait_until_idle``.
     scores
         What a bundle's version answers.
     """
@@ -52,7 +52,7 @@ class InMemoryTarget:
         self.fail = fail
         self.steps: list[str] = []
         self.unreadable: set[str] = set()
-        self.scores: Callable[[Bundle, Sequence[dict[str, Any]]], Scored] = as_its_bundle_says
+        self.scores: Callable[[Bundle, Sequence[dict[str, Any]]], Scores] = as_its_bundle_says
         self.during: Callable[[str], Any] = lambda _: asyncio.sleep(0)
         self._dice = random.Random(0)
 
@@ -87,7 +87,7 @@ class InMemoryTarget:
     async def set_both(self, uri: str, progress: Progress) -> None:
         await self._step("both", uri, transformer_uri=uri, predictor_uri=uri)
 
-    async def check_canary(self) -> None:
+    async def require_canary_support(self) -> None:
         await self._step("check canary")
 
     async def set_canary(self, canary: Canary, progress: Progress) -> None:
@@ -96,10 +96,10 @@ class InMemoryTarget:
     async def end_canary(self, progress: Progress) -> None:
         await self._step("end canary", canary=None)
 
-    async def settle(self) -> None:
-        await self.during("settle")
+    async def wait_until_idle(self) -> None:
+        await self.during("wait_until_idle")
 
-    async def score(self, candidates: Sequence[dict[str, Any]], name: str) -> Scored:
+    async def score(self, candidates: Sequence[dict[str, Any]], name: str) -> Scores:
         assert name == "placement"
         uri, canary = self.now.predictor_uri, self.now.canary
         if canary is not None and self._dice.random() * 100 < canary.percent:

@@ -44,7 +44,7 @@ class RunningService:
 def running_service(inference_service: InferenceService, model: Path, logs: Path) -> Iterator[RunningService]:
     """Run an InferenceService with a trained bundle."""
     port, grpc_port = free_ports(2)
-    running = local_service.running(
+    running = local_service.run_local_service(
         inference_service,
         model=str(model),
         port=port,

@@ -7,9 +7,15 @@ from typing import Any
 import pytest
 
 from inferenceservice import answer_checks
-from inferenceservice.answer_checks import Expected, WrongAnswer, divided, requests_to_meet, serves
+from inferenceservice.answer_checks import (
+    ReferenceRequest,
+    WrongAnswer,
+    check_canary_answers,
+    requests_to_observe,
+    wait_until_serving,
+)
 from inferenceservice.rollout import RolloutError, rollout
-from inferenceservice.rollout_target import Canary, Scored, TargetError
+from inferenceservice.rollout_target import Canary, Scores, TargetError
 from tests.support.in_memory_target import InMemoryTarget, as_its_bundle_says, quiet
 from tests.support.version_pairs import takes
 from transformer.bundle.format import Bundle, load_bundle
@@ -20,21 +26,21 @@ from transformer.upstream import known_versions
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Patience of tenths of seconds."""
     monkeypatch.setattr(answer_checks, "TIMEOUT_S", 0.3)
-    monkeypatch.setattr(answer_checks, "LEAVING_S", 0.1)
+    monkeypatch.setattr(answer_checks, "UNVERIFIED_GRACE_S", 0.1)
     monkeypatch.setattr(answer_checks, "_POLL_S", 0.01)
 
 
 def off_by(error: float, version: str) -> Any:
     """A version's scores, one of them wrong."""
 
-    def scores(bundle: Bundle, rows: Sequence[dict[str, Any]]) -> Scored:
+    def scores(bundle: Bundle, rows: Sequence[dict[str, Any]]) -> Scores:
         right = as_its_bundle_says(bundle, rows)
         if bundle.version != version:
             return right
         known = next(i for i, row in enumerate(rows) if row in bundle.reference.candidates)
         given = list(right.probabilities)
         given[known] += error
-        return Scored(tuple(given), bundle.version)
+        return Scores(tuple(given), bundle.version)
 
     return scores
 
@@ -43,9 +49,9 @@ def unverified(every: int) -> Any:
     """The right answers, but each so-many-th of a model that no bundle describes."""
     count = iter(range(10**9))
 
-    def scores(bundle: Bundle, rows: Sequence[dict[str, Any]]) -> Scored:
+    def scores(bundle: Bundle, rows: Sequence[dict[str, Any]]) -> Scores:
         right = as_its_bundle_says(bundle, rows)
-        return Scored(right.probabilities, "unverified") if next(count) % every == every - 1 else right
+        return Scores(right.probabilities, "unverified") if next(count) % every == every - 1 else right
 
     return scores
 
@@ -56,13 +62,13 @@ def test_unverified_is_what_the_transformer_calls_it():
 
 def test_both_versions_take_every_row_that_is_sent(pair):
     bundles = [load_bundle(pair.old), load_bundle(pair.new)]
-    expected = Expected(bundles)
-    assert expected.unknown == []
+    request = ReferenceRequest(bundles)
+    assert request.unchecked_versions == []
     for bundle in bundles:
         own = [dict(row) for row in bundle.reference.candidates]
-        assert any(row in expected.candidates for row in own)
-        assert not all(row in expected.candidates for row in own), "a renamed category is in one version only"
-        assert all(takes(bundle.signature, row) for row in expected.candidates)
+        assert any(row in request.candidates for row in own)
+        assert not all(row in request.candidates for row in own), "a renamed category is in one version only"
+        assert all(takes(bundle.signature, row) for row in request.candidates)
 
 
 @pytest.mark.parametrize("percent", [1, 10, 50, 99])
@@ -70,21 +76,23 @@ async def test_a_canary_is_asked_until_both_versions_have_answered(percent, pair
     target = InMemoryTarget(pair.old)
     seen: list[str] = []
 
-    def scores(bundle: Bundle, rows: Sequence[dict[str, Any]]) -> Scored:
+    def scores(bundle: Bundle, rows: Sequence[dict[str, Any]]) -> Scores:
         seen.append(bundle.version)
         return as_its_bundle_says(bundle, rows)
 
     target.scores = scores
     assert await rollout(target, str(pair.new), quiet, canary=percent) == "v2"
     assert set(seen) == {"v1", "v2"}
-    assert len(seen) >= answer_checks.ANSWERS
+    assert len(seen) >= answer_checks.MIN_ANSWERS
 
 
 @pytest.mark.parametrize(("version", "percent"), [("v2", 10), ("v1", 90)])
 async def test_a_canary_is_undone_for_one_wrong_score_of_either_version(version, percent, pair):
     target = InMemoryTarget(pair.old)
     target.scores = off_by(2e-6, version)
-    with pytest.raises(RolloutError, match=f"all is as before: {version} gives its reference rows other"):
+    with pytest.raises(
+        RolloutError, match=f"the previous state is restored: {version} scores its reference rows differently"
+    ):
         await rollout(target, str(pair.new), quiet, canary=percent)
     assert target.steps[-2:] == ["end canary", "transformer v1"]
 
@@ -98,14 +106,16 @@ async def test_scores_are_compared_to_the_tolerance_of_the_verification(pair):
 async def test_a_canary_is_undone_for_one_unverified_answer(pair):
     target = InMemoryTarget(pair.old)
     target.scores = unverified(every=15)
-    with pytest.raises(RolloutError, match=r"no bundle describes \(`unverified`\) instead of v2 or v1"):
+    with pytest.raises(
+        RolloutError, match=r"no bundle describes \(`unverified`\) answers instead of v2 or v1"
+    ):
         await rollout(target, str(pair.new), quiet, canary=50)
     assert target.now.canary is None
 
 
 async def test_a_canary_is_undone_for_an_answer_of_a_third_version(pair):
     target = InMemoryTarget(pair.old)
-    target.scores = lambda bundle, rows: Scored(as_its_bundle_says(bundle, rows).probabilities, "v7")
+    target.scores = lambda bundle, rows: Scores(as_its_bundle_says(bundle, rows).probabilities, "v7")
     with pytest.raises(RolloutError, match="v7 answers instead of v2 or v1"):
         await rollout(target, str(pair.new), quiet, canary=50)
 
@@ -113,8 +123,8 @@ async def test_a_canary_is_undone_for_an_answer_of_a_third_version(pair):
 @pytest.mark.parametrize("scores", [(), (float("nan"),) * 100])
 async def test_an_answer_without_the_scores_is_a_wrong_one(scores, pair):
     target = InMemoryTarget(pair.old)
-    target.scores = lambda bundle, rows: Scored(scores[: len(rows)], bundle.version)
-    with pytest.raises(RolloutError, match=r"v1 gives (0 scores to|its reference rows other)"):
+    target.scores = lambda bundle, rows: Scores(scores[: len(rows)], bundle.version)
+    with pytest.raises(RolloutError, match=r"v1 (returned 0 scores|scores its reference rows differently)"):
         await rollout(target, str(pair.new), quiet, canary=1)
 
 
@@ -126,21 +136,21 @@ async def test_a_canary_whose_traffic_is_not_split_is_undone(silent, share, pair
     target.scores = lambda _, rows: as_its_bundle_says(only, rows)
     with pytest.raises(RolloutError) as failed:
         await rollout(target, str(pair.new), quiet, canary=20)
-    said = f"{silent} gave none of {requests_to_meet(20)} answers within"
+    said = f"{silent} gave 0 of {requests_to_observe(20)} answers within"
     assert said in str(failed.value)
-    assert str(failed.value).endswith(f"and should give {share} % of them")
+    assert str(failed.value).endswith(f"expected about {share} % of them")
 
 
 async def test_a_canary_that_is_not_met_in_time_is_undone(pair, hurried):
     target = InMemoryTarget(pair.old)
     target.scores = lambda _, rows: as_its_bundle_says(load_bundle(pair.old), rows)
-    with pytest.raises(RolloutError, match=r"v2 gave none of \d+ answers within 0 s, and should give 1 %"):
+    with pytest.raises(RolloutError, match=r"v2 gave 0 of \d+ answers within 0 s, expected about 1 %"):
         await rollout(target, str(pair.new), quiet, canary=1)
 
 
 @pytest.mark.parametrize(("percent", "requests"), [(50, 49), (10, 1375), (1, 138149)])
 def test_a_canary_that_is_there_is_missed_once_in_a_million(percent, requests):
-    assert requests_to_meet(percent) == requests
+    assert requests_to_observe(percent) == requests
 
 
 async def test_versions_that_take_no_row_of_each_other_are_not_compared(pair):
@@ -155,7 +165,7 @@ async def test_versions_that_take_no_row_of_each_other_are_not_compared(pair):
     target = InMemoryTarget(pair.old)
     canary = Canary(str(pair.new), 50)
     target.now = replace(target.now, canary=canary)
-    unknown = await divided(target, canary, new.model_copy(update={"reference": reference}), old)
+    unknown = await check_canary_answers(target, canary, new.model_copy(update={"reference": reference}), old)
     assert unknown == ["v2"]
 
 
@@ -163,23 +173,25 @@ async def test_a_whole_version_may_share_the_answers_while_the_old_one_leaves(pa
     target = InMemoryTarget(pair.new)
     leaving = iter(["unverified", "v1", "unverified"])
 
-    def scores(bundle: Bundle, rows: Sequence[dict[str, Any]]) -> Scored:
+    def scores(bundle: Bundle, rows: Sequence[dict[str, Any]]) -> Scores:
         right = as_its_bundle_says(bundle, rows)
-        return Scored(right.probabilities, next(leaving, right.version))
+        return Scores(right.probabilities, next(leaving, right.version))
 
     target.scores = scores
-    await serves(target, load_bundle(pair.new))
+    await wait_until_serving(target, load_bundle(pair.new))
 
 
 async def test_a_whole_version_that_stays_unverified_is_taken_back(pair, hurried):
     target = InMemoryTarget(pair.old)
     target.scores = unverified(every=3)
-    with pytest.raises(RolloutError, match=r"describes \(`unverified`\) instead of v2; is the file that"):
+    with pytest.raises(
+        RolloutError, match=r"describes \(`unverified`\) answers instead of v2; check that the"
+    ):
         await rollout(target, str(pair.new), quiet)
     assert target.now.predictor_uri == str(pair.old)
 
 
 async def test_an_old_version_that_does_not_leave_is_told(pair, hurried):
     with pytest.raises(TargetError, match="v1 answers instead of v2") as failed:
-        await serves(InMemoryTarget(pair.old), load_bundle(pair.new))
+        await wait_until_serving(InMemoryTarget(pair.old), load_bundle(pair.new))
     assert not isinstance(failed.value, WrongAnswer)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from inferenceservice.rollout import RolloutError, rollback, rollout
-from inferenceservice.rollout_target import Canary, Scored, State, TargetError
+from inferenceservice.rollout_target import Canary, Scores, State, TargetError
 from tests.support.in_memory_target import InMemoryTarget, quiet, stranger
 
 
@@ -27,7 +27,7 @@ async def test_out_the_transformer_goes_first_and_back_last(pair):
 async def test_a_step_that_fails_is_undone_and_told(fail, steps, pair):
     target = InMemoryTarget(str(pair.old), fail)
     before = target.now
-    with pytest.raises(RolloutError, match=r"all is as before: \w+ failed"):
+    with pytest.raises(RolloutError, match=r"the previous state is restored: \w+ failed"):
         await rollout(target, str(pair.new), quiet)
     assert target.steps == steps
     assert target.now == before
@@ -35,8 +35,8 @@ async def test_a_step_that_fails_is_undone_and_told(fail, steps, pair):
 
 async def test_a_version_that_scores_otherwise_than_its_bundle_says_is_taken_back(pair):
     target = InMemoryTarget(str(pair.old))
-    target.scores = lambda bundle, rows: Scored((0.5,) * len(rows), bundle.version)
-    with pytest.raises(RolloutError, match="gives its reference rows other scores"):
+    target.scores = lambda bundle, rows: Scores((0.5,) * len(rows), bundle.version)
+    with pytest.raises(RolloutError, match="scores its reference rows differently"):
         await rollout(target, str(pair.new), quiet)
     assert (target.now.transformer_uri, target.now.predictor_uri) == (str(pair.old), str(pair.old))
 
@@ -45,7 +45,7 @@ async def test_a_bundle_that_does_not_know_what_serves_is_refused_with_what_mend
     target = InMemoryTarget(pair.new)
     with pytest.raises(RolloutError, match=f"placement train --previous {pair.new}") as raised:
         await rollout(target, str(stranger(pair.new, tmp_path / "v9")), quiet)
-    assert str(raised.value).startswith("v9 does not know v2, which serves now")
+    assert str(raised.value).startswith("v9 does not recognise v2, which serves now")
     assert "--force" in str(raised.value)
     assert target.steps == []
 
@@ -55,7 +55,7 @@ async def test_strangers_change_at_once_and_only_if_forced(pair, tmp_path):
     told: list[str] = []
     assert await rollout(target, str(stranger(pair.new, tmp_path / "v9")), told.append, force=True) == "v9"
     assert target.steps == ["both v9"]
-    assert told[0].startswith("v9 and v2 do not know each other: both components change at once")
+    assert told[0].startswith("v9 and v2 do not recognise each other: both components change at once")
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ async def test_strangers_change_at_once_and_only_if_forced(pair, tmp_path):
 )
 async def test_strangers_are_taken_back_at_once(fail, steps, pair, tmp_path):
     target = InMemoryTarget(pair.new, fail)
-    target.scores = lambda bundle, rows: Scored((0.5,) * len(rows), bundle.version)
-    with pytest.raises(RolloutError, match="v9 was not rolled out, all is as before"):
+    target.scores = lambda bundle, rows: Scores((0.5,) * len(rows), bundle.version)
+    with pytest.raises(RolloutError, match="v9 was not rolled out, the previous state is restored"):
         await rollout(target, str(stranger(pair.new, tmp_path / "v9")), quiet, force=True)
     assert target.steps == steps
     assert (target.now.transformer_uri, target.now.predictor_uri) == (str(pair.new), str(pair.new))
@@ -83,7 +83,7 @@ async def test_what_is_half_changed_comes_back_in_one_step(pair, tmp_path):
         raise TargetError("the predictor does not get ready")
 
     target.set_both = only_one
-    with pytest.raises(RolloutError, match="all is as before"):
+    with pytest.raises(RolloutError, match="the previous state is restored"):
         await rollout(target, str(stranger(pair.new, tmp_path / "v9")), quiet, force=True)
     assert target.steps == ["transformer v2"]
 
@@ -144,7 +144,7 @@ async def test_one_canary_at_a_time_and_none_of_what_serves(pair, tmp_path):
     with pytest.raises(RolloutError, match="serves already"):
         await rollout(target, str(pair.old), quiet, canary=10)
     target.now = State(str(pair.new), str(pair.old), None, Canary(str(tmp_path / "v3"), 10))
-    with pytest.raises(RolloutError, match="is under way; finish it with `placement rollout"):
+    with pytest.raises(RolloutError, match="is in progress; finish it with `placement rollout"):
         await rollout(target, str(pair.new), quiet)
 
 
@@ -165,7 +165,7 @@ async def test_a_step_that_fails_leaves_the_canary_that_was_there(percent, pair)
     before, target.steps = target.now, []
     # Nothing answers: the last step of all fails.
     target.score = failing("no answer")
-    with pytest.raises(RolloutError, match="all is as before: no answer"):
+    with pytest.raises(RolloutError, match="the previous state is restored: no answer"):
         await rollout(target, str(pair.new), quiet, canary=percent)
     assert replace(target.now, previous_uri=None) == before
     if percent is None:
@@ -178,9 +178,9 @@ async def test_a_step_that_fails_leaves_the_canary_that_was_there(percent, pair)
 async def test_a_canary_that_answers_wrongly_gives_no_more_answers(percent, pair):
     target = InMemoryTarget(pair.old)
     await rollout(target, str(pair.new), quiet, canary=20)
-    target.scores = lambda bundle, rows: Scored((0.5,) * len(rows), bundle.version)
+    target.scores = lambda bundle, rows: Scores((0.5,) * len(rows), bundle.version)
     with pytest.raises(
-        RolloutError, match=r"v2 was not rolled out, and its canary was undone: v\d gives its"
+        RolloutError, match=r"v2 was not rolled out, and its canary was removed: v\d scores its"
     ):
         await rollout(target, str(pair.new), quiet, canary=percent)
     assert (target.now.transformer_uri, target.now.predictor_uri) == (str(pair.old), str(pair.old))
@@ -189,7 +189,7 @@ async def test_a_canary_that_answers_wrongly_gives_no_more_answers(percent, pair
 
 async def test_a_canary_must_know_what_it_stands_beside_even_if_forced(pair, tmp_path):
     target = InMemoryTarget(pair.new)
-    with pytest.raises(RolloutError, match="v9 does not know v2, which keeps the rest of the traffic"):
+    with pytest.raises(RolloutError, match="v9 does not recognise v2, which keeps the rest of the traffic"):
         await rollout(target, str(stranger(pair.new, tmp_path / "v9")), quiet, canary=10, force=True)
     assert target.steps == []
 
@@ -228,13 +228,13 @@ async def test_a_rollback_does_not_need_the_bundle_that_it_leaves(pair):
     told: list[str] = []
     await rollback(target, told.append)
     assert target.steps == ["predictor v1", "transformer v1"]
-    assert "is out of reach; so it is not known whether it knows v1" in told[0]
+    assert "is out of reach): the predictor changes first" in told[0]
 
 
 async def test_a_name_alone_makes_no_version_known(pair, tmp_path):
     """Another v1 than the one that v2 was trained after."""
     target = InMemoryTarget(stranger(pair.new, tmp_path / "v1", "v1"))
-    with pytest.raises(RolloutError, match="v2 does not know v1, which serves now"):
+    with pytest.raises(RolloutError, match="v2 does not recognise v1, which serves now"):
         await rollout(target, str(pair.new), quiet)
 
 
@@ -260,8 +260,9 @@ async def test_a_way_back_that_fails_is_told_as_well(pair):
     with pytest.raises(RolloutError) as failed:
         await rollout(target, str(pair.new), quiet)
     assert str(failed.value) == (
-        "v2 was not rolled out (predictor failed), and going back failed: transformer v1 failed; what serves "
-        f"now may be of two versions: `placement status` shows it, `placement rollout {pair.old}` mends it"
+        "v2 was not rolled out (predictor failed), and rolling back failed: transformer v1 failed; two "
+        "versions may be serving now: see `placement status`, and run "
+        f"`placement rollout {pair.old}` to recover"
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from inferenceservice.local.launch import hop_protocol, runtime_of
+from inferenceservice.local.launch import predictor_protocol, runtime_of
 from inferenceservice.spec import SpecError, argument, read
 
 SPEC = Path("inferenceservice/placement.yaml")
@@ -52,7 +52,7 @@ def test_the_projects_own_spec_is_read_in_full():
     assert (service.runtime, service.runtime_version) == ("kserve-mlserver", "1.7.1")
     assert service.storage_uri == service.transformer_env["STORAGE_URI"] == "pvc://models/placement/v1"
     assert all(name.startswith("MLSERVER_") for name in service.predictor_env)
-    assert hop_protocol(service) == "v2"
+    assert predictor_protocol(service) == "v2"
     assert runtime_of(service).name == "kserve-mlserver"
 
 
@@ -197,8 +197,8 @@ UNRUNNABLE = [
     pytest.param(
         (*PREDICTOR, "runtimeVersion"),
         "1.5.0",
-        "spec.predictor.model.runtimeVersion: must be 1.7.1, the one of kserve-mlserver that can be run "
-        "here, got 1.5.0",
+        "spec.predictor.model.runtimeVersion: must be 1.7.1, the only version of kserve-mlserver that "
+        "runs on this machine, got 1.5.0",
         id="version",
     ),
     pytest.param(

@@ -6,12 +6,12 @@ import pytest
 
 from inferenceservice.cluster.workloads import (
     SOURCE_URI,
-    Step,
-    deployment_step,
+    RolloutStatus,
+    deployment_status,
     history_of_replica_sets,
     history_of_revisions,
-    previous,
-    revision_step,
+    previous_uri,
+    revision_status,
     stable_revision,
 )
 from tests.support.cluster.kserve_controllers import Json, condition
@@ -37,34 +37,44 @@ def deployment(uri: str = "v2", *, progressing: Json | None = None, **status: An
     ("seen", "step"),
     [
         pytest.param(
-            deployment("v1"), Step("waiting for KServe to update the Deployment"), id="not handed on yet"
+            deployment("v1"),
+            RolloutStatus("waiting for KServe to update the Deployment"),
+            id="not handed on yet",
         ),
         pytest.param(
-            deployment(observedGeneration=1), Step("waiting for the Deployment to start"), id="not seen yet"
+            deployment(observedGeneration=1),
+            RolloutStatus("waiting for the Deployment to start"),
+            id="not seen yet",
         ),
-        pytest.param({**deployment(), "status": {}}, Step("waiting for the Deployment to start"), id="new"),
-        pytest.param(deployment(updatedReplicas=1), Step("1 of 3 replicas updated"), id="under way"),
-        pytest.param(deployment(replicas=4), Step("3 of 3 replicas updated, 1 old left"), id="old ones left"),
         pytest.param(
-            deployment(availableReplicas=2), Step("3 of 3 replicas updated, 2 available"), id="not available"
+            {**deployment(), "status": {}}, RolloutStatus("waiting for the Deployment to start"), id="new"
         ),
-        pytest.param(deployment(), Step("3 of 3 replicas updated", done=True), id="done"),
+        pytest.param(deployment(updatedReplicas=1), RolloutStatus("1 of 3 replicas updated"), id="under way"),
+        pytest.param(
+            deployment(replicas=4), RolloutStatus("3 of 3 replicas updated, 1 old left"), id="old ones left"
+        ),
+        pytest.param(
+            deployment(availableReplicas=2),
+            RolloutStatus("3 of 3 replicas updated, 2 available"),
+            id="not available",
+        ),
+        pytest.param(deployment(), RolloutStatus("3 of 3 replicas updated", done=True), id="done"),
         pytest.param(
             deployment(updatedReplicas=1, progressing=GAVE_UP),
-            Step("ProgressDeadlineExceeded: too late", failed=True),
+            RolloutStatus("ProgressDeadlineExceeded: too late", failed=True),
             id="gave up",
         ),
     ],
 )
-def test_a_deployment_is_judged_as_kubectl_does(seen: Json, step: Step) -> None:
-    assert deployment_step(seen, "v2", {}) == step
+def test_a_deployment_is_judged_as_kubectl_does(seen: Json, step: RolloutStatus) -> None:
+    assert deployment_status(seen, "v2", {}) == step
 
 
 def test_a_deployment_that_had_given_up_before_the_change_is_still_waited_for() -> None:
     seen = deployment(updatedReplicas=1, progressing=GAVE_UP)
-    assert deployment_step(seen, "v2", GAVE_UP) == Step("1 of 3 replicas updated")
+    assert deployment_status(seen, "v2", GAVE_UP) == RolloutStatus("1 of 3 replicas updated")
     again = deployment(updatedReplicas=1, progressing={**GAVE_UP, "lastUpdateTime": "later"})
-    assert deployment_step(again, "v2", GAVE_UP).failed
+    assert deployment_status(again, "v2", GAVE_UP).failed
 
 
 def revision(uri: str, *conditions: Json, number: int = 2) -> Json:
@@ -82,24 +92,26 @@ def part(name: str, percent: int | None, *, latest: bool) -> Json:
 @pytest.mark.parametrize(
     ("seen", "status", "step"),
     [
-        pytest.param(None, {}, Step("waiting for KServe to create the revision"), id="nothing yet"),
-        pytest.param(revision("v1"), {}, Step("waiting for KServe to create the revision"), id="the old one"),
+        pytest.param(None, {}, RolloutStatus("waiting for KServe to create the revision"), id="nothing yet"),
+        pytest.param(
+            revision("v1"), {}, RolloutStatus("waiting for KServe to create the revision"), id="the old one"
+        ),
         pytest.param(
             revision("v2", condition("Ready", "Unknown", "Deploying")),
             {"latestReadyRevision": "p-00001"},
-            Step("revision p-00002 is not ready: Deploying"),
+            RolloutStatus("revision p-00002 is not ready: Deploying"),
             id="coming up",
         ),
         pytest.param(
             revision("v2", condition("Ready", "False", "ProgressDeadlineExceeded", "exit code 1")),
             {"latestReadyRevision": "p-00001"},
-            Step("revision p-00002: ProgressDeadlineExceeded: exit code 1", failed=True),
+            RolloutStatus("revision p-00002: ProgressDeadlineExceeded: exit code 1", failed=True),
             id="gave up",
         ),
         pytest.param(
             revision("v2"),
             {"latestReadyRevision": "p-00002", "traffic": [part("p-00001", 100, latest=True)]},
-            Step("revision p-00002 has 0 % of the traffic"),
+            RolloutStatus("revision p-00002 has 0 % of the traffic"),
             id="traffic not moved",
         ),
         pytest.param(
@@ -108,13 +120,15 @@ def part(name: str, percent: int | None, *, latest: bool) -> Json:
                 "latestReadyRevision": "p-00002",
                 "traffic": [part("p-00002", 20, latest=True), part("p-00001", 80, latest=False)],
             },
-            Step("revision p-00002 has 20 % of the traffic", done=True),
+            RolloutStatus("revision p-00002 has 20 % of the traffic", done=True),
             id="done",
         ),
     ],
 )
-def test_a_revision_is_done_when_it_has_its_share(seen: Json | None, status: Json, step: Step) -> None:
-    assert revision_step({"latestCreatedRevision": "p-00002", **status}, seen, "v2", 20) == step
+def test_a_revision_is_done_when_it_has_its_share(
+    seen: Json | None, status: Json, step: RolloutStatus
+) -> None:
+    assert revision_status({"latestCreatedRevision": "p-00002", **status}, seen, "v2", 20) == step
 
 
 def test_the_stable_revision_is_the_one_that_gets_what_a_canary_does_not() -> None:
@@ -166,4 +180,4 @@ def test_the_history_of_a_knative_service_is_in_its_revisions() -> None:
     ],
 )
 def test_what_was_left_is_nothing_to_go_back_to(history: list[str], uri: str, before: str | None) -> None:
-    assert previous(history, uri) == before
+    assert previous_uri(history, uri) == before

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
 from transformer.bundle.candidates import Rows
@@ -28,13 +30,27 @@ MAX_PREVIOUS = 3
 VERSION_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
 NAME_PATTERN = "^[A-Za-z][A-Za-z0-9_-]*$"
 
-#: How far a model's probabilities may be from its reference rows': other libraries add up in other orders.
+#: Largest difference between equal probabilities: libraries add up in different orders.
 REFERENCE_TOLERANCE = 1e-6
+#: Version that responses name when a model with a known encoding matches no known version.
+UNVERIFIED = "unverified"
 
 Probability = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # JSON has arrays and no tuples, which strict mode would refuse.
 _TUPLE = Field(strict=False)
+
+
+def same_probabilities(given: npt.ArrayLike, expected: npt.ArrayLike) -> bool:
+    """Return True if no two probabilities differ by more than `REFERENCE_TOLERANCE`.
+
+    NaN equals nothing, and neither do arrays of different shapes.
+    """
+    one, other = np.asarray(given, np.float64), np.asarray(expected, np.float64)
+    if one.shape != other.shape:
+        return False
+    with np.errstate(invalid="ignore"):
+        return bool((np.abs(one - other) <= REFERENCE_TOLERANCE).all())
 
 
 class BundleError(Exception):
@@ -79,9 +95,8 @@ class Reference(BaseModel):
         return self
 
     def is_matched_by(self, probabilities: Sequence[float]) -> bool:
-        """Whether a model that gives the rows these probabilities is this version's."""
-        pairs = zip(probabilities, self.probabilities, strict=True)
-        return all(abs(given - known) <= REFERENCE_TOLERANCE for given, known in pairs)
+        """Return True if a model that gives the rows these probabilities is this version's."""
+        return same_probabilities(probabilities, self.probabilities)
 
 
 class Version(BaseModel):

@@ -1,4 +1,4 @@
-"""A V1 prediction by a running service, as a client asks for it."""
+"""Predictions over V1 by a service in a cluster, sent as a client sends them."""
 
 import json
 from collections.abc import Mapping
@@ -6,26 +6,26 @@ from typing import NamedTuple
 
 import aiohttp
 
-from inferenceservice.rollout_target import Scored, TargetError
+from inferenceservice.rollout_target import Scores, TargetError
 
 _TIMEOUT_S = 60
 
 
-class Answer(NamedTuple):
-    """A service's answer, good or bad."""
+class Response(NamedTuple):
+    """Response of a service, with any status."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
 
 
-async def post(url: str, content: object) -> Answer:
+async def post(url: str, content: object) -> Response:
     """Send JSON to a service.
 
     Raises
     ------
     TargetError
-        If it does not answer.
+        If the service does not answer.
     """
     timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
     try:
@@ -33,31 +33,31 @@ async def post(url: str, content: object) -> Answer:
             aiohttp.ClientSession(timeout=timeout, trust_env=True) as session,
             session.post(url, json=content) as response,
         ):
-            return Answer(response.status, response.headers, await response.read())
+            return Response(response.status, response.headers, await response.read())
     except (aiohttp.ClientError, TimeoutError) as error:
         raise TargetError(f"{url} does not answer: {error or type(error).__name__}") from error
 
 
-def scored(answer: Answer, name: str) -> Scored:
-    """Probabilities and version of an answer.
+def read_scores(response: Response, name: str) -> Scores:
+    """Read probabilities and version from a response.
 
     Raises
     ------
     TargetError
-        If it is no prediction.
+        If the response is not a prediction.
     """
-    if answer.status != 200:
-        raise TargetError(f"a prediction failed with {answer.status}: {_said(answer.body)}")
+    if response.status != 200:
+        raise TargetError(f"a prediction failed with status {response.status}: {_error_text(response.body)}")
     try:
-        predictions = json.loads(answer.body)["predictions"]
+        predictions = json.loads(response.body)["predictions"]
         probabilities = tuple(one[f"{name}_probability"] for one in predictions)
-        return Scored(probabilities, answer.headers["x-model-version"])
+        return Scores(probabilities, response.headers["x-model-version"])
     except (ValueError, KeyError, TypeError) as error:
-        raise TargetError(f"what answers is not the service of {name}: {error!r}") from error
+        raise TargetError(f"the response is not a prediction of model {name}: {error!r}") from error
 
 
-def _said(body: bytes) -> str:
-    """The service's own error, or that of the API server before it."""
+def _error_text(body: bytes) -> str:
+    """Return the error of the service, or of the API server in front of it."""
     try:
         content = json.loads(body)
         return str(content["error"] if "error" in content else content["message"])
