@@ -1,4 +1,4 @@
-"""Small HTTP/1.1 parser: only what the load generator and the stub predictor need."""
+"""Small HTTP/1.1 parser for the load generator and the stub predictor."""
 
 from dataclasses import dataclass, field
 

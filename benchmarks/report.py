@@ -85,7 +85,7 @@ def markdown(results: Results, plot: str, command: str) -> str:
     """
     settings = results.settings
     machine = "\n".join(f"| {name} | {value} |" for name, value in results.machine.items())
-    note = "This was a quick run, of only what the comparisons need." if settings.get("quick") else ""
+    note = "A quick run measures only the figures that the comparisons need." if settings.get("quick") else ""
     return _PAGE.read_text().format(
         command=command,
         note=note,

@@ -143,7 +143,7 @@ class SystemRunner:
         self._servers[name] = server
 
     def _start_check(self, server: str, system: System) -> Callable[[], bool]:
-        """Check that tells whether a server of this system has started; the server may be another's need."""
+        """Make the check that a server has started; `system` is the one that needs the server."""
         if server == "stub":
             # The stub speaks the predictors' protocol.
             request = BY_NAME[PREDICTOR].request(self._workspace.models[FOREST])
