@@ -115,7 +115,7 @@ def _fields_cards(fitted: Fitted) -> Iterator[str]:
     first = evaluation.importances[0].field
     yield _card(
         "Which fields matter most?",
-        f"{first} does: shuffling its values among the candidates lowers the accuracy most.",
+        f"{first} matters most: shuffling its values among the candidates lowers the accuracy most.",
         charts.importance(evaluation),
     )
     if evaluation.groups:
