@@ -178,7 +178,7 @@ def _problems(message: str, fields: Iterable[str]) -> Iterator[tuple[int | None,
     by_row = rf"(?:instances|inputs\.candidates)\[(?P<row>\d+)\]\.(?P<field>{name}): "
     by_column = rf"inputs\.(?P<tensor>{name})\[(?P<element>\d+)\]: "
     # A value may look like the next problem, and is passed over with its quotes.
-    token = re.compile(rf"{_ECHO}|(?:^|; )(?:{by_row}|{by_column})|; (?P<more>and \d+ more problems)$")
+    token = re.compile(rf"{_ECHO}|(?:^|; )(?:{by_row}|{by_column})|; (?P<more>and \d+ more problems?)$")
     found = [match for match in token.finditer(message) if match.lastgroup]
     if not found or found[0].start() > 0:
         return

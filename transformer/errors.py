@@ -1,36 +1,45 @@
-"""What can go wrong with a request, and the status that says so over REST and over gRPC.
+"""Errors that a request can end with, and their status over REST and gRPC.
 
-Each class carries its HTTP status and the name of its gRPC status code; each message names what came and
-what was expected. The adapters to the protocols need nothing else.
+Each class carries its HTTP status and the name of its gRPC status code. Each message says what came and
+what was expected. The protocol adapters need nothing else.
 """
 
 from collections.abc import Sequence
 from http import HTTPStatus
 
-#: Problems of one request that its answer spells out; the rest is counted.
+#: Maximum problems of one request that its error lists; the others are counted.
 MAX_PROBLEMS = 20
-#: Seconds after which a client may try again when nothing better is known.
+#: Maximum bytes of an error over gRPC, percent-encoded as gRPC sends it. Clients accept 8 KiB of metadata in
+#: all by default, and replace the status of a call that sends more by RESOURCE_EXHAUSTED.
+MAX_GRPC_DETAILS = 4096
+#: Default for the header ``retry-after``, in seconds.
 RETRY_AFTER_S = 1
 
 
-def printable(text: str, most: int = 80) -> str:
-    """The beginning of somebody else's words, with escapes for what is no part of a line of text."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text[:most].strip())[:most]
+def printable(text: str, max_length: int = 80) -> str:
+    """Return the beginning of an external text on one line, with unprintable characters escaped."""
+    return _escaped(text[:max_length].strip())[:max_length]
+
+
+def shortened(text: str, max_length: int) -> str:
+    """Return a text on one line; one longer than `max_length` is cut and ends with ``…``."""
+    escaped = _escaped(text[: max_length + 1])
+    return escaped if len(escaped) <= max_length else escaped[: max_length - 1] + "…"
 
 
 def quoted(word: str) -> str:
-    """The beginning of a caller's own word, in quotes and in ASCII."""
+    """Return the beginning of a caller's word, in quotes and in ASCII."""
     return ascii(word[:40])
 
 
 class ServiceError(Exception):
-    """A request that was not answered with a prediction.
+    """A request that ends without a prediction.
 
     Parameters
     ----------
     detail
-        What the other side said about it, if it did. It may repeat candidates: only who knows that there were
-        none in the call may write it down.
+        The predictor's own error text, if there is one. It may repeat candidates' values, so log it only for
+        a call that carried none.
     """
 
     status = HTTPStatus.INTERNAL_SERVER_ERROR
@@ -42,21 +51,21 @@ class ServiceError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Response headers that belong to the error."""
+        """Response headers of the error."""
         if self.status is HTTPStatus.SERVICE_UNAVAILABLE:
             return {"retry-after": str(RETRY_AFTER_S)}
         return {}
 
 
 class InvalidRequest(ServiceError):
-    """The request's content is not what the model takes."""
+    """Invalid content of a request."""
 
     status = HTTPStatus.BAD_REQUEST
     grpc_code = "INVALID_ARGUMENT"
 
 
 class CompressedBody(InvalidRequest):
-    """The request's body is compressed, as Triton's client does it on demand."""
+    """A compressed request body, as Triton's client sends on request."""
 
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
 
@@ -67,19 +76,19 @@ class InvalidCandidates(InvalidRequest):
     Parameters
     ----------
     problems
-        The first of them, in the order of the candidates: ``instances[3].ssc_p: must be …``.
+        The first problems, in the order of the candidates: ``instances[3].ssc_p: must be …``.
     total
-        How many there are.
+        Number of all problems.
     """
 
     def __init__(self, problems: Sequence[str], total: int) -> None:
-        more = [f"and {total - len(problems)} more problems"] if total > len(problems) else []
-        super().__init__("; ".join([*problems, *more]))
+        super().__init__(_join(problems, total))
         self.problems = tuple(problems)
+        self.total = total
 
 
 class UnknownModel(ServiceError):
-    """A model that is not served here."""
+    """A model that this server does not have."""
 
     status = HTTPStatus.NOT_FOUND
     grpc_code = "NOT_FOUND"
@@ -88,47 +97,100 @@ class UnknownModel(ServiceError):
         super().__init__(f"Model with name {printable(name)} does not exist.")
 
 
+class UnknownVersion(UnknownModel):
+    """A version that no verified connection leads to."""
+
+    def __init__(self, name: str, version: str, existing: Sequence[str]) -> None:
+        ServiceError.__init__(
+            self,
+            f"model {printable(name)} has no version {quoted(version)}; versions now: {', '.join(existing)}",
+        )
+
+
 class TooLarge(ServiceError):
-    """More bytes or candidates than one request may carry."""
+    """A request over the limit on its bytes or candidates."""
 
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     grpc_code = "RESOURCE_EXHAUSTED"
 
 
 class NotImplementedHere(ServiceError):
-    """Something that the protocol knows and this service does not do."""
+    """A part of the protocol that this service does not implement."""
 
     status = HTTPStatus.NOT_IMPLEMENTED
     grpc_code = "UNIMPLEMENTED"
 
 
 class PredictorUnavailable(ServiceError):
-    """No predictor answers; the same request may succeed in a moment."""
+    """No predictor available now; a retry may succeed."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     grpc_code = "UNAVAILABLE"
 
 
 class QueueFull(ServiceError):
-    """More candidates wait than can be scored soon; the same request may succeed in a moment."""
+    """A queue at its limit; a retry may succeed."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     grpc_code = "RESOURCE_EXHAUSTED"
 
 
 class PredictorTooSlow(ServiceError):
-    """The predictor did not answer within the request's deadline."""
+    """No response from the predictor within the request's deadline."""
 
     status = HTTPStatus.GATEWAY_TIMEOUT
     grpc_code = "DEADLINE_EXCEEDED"
 
 
 class EncodingRefused(PredictorUnavailable):
-    """The predictor's model takes other feature names than the ones it was sent."""
+    """A predictor whose model has other feature names than the request."""
 
 
 class InvalidPredictorResponse(ServiceError):
-    """The predictor answered with something that is not a probability for each candidate."""
+    """A response of the predictor that is not one probability per class and candidate."""
 
     status = HTTPStatus.BAD_GATEWAY
     grpc_code = "INTERNAL"
+
+
+def grpc_details(error: ServiceError) -> str:
+    """Return an error's message, cut to `MAX_GRPC_DETAILS`.
+
+    Of invalid candidates, as many problems are kept as fit, and the others are counted.
+    """
+    message = str(error)
+    if _encoded_bytes(message) <= MAX_GRPC_DETAILS:
+        return message
+    if isinstance(error, InvalidCandidates):
+        for count in range(len(error.problems) - 1, 0, -1):
+            message = _join(error.problems[:count], error.total)
+            if _encoded_bytes(message) <= MAX_GRPC_DETAILS:
+                return message
+    return _cut(message)
+
+
+def _escaped(text: str) -> str:
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def _join(problems: Sequence[str], total: int) -> str:
+    hidden = total - len(problems)
+    count = [f"and {hidden} more problem{'s' if hidden > 1 else ''}"] if hidden else []
+    return "; ".join([*problems, *count])
+
+
+def _cut(message: str) -> str:
+    """Return the beginning of a message that fits, with ``…`` at its end."""
+    left = MAX_GRPC_DETAILS - _encoded_bytes("…")
+    for number, char in enumerate(message):
+        left -= _encoded_bytes(char)
+        if left < 0:
+            return message[:number] + "…"
+    return message
+
+
+def _encoded_bytes(text: str) -> int:
+    """Return a text's length as gRPC sends it: ``%XX`` for each byte that is ``%`` or not printable ASCII."""
+    return sum(
+        1 if 0x20 <= byte <= 0x7E and byte != 0x25 else 3 for byte in text.encode(errors="surrogatepass")
+    )

@@ -1,73 +1,61 @@
-"""Rules for a request's headers: which are forwarded to the predictor, and how credentials are checked."""
+"""Rules for a request's headers (gRPC: metadata): which reach the predictor, and how credentials are checked."""
 
 import re
 from collections.abc import Iterable, Mapping
 
 from transformer.errors import InvalidRequest
 
-#: Request headers that reach the predictor when a call serves one request, beside every ``x-b3-*``.
 AUTHORIZATION = "authorization"
-
-
+#: Response header and gRPC metadata that name the version which gave the answer.
+VERSION_HEADER = "x-model-version"
+#: Headers that reach the predictor when a call serves one request, besides every ``x-b3-*``.
 _FORWARDED = frozenset({AUTHORIZATION, "x-request-id", "traceparent", "tracestate"})
-
-
 _FORWARDED_BYTES = frozenset(name.encode() for name in _FORWARDED)
-
-
-#: Characters of all tracing headers together, names included; more are left behind. gRPC takes 8 KiB in all.
+#: Names of B3 tracing that are valid headers and valid metadata. gRPC expects bytes in names that end in -bin.
+_B3 = re.compile(r"x-b3-(?!.*-bin$)[0-9a-z_.-]+")
+#: Maximum characters of all tracing headers together, names included. gRPC limits metadata to 8 KiB.
 MAX_TRACING = 2048
-
-
-#: Characters of credentials that go over gRPC.
+#: Maximum characters of credentials that gRPC can carry beside the tracing headers.
 MAX_CREDENTIALS = 4096
 
 
-# Names that are headers and metadata alike: what ends in -bin has bytes in gRPC.
-_B3 = re.compile(r"x-b3-(?!.*-bin$)[0-9a-z_.-]+")
+def forwarded(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the headers of a request that go to the predictor, names in lower case.
 
+    Tracing headers that are too large are left out: the predictor would refuse the call.
 
-def forwarded(headers: Mapping[str, str]) -> dict[str, str]:
-    """Those of a request's headers (or gRPC metadata) that go on to the predictor.
-
-    Tracing that is too large is left out: a predictor would refuse the call, and nobody else's may suffer.
+    Raises
+    ------
+    InvalidRequest
+        If credentials are sent twice: an ingress may have checked others than the predictor would get.
     """
-    some = {
-        name: value
-        for name, value in ((key.lower(), value) for key, value in headers.items())
-        if name in _FORWARDED or _B3.fullmatch(name)
-    }
+    some: dict[str, str] = {}
+    for key, value in headers:
+        name = key.lower()
+        if name not in _FORWARDED and not _B3.fullmatch(name):
+            continue
+        if name == AUTHORIZATION and name in some:
+            raise InvalidRequest(f"{AUTHORIZATION}: must be sent once")
+        some[name] = value
     tracing = sum(len(name) + len(value) for name, value in some.items() if name != AUTHORIZATION)
     if tracing > MAX_TRACING:
         return {name: value for name, value in some.items() if name == AUTHORIZATION}
     return some
 
 
-def forwarded_of(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """The same of an ASGI scope's headers, whose names are in lower case."""
+def forwardable(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+    """Return those headers of an ASGI scope, whose names are in lower case, that `forwarded` looks at."""
     some = [pair for pair in headers if pair[0] in _FORWARDED_BYTES or pair[0].startswith(b"x-b3-")]
-    return forwarded({name.decode("latin-1"): value.decode("latin-1") for name, value in some})
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in some]
 
 
 def metadata(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Forwarded headers as gRPC metadata, whose values must be printable ASCII; others stay behind."""
+    """Return forwarded headers as gRPC metadata. Values that are not printable ASCII are left out."""
     return tuple((name, value) for name, value in headers.items() if _is_metadata(value))
 
 
-def check_sent_once(names: Iterable[str]) -> None:
-    """See that a request names its credentials once: an ingress may have looked at others than go on.
-
-    Raises
-    ------
-    InvalidRequest
-        If it does not.
-    """
-    if sum(name == AUTHORIZATION for name in names) > 1:
-        raise InvalidRequest(f"{AUTHORIZATION}: must be sent once")
-
-
 def check_credentials(headers: Mapping[str, str]) -> None:
-    """See that gRPC can carry a request's credentials to the predictor: they are never left out.
+    """Check that gRPC can carry a request's credentials to the predictor, because they are never left out.
 
     Raises
     ------
@@ -77,8 +65,8 @@ def check_credentials(headers: Mapping[str, str]) -> None:
     credentials = headers.get(AUTHORIZATION, "")
     if not _is_metadata(credentials) or len(credentials) > MAX_CREDENTIALS:
         raise InvalidRequest(
-            f"{AUTHORIZATION}: must be printable ASCII of {MAX_CREDENTIALS} characters at most, "
-            "to go to the predictor over gRPC"
+            f"{AUTHORIZATION}: must be printable ASCII, to go to the predictor over gRPC; limit "
+            f"{MAX_CREDENTIALS} characters, got {len(credentials)}"
         )
 
 

@@ -1,148 +1,180 @@
-"""The transformer's command line: KServe's arguments and its own."""
+"""The command line of ``python -m transformer``: KServe's arguments and the transformer's, read into `Settings`."""
 
 import argparse
+import copy
+import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from kserve.model_server import parser as kserve_parser
 
-from transformer.batching.pool import PoolSettings
 from transformer.bundle.format import BundleError
+from transformer.settings import Settings
 from transformer.upstream.client import host_and_port
 
-#: Where KServe's storage initializer puts the bundle.
+#: Directory that KServe's storage initializer downloads the bundle to.
 MOUNT = "/mnt/models"
-#: Seconds that the predictor has for one request; KServe's own default is 600.
-PREDICTOR_TIMEOUT_S = 10
+#: KServe's arguments that have no effect here, and what to do instead. Giving one is an error.
+REFUSED = {
+    "--protocol": "set --predictor_protocol",
+    "--grpc_max_send_message_length": "set --max_candidates, which bounds the size of responses",
+    "--grpc_max_receive_message_length": "set --max_request_bytes, which limits REST bodies and gRPC messages",
+    "--predictor_request_retries": "remove it; dropped calls are retried within a retry budget and the deadline",
+    "--enable_predictor_health_check": "remove it; readiness always includes the predictor",
+}
+_FLAGS = {"--enable_predictor_health_check"}
+_DEFAULTS = {
+    field.name: field.default
+    for field in dataclasses.fields(Settings)
+    if field.default is not dataclasses.MISSING
+}
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of ``python -m transformer``."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m transformer",
-        parents=[kserve_parser],
+        # A copy, because the parser takes over the actions of its parents and changes them.
+        parents=[copy.deepcopy(kserve_parser)],
+        conflict_handler="resolve",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description="Serve a bundle's encoding in front of a stock sklearn predictor, on KServe.",
-        epilog="The bundle is read from the directory that the environment variable STORAGE_URI names "
-        f"({MOUNT} if it is not set): KServe's storage initializer puts it there.",
+        epilog="The environment variable STORAGE_URI names the bundle's directory "
+        f"(default: {MOUNT}). In a cluster, KServe's storage initializer downloads the bundle to it.",
     )
-    parser.set_defaults(
-        model_name=None, predictor_request_timeout_seconds=PREDICTOR_TIMEOUT_S, enable_latency_logging=False
-    )
-    own = parser.add_argument_group("the transformer's own")
-    own.add_argument(
-        "--host", help="address to listen to, over REST and gRPC; every one of this machine if not given"
-    )
-    own.add_argument(
+    # KServe reads the certificate's default from the environment, and the default of `verify` depends.
+    kept = {"ssl_certfile", "ssl_keyfile", "verify"}
+    parser.set_defaults(**{name: value for name, value in _DEFAULTS.items() if name not in kept})
+    for argument, instead in REFUSED.items():
+        parser.add_argument(
+            argument,
+            action=_Refused,
+            instead=instead,
+            nargs=0 if argument in _FLAGS else None,
+            help=f"refused: {instead}",
+            default=argparse.SUPPRESS,
+        )
+    _add_own_arguments(parser.add_argument_group("the transformer's own"))
+    return parser
+
+
+def _add_own_arguments(own: argparse._ArgumentGroup) -> None:
+    def add(argument: str, help_text: str, **how: Any) -> None:  # noqa: ANN401 (argparse's own)
+        own.add_argument(argument, default=_DEFAULTS[argument.removeprefix("--")], help=help_text, **how)
+
+    add("--host", "address to listen on, for REST and gRPC; all addresses if not given")
+    add(
         "--predictor_output",
-        default="predict_proba",
-        help="V2 output of the predictor that holds the probabilities: predict_proba for kserve-mlserver, "
+        "V2 output of the predictor that holds the probabilities: predict_proba for kserve-mlserver, "
         "output-0 for kserve-sklearnserver",
     )
-    own.add_argument(
+    add(
         "--predictor_connections",
+        "connections to the predictor; each carries one call at a time",
         type=_positive,
-        default=PoolSettings.connections,
-        help="connections to the predictor, each of which carries one call at a time",
     )
-    own.add_argument(
+    add(
         "--predictor_connection_age",
+        "seconds after which a connection is renewed, plus or minus 20%%: new replicas get their share, and a "
+        "terminating predictor loses its connections during its preStop pause, which must be longer",
         type=_seconds,
-        default=PoolSettings.max_age_s,
-        help="seconds after which a connection is renewed, give or take a fifth: new replicas get a share, "
-        "and a predictor is left during its preStop pause, which must be longer",
     )
     own.add_argument(
         "--verify",
         choices=["connection", "request"],
-        help="when it is verified which version is behind: once for each connection (default), or with every "
-        "request, for predictors behind a proxy that balances requests (Knative, a mesh) and for grpc-v2, "
-        "where it is the default",
+        help="when the predictor's version is verified: once for each connection (default), or in every call, "
+        "for predictors behind a proxy that balances requests (Knative, a mesh) and for grpc-v2, where it is "
+        "the default",
     )
-    own.add_argument(
+    add(
         "--unknown_model",
+        "a model that matches a known encoding but no known version: serve it as `unverified`, or refuse it",
         choices=["serve", "refuse"],
-        default=PoolSettings.unknown_model,
-        help="what becomes of a predictor whose encoding is known and whose model is not: its answers are "
-        "labelled unverified, or it is not used",
     )
-    own.add_argument(
+    add(
         "--unknown_category",
+        "a category that the signature does not list: refuse it, or ignore it like DictVectorizer",
         choices=["refuse", "ignore"],
-        default="refuse",
-        help="what becomes of a value that the signature does not list: an error, or encoded as none",
     )
-    own.add_argument(
-        "--max_batch_rows",
-        type=_positive,
-        default=PoolSettings.max_batch_rows,
-        help="candidates that one call to the predictor may carry: whatever waits goes together",
-    )
-    own.add_argument(
-        "--max_waiting_rows",
-        type=_positive,
-        default=PoolSettings.max_waiting_rows,
-        help="candidates that may wait for the predictor; more get 503",
-    )
-    own.add_argument(
-        "--max_candidates", type=_positive, default=10_000, help="candidates that one request may carry"
-    )
-    own.add_argument(
-        "--max_request_bytes",
-        type=_positive,
-        default=8 * 2**20,
-        help="bytes that one request's body or message may have",
-    )
-    own.add_argument(
+    add("--max_batch_rows", "maximum candidates per predictor call", type=_positive)
+    add("--max_waiting_rows", "maximum candidates in the queue; beyond it requests get 503", type=_positive)
+    add("--max_candidates", "maximum candidates per request", type=_positive)
+    add("--max_request_bytes", "maximum bytes of a REST body or a gRPC message", type=_positive)
+    add(
         "--client_timeout_seconds",
+        "seconds a REST client has for a request's head, for each 10,000 bytes of its body (else 408), and to "
+        "read each 10,000 bytes of responses",
         type=_seconds,
-        default=20.0,
-        help="seconds that a REST client has for a request's head and for each 10,000 bytes of its body "
-        "(else 408), and to take each 10,000 bytes of its answers",
     )
-    return parser
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line (or `arguments`).
+def parse(arguments: Sequence[str] | None = None) -> Settings:
+    """Read the settings from the command line (or `arguments`).
 
-    An error ends the process with status 2, as argparse does.
+    An invalid argument ends the process with status 2, as argparse does.
     """
-    options = parser().parse_args(arguments)
-    if not options.predictor_host:
-        parser().error("--predictor_host: is required, expected the predictor's host[:port]")
-    try:
-        host_and_port(options.predictor_host, use_ssl=options.predictor_use_ssl)
-    except ValueError as error:
-        parser().error(f"--predictor_host: {error}")
-    if options.access_log_format and find_spec("asgi_logger") is None:
-        parser().error("--access_log_format: needs the package asgi-logger, which is not installed")
-    over_grpc = options.predictor_protocol == "grpc-v2"
-    if over_grpc and options.verify == "connection":
-        parser().error("--verify: must be request for grpc-v2, whose connections cannot be told apart")
-    options.verify = options.verify or ("request" if over_grpc else "connection")
-    return options
+    reader = parser()
+    options = vars(reader.parse_args(arguments))
+    _check(options, reader.error)
+    grpc = options["predictor_protocol"] == "grpc-v2"
+    if grpc and options["verify"] == "connection":
+        reader.error("--verify: must be request for grpc-v2, because a gRPC channel may use any connection")
+    options["verify"] = options["verify"] or ("request" if grpc else "connection")
+    return Settings(**{field.name: options[field.name] for field in dataclasses.fields(Settings)})
 
 
 def bundle_directory(environment: Mapping[str, str] = os.environ) -> Path:
-    """The directory that `STORAGE_URI` names.
+    """Return the directory that `STORAGE_URI` names.
 
     Raises
     ------
     BundleError
-        If it names something that is not on this machine.
+        If it is not a local directory.
     """
     uri = environment.get("STORAGE_URI") or MOUNT
     parts = urlsplit(uri)
     if parts.scheme not in {"", "file"}:
         raise BundleError(
-            f"STORAGE_URI: must be a directory here, got {uri}; "
+            f"STORAGE_URI: must be a local directory, got {uri}; "
             "in a cluster KServe's storage initializer downloads it and rewrites the variable"
         )
     return Path(parts.path)
+
+
+def _check(options: Mapping[str, Any], fail: Callable[[str], NoReturn]) -> None:
+    """Check KServe's arguments, which its own parser takes with any value."""
+    host = options["predictor_host"]
+    if not host:
+        fail("--predictor_host: required, expected the predictor's host[:port]")
+    try:
+        host_and_port(host, use_ssl=options["predictor_use_ssl"])
+    except ValueError as error:
+        fail(f"--predictor_host: {error}")
+    for name in ("workers", "max_threads", "max_asyncio_workers", "predictor_request_timeout_seconds"):
+        if options[name] is not None and options[name] < 1:
+            fail(f"--{name}: must be 1 or more, got {options[name]}")
+    for name in ("http_port", "grpc_port"):
+        if not 0 < options[name] < 2**16:
+            fail(f"--{name}: must be 1 to 65535, got {options[name]}")
+    if options["timeout_keep_alive"] < 0:
+        fail(f"--timeout-keep-alive: must be 0 or more, got {options['timeout_keep_alive']}")
+    if options["access_log_format"] and find_spec("asgi_logger") is None:
+        fail("--access_log_format: needs the package asgi-logger, which is not installed")
+
+
+class _Refused(argparse.Action):
+    """An argument of KServe's that would have no effect."""
+
+    def __init__(self, *args: Any, instead: str, **kwargs: Any) -> None:  # noqa: ANN401 (argparse's own)
+        super().__init__(*args, **kwargs)
+        self._instead = instead
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        parser.error(f"{self.option_strings[0]}: has no effect here; {self._instead}")
 
 
 def _seconds(text: str) -> float:

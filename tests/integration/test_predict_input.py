@@ -71,7 +71,7 @@ class Judge:
                 {"name": "candidates", "datatype": "BYTES", "shape": [len(objects)], "data": objects},
             ]
         body = to_json({"inputs": inputs})
-        named = {"model_name": "placement", "name": "placement", "fields": self._signature.names}
+        named = {"model_name": "placement", "output_name": "placement", "fields": self._signature.names}
         return v2.decode(body, None, **named, max_candidates=10_000).candidates
 
 

@@ -15,14 +15,27 @@ from training.candidates import SIGNATURE as PLACEMENT_SIGNATURE
 from training.generator import generate
 from transformer.bundle import encoder as encoding
 from transformer.bundle.candidates import NEEDS_FULL_VALIDATION, Candidates, Columns, Rows
-from transformer.bundle.encoder import BLOCK, FEW, Encoder
+from transformer.bundle.encoder import BLOCK_SIZE, MAX_ONE_BY_ONE, Encoder
 from transformer.bundle.format import Vectorizer
 from transformer.bundle.signature import Category, Number, Signature
 from transformer.bundle.validation import validate
 from transformer.errors import InvalidCandidates, InvalidRequest
 
 #: Around each size at which the encoder goes another way, and those that are promised.
-SIZES = sorted({1, 2, FEW - 1, FEW, FEW + 1, 64, BLOCK - 1, BLOCK, BLOCK + 1, 1_000})
+SIZES = sorted(
+    {
+        1,
+        2,
+        MAX_ONE_BY_ONE - 1,
+        MAX_ONE_BY_ONE,
+        MAX_ONE_BY_ONE + 1,
+        64,
+        BLOCK_SIZE - 1,
+        BLOCK_SIZE,
+        BLOCK_SIZE + 1,
+        1_000,
+    }
+)
 
 names = st.text(min_size=1, max_size=6)
 finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
@@ -145,7 +158,7 @@ def assert_same(encoded: np.ndarray, wanted: np.ndarray) -> None:
 
 def carefully(encoder: Encoder, candidates: Candidates) -> np.ndarray | str:
     """The matrix or the refusal of the way that looks at each value."""
-    return outcome(encoder._any, candidates)
+    return outcome(encoder._validate_and_encode, candidates)
 
 
 def outcome(encode: Any, candidates: Candidates) -> np.ndarray | str:
@@ -172,7 +185,7 @@ def test_every_valid_candidate_is_encoded_bit_for_bit_as_dictvectorizer_does(siz
 def test_placement_candidates_are_encoded_bit_for_bit_and_none_needs_a_second_look(size, form, monkeypatch):
     rows = generate(size, seed=5).candidates
     encoder = encoder_of(PLACEMENT_SIGNATURE)
-    monkeypatch.setattr(encoder, "_any", None)
+    monkeypatch.setattr(encoder, "_validate_and_encode", None)
     assert_same(encoder.encode(form(rows, PLACEMENT_SIGNATURE)), fitted(PLACEMENT_SIGNATURE).transform(rows))
 
 
@@ -223,7 +236,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("form", [rows_of, columns_of])
-@pytest.mark.parametrize("size", [1, FEW + 1, BLOCK + 1])
+@pytest.mark.parametrize("size", [1, MAX_ONE_BY_ONE + 1, BLOCK_SIZE + 1])
 @pytest.mark.parametrize("field", ["ssc_p", "gender"])
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
 def test_a_wrong_value_is_refused_in_the_same_words_wherever_it_stands(wrong, field, size, form):
@@ -241,7 +254,7 @@ def test_a_wrong_value_is_refused_in_the_same_words_wherever_it_stands(wrong, fi
     assert problem.startswith(candidates.locate(size - 1, field) + ": ")
 
 
-@pytest.mark.parametrize("size", [1, FEW + 1, BLOCK + 1])
+@pytest.mark.parametrize("size", [1, MAX_ONE_BY_ONE + 1, BLOCK_SIZE + 1])
 @pytest.mark.parametrize("row", [7, None, "ssc_p", ["ssc_p"], {}], ids=str)
 def test_what_is_no_candidate_is_refused(row, size):
     rows = [*generate(size, seed=6).candidates]
@@ -274,7 +287,7 @@ def test_an_ignored_category_fills_no_column_as_in_dictvectorizer(size, form):
     assert_same(encoder.encode(form(rows, signature)), fitted(signature).transform(rows))
 
 
-@pytest.mark.parametrize("size", [1, FEW + 1])
+@pytest.mark.parametrize("size", [1, MAX_ONE_BY_ONE + 1])
 def test_a_category_that_the_newest_version_lists_is_never_ignored(size):
     old, new = (Signature(fields=(Category(name="a", categories=listed),)) for listed in (("x",), ("x", "y")))
     encoder = encoder_of(old, unknown_category="ignore", newest=new)
@@ -294,7 +307,7 @@ def test_what_has_a_default_may_be_left_out_without_a_second_look(size, monkeypa
     )
     rows = [{"a": 1.0, "b": "x", "c": 2.0}] * (size - 1) + [{"c": 3.0}]
     encoder = encoder_of(signature)
-    monkeypatch.setattr(encoder, "_any", None)
+    monkeypatch.setattr(encoder, "_validate_and_encode", None)
     for candidates in (rows_of(rows, signature), Columns(size, {"c": [row["c"] for row in rows]})):
         filled = encoder.encode(candidates)[-1].tolist()
         assert filled == [7.0, 0.0, 1.0, 3.0]
@@ -331,21 +344,21 @@ def test_categories_of_many_values_are_encoded_too(size):
 @pytest.mark.parametrize("signature", [PLACEMENT_SIGNATURE, MANY_VALUES], ids=["placement", "many values"])
 def test_what_is_kept_of_combined_categories_is_bounded_and_callers_add_nothing(signature):
     encoder = encoder_of(signature, unknown_category="ignore")
-    together = encoder._together
+    together = encoder._combined
     assert together.fields
     kept = len(together._numbers)
-    assert together._table.size <= encoding.MAX_TABLE
+    assert together._table.size <= encoding.MAX_TABLE_SIZE
     assert kept == len(together._table)
     for number in range(100):
         row = {field.name: f"caller's {number}" for field in signature.fields if isinstance(field, Category)}
         row |= {field.name: 0.5 for field in signature.fields if isinstance(field, Number)}
-        encoder.encode(rows_of([row] * (FEW + 1), signature))
+        encoder.encode(rows_of([row] * (MAX_ONE_BY_ONE + 1), signature))
         encoder.encode(rows_of([row], signature))
     assert len(together._numbers) == kept
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "i8", "u1", "u8"])
-@pytest.mark.parametrize("size", [1, FEW + 1, BLOCK + 1])
+@pytest.mark.parametrize("size", [1, MAX_ONE_BY_ONE + 1, BLOCK_SIZE + 1])
 def test_arrays_are_taken_as_they_are(size, dtype):
     signature = Signature(
         fields=(Number(name="a", minimum=0, maximum=100), Category(name="b", categories=("x",)))
@@ -355,7 +368,7 @@ def test_arrays_are_taken_as_they_are(size, dtype):
     assert encoded.tolist() == [[float(value), 1.0] for value in column]
 
 
-@pytest.mark.parametrize("size", [1, FEW + 1])
+@pytest.mark.parametrize("size", [1, MAX_ONE_BY_ONE + 1])
 def test_boolean_arrays_are_refused(size):
     signature = Signature(fields=(Number(name="a", minimum=0, maximum=1),))
     with pytest.raises(InvalidCandidates, match=r"inputs\.a\[0\]: must be a number"):

@@ -1,57 +1,57 @@
-"""Callers who ask again as soon as they are answered: whether, and how long, a call should wait for them.
+"""How long a call waits for callers that send their next request as soon as they are answered.
 
-Else two groups of callers would take turns for ever, in calls that are half full.
+Without it, two groups of such callers alternate for ever, in calls that are half full.
 """
 
 import asyncio
 
-#: Callers who ask again are waited for until so many of them have, or so much of a call's usual time is over.
-RETURNED = 0.9
-HOLD = 0.25
-#: If fewer do, on a moving average, they are not waited for in the next calls, so many.
-WORTH_IT = 0.5
+#: Wait until 90 % have resent, or 25 % of a usual call has passed.
+RESENT = 0.9
+WAIT = 0.25
+#: If fewer resend, on a moving average, the next calls do not wait.
+WORTHWHILE = 0.5
 CALLS_WITHOUT = 32
 
 
 class CallerWait:
-    """Callers who have just been answered: how many there were, and how many came since.
+    """Counts the callers that were just answered, and the requests that have arrived since.
 
     Attributes
     ----------
-    came
-        How many requests have come since.
+    arrived
+        Requests since the callers were answered.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self.came = 0
+        self.arrived = 0
         self._expected = 0
         self._until = 0.0
-        #: Which part of them comes in time, on a moving average.
+        #: Moving average of the share that resends in time.
         self._usual = 1.0
-        self._without = 0
+        self._skipped = 0
 
-    def expect(self, callers: int, call_s: float) -> None:
-        """Begin to wait for them, a part of the seconds that a call takes."""
-        self.came = 0
-        self._without -= 1
-        if self._without > 0:
+    def start(self, callers: int, call_s: float) -> None:
+        """Start to wait for callers, for a fraction of a usual call's duration `call_s` in seconds."""
+        self.arrived = 0
+        self._skipped -= 1
+        if self._skipped > 0:
             return
         self._expected = callers
-        self._until = self._loop.time() + HOLD * call_s
+        self._until = self._loop.time() + WAIT * call_s
 
-    def wait_s(self) -> float:
-        """Seconds for which they are still waited for; 0 or less if they are not."""
-        if self.came >= RETURNED * self._expected:
+    def remaining_s(self) -> float:
+        """Seconds left to wait; 0 or less if there is nothing to wait for."""
+        if self.arrived >= RESENT * self._expected:
             return 0.0
         return self._until - self._loop.time()
 
     def stop(self) -> None:
-        """Wait no longer, and learn how many came."""
+        """Stop waiting, and learn from how many have resent."""
         if not self._expected:
             return
-        self._usual += 0.2 * (min(1.0, self.came / self._expected) - self._usual)
+        self._usual += 0.2 * (min(1.0, self.arrived / self._expected) - self._usual)
         self._expected = 0
-        if self._usual < WORTH_IT:
-            self._without = CALLS_WITHOUT
+        if self._usual < WORTHWHILE:
+            self._skipped = CALLS_WITHOUT
             self._usual = 1.0

@@ -1,71 +1,71 @@
-"""How many calls may be under way at once: as many as raise the throughput, and no more.
+"""A limit on the calls in flight: as many as raise the throughput, and no more.
 
-A predictor with one worker takes calls in turn: a second one at the same time only makes the next batch
-smaller. Several replicas are idle unless several calls are under way. Which it is cannot be told from
-outside, so it is tried: a number of calls is kept if neither one more nor one fewer does better. "Better" is
-throughput over response time, which L. Kleinrock (1979) calls power: it serves for callers that wait for
-their answers before they ask again, and for callers that do not.
+A predictor with one worker answers one call after another: a second call in flight only makes the next batch
+smaller. Several replicas are idle unless several calls are in flight. The number of replicas is not known
+here, so the limit is found by trials: it stays where neither one more nor one fewer is better. "Better" means
+a higher power, which is throughput divided by response time (L. Kleinrock, 1979). It fits callers that wait
+for an answer before they send the next request, and callers that do not.
 """
 
 import asyncio
 from collections.abc import Callable
 
-#: Shortest measurement: so many calls, and so many seconds.
+#: Minimum length of a measurement: calls, and seconds.
 EPOCH_CALLS = 8
 EPOCH_S = 0.25
-#: One more call at once must raise the power by so much; one fewer may lower it by so much.
+#: A limit of one more must raise the power by this factor; one of one fewer may lower it by this factor.
 GAIN = 1.15
 LOSS = 0.97
-#: A trial is given up after so many calls if it reaches no more than this part of the power before.
+#: A trial ends after 4 calls if it reaches less than this part of the power before.
 HOPELESS_CALLS = 4
 HOPELESS = 0.7
 #: Measurements between two trials: doubled while trials change nothing.
-FIRST_REST = 2
-LAST_REST = 64
-#: A call that takes so many times as long as usual, and at least so many seconds, holds up nobody else.
-PATIENCE = 4.0
-LEAST_PATIENCE_S = 0.1
+FIRST_PAUSE = 2
+LAST_PAUSE = 64
+#: A call no longer counts as in flight after 4 times its usual duration, and at least 0.1 s.
+SLOW_FACTOR = 4.0
+MIN_SLOW_S = 0.1
 
 
 class Call:
-    """One call under way; `end` it."""
+    """One call in flight; `end` it."""
 
     __slots__ = ("_limit", "_since", "_timer")
 
-    def __init__(self, limit: "ConcurrencyLimit", patience_s: float) -> None:
+    def __init__(self, limit: "ConcurrencyLimit", slow_s: float) -> None:
         self._limit = limit
         self._since = limit.loop.time()
-        self._timer: asyncio.TimerHandle | None = limit.loop.call_later(patience_s, self._let_go)
+        self._timer: asyncio.TimerHandle | None = limit.loop.call_later(slow_s, self._leave)
 
-    def _let_go(self) -> None:
-        """Count it no more, although it goes on."""
+    def _leave(self) -> None:
+        """Stop counting the call."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
             self._limit.leave()
 
     def end(self, rows: int, waited_s: float) -> None:
-        """Count it no more, and measure it.
+        """Stop counting the call, and measure it.
 
         Parameters
         ----------
         rows
-            Candidates that it brought an answer for; 0 if it failed.
+            Candidates that it scored; 0 if it failed.
         waited_s
-            Seconds from a caller's question to its answer, summed over those candidates.
+            Seconds from a request to its answer, summed over those candidates.
         """
-        self._let_go()
+        self._leave()
         self._limit.measure(self._limit.loop.time() - self._since, rows, waited_s)
 
 
 class ConcurrencyLimit:
-    """Lets calls begin. Made inside the event loop that they run in.
+    """Limits the calls in flight. Made inside the event loop that they run in.
 
     Parameters
     ----------
-    most
+    max_limit
         The highest limit: the number of connections.
-    on_open
+    on_free
         Called when another call may begin.
 
     Attributes
@@ -73,14 +73,14 @@ class ConcurrencyLimit:
     loop
         The event loop.
     usual_s
-        Seconds that a call takes, on a moving average; 0 before the first.
+        Moving average of a call's duration in seconds; 0 before the first.
     """
 
-    def __init__(self, most: int, on_open: Callable[[], None]) -> None:
+    def __init__(self, max_limit: int, on_free: Callable[[], None]) -> None:
         self.loop = asyncio.get_running_loop()
-        self._climb = _Climb(most)
-        self._on_open = on_open
-        self._under_way = 0
+        self._climb = _HillClimb(max_limit)
+        self._on_free = on_free
+        self._in_flight = 0
         self.usual_s = 0.0
         self._calls = self._rows = 0
         self._waited_s = 0.0
@@ -88,29 +88,29 @@ class ConcurrencyLimit:
 
     @property
     def limit(self) -> int:
-        """Calls that may be under way at once for now."""
+        """Present limit on calls in flight."""
         return self._climb.limit
 
     def may_begin(self) -> bool:
-        """Whether another call may begin."""
-        return self._under_way < self._climb.limit
+        """Return True if another call may begin."""
+        return self._in_flight < self._climb.limit
 
     def begin(self) -> Call:
-        """Count a call."""
+        """Start a call."""
         if not self._calls:
             self._epoch_since = self.loop.time()
-        self._under_way += 1
-        return Call(self, max(LEAST_PATIENCE_S, PATIENCE * self.usual_s))
+        self._in_flight += 1
+        return Call(self, max(MIN_SLOW_S, SLOW_FACTOR * self.usual_s))
 
     def leave(self) -> None:
-        """Count one call less."""
-        self._under_way -= 1
-        self._on_open()
+        """Count one call fewer."""
+        self._in_flight -= 1
+        self._on_free()
 
     def measure(self, took_s: float, rows: int, waited_s: float) -> None:
-        """Note a call that has ended; see `Call.end`."""
+        """Record a call that has ended; see `Call.end`."""
         if rows:
-            # One that failed may have hung until its deadline, which is nothing to expect of others.
+            # A failed call may have waited until its deadline, which says nothing about other calls.
             self.usual_s = took_s if not self.usual_s else 0.9 * self.usual_s + 0.1 * took_s
         self._calls += 1
         self._rows += rows
@@ -125,32 +125,32 @@ class ConcurrencyLimit:
             self._waited_s = 0.0
 
 
-class _Climb:
-    """Looks for the limit at which the power is highest, one step at a time.
+class _HillClimb:
+    """Searches for the limit with the highest power, one step at a time.
 
-    A trial must do better than the measurement before it and than one more after it: else more callers, or a
-    machine that is faster for a moment, would be taken for what the limit does.
+    A trial must beat the measurement before it and the one after it: otherwise more callers, or a machine
+    that is faster for a moment, would look like an effect of the limit.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, max_limit: int) -> None:
         self.limit = 1
-        self._most = most
-        #: The limit that is kept, and its power.
+        self._max = max_limit
+        #: The best limit so far, and its power.
         self._kept = 1
         self._power = 0.0
-        #: The limit on trial, 0 if there is none, and its power while the kept one is measured once more.
+        #: The limit on trial, 0 if none, and its power while the best one is measured again.
         self._tried = 0
         self._reached = 0.0
         self._upwards = True
-        self._rest = FIRST_REST
-        self._left = FIRST_REST
+        self._pause = FIRST_PAUSE
+        self._left = FIRST_PAUSE
 
     def is_hopeless(self, power: float) -> bool:
-        """Whether a trial goes so badly that it need not be measured to its end."""
+        """Return True if a trial is so bad that it can end early."""
         return self.limit == self._tried and power < HOPELESS * self._power
 
     def step(self, power: float) -> None:
-        """Take one measurement at the present limit, and choose the next limit."""
+        """Record a measurement at the present limit, and choose the next limit."""
         if not self._tried:
             self._power = power if not self._power else 0.5 * (self._power + power)
             self._left -= 1
@@ -166,8 +166,8 @@ class _Climb:
             self._end(better=False)
 
     def _try_another(self) -> None:
-        upwards = self._kept < self._most and (self._upwards or self._kept == 1)
-        self._left = self._rest
+        upwards = self._kept < self._max and (self._upwards or self._kept == 1)
+        self._left = self._pause
         if upwards or self._kept > 1:
             self._tried = self.limit = self._kept + (1 if upwards else -1)
 
@@ -180,10 +180,10 @@ class _Climb:
             self._kept = self._tried
             self._power = self._reached
             self._upwards = upwards
-            self._rest = FIRST_REST
+            self._pause = FIRST_PAUSE
         else:
             self._upwards = not upwards
-            self._rest = min(LAST_REST, 2 * self._rest)
+            self._pause = min(LAST_PAUSE, 2 * self._pause)
         self.limit = self._kept
         self._tried = 0
-        self._left = self._rest
+        self._left = self._pause

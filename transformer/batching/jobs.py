@@ -1,8 +1,8 @@
-"""Requests on their way to the predictor: whole or in parts, and the batches that carry them."""
+"""Requests in the queue: whole or in parts, and the batches that carry them to the predictor."""
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -13,36 +13,45 @@ from transformer.headers import AUTHORIZATION
 from transformer.upstream.known_versions import KnownVersion, UpstreamModel
 from transformer.upstream.messages import Matrix
 
-#: How often a part may meet another model than the one that answered the parts before it.
-MAX_STRANGERS = 8
+#: Parts of one job that different models may answer before the job starts again.
+MAX_MODEL_CHANGES = 8
 
 
 class Job:
-    """One request. A large one travels in parts, all of which one model must answer.
+    """One request. A large one is sent in parts, and one model must answer all of them.
 
     Parameters
     ----------
     candidates
-        As they came in.
+        The candidates as the request holds them.
     newest
         The newest version, which has validated them.
     matrix
         The candidates in its encoding.
     headers
-        What goes along to the predictor.
+        Headers to forward to the predictor.
+    version
+        The only version that may answer; any if None.
     loop
         The event loop.
     timeout_s
-        Seconds after which the caller gets an answer in any case.
+        Seconds until the caller gets an error.
 
     Attributes
     ----------
-    since, deadline
-        Loop time of the question, and of the latest answer.
+    created, deadline
+        Loop times.
     answer
-        What the caller waits for.
+        The result that the caller awaits.
     unsent
-        Parts that wait for a connection.
+        Parts in the queue.
+    refusals
+        Times that no model took the job, or that its call was not sent because the connection had closed.
+    retry_group
+        Jobs share a call only with jobs of the same group: a call that they all shared has failed, and the
+        cause is one of them.
+    not_before
+        Only connections verified after this loop time may carry the job.
     """
 
     def __init__(
@@ -51,90 +60,88 @@ class Job:
         newest: KnownVersion,
         matrix: Matrix,
         headers: Mapping[str, str],
+        version: str | None,
         loop: asyncio.AbstractEventLoop,
         timeout_s: float,
     ) -> None:
         self.rows = len(matrix)
         self.headers = headers
         self.credentials = headers.get(AUTHORIZATION)
+        self.version = version
         self.loop = loop
-        self.since = loop.time()
-        self.deadline = self.since + timeout_s
+        self.created = loop.time()
+        self.deadline = self.created + timeout_s
         self.answer: asyncio.Future[Prediction] = loop.create_future()
-        #: How often no model took it, or its answer came over a connection that was not verified.
         self.refusals = 0
-        #: Jobs share calls with those of the same group only: one that they all shared has failed, and nobody
-        #: knows by whom.
-        self.group: object = None
-        #: Only connections that were verified after this loop time may carry it.
+        self.retry_group: object = None
         self.not_before = 0.0
         self._candidates = candidates
         self._matrices: dict[str, Matrix | None] = {newest.name: matrix}
-        self._begin()
+        self.restart()
 
-    def _begin(self) -> None:
-        """From the start, whoever may answer."""
+    def restart(self) -> None:
+        """Forget the answers so far; any model may answer."""
         whole = Part(self, 0, self.rows)
         self.unsent = deque([whole])
         self.model: UpstreamModel | None = None
-        #: Parts that are of use, sent or not; those of an earlier start are forgotten.
+        #: Parts since the last restart, sent or not. Answers to others are ignored.
         self._parts = {whole}
         self._answers: dict[Part, Prediction] = {}
-        self._strangers = 0
+        self._model_changes = 0
 
     @property
-    def waits(self) -> bool:
-        """Whether nothing of it has been sent."""
+    def is_unsent(self) -> bool:
+        """True if no part of the job is in flight or answered."""
         return len(self.unsent) == len(self._parts)
 
-    def take(self, rows: int) -> "Part":
-        """The next part to send, of so many candidates at most."""
+    def next_part(self, max_rows: int) -> "Part":
+        """Remove the next part from the queue, cut to `max_rows` candidates."""
         part = self.unsent.popleft()
-        if part.rows > rows:
+        if part.rows > max_rows:
             self._parts.remove(part)
-            part, rest = part.cut(rows)
+            part, rest = part.split(max_rows)
             self._parts |= {part, rest}
             self.unsent.appendleft(rest)
         return part
 
+    def requeue(self, part: "Part") -> None:
+        """Put a part back; one from before a restart is ignored."""
+        if part in self._parts:
+            self.unsent.appendleft(part)
+            if self.is_unsent:
+                self.model = None
+
     def matrix(self, version: KnownVersion) -> Matrix | None:
-        """The candidates in a version's encoding, or None if it cannot express them."""
+        """Return the candidates in a version's encoding, or None if it cannot express them."""
         if version.name not in self._matrices:
             self._matrices[version.name] = version.try_encode(self._candidates)
         return self._matrices[version.name]
 
-    def take_back(self, part: "Part") -> None:
-        """Let a part wait again; one of an earlier start is forgotten."""
-        if part in self._parts:
-            self.unsent.appendleft(part)
-            if self.waits:
-                self.model = None
+    def accepts(self, model: UpstreamModel) -> bool:
+        """Return True if the caller accepts an answer of this model."""
+        return self.version is None or self.version == model.label
 
-    def answered(self, part: "Part", prediction: Prediction, behind: UpstreamModel) -> bool:
-        """Take a model's answer to a part; whether all is well, or the part must be asked again."""
+    def add_answer(self, part: "Part", prediction: Prediction, model: UpstreamModel) -> bool:
+        """Record a model's answer to a part; return False if the part must be sent again."""
         if part not in self._parts or self.answer.done():
             return True
         if self.model is None:
-            self.model = behind
-        elif not self.model.is_same_model(behind):
-            self._strangers += 1
-            if self._strangers > MAX_STRANGERS:
-                self._begin()
+            self.model = model
+        elif not self.model.is_same_model(model):
+            self._model_changes += 1
+            if self._model_changes > MAX_MODEL_CHANGES:
+                self.restart()
             else:
                 self.unsent.appendleft(part)
             return False
         self._answers[part] = prediction
         if len(self._answers) == len(self._parts):
             parts = sorted(self._parts, key=lambda one: one.start)
-            self.answer.set_result(_joined([self._answers[one] for one in parts]))
+            self.answer.set_result(_join([self._answers[one] for one in parts]))
         return True
 
-    def start_again(self) -> None:
-        """Forget the answers so far: the model that gave them is not there any more."""
-        self._begin()
-
     def release(self) -> None:
-        """Let go of what holds it: its parts, and an error, whose traceback does; nobody waits any more."""
+        """Drop all references that keep a finished job alive, such as an error's traceback."""
         self.unsent.clear()
         self._parts.clear()
         self._answers.clear()
@@ -142,25 +149,33 @@ class Job:
             self.answer = self.loop.create_future()
             self.answer.cancel()
 
-    def late(self) -> ServiceError:
-        """Why there is no answer at the deadline, while a connection has this job."""
-        # Once may be a swap of predictors; an answer that was always another one is not a slow one.
-        if self.waits or self.refusals > 1:
-            return PredictorUnavailable("no predictor that can score this was there in time")
+    def timeout_error(self) -> ServiceError:
+        """Return the error of a job whose deadline has passed."""
+        # One refusal may be a rollout. A job that only met refusals did not wait for a slow predictor.
+        if self.is_unsent or self.refusals > 1:
+            if self.version is not None:
+                return PredictorUnavailable(f"no predictor of version {self.version} was available in time")
+            return PredictorUnavailable("no predictor that can score this request was available in time")
         return PredictorTooSlow("the predictor did not answer in time")
 
     def expire(self) -> None:
-        """Tell the caller that its time is over."""
-        self.fail(self.late())
+        """Fail the job because its deadline has passed."""
+        self.fail(self.timeout_error())
 
     def fail(self, error: ServiceError) -> None:
-        """Tell the caller, if it still waits, why there is no answer."""
+        """Give the caller an error, if it still waits."""
         if not self.answer.done():
             self.answer.set_exception(error)
 
 
 class Part:
-    """Some candidates of a job, that go to the predictor together."""
+    """Candidates of one job that are sent in the same call.
+
+    Attributes
+    ----------
+    drops
+        Calls that carried the part and got no response.
+    """
 
     __slots__ = ("_stop", "drops", "job", "rows", "start")
 
@@ -168,52 +183,84 @@ class Part:
         self.job = job
         self.start = start
         self.rows = stop - start
-        #: Calls that carried it and were dropped.
         self.drops = 0
         self._stop = stop
 
-    def cut(self, rows: int) -> "tuple[Part, Part]":
-        """Its first candidates, and the others."""
+    def split(self, rows: int) -> "tuple[Part, Part]":
+        """Return the first candidates and the others."""
         middle = self.start + rows
         first, rest = Part(self.job, self.start, middle), Part(self.job, middle, self._stop)
         first.drops = rest.drops = self.drops
         return first, rest
 
     def matrix(self, version: KnownVersion) -> Matrix | None:
-        """Its rows in a version's encoding, or None if it cannot express the job."""
+        """Return the rows in a version's encoding, or None if it cannot express the job."""
         matrix = self.job.matrix(version)
         return matrix if matrix is None else matrix[self.start : self._stop]
 
 
 class Batch:
-    """Parts that one call carries; their callers sent the same credentials."""
+    """Parts that one call carries. Their callers sent the same credentials.
+
+    Attributes
+    ----------
+    unanswered
+        Parts that no model has answered yet.
+    """
 
     def __init__(self, parts: list[Part]) -> None:
         self.parts = parts
+        self.unanswered = list(parts)
         self.rows = sum(part.rows for part in parts)
 
     @property
     def deadline(self) -> float:
-        """Loop time until which somebody waits for it."""
+        """Loop time of the latest deadline."""
         return max(part.job.deadline for part in self.parts)
 
     @property
     def headers(self) -> dict[str, str]:
-        """What goes along: of one request all, of several only what they share, their credentials."""
+        """Headers of the call: all of them for one request, else only the shared credentials."""
         job = self.parts[0].job
         if all(part.job is job for part in self.parts):
             return dict(job.headers)
         return {} if job.credentials is None else {AUTHORIZATION: job.credentials}
 
+    def answer(self, parts: Collection[Part], probabilities: Matrix, model: UpstreamModel) -> list[Job]:
+        """Give parts of the batch their rows' probabilities.
 
-def encoded(parts: list[Part], version: KnownVersion) -> Matrix:
-    """The rows of several parts that a version can express, in its encoding."""
+        Returns
+        -------
+        Jobs with a part that must be sent again, because another model has answered the parts before it.
+        """
+        prediction = model.version.prediction(probabilities, model.label)
+        start = 0
+        again = []
+        for part in parts:
+            rows = slice(start, start := start + part.rows)
+            if not part.job.add_answer(part, prediction.of(rows), model):
+                again.append(part.job)
+        if len(parts) == len(self.unanswered):
+            self.unanswered.clear()
+        else:
+            answered = set(parts)
+            self.unanswered = [part for part in self.unanswered if part not in answered]
+        return again
+
+
+def encode(parts: Iterable[Part], version: KnownVersion) -> Matrix:
+    """Return the rows of those parts that a version can express, in its encoding."""
     matrices = [matrix for part in parts if (matrix := part.matrix(version)) is not None]
     return matrices[0] if len(matrices) == 1 else np.concatenate(matrices)
 
 
-def _joined(predictions: list[Prediction]) -> Prediction:
-    """The answers to a job's parts as one."""
+def jobs_of(parts: Iterable[Part]) -> dict[Job, None]:
+    """Return the jobs that parts belong to, each once, in order."""
+    return dict.fromkeys(part.job for part in parts)
+
+
+def _join(predictions: list[Prediction]) -> Prediction:
+    """Join the answers to a job's parts."""
     if len(predictions) == 1:
         return predictions[0]
     return Prediction(

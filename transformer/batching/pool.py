@@ -1,200 +1,143 @@
-"""The connections to the predictor, seen as one: takes requests, and knows whether they can be answered."""
+"""The pool of connections to the predictor: scores requests, and knows when it cannot."""
 
 import asyncio
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
-from transformer.batching.connection_worker import ConnectionWorker
+from transformer.batching.balanced_upstream import BalancedUpstream
+from transformer.batching.connection_worker import ConnectionWorker, WorkerContext
+from transformer.batching.failure_policy import FailurePolicy
 from transformer.batching.jobs import Job
-from transformer.batching.queue import RequestQueue, answer_in_time
+from transformer.batching.queue import RequestQueue
 from transformer.batching.retry_budget import RetryBudget
+from transformer.batching.usable_models import UsableModels
 from transformer.bundle.prediction import Prediction
 from transformer.errors import PredictorUnavailable
-from transformer.metrics import CONNECTIONS, REQUESTS
-from transformer.upstream.client import PredictorAddress
-from transformer.upstream.known_versions import KnownVersion, UpstreamModel
-from transformer.upstream.verification import UnknownModel
+from transformer.metrics import REQUESTS
+from transformer.settings import Settings
+from transformer.upstream.client import PredictorAddress, connect
+from transformer.upstream.failure_reasons import FailureReasons
+from transformer.upstream.known_versions import KnownVersion
 
-logger = logging.getLogger("kserve.transformer")
-
-Verify = Literal["connection", "request"]
-
-#: How long requests wait when the last connection has gone, before they get 503: a verified reconnect takes
-#: some 30 ms, and a swap of predictors should not be noticed.
+#: Requests wait this long for a connection after the last one has gone, then get 503: a verified reconnect takes
+#: about 30 ms, and a rollout of the predictor should lose no request.
 GRACE_S = 2.0
-#: Reasons why connections cannot be used, of which each is logged once in so many seconds.
-MAX_TOLD = 20
-TOLD_S = 60.0
-
-
-@dataclass(frozen=True)
-class PoolSettings:
-    """How the connections are made.
-
-    Attributes
-    ----------
-    connections
-        How many.
-    max_batch_rows
-        Candidates that one call may carry.
-    max_waiting_rows
-        Candidates that may wait for a connection.
-    verify
-        Once for each connection, or with every request (behind a proxy that balances requests, and for gRPC).
-    unknown_model
-        Whether a model that no bundle describes, but whose encoding is known, is served.
-    max_age_s
-        Seconds after which a connection is renewed, give or take a fifth. New replicas get their share, and a
-        predictor that is taken out of its Service is left before it is told to stop, if its preStop pause is
-        longer: MLServer 1.7 never answers what it has accepted when it is. A renewal costs some 30 ms.
-    """
-
-    connections: int = 4
-    max_batch_rows: int = 256
-    max_waiting_rows: int = 50_000
-    verify: Verify = "connection"
-    unknown_model: UnknownModel = "serve"
-    max_age_s: float = 5.0
 
 
 class Pool:
-    """Connections that score jobs, each for the version that it was verified to have behind it.
+    """Connections that each carry requests in the encoding of the version behind them.
+
+    Made inside the event loop that serves.
 
     Parameters
     ----------
     versions
-        The versions that may be behind, newest first.
+        The versions that may be behind the connections, newest first.
     address
         The predictor.
+    settings
+        Number and use of the connections.
 
     Attributes
     ----------
     loop
-        The event loop that serves; the pool is made inside it.
+        The event loop.
+    models
+        The models behind the usable connections.
     """
 
     def __init__(
-        self, versions: Sequence[KnownVersion], address: PredictorAddress, settings: PoolSettings
+        self, versions: Sequence[KnownVersion], address: PredictorAddress, settings: Settings
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.versions = versions
-        self.address = address
-        self.settings = settings
-        self.dispatcher = RequestQueue(
-            settings.connections,
+        by_request = settings.verify == "request"
+        self._queue = RequestQueue(
+            settings.predictor_connections,
             settings.max_batch_rows,
             settings.max_waiting_rows,
-            cuts=settings.verify == "connection",
+            splits=not by_request,
         )
-        self.retries = RetryBudget()
-        #: What is behind each connection that can carry requests.
-        self._usable: list[UpstreamModel] = []
-        #: When each version was last found behind a connection or a call.
-        self.met: dict[KnownVersion, float] = {}
+        self.models = UsableModels(versions, by_request=by_request, on_change=self._models_changed)
+        retries = RetryBudget()
+        context = WorkerContext(
+            queue=self._queue,
+            models=self.models,
+            retries=retries,
+            failures=FailurePolicy(self._queue, retries, by_request=by_request),
+            balanced=BalancedUpstream(self.models, settings.unknown_model),
+            settings=settings,
+            connect=lambda: connect(address, reconnects=by_request),
+            log_failure=FailureReasons(address.host).log,
+        )
+        #: True while requests get 503 at once.
         self._down = False
         self._going_down: asyncio.TimerHandle | None = None
-        self._tasks: list[asyncio.Task[None]] = []
-        #: Reasons that were logged since a loop time.
-        self._told: set[str] = set()
-        self._told_since = 0.0
-
-    @property
-    def usable(self) -> bool:
-        """Whether at least one connection can carry requests."""
-        return bool(self._usable)
-
-    def start(self) -> None:
-        """Begin to connect, inside the event loop that is to serve."""
-        if not self._tasks:
-            slots = [ConnectionWorker(self) for _ in range(self.settings.connections)]
-            self._tasks = [asyncio.create_task(slot.run()) for slot in slots]
-            self._go_down_soon()
+        workers = [ConnectionWorker(context) for _ in range(settings.predictor_connections)]
+        self._tasks = [asyncio.create_task(worker.run()) for worker in workers]
+        self._go_down_soon()
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close all connections, and fail the requests in the queue."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
-        if self._going_down is not None:
-            self._going_down.cancel()
-        # Nobody is left who would answer what waits.
+        self._cancel_going_down()
         self._go_down()
 
     async def score(self, job: Job) -> Prediction:
-        """The job's prediction.
+        """Return the job's prediction.
 
         Raises
         ------
         PredictorUnavailable
-            At once if there has been no usable connection for `GRACE_S`; or see `answer_in_time`.
+            At once if there has been no verified connection for `GRACE_S`, or at the deadline if no connection
+            could carry the job.
+        PredictorTooSlow
+            If the predictor was scoring the job at its deadline.
         QueueFull
-            At once if too much waits already.
+            At once if the queue is full.
         ServiceError
-            Any other reason why there is no prediction.
+            For any other reason why there is no prediction.
         """
         try:
             if self._down:
                 raise _no_connection()
-            self.dispatcher.admit(job, able=self._able(job))
-            prediction = await answer_in_time(job, self.dispatcher)
+            self._queue.admit(job, can_go=self.models.can_carry(job))
+            prediction = await self._answer(job)
         finally:
             job.release()
         REQUESTS.labels(prediction.version).inc()
         return prediction
 
-    @contextmanager
-    def in_use(self, label: str, behind: UpstreamModel) -> Iterator[None]:
-        """Count a connection as usable, for the version that a label names."""
-        gauge = CONNECTIONS.labels(label, "usable")
-        gauge.inc()
-        self._usable.append(behind)
-        self.dispatcher.sort(self._able)
-        self._down = False
+    async def _answer(self, job: Job) -> Prediction:
+        # Not asyncio.timeout_at, which costs four times as much.
+        timer = self.loop.call_at(job.deadline, job.expire)
+        try:
+            return await job.answer
+        finally:
+            timer.cancel()
+            self._queue.remove(job)
+
+    def _models_changed(self) -> None:
+        if self.models:
+            self._down = False
+            self._cancel_going_down()
+        elif not self._down:
+            self._go_down_soon()
+        self._queue.reclassify(self.models.can_carry)
+
+    def _go_down_soon(self) -> None:
+        self._cancel_going_down()
+        self._going_down = self.loop.call_later(GRACE_S, self._go_down)
+
+    def _cancel_going_down(self) -> None:
         if self._going_down is not None:
             self._going_down.cancel()
             self._going_down = None
-        try:
-            yield
-        finally:
-            gauge.dec()
-            self._usable.remove(behind)
-            if not self._usable:
-                self._go_down_soon()
-            # What only that one could go on with may start again elsewhere.
-            self.dispatcher.sort(self._able)
-
-    def has(self, model: UpstreamModel) -> bool:
-        """Whether a model is behind any usable connection."""
-        return any(model.is_same_model(behind) for behind in self._usable)
-
-    def _able(self, job: Job) -> bool:
-        """Whether a connection can express a job, as far as that is known before a call."""
-        if self.settings.verify == "request" or not self._usable:
-            return True
-        if job.matrix(self._usable[0].version) is not None:
-            return True
-        return any(job.matrix(behind.version) is not None for behind in self._usable)
-
-    def _go_down_soon(self) -> None:
-        self._going_down = self.loop.call_later(GRACE_S, self._go_down)
 
     def _go_down(self) -> None:
         self._down = True
-        self.dispatcher.fail_all(_no_connection())
-
-    def tell(self, reason: str) -> None:
-        """Log why a connection cannot be used: each reason once a minute, and no more than a few."""
-        if self.loop.time() - self._told_since > TOLD_S:
-            self._told.clear()
-            self._told_since = self.loop.time()
-        if reason not in self._told and len(self._told) < MAX_TOLD:
-            self._told.add(reason)
-            logger.warning("predictor %s: %s", self.address.host, reason)
+        self._queue.fail_all(_no_connection())
 
 
 def _no_connection() -> PredictorUnavailable:
-    return PredictorUnavailable("no verified predictor is there")
+    return PredictorUnavailable("no verified predictor connection available")

@@ -1,8 +1,7 @@
-"""Requests that wait for a connection, and connections that wait for a batch of them.
+"""The queue of requests, and how batches are made of it.
 
-No timer makes a batch: whenever a connection may carry one, everything that waits goes, up to a limit. Only
-where callers have just been answered who used to ask again at once are they waited for, a fraction of a
-call's time: or two groups of them would take turns in calls that are half full.
+No timer makes a batch: when a connection is free, everything in the queue goes, up to a limit. The one
+exception are callers that resend as soon as they are answered: see `caller_wait`.
 """
 
 import asyncio
@@ -13,215 +12,220 @@ from collections.abc import Callable, Iterator
 from transformer.batching.caller_wait import CallerWait
 from transformer.batching.concurrency import Call, ConcurrencyLimit
 from transformer.batching.jobs import Batch, Job, Part
-from transformer.bundle.prediction import Prediction
 from transformer.errors import QueueFull, ServiceError
 
 logger = logging.getLogger("kserve.transformer")
 
-#: Whether a connection can carry a job.
+#: Returns True if a connection can carry a job.
 Accepts = Callable[[Job], bool]
 
-#: Requests that the event loop has taken in, but not read yet, are waited for: so many of its turns at most.
+#: Maximum turns of the event loop for which a batch waits while each turn adds requests.
 MAX_TURNS = 16
 
 
 class RequestQueue:
-    """Brings what waits to free connections, oldest first, a large request's parts in turn with the others.
+    """Gives batches to free connections, oldest jobs first. Large requests share the calls with small ones.
 
-    Made inside the event loop that is to serve.
+    Made inside the event loop that serves.
 
     Parameters
     ----------
     connections
-        How many connections there are.
+        Number of connections.
     max_batch_rows
-        Candidates that one call may carry.
+        Maximum candidates per call.
     max_waiting_rows
-        Candidates that may wait; as many again may wait for a version that can express them.
-    cuts
-        Whether large requests are cut: not where each call may meet another model, since one has to answer
-        all of a request.
+        Maximum candidates in the queue, and as many that wait for a version that can express them.
+    splits
+        Split large requests. False where each call may reach another model, since one model must answer all
+        of a request.
     """
 
     def __init__(
-        self, connections: int, max_batch_rows: int, max_waiting_rows: int, *, cuts: bool = True
+        self, connections: int, max_batch_rows: int, max_waiting_rows: int, *, splits: bool = True
     ) -> None:
-        # Python 3.11 asks the system for the process each time that it is asked for the loop.
+        # Kept, because asyncio.get_running_loop() asks the system for the process id each time (Python 3.11).
         self._loop = asyncio.get_running_loop()
         self._max_batch_rows = max_batch_rows
         self._max_waiting_rows = max_waiting_rows
-        #: What a call takes of one request before it looks at the others.
+        #: Candidates that a batch takes of one request before it takes some of the others.
         self._share = max(1, max_batch_rows // 2)
-        self._cuts = cuts
-        self._waiting = _Queue()
+        self._splits = splits
+        self._waiting = _JobList()
         #: Jobs that no connection can carry at present.
-        self._parked = _Queue()
+        self._parked = _JobList()
         self._free: dict[asyncio.Future[tuple[Batch, Call]], Accepts] = {}
-        self._limit = ConcurrencyLimit(connections, self.hand_out_soon)
+        self._limit = ConcurrencyLimit(connections, self.dispatch_soon)
         self._scheduled = False
         self._arrivals = self._turns = 0
-        self._returning = CallerWait(self._loop)
+        self._caller_wait = CallerWait(self._loop)
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._parked)
 
-    def admit(self, job: Job, *, able: bool = True) -> None:
-        """Let a new job wait; apart from the others if no connection is `able` to carry it at present.
+    def admit(self, job: Job, *, can_go: bool = True) -> None:
+        """Add a new job; park it if no connection can carry it at present.
 
         Raises
         ------
         QueueFull
-            If too many candidates wait already.
+            If too many candidates are in the queue.
         """
-        queue = self._waiting if able else self._parked
-        if queue.rows and queue.rows + job.rows > self._max_waiting_rows:
-            raise QueueFull(f"{queue.rows} candidates are waiting already, try again later")
-        self._returning.came += 1
-        if able:
+        jobs = self._waiting if can_go else self._parked
+        if jobs.rows and jobs.rows + job.rows > self._max_waiting_rows:
+            raise QueueFull(
+                f"the queue is full: limit {self._max_waiting_rows} candidates, {jobs.rows} are waiting; "
+                "try again later"
+            )
+        self._caller_wait.arrived += 1
+        if can_go:
             self._arrivals += 1
             self.put(job)
         else:
-            queue.put(job)
+            jobs.add(job)
 
-    def sort(self, able: Callable[[Job], bool]) -> None:
-        """See anew which jobs a connection is able to carry."""
+    def reclassify(self, can_go: Accepts) -> None:
+        """Check again which jobs a connection can carry, and park the others."""
         waiting, parked = list(self._waiting), list(self._parked)
         for job in parked:
-            if self._accepted(able, job):
-                self._parked.forget(job)
+            if self._check(can_go, job):
+                self._parked.remove(job)
                 self.put(job)
         for job in waiting:
-            if not self._accepted(able, job) and not job.answer.done():
-                self._waiting.forget(job)
-                self._parked.put(job)
-        self.hand_out_soon()
+            if not self._check(can_go, job) and not job.answer.done():
+                self._waiting.remove(job)
+                self._parked.add(job)
+        self.dispatch_soon()
 
     def put(self, job: Job, *, first: bool = False) -> None:
-        """Let a job wait, `first` in front of the others.
-
-        One whose caller does not wait any more is forgotten.
-        """
+        """Add a job, `first` at the front. A job whose caller has gone is ignored."""
         if job.answer.done() or not job.unsent:
             return
-        self._waiting.put(job, first=first)
-        self.hand_out_soon()
+        self._waiting.add(job, first=first)
+        self.dispatch_soon()
 
-    async def take(self, accepts: Accepts, timeout_s: float) -> tuple[Batch, Call] | None:
-        """A batch of waiting jobs that are accepted; None if there is none within the time."""
-        taking: asyncio.Future[tuple[Batch, Call]] = self._loop.create_future()
-        self._free[taking] = accepts
-        self.hand_out_soon()
+    async def next_batch(self, accepts: Accepts, timeout_s: float) -> tuple[Batch, Call] | None:
+        """Wait for a batch of jobs that the connection accepts; None after the timeout."""
+        ready: asyncio.Future[tuple[Batch, Call]] = self._loop.create_future()
+        self._free[ready] = accepts
+        self.dispatch_soon()
         try:
             async with asyncio.timeout(timeout_s):
-                return await taking
+                return await ready
         except TimeoutError:
-            return taking.result() if taking.done() and not taking.cancelled() else None
+            return ready.result() if ready.done() and not ready.cancelled() else None
         except asyncio.CancelledError:
-            if taking.done() and not taking.cancelled():
-                self._take_back(*taking.result())
+            if ready.done() and not ready.cancelled():
+                self._return(*ready.result())
             raise
         finally:
-            del self._free[taking]
+            del self._free[ready]
 
-    def forget(self, job: Job) -> None:
-        """Let a job wait no longer."""
-        self._waiting.forget(job)
-        self._parked.forget(job)
+    def remove(self, job: Job) -> None:
+        """Remove a job, if it is in the queue."""
+        self._waiting.remove(job)
+        self._parked.remove(job)
 
     def fail_all(self, error: ServiceError) -> None:
-        """Fail every job that waits."""
+        """Fail every job in the queue."""
         for job in [*self._waiting, *self._parked]:
-            self.forget(job)
+            self.remove(job)
             job.fail(error)
 
-    def expect(self, callers: int) -> None:
-        """Note that so many callers are being answered, who may ask again at once."""
-        self._returning.expect(callers, self._limit.usual_s)
+    def expect_callers(self, callers: int) -> None:
+        """Note that callers are being answered, and may resend at once."""
+        self._caller_wait.start(callers, self._limit.usual_s)
 
-    def hand_out_soon(self) -> None:
-        """See what can go after this turn of the event loop."""
+    def dispatch_soon(self) -> None:
+        """Make batches after this turn of the event loop."""
         if not self._scheduled and self._free and self._waiting:
             self._scheduled = True
-            self._loop.call_soon(self._hand_out)
+            self._loop.call_soon(self._dispatch)
 
-    def _hand_out(self) -> None:
+    def _dispatch(self) -> None:
         self._scheduled = False
         if not self._limit.may_begin():
             return
-        # While each turn of the event loop takes in more requests, a batch is still growing.
+        # While each turn of the event loop adds requests, a batch is still growing.
         if self._arrivals and self._turns < MAX_TURNS and self._waiting.rows < self._max_batch_rows:
             self._arrivals = 0
             self._turns += 1
-            self.hand_out_soon()
+            self.dispatch_soon()
             return
-        if self._waiting.rows < self._max_batch_rows and (left_s := self._returning.wait_s()) > 0:
-            self._look_again(left_s)
+        if self._waiting.rows < self._max_batch_rows and (left_s := self._caller_wait.remaining_s()) > 0:
+            self._dispatch_after(left_s)
             return
-        self._returning.stop()
+        self._caller_wait.stop()
         self._arrivals = self._turns = 0
-        for taking, accepts in self._free.items():
+        for ready, accepts in self._free.items():
             if not self._limit.may_begin():
                 break
-            if not taking.done() and (parts := self._gather(accepts)):
-                taking.set_result((Batch(parts), self._limit.begin()))
+            if not ready.done() and (parts := self._fill(accepts)):
+                ready.set_result((Batch(parts), self._limit.begin()))
 
-    def _look_again(self, after_s: float) -> None:
+    def _dispatch_after(self, seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(after_s, self.hand_out_soon)
+        self._timer = self._loop.call_later(seconds, self.dispatch_soon)
 
-    def _gather(self, accepts: Accepts) -> list[Part]:
-        """Parts for one call: of each job in turn, a large one's share, and again if there is room."""
+    def _fill(self, accepts: Accepts) -> list[Part]:
+        """Take the parts of one batch: each job's share, then the rest while there is capacity."""
         parts: list[Part] = []
-        room = self._max_batch_rows
-        while room > 0 and (jobs := self._choose(accepts, room, parts)):
+        capacity = self._max_batch_rows
+        while capacity > 0 and (jobs := self._select(accepts, capacity, parts)):
             for job in jobs:
-                part = job.take(self._share if self._cuts else job.rows)
+                part = job.next_part(self._share if self._splits else job.rows)
                 parts.append(part)
-                room -= part.rows
+                capacity -= part.rows
                 if job.unsent:
-                    self._waiting.put_last(job)
+                    self._waiting.move_to_end(job)
                 else:
-                    self.forget(job)
+                    self.remove(job)
         return parts
 
-    def _choose(self, accepts: Accepts, room: int, parts: list[Part]) -> list[Job]:
-        """Jobs, as many as fill the room, that can go together, and with those that are chosen already."""
-        chosen: list[Job] = []
+    def _select(self, accepts: Accepts, capacity: int, parts: list[Part]) -> list[Job]:
+        """Select jobs that fit the capacity, may share a call, and may join the parts chosen already."""
+        selected: list[Job] = []
         first = parts[0].job if parts else None
         for job in list(self._waiting):
-            if room <= 0:
+            if capacity <= 0:
                 break
-            if first is not None and (job.group is not first.group or job.credentials != first.credentials):
+            if first is not None and not _may_share(job, first):
                 continue
-            rows = min(job.unsent[0].rows, self._share) if self._cuts else job.rows
-            # What fits no more goes next time, whole: its caller needs all of it, and two calls take longer.
-            if (rows <= room or first is None) and self._accepted(accepts, job):
-                chosen.append(job)
+            rows = min(job.unsent[0].rows, self._share) if self._splits else job.rows
+            # A request that does not fit goes whole with the next call: split in two it would take longer.
+            if (rows <= capacity or first is None) and self._check(accepts, job):
+                selected.append(job)
                 first = first or job
-                room -= rows
-        return chosen
+                capacity -= rows
+        return selected
 
-    def _accepted(self, accepts: Accepts, job: Job) -> bool:
+    def _check(self, accepts: Accepts, job: Job) -> bool:
         try:
             return accepts(job)
         except Exception:
-            # A bug that only this request meets; it must not keep the others from being looked at.
+            # A bug that only this request triggers must not stop the others.
             logger.exception("a request could not be encoded")
-            self.forget(job)
+            self.remove(job)
             job.fail(ServiceError("the request could not be encoded"))
             return False
 
-    def _take_back(self, batch: Batch, call: Call) -> None:
+    def _return(self, batch: Batch, call: Call) -> None:
+        """Put back a batch that its connection did not take."""
         call.end(0, 0.0)
         for part in reversed(batch.parts):
-            part.job.take_back(part)
+            part.job.requeue(part)
             self.put(part.job, first=True)
 
 
-class _Queue:
-    """Jobs in the order in which they go, and how many candidates they have, sent in part or not."""
+def _may_share(job: Job, other: Job) -> bool:
+    """Return True if two jobs may share a call."""
+    return job.retry_group is other.retry_group and job.credentials == other.credentials
+
+
+class _JobList:
+    """Jobs in order, and the number of their candidates, sent in part or not."""
 
     def __init__(self) -> None:
         self._jobs: OrderedDict[Job, None] = OrderedDict()
@@ -233,41 +237,20 @@ class _Queue:
     def __iter__(self) -> Iterator[Job]:
         return iter(self._jobs)
 
-    def put(self, job: Job, *, first: bool = False) -> None:
-        """Add a job, if it is not there, and put it in front if it is to be the `first`."""
+    def add(self, job: Job, *, first: bool = False) -> None:
+        """Add a job that is not in the list, and move it to the front if it is to be the `first`."""
         if job not in self._jobs:
             self._jobs[job] = None
             self.rows += job.rows
         if first:
             self._jobs.move_to_end(job, last=False)
 
-    def put_last(self, job: Job) -> None:
-        """Let the others go before a job that is there."""
+    def move_to_end(self, job: Job) -> None:
+        """Move a job behind the others."""
         self._jobs.move_to_end(job)
 
-    def forget(self, job: Job) -> None:
-        """Remove a job, if it is there."""
+    def remove(self, job: Job) -> None:
+        """Remove a job, if it is in the list."""
         if job in self._jobs:
             del self._jobs[job]
             self.rows -= job.rows
-
-
-async def answer_in_time(job: Job, dispatcher: RequestQueue) -> Prediction:
-    """The job's answer.
-
-    Raises
-    ------
-    PredictorTooSlow
-        If the predictor was at work on it when the deadline came.
-    PredictorUnavailable
-        If it was still waiting for a connection that can carry it.
-    ServiceError
-        Any other reason why there is no prediction.
-    """
-    # Not asyncio.timeout_at, which costs four times as much.
-    timer = job.loop.call_at(job.deadline, job.expire)
-    try:
-        return await job.answer
-    finally:
-        timer.cancel()
-        dispatcher.forget(job)

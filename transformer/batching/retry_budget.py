@@ -1,25 +1,25 @@
-"""How many calls may be sent again, so that a predictor that drops its calls does not get twice as many."""
+"""A budget for retries, so that a predictor that drops its calls does not get twice as many."""
 
-#: What each answered request adds: so calls are sent again for a fifth of them at most (as in Finagle's
+#: Retries that each answered request adds: at most a fifth of the calls are retries (as in Finagle's
 #: RetryBudget).
 EARNED = 0.2
-#: What may be saved up. A predictor that goes away drops a call for each connection; to find the one request
-#: of 4,096 on which it fails takes 24 calls.
-MOST = 100.0
+#: The most retries that can be saved up. A predictor that stops drops a call for each connection; to find the
+#: one request of 4,096 that makes it fail takes 24 calls.
+MAX_SAVED = 100.0
 
 
 class RetryBudget:
-    """Earned by answered requests, spent by calls that are sent again."""
+    """Retries, earned by answered requests and spent by calls that are sent again."""
 
     def __init__(self) -> None:
-        self._left = MOST
+        self._left = MAX_SAVED
 
     def earn(self, requests: int) -> None:
-        """Note requests that were answered."""
-        self._left = min(MOST, self._left + EARNED * requests)
+        """Add the retries that answered requests earn."""
+        self._left = min(MAX_SAVED, self._left + EARNED * requests)
 
     def spend(self, calls: int = 1) -> bool:
-        """Whether so many calls may be sent again; they are counted if so."""
+        """Spend retries; return False, and spend none, if there are too few."""
         if self._left < calls:
             return False
         self._left -= calls

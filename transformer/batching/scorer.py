@@ -1,88 +1,107 @@
-"""The way of one request, without a protocol: validate, then wait for a connection that can score it."""
+"""Scores the candidates of one request, whatever protocol it came in: validate, encode, queue."""
 
 from collections.abc import Mapping
 
 from transformer.batching.jobs import Job
-from transformer.batching.pool import Pool, PoolSettings
+from transformer.batching.pool import Pool
 from transformer.bundle.candidates import Candidates
 from transformer.bundle.format import Bundle
 from transformer.bundle.prediction import Prediction
-from transformer.bundle.validation import UnknownCategory
+from transformer.errors import UnknownVersion
 from transformer.headers import check_credentials
+from transformer.settings import Settings
 from transformer.upstream.client import PredictorAddress
 from transformer.upstream.known_versions import known_versions
 
 
 class Scorer:
-    """Scores candidates by whichever of a bundle's versions is behind the predictor.
+    """Scores candidates with the version that is behind the predictor.
 
     Parameters
     ----------
     bundle
-        The newest version and those before it. Requests are validated by the newest.
-    address
-        The predictor.
-    timeout_s
-        Seconds that a request may take.
-    unknown_category
-        Whether a value that the signature does not list is an error or encoded as none.
+        The newest version, which validates requests, and the versions before it.
     settings
-        How the connections to the predictor are made.
+        The settings of the process.
+    model_name
+        Name of the model, here and at the predictor.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        address: PredictorAddress,
-        *,
-        timeout_s: float,
-        unknown_category: UnknownCategory = "refuse",
-        settings: PoolSettings | None = None,
-    ) -> None:
+    def __init__(self, bundle: Bundle, settings: Settings, model_name: str) -> None:
         self.bundle = bundle
-        self.unknown_category: UnknownCategory = unknown_category
-        self._versions = known_versions(bundle, unknown_category)
-        self._address = address
-        self._over_grpc = address.protocol == "grpc-v2"
-        self._timeout_s = timeout_s
-        self._settings = settings or PoolSettings()
+        self._settings = settings
+        self._versions = known_versions(bundle, settings.unknown_category)
+        self._address = PredictorAddress.of(settings, model_name)
         self._pool: Pool | None = None
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Names of all fields that any of the versions has."""
+        """Names of all fields of all versions."""
         return tuple(dict.fromkeys(name for v in self.bundle.versions for name in v.signature.names))
 
     @property
     def ready(self) -> bool:
-        """Whether a prediction would succeed: a verified connection is there."""
-        return self._pool is not None and self._pool.usable
+        """True if a verified connection to the predictor is available."""
+        return self._pool is not None and bool(self._pool.models)
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Names of the versions behind verified connections, newest first."""
+        return () if self._pool is None else self._pool.models.verified_versions()
+
+    def check_version(self, version: str | None) -> None:
+        """Check that a version, if one is asked for, exists: a verified connection leads to it.
+
+        While there is no verified connection at all, every version that the bundle knows may exist.
+
+        Raises
+        ------
+        UnknownVersion
+            If it does not exist.
+        """
+        if version is None:
+            return
+        existing = self.versions or tuple(one.name for one in self._versions)
+        if version not in existing:
+            raise UnknownVersion(self._address.model_name, version, existing)
 
     def start(self) -> None:
-        """Begin to connect, inside the event loop that is to serve."""
-        if self._pool is None:
-            self._pool = Pool(self._versions, self._address, self._settings)
-            self._pool.start()
+        """Start to connect. Must be called inside the event loop that serves."""
+        self._started()
 
-    async def predict(self, candidates: Candidates, headers: Mapping[str, str]) -> Prediction:
-        """Score the candidates of one request; `headers` go along to the predictor.
+    async def predict(
+        self, candidates: Candidates, headers: Mapping[str, str], version: str | None = None
+    ) -> Prediction:
+        """Score the candidates of one request.
+
+        Parameters
+        ----------
+        headers
+            Headers to forward to the predictor.
+        version
+            The only version that may answer; any if None.
 
         Raises
         ------
         ServiceError
             Of the class that says why there is no prediction.
         """
-        if self._over_grpc:
+        if self._settings.predictor_protocol == "grpc-v2":
             check_credentials(headers)
-        self.start()
-        assert self._pool is not None  # noqa: S101 (just made)
+        pool = self._started()
+        self.check_version(version)
         newest = self._versions[0]
         matrix = newest.encode(candidates)
-        job = Job(candidates, newest, matrix, headers, self._pool.loop, self._timeout_s)
-        return await self._pool.score(job)
+        timeout_s = self._settings.predictor_request_timeout_seconds
+        return await pool.score(Job(candidates, newest, matrix, headers, version, pool.loop, timeout_s))
 
     async def close(self) -> None:
         """Close the connections to the predictor."""
         if self._pool is not None:
             await self._pool.close()
             self._pool = None
+
+    def _started(self) -> Pool:
+        if self._pool is None:
+            self._pool = Pool(self._versions, self._address, self._settings)
+        return self._pool

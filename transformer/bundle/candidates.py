@@ -1,4 +1,4 @@
-"""Raw candidates as they came in, not yet checked: one JSON object each, or one column for each field."""
+"""Raw candidates of a request before validation: one JSON object each, or one column per field."""
 
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,35 +10,37 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from transformer.errors import InvalidRequest
+from transformer.errors import InvalidRequest, shortened
 
-#: One field's values before validation: whatever the request held, one for each candidate.
+#: One field's values before validation, of any type, one per candidate.
 RawColumn = Sequence[Any] | npt.NDArray[Any]
-#: Some fields' values of one candidate.
+#: One candidate's values of some fields.
 Values = tuple[Any, ...]
+#: Maximum characters of a field's name in an error; a longer one is cut.
+MAX_FIELD_LENGTH = 64
 
 
 class NeedsFullValidation(Exception):
-    """Some value may not be what was asked for; to say which and why, each has to be looked at."""
+    """A value that may be invalid. Only validation of each value can say which and why."""
 
 
-#: What reading in bulk raises where a candidate lacks a field, is no object, or has values of other types.
+#: Raised by the fast reads where a candidate may be invalid: not an object, a missing field, another type.
 NEEDS_FULL_VALIDATION = (NeedsFullValidation, KeyError, TypeError)
 
 
 @dataclass(slots=True)
 class Block:
-    """Some candidates that follow each other, read in bulk.
+    """Consecutive candidates, read together.
 
     Attributes
     ----------
     rows
-        Where they stand among all.
-    numbers
-        Their numeric fields, shape (candidates, fields); all surely numbers.
+        Their positions among all candidates.
+    numbers : ndarray of float64, shape (candidates, fields)
+        Their numeric fields. Every value was a number.
     groups
-        For each group of other fields that was asked for: their values, whatever these are. To go through
-        them may raise any of `NEEDS_FULL_VALIDATION`.
+        For each requested group of other fields, one tuple of values per candidate. The values are not
+        checked, and iteration may raise any of `NEEDS_FULL_VALIDATION`.
     """
 
     rows: slice
@@ -47,41 +49,49 @@ class Block:
 
 
 class Candidates(Protocol):
-    """Candidates of one request, in the form in which the request holds them: no field is read unasked."""
+    """Candidates of one request, in the form that the request has. Fields are read only on demand."""
 
     @property
     def rows(self) -> int:
         """Number of candidates."""
 
     def dicts(self) -> Iterable[Mapping[str, Any]]:
-        """Each candidate's fields; what is no candidate is passed on as it is."""
+        """Return each candidate's fields; an item that is not an object is returned unchanged."""
 
-    def blocks(self, size: int, numbers: Sequence[str], groups: Sequence[Sequence[str]]) -> Iterator[Block]:
-        """Numeric fields, and others in groups, of `size` candidates at a time.
+    def read_blocks(
+        self, size: int, numbers: Sequence[str], groups: Sequence[Sequence[str]]
+    ) -> Iterator[Block]:
+        """Read numeric fields, and groups of other fields, of `size` candidates at a time.
 
         Raises
         ------
         one of NEEDS_FULL_VALIDATION
-            If a value is missing, or a numeric field may hold something else than numbers.
+            If a value is missing, or a numeric field may have a value that is not a number.
         """
 
-    def filled(self, defaults: Mapping[str, Any]) -> "Candidates":
-        """The candidates with what they lack; one of NEEDS_FULL_VALIDATION if that cannot be had."""
+    def with_defaults(self, defaults: Mapping[str, Any]) -> "Candidates":
+        """Return the candidates with defaults in place of missing fields.
 
-    def check(self) -> None:
-        """See that each candidate is one.
+        Raises
+        ------
+        one of NEEDS_FULL_VALIDATION
+            If a candidate is not an object.
+        """
+
+    def check_objects(self) -> None:
+        """Check that each candidate is an object.
 
         Raises
         ------
         InvalidRequest
-            If one is no object.
+            If one is not.
         """
 
     def column(self, field: str) -> RawColumn | None:
-        """One field of all candidates, each None where it is missing; None if it is missing from all."""
+        """Return one field of all candidates, None where it is missing; or None if no candidate has it."""
 
     def locate(self, row: int, field: str) -> str:
-        """Where a value stands in the caller's own request: ``instances[3].ssc_p``."""
+        """Return the path of a value in the caller's request: ``instances[3].ssc_p``."""
 
 
 class Rows:
@@ -90,9 +100,9 @@ class Rows:
     Parameters
     ----------
     objects
-        What stands in the candidates' place, as parsed.
+        The parsed items, of any type.
     path
-        Name of that place in the request.
+        Path of the list in the request.
     """
 
     __slots__ = ("_objects", "_path", "rows")
@@ -103,16 +113,18 @@ class Rows:
         self._path = path
 
     def dicts(self) -> list[Any]:
-        """Each candidate's fields; see `Candidates.dicts`."""
+        """See `Candidates.dicts`."""
         return self._objects
 
-    def blocks(self, size: int, numbers: Sequence[str], groups: Sequence[Sequence[str]]) -> Iterator[Block]:
-        """Fields in bulk; see `Candidates.blocks`."""
-        # A dict finds a value quickest by the very key that it holds, and objects that were parsed together
-        # hold the same ones: a third less time than with our own, equal names.
+    def read_blocks(
+        self, size: int, numbers: Sequence[str], groups: Sequence[Sequence[str]]
+    ) -> Iterator[Block]:
+        """See `Candidates.read_blocks`."""
+        # A dict finds a value fastest by the very key object that it holds, and objects that were parsed
+        # together share their keys: a third less time than with equal strings of our own.
         keys = {key: key for key in self._objects[0]}
-        read_numbers = reader([keys[field] for field in numbers])
-        read_groups = [reader([keys[field] for field in fields]) for fields in groups]
+        read_numbers = tuple_getter([keys[field] for field in numbers])
+        read_groups = [tuple_getter([keys[field] for field in fields]) for fields in groups]
         for start in range(0, self.rows, size):
             part = self._objects[start : start + size]
             values = tuple(chain.from_iterable(map(read_numbers, part)))
@@ -122,34 +134,34 @@ class Rows:
                 [map(read, part) for read in read_groups],
             )
 
-    def filled(self, defaults: Mapping[str, Any]) -> "Rows":
-        """The candidates with what they lack; see `Candidates.filled`."""
+    def with_defaults(self, defaults: Mapping[str, Any]) -> "Rows":
+        """See `Candidates.with_defaults`."""
         return Rows([{**defaults, **row} for row in self._objects], self._path)
 
-    def check(self) -> None:
-        """See that each candidate is one; see `Candidates.check`."""
+    def check_objects(self) -> None:
+        """See `Candidates.check_objects`."""
         for number, row in enumerate(self._objects):
             if not isinstance(row, dict):
                 raise InvalidRequest(f"{self._path}[{number}]: must be an object with the candidate's fields")
 
     def column(self, field: str) -> RawColumn:
-        """One field of all candidates; see `Candidates.column`."""
+        """See `Candidates.column`."""
         return [row.get(field) for row in self._objects]
 
     def locate(self, row: int, field: str) -> str:
-        """Where a value stands: ``instances[3].ssc_p``."""
-        return f"{self._path}[{row}].{field}"
+        """Return the path of a value: ``instances[3].ssc_p``."""
+        return f"{self._path}[{row}].{shortened(field, MAX_FIELD_LENGTH)}"
 
 
 class Columns:
-    """Candidates as one tensor for each field.
+    """Candidates as one tensor per field.
 
     Parameters
     ----------
     rows
         Number of candidates.
     columns
-        `rows` values for each field that the request has, None where one is missing.
+        `rows` values for each field in the request, None where a value is missing.
     """
 
     __slots__ = ("_columns", "rows")
@@ -159,12 +171,14 @@ class Columns:
         self._columns = columns
 
     def dicts(self) -> Iterable[Mapping[str, Any]]:
-        """Each candidate's fields; see `Candidates.dicts`."""
+        """See `Candidates.dicts`."""
         names = tuple(self._columns)
         return [dict(zip(names, values, strict=True)) for values in self._values(names, slice(None))]
 
-    def blocks(self, size: int, numbers: Sequence[str], groups: Sequence[Sequence[str]]) -> Iterator[Block]:
-        """Fields in bulk; see `Candidates.blocks`."""
+    def read_blocks(
+        self, size: int, numbers: Sequence[str], groups: Sequence[Sequence[str]]
+    ) -> Iterator[Block]:
+        """See `Candidates.read_blocks`."""
         for start in range(0, self.rows, size):
             rows = slice(start, min(start + size, self.rows))
             block = np.empty((rows.stop - start, len(numbers)))
@@ -183,50 +197,50 @@ class Columns:
             return repeat((), self.rows)
         return zip(*(as_list(self._columns[field][rows]) for field in fields), strict=True)
 
-    def filled(self, defaults: Mapping[str, Any]) -> "Columns":
-        """The candidates with what they lack; see `Candidates.filled`."""
+    def with_defaults(self, defaults: Mapping[str, Any]) -> "Columns":
+        """See `Candidates.with_defaults`."""
         columns: dict[str, RawColumn] = {name: [default] * self.rows for name, default in defaults.items()}
         return Columns(self.rows, {**columns, **self._columns})
 
-    def check(self) -> None:
-        """Nothing: each row of the tensors is a candidate."""
+    def check_objects(self) -> None:
+        """Do nothing: each row of the tensors is a candidate."""
 
     def column(self, field: str) -> RawColumn | None:
-        """One field of all candidates; see `Candidates.column`."""
+        """See `Candidates.column`."""
         return self._columns.get(field)
 
     def locate(self, row: int, field: str) -> str:
-        """Where a value stands: ``inputs.ssc_p[3]``."""
-        return f"inputs.{field}[{row}]"
+        """Return the path of a value: ``inputs.ssc_p[3]``."""
+        return f"inputs.{shortened(field, MAX_FIELD_LENGTH)}[{row}]"
 
 
-def reader(fields: Sequence[str]) -> Callable[[Mapping[str, Any]], Values]:
-    """What takes some fields of a candidate, as a tuple however many they are."""
+def tuple_getter(fields: Sequence[str]) -> Callable[[Mapping[str, Any]], Values]:
+    """Return a function that reads fields of a candidate as a tuple, also for one field or none."""
     if len(fields) > 1:
         return itemgetter(*fields)
     return lambda row: tuple([row[field] for field in fields])
 
 
 def as_list(column: RawColumn) -> list[Any]:
-    """A column's values, as Python's own types."""
+    """Return a column's values as Python objects."""
     values: list[Any] = column.tolist() if isinstance(column, np.ndarray) else list(column)
     return values
 
 
 def _floats(values: Sequence[Any], shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
-    """Values of JSON's types as floats, if all are numbers."""
+    """Return values of JSON's types as floats; raise NeedsFullValidation if one is not a number."""
     try:
         packed = struct.pack(f"{len(values)}d", *values)
     except (struct.error, OverflowError) as error:
         raise NeedsFullValidation from error
     floats: npt.NDArray[np.float64] = np.ndarray(shape, np.float64, packed)
-    # A boolean was packed as the 0 or 1 that it is. Where there is none of these, no type needs a look; and
-    # most often one comparison tells.
+    # `pack` writes a boolean as 0 or 1. Where neither is present, no type needs a check, and usually one
+    # comparison shows that.
     if np.count_nonzero(floats <= 1) and np.count_nonzero((floats == 0) | (floats == 1)):
-        _no_booleans(values)
+        _reject_booleans(values)
     return floats
 
 
-def _no_booleans(values: Sequence[Any]) -> None:
+def _reject_booleans(values: Sequence[Any]) -> None:
     if bool in set(map(type, values)):
         raise NeedsFullValidation

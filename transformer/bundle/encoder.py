@@ -1,4 +1,4 @@
-"""DictVectorizer's encoding without its code: the same numbers, bit for bit, for every valid candidate."""
+"""Encoder with the same output as DictVectorizer, bit for bit, for every valid candidate."""
 
 from array import array
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ from transformer.bundle.candidates import (
     Candidates,
     NeedsFullValidation,
     Values,
-    reader,
+    tuple_getter,
 )
 from transformer.bundle.format import Vectorizer
 from transformer.bundle.signature import Category, Number, Signature
@@ -22,23 +22,23 @@ from transformer.bundle.validation import UnknownCategory, validate
 Matrix = npt.NDArray[np.float64]
 _FLOAT64 = np.dtype(np.float64)
 
-#: Up to so many candidates are encoded one by one, more of them in blocks; with 12 fields both take the same
-#: time at about 10, measured on a virtual machine with two cores.
-FEW = 10
-#: Candidates of a block: as many as a core's own cache holds while their fields are read, measured there too.
-BLOCK = 512
-#: Numbers that the table of combined categories may hold.
-MAX_TABLE = 1 << 16
+#: Maximum candidates that are encoded one by one; more are encoded in blocks. With 12 fields both take the
+#: same time at about 10, measured on a virtual machine with two cores.
+MAX_ONE_BY_ONE = 10
+#: Candidates per block: as many as fit into a core's cache while their fields are read, measured there too.
+BLOCK_SIZE = 512
+#: Maximum numbers in the table of category combinations.
+MAX_TABLE_SIZE = 1 << 16
 
 
 class Encoder:
-    """Turns candidates into one version's feature matrix.
+    """Encodes candidates as one version's feature matrix.
 
-    The rule is that of `sklearn.feature_extraction.DictVectorizer` (scikit-learn 1.5): a number fills the
-    column of its field's name, a category puts 1 into the column ``name=value``, all else is 0.
+    The rule is that of `sklearn.feature_extraction.DictVectorizer` (scikit-learn 1.5): a number goes into the
+    column named like its field, a category puts 1 into the column ``name=value``, and all else is 0.
 
-    What is surely valid is encoded as it is read. Where anything is in doubt, `validate` looks at each value,
-    and what it lets pass is encoded afterwards.
+    The fast paths encode valid candidates as they read them. If a candidate may be invalid, `validate` checks
+    each value, and valid candidates are encoded from its result.
 
     Parameters
     ----------
@@ -47,9 +47,9 @@ class Encoder:
     signature
         The same version's raw fields.
     unknown_category
-        Whether a value that the signature does not list is an error or encoded as none.
+        ``refuse`` makes a value that the signature does not list an error, ``ignore`` encodes it as zeros.
     newest
-        Signature of a newer version, if there is one: what it lists is never encoded as none.
+        Signature of a newer version, if there is one. A value that it lists is never ignored.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class Encoder:
         index = vectorizer.index
         numbers = [field for field in signature.fields if isinstance(field, Number)]
         self._numbers = tuple(field.name for field in numbers)
-        self._read_numbers = reader(self._numbers)
+        self._read_numbers = tuple_getter(self._numbers)
         self._number_columns = np.array([index[name] for name in self._numbers], np.intp)
         self._bounds = [(index[field.name], field.minimum, field.maximum) for field in numbers]
-        # As large as a block: numpy compares arrays of one shape in a third of the time.
-        self._minima = np.tile([field.minimum for field in numbers], (BLOCK, 1))
-        self._maxima = np.tile([field.maximum for field in numbers], (BLOCK, 1))
+        # As large as a block: numpy compares arrays of equal shape in a third of the time.
+        self._minima = np.tile([field.minimum for field in numbers], (BLOCK_SIZE, 1))
+        self._maxima = np.tile([field.maximum for field in numbers], (BLOCK_SIZE, 1))
         #: Column of each value of each category.
         self._categories = {
             field.name: {
@@ -83,9 +83,9 @@ class Encoder:
             for field in signature.fields
             if isinstance(field, Category)
         }
-        self._together = _Combinations(self._categories, len(self.feature_names))
-        self._apart = [item for item in self._categories.items() if item[0] not in self._together.fields]
-        self._groups = [self._together.fields, *((name,) for name, _ in self._apart)]
+        self._combined = _CombinationTable(self._categories, len(self.feature_names))
+        self._uncombined = [item for item in self._categories.items() if item[0] not in self._combined.fields]
+        self._groups = [self._combined.fields, *((name,) for name, _ in self._uncombined)]
 
     def encode(self, candidates: Candidates) -> Matrix:
         """Validate and encode candidates.
@@ -97,63 +97,65 @@ class Encoder:
         Raises
         ------
         InvalidRequest
-            If a candidate is no object.
+            If a candidate is not an object.
         InvalidCandidates
-            With every problem; see `transformer.bundle.format.validation.validate`.
+            If a value is invalid; see `transformer.bundle.validation.validate`.
         """
         try:
-            return self._sure(candidates)
+            return self._try_encode_valid(candidates)
         except NEEDS_FULL_VALIDATION:
             pass
         if self._defaults:
             with suppress(*NEEDS_FULL_VALIDATION):
-                return self._sure(candidates.filled(self._defaults))
-        return self._any(candidates)
+                return self._try_encode_valid(candidates.with_defaults(self._defaults))
+        return self._validate_and_encode(candidates)
 
-    def _sure(self, candidates: Candidates) -> Matrix:
-        """Encode valid candidates. Raises one of NEEDS_FULL_VALIDATION if any may be invalid."""
-        return self._few(candidates) if candidates.rows <= FEW else self._many(candidates)
+    def _try_encode_valid(self, candidates: Candidates) -> Matrix:
+        """Encode valid candidates; raise one of NEEDS_FULL_VALIDATION if any may be invalid."""
+        if candidates.rows <= MAX_ONE_BY_ONE:
+            return self._encode_rows(candidates)
+        return self._encode_blocks(candidates)
 
-    def _few(self, candidates: Candidates) -> Matrix:
-        """Candidates one by one: no call of numpy's but the last."""
+    def _encode_rows(self, candidates: Candidates) -> Matrix:
+        """Encode candidates one by one, with a single call into numpy at the end."""
         matrix = array("d")
         for candidate in candidates.dicts():
-            row = self._together.row(candidate)
-            numbers = zip(self._read_numbers(candidate), self._bounds)  # noqa: B905 (takes its time)
+            row = self._combined.row(candidate)
+            numbers = zip(self._read_numbers(candidate), self._bounds)  # noqa: B905 (`strict` costs time)
             for value, (column, minimum, maximum) in numbers:
                 kind = type(value)
                 if not ((kind is float or kind is int) and minimum <= value <= maximum):
                     raise NeedsFullValidation
-                # DictVectorizer adds each number to 0, which makes 0 of -0.
+                # DictVectorizer adds each number to 0, which turns -0 into 0.
                 row[column] = value + 0.0
-            for name, columns in self._apart:
+            for name, columns in self._uncombined:
                 row[columns[candidate[name]]] = 1.0
             matrix += row
         return np.ndarray((candidates.rows, len(self.feature_names)), _FLOAT64, matrix)
 
-    def _many(self, candidates: Candidates) -> Matrix:
-        """Candidates in blocks: hardly any step of Python's own."""
+    def _encode_blocks(self, candidates: Candidates) -> Matrix:
+        """Encode candidates in blocks, with few Python operations per candidate."""
         matrix = np.empty((candidates.rows, len(self.feature_names)))
-        for block in candidates.blocks(BLOCK, self._numbers, self._groups):
+        for block in candidates.read_blocks(BLOCK_SIZE, self._numbers, self._groups):
             numbers = block.numbers
             rows = len(numbers)
             # NaN fails both comparisons.
-            within = (numbers >= self._minima[:rows]) & (numbers <= self._maxima[:rows])
-            if np.count_nonzero(within) < within.size:
+            in_range = (numbers >= self._minima[:rows]) & (numbers <= self._maxima[:rows])
+            if np.count_nonzero(in_range) < in_range.size:
                 raise NeedsFullValidation
             features = matrix[block.rows]
-            together, *apart = block.groups
-            self._together.rows(together, features)
+            combined, *uncombined = block.groups
+            self._combined.write(combined, features)
             features[:, self._number_columns] = numbers + 0.0
-            for values, (_, columns) in zip(apart, self._apart, strict=True):
+            for values, (_, columns) in zip(uncombined, self._uncombined, strict=True):
                 features[np.arange(rows), [columns[value] for (value,) in values]] = 1.0
         return matrix
 
-    def _any(self, candidates: Candidates) -> Matrix:
-        """Whatever candidates: each value is looked at."""
+    def _validate_and_encode(self, candidates: Candidates) -> Matrix:
+        """Check each value, and encode the candidates if all are valid."""
         valid = validate(candidates, self._signature, self._unknown_category, self._newest)
         width = len(self.feature_names)
-        # An ignored category fills no column: its 1 lands in a spare last one that is cut off.
+        # An ignored category has no column: its 1 goes into an extra last one, which is cut off.
         matrix = np.zeros((valid.rows, width + 1))
         for name, (column, _, _) in zip(self._numbers, self._bounds, strict=True):
             matrix[:, column] = valid.numbers[name] + 0.0
@@ -163,14 +165,14 @@ class Encoder:
         return np.ascontiguousarray(matrix[:, :width])
 
 
-class _Combinations:
-    """Each combination of values that categories can have together, with the features that it makes.
+class _CombinationTable:
+    """Features of each combination of category values, so that one lookup encodes several categories.
 
     Parameters
     ----------
     columns
-        Column of each value of each category. Those of the fewest values are combined, as many as give a
-        table of `MAX_TABLE` numbers at most.
+        Column of each value of each category. The categories with the fewest values are combined, as long as
+        the table has at most `MAX_TABLE_SIZE` numbers.
     width
         Number of features.
 
@@ -185,7 +187,7 @@ class _Combinations:
         count = 1
         for name, values in sorted(columns.items(), key=lambda item: len(item[1])):
             count *= len(values)
-            if count * width > MAX_TABLE:
+            if count * width > MAX_TABLE_SIZE:
                 break
             fields.append(name)
         self.fields = tuple(fields)
@@ -197,14 +199,14 @@ class _Combinations:
         self._numbers = {combination: number for number, combination in enumerate(combinations)}
         self._width = width
         self._cells = array("d", self._table.tobytes())
-        self._read = reader(self.fields)
+        self._read = tuple_getter(self.fields)
 
     def row(self, candidate: Mapping[str, str]) -> "array[float]":
-        """One candidate's features; one of NEEDS_FULL_VALIDATION if it is not a combination."""
+        """Return one candidate's features; raise one of NEEDS_FULL_VALIDATION for an unknown combination."""
         start = self._numbers[self._read(candidate)] * self._width
         return self._cells[start : start + self._width]
 
-    def rows(self, combinations: Iterable[Values], features: Matrix) -> None:
-        """Fill in many candidates' features; one of NEEDS_FULL_VALIDATION if one is not a combination."""
+    def write(self, combinations: Iterable[Values], features: Matrix) -> None:
+        """Write many candidates' features; raise one of NEEDS_FULL_VALIDATION for an unknown combination."""
         found = np.fromiter(map(self._numbers.__getitem__, combinations), np.intp, len(features))
         self._table.take(found, axis=0, out=features, mode="clip")

@@ -6,6 +6,14 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
+from transformer.errors import shortened
+
+#: Maximum categories that an error lists in full; of more it lists the first and counts the others.
+MAX_LISTED = 8
+LISTED_OF_MANY = 5
+#: Maximum characters of a category in an error; a longer one is cut.
+MAX_CATEGORY_LENGTH = 32
+
 #: How every model of a bundle is read: nothing coerced, nothing unknown swallowed, nothing changed later.
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -60,7 +68,10 @@ class Category(BaseModel):
     @property
     def expected(self) -> str:
         """What a valid value is, in the words of an error message."""
-        return "one of " + ", ".join(self.categories)
+        shown = [shortened(category, MAX_CATEGORY_LENGTH) for category in self.categories]
+        if len(shown) > MAX_LISTED:
+            shown = [*shown[:LISTED_OF_MANY], f"… ({len(shown) - LISTED_OF_MANY} more)"]
+        return "one of " + ", ".join(shown)
 
 
 RawField = Annotated[Number | Category, Field(discriminator="type")]

@@ -1,4 +1,4 @@
-"""Raw candidates, field by field, held against the signature: every problem is found and named."""
+"""Validation of raw candidates against the signature: finds and names every problem."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,26 +11,26 @@ from transformer.bundle.candidates import Candidates, RawColumn, as_list
 from transformer.bundle.signature import Category, Number, RawField, Signature
 from transformer.errors import MAX_PROBLEMS, InvalidCandidates
 
-#: Stands for a field that a candidate does not have. JSON's null means the same.
+#: A missing value, also JSON's null.
 MISSING = None
-#: Longest part of a caller's own value that an error repeats.
-MAX_ECHO = 40
+#: Maximum characters of a caller's value that an error repeats.
+MAX_VALUE_LENGTH = 40
 
 UnknownCategory = Literal["refuse", "ignore"]
-#: Whether an unknown category is encoded as none.
-Ignores = Callable[[str], bool]
+#: True for an unknown category that is encoded as zeros.
+IsIgnored = Callable[[str], bool]
 
 
 @dataclass(frozen=True, slots=True)
 class ValidCandidates:
-    """Candidates that the signature allows: one typed column for each of its fields.
+    """Candidates that the signature allows: one typed column per field.
 
     Attributes
     ----------
     numbers
-        One float64 array for each numeric field.
+        One float64 array per numeric field.
     categories
-        One list of strings for each other field, None where an unknown one is ignored.
+        One list of strings per categorical field, None in place of an ignored value.
     """
 
     rows: int
@@ -46,48 +46,51 @@ def validate(
 ) -> ValidCandidates:
     """Check every value of every candidate.
 
-    Fields that the signature does not know are passed over, as DictVectorizer does. Unknown categories may
-    be ignored, but never those that `newest` lists.
+    Fields that the signature does not list are skipped, as in DictVectorizer. With ``ignore``, a value that
+    no version lists is ignored; one that `newest` lists is still an error.
 
     Raises
     ------
     InvalidRequest
-        If a candidate is no object.
+        If a candidate is not an object.
     InvalidCandidates
-        With the first problems, in the order of the candidates and of the signature's fields.
+        If a value is invalid; problems are in the order of the candidates, then of the fields.
     """
-    candidates.check()
+    candidates.check_objects()
     numbers: dict[str, npt.NDArray[np.float64]] = {}
     categories: dict[str, list[str | None]] = {}
-    wrong: dict[str, list[Any]] = {}
+    invalid: dict[str, list[Any]] = {}
     problems: list[tuple[int, int]] = []
     total = 0
     for order, field in enumerate(signature.fields):
         raw = candidates.column(field.name)
         if raw is None:
             raw = [MISSING] * candidates.rows
-        ignores = _ignores(field.name, unknown_category, newest)
-        if isinstance(field, Number) and (number := _numbers(raw, field)) is not None:
+        is_ignored = _ignored_categories(field.name, unknown_category, newest)
+        if isinstance(field, Number) and (number := _valid_numbers(raw, field)) is not None:
             numbers[field.name] = number
-        elif isinstance(field, Category) and (category := _categories(raw, field, ignores)) is not None:
+        elif (
+            isinstance(field, Category)
+            and (category := _valid_categories(raw, field, is_ignored)) is not None
+        ):
             categories[field.name] = category
         else:
-            values = wrong[field.name] = as_list(raw)
-            rows = _wrong(values, field, ignores)
+            values = invalid[field.name] = as_list(raw)
+            rows = _invalid_rows(values, field, is_ignored)
             total += len(rows)
             problems += ((row, order) for row in rows[:MAX_PROBLEMS])
     if problems:
         first = ((row, signature.fields[order]) for row, order in sorted(problems)[:MAX_PROBLEMS])
-        sentences = [
-            f"{candidates.locate(row, field.name)}: {_problem(wrong[field.name][row], field)}"
+        texts = [
+            f"{candidates.locate(row, field.name)}: {_problem(invalid[field.name][row], field)}"
             for row, field in first
         ]
-        raise InvalidCandidates(sentences, total)
+        raise InvalidCandidates(texts, total)
     return ValidCandidates(candidates.rows, numbers, categories)
 
 
-def _ignores(name: str, unknown_category: UnknownCategory, newest: Signature | None) -> Ignores:
-    """Which values of a field are encoded as none where its signature does not list them."""
+def _ignored_categories(name: str, unknown_category: UnknownCategory, newest: Signature | None) -> IsIgnored:
+    """Return the rule for a field's values that its signature does not list."""
     if unknown_category == "refuse":
         return lambda _: False
     newer = {
@@ -99,8 +102,8 @@ def _ignores(name: str, unknown_category: UnknownCategory, newest: Signature | N
     return lambda value: value not in newer
 
 
-def _numbers(raw: RawColumn, field: Number) -> npt.NDArray[np.float64] | None:
-    """The column as float64, or None if any value of it is not valid."""
+def _valid_numbers(raw: RawColumn, field: Number) -> npt.NDArray[np.float64] | None:
+    """Return the column as float64, or None if a value is invalid."""
     if isinstance(raw, np.ndarray):
         if raw.dtype.kind not in "iuf":
             return None
@@ -123,8 +126,8 @@ def _is_number(kind: type) -> bool:
     return issubclass(kind, (int, float)) and not issubclass(kind, bool)
 
 
-def _categories(raw: RawColumn, field: Category, ignores: Ignores) -> list[str | None] | None:
-    """The column as strings, or None if any value of it is not valid."""
+def _valid_categories(raw: RawColumn, field: Category, is_ignored: IsIgnored) -> list[str | None] | None:
+    """Return the column as strings, or None if a value is invalid."""
     values = as_list(raw)
     if field.default is not None:
         values = [field.default if value is MISSING else value for value in values]
@@ -133,20 +136,20 @@ def _categories(raw: RawColumn, field: Category, ignores: Ignores) -> list[str |
     unknown = set(values).difference(field.categories)
     if not unknown:
         return values
-    if not all(map(ignores, unknown)):
+    if not all(map(is_ignored, unknown)):
         return None
     return [None if value in unknown else value for value in values]
 
 
-def _wrong(values: list[Any], field: RawField, ignores: Ignores) -> list[int]:
-    """Rows whose value is not valid. There may be a hundred thousand, so that none is put into words yet."""
+def _invalid_rows(values: list[Any], field: RawField, is_ignored: IsIgnored) -> list[int]:
+    """Return the rows with an invalid value. There may be 100,000, so no text is built here."""
     optional = field.default is not None
     if isinstance(field, Number):
-        least, greatest = field.minimum, field.maximum
+        minimum, maximum = field.minimum, field.maximum
         return [
             row
             for row, value in enumerate(values)
-            if not (optional if value is MISSING else _is_number(type(value)) and least <= value <= greatest)
+            if not (optional if value is MISSING else _is_number(type(value)) and minimum <= value <= maximum)
         ]
     return [
         row
@@ -154,37 +157,37 @@ def _wrong(values: list[Any], field: RawField, ignores: Ignores) -> list[int]:
         if not (
             optional
             if value is MISSING
-            else isinstance(value, str) and (value in field.categories or ignores(value))
+            else isinstance(value, str) and (value in field.categories or is_ignored(value))
         )
     ]
 
 
 def _problem(value: object, field: RawField) -> str:
-    """What is wrong with a value that is not valid."""
+    """Describe an invalid value."""
     if value is MISSING:
         return f"is required, expected {field.expected}"
     if isinstance(field, Number):
-        kind, fits = "a number", _is_number(type(value))
+        type_name, has_type = "a number", _is_number(type(value))
     else:
-        kind, fits = "a string", isinstance(value, str)
-    if fits:
-        return f"must be {field.expected}, got {_echo(value)}"
-    return f"must be {kind}, {field.expected}, got {typed(value)}"
+        type_name, has_type = "a string", isinstance(value, str)
+    if has_type:
+        return f"must be {field.expected}, got {_shown(value)}"
+    return f"must be {type_name}, {field.expected}, got {describe(value)}"
 
 
 _JSON_TYPES = {bool: "a boolean", str: "a string", dict: "an object", list: "an array", bytes: "bytes"}
 
 
-def typed(value: object) -> str:
-    """A value of the wrong type: its JSON type, with the value where it is short by nature."""
+def describe(value: object) -> str:
+    """Describe a value of the wrong type: its JSON type, and the value unless it is an object or array."""
     if isinstance(value, (dict, list)):
         return _JSON_TYPES[type(value)]
-    return f"{_JSON_TYPES.get(type(value), 'the number')} {_echo(value)}"
+    return f"{_JSON_TYPES.get(type(value), 'the number')} {_shown(value)}"
 
 
-def _echo(value: object) -> str:
-    """A short, escaped form of the caller's own value."""
+def _shown(value: object) -> str:
+    """Return the beginning of a caller's value, escaped."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 64:
         return "a number of more than 64 bits"
     text = ascii(value) if isinstance(value, (str, bytes)) else f"{value}".lower()
-    return text if len(text) <= MAX_ECHO else text[: MAX_ECHO - 1] + "…"
+    return text if len(text) <= MAX_VALUE_LENGTH else text[: MAX_VALUE_LENGTH - 1] + "…"

@@ -7,7 +7,7 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from transformer.errors import InvalidRequest
 from transformer.protocols.tensors import Tensor, check_heads, from_raw, from_values, to_candidates
-from transformer.protocols.v2 import V2Answer, V2Request, raw_bytes, refuse_version, requested_outputs
+from transformer.protocols.v2 import V2Answer, V2Request, raw_bytes, requested_outputs
 
 #: Field of `InferTensorContents` that holds each datatype's values; FP16 has none.
 CONTENTS = {
@@ -27,7 +27,7 @@ CONTENTS = {
 
 
 def decode(
-    message: pb.ModelInferRequest, *, name: str, fields: tuple[str, ...], max_candidates: int
+    message: pb.ModelInferRequest, *, output_name: str, fields: tuple[str, ...], max_candidates: int
 ) -> V2Request:
     """Read a ``ModelInferRequest`` with typed or with raw contents.
 
@@ -37,12 +37,9 @@ def decode(
     ------
     InvalidRequest
         If the tensors are not a request for this model.
-    NotImplementedHere
-        If it asks for a version.
     TooLarge
         If there are more than `max_candidates`.
     """
-    refuse_version(message.model_version)
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise InvalidRequest(
@@ -58,9 +55,10 @@ def decode(
     return V2Request(
         id=message.id or str(uuid.uuid4()),
         model_name=message.model_name,
-        name=name,
+        version=message.model_version or None,
+        output_name=output_name,
         candidates=to_candidates(tensors, fields),
-        outputs=requested_outputs(name, wanted),
+        outputs=requested_outputs(output_name, wanted),
         binary=bool(raw),
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from transformer.bundle.candidates import Candidates, Columns, RawColumn, Rows
-from transformer.bundle.validation import MAX_ECHO, typed
+from transformer.bundle.validation import MAX_VALUE_LENGTH, describe
 from transformer.errors import InvalidRequest, quoted
 from transformer.protocols.json_body import check_count, check_values, parse_json
 
@@ -131,7 +131,9 @@ def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence
     kind, types = _JSON_KINDS[datatype]
     if not types.issuperset(map(type, values)):
         number, value = next((n, v) for n, v in enumerate(values) if type(v) not in types)
-        raise InvalidRequest(f"inputs.{name}[{number}]: must be {kind}, as {datatype} is, got {typed(value)}")
+        raise InvalidRequest(
+            f"inputs.{name}[{number}]: must be {kind}, as {datatype} is, got {describe(value)}"
+        )
     if datatype in _RANGES:
         _in_range(name, datatype, values)
     if datatype in _NARROW:
@@ -217,7 +219,7 @@ def to_candidates(tensors: Sequence[Tensor], fields: tuple[str, ...]) -> Candida
 
 def _json_objects(tensor: Tensor) -> Candidates:
     # Errors repeat it for each problem, and gRPC has 8 KiB for an error in all, escaped as in URLs.
-    short = tensor.name.isascii() and len(tensor.name) <= MAX_ECHO
+    short = tensor.name.isascii() and len(tensor.name) <= MAX_VALUE_LENGTH
     path = f"inputs.{tensor.name}" if short else "inputs"
     check_values(*(value for value in tensor.values if isinstance(value, bytes)))
     rows = []

@@ -15,17 +15,17 @@ INSTANCES = "instances"
 
 @dataclass(frozen=True, slots=True)
 class V1Request:
-    """A V1 request of a model with the given name."""
+    """A decoded V1 request; `output_name` is the bundle's name, and so the answer's key."""
 
-    name: str
+    output_name: str
     candidates: Candidates
 
     def answer(self, prediction: Prediction) -> dict[str, Any]:
         """The prediction as V1's object of predictions, one for each instance."""
-        probability = f"{self.name}_probability"
+        probability = f"{self.output_name}_probability"
         return {
             "predictions": [
-                {self.name: positive, probability: value}
+                {self.output_name: positive, probability: value}
                 for positive, value in zip(
                     prediction.positive.tolist(), prediction.probabilities.tolist(), strict=True
                 )
@@ -37,14 +37,14 @@ class V1Request:
         return orjson.dumps(self.answer(prediction))
 
 
-def decode(payload: object, name: str, max_candidates: int) -> V1Request:
+def decode(payload: object, output_name: str, max_candidates: int) -> V1Request:
     """Read a V1 request.
 
     Parameters
     ----------
     payload
         The body, parsed or as bytes of JSON.
-    name
+    output_name
         Name of the bundle, and so of the answer's keys.
 
     Raises
@@ -60,4 +60,4 @@ def decode(payload: object, name: str, max_candidates: int) -> V1Request:
     if not isinstance(instances, list) or not instances:
         raise InvalidRequest('body: must be {"instances": [{candidate}, …]} with at least one candidate')
     check_count(len(instances), max_candidates)
-    return V1Request(name, Rows(instances, INSTANCES))
+    return V1Request(output_name, Rows(instances, INSTANCES))

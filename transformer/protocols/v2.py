@@ -1,7 +1,7 @@
 """The V2 inference protocol over REST: JSON, and JSON followed by binary tensor data."""
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NotRequired
 
@@ -14,12 +14,14 @@ from typing_extensions import TypeAliasType, TypedDict
 from transformer.bundle.candidates import Candidates
 from transformer.bundle.prediction import Prediction
 from transformer.bundle.signature import Signature
-from transformer.errors import InvalidRequest, NotImplementedHere, quoted
+from transformer.errors import InvalidRequest, quoted
 from transformer.protocols.json_body import parse_json
 from transformer.protocols.tensors import Tensor, check_heads, from_raw, from_values, to_candidates
 
 #: Request and response header of the binary extension: bytes of JSON before the binary data.
 JSON_LENGTH_HEADER = "inference-header-content-length"
+#: Platform in model metadata, in the protocol's form ``<project>_<format>``: scikit-learn, in a joblib file.
+PLATFORM = "sklearn_joblib"
 
 # Others than ours are passed over, whatever they are: MLServer's types write out null and objects.
 _Parameters = dict[str, Any] | None
@@ -76,7 +78,7 @@ class V2Answer:
 
 @dataclass(frozen=True, slots=True)
 class V2Request:
-    """A V2 request of a model with the given output name.
+    """A decoded V2 request.
 
     Attributes
     ----------
@@ -84,17 +86,20 @@ class V2Request:
         The caller's own, or a new one.
     model_name
         Name under which the model is served.
-    name
+    version
+        Model version that must answer; None or empty for any.
+    output_name
         Name of the bundle, and so of the answer's outputs.
     outputs
-        Requested outputs, each with whether it is wanted as binary data; empty for all.
+        Requested outputs, each with True for binary data; empty for all.
     binary
-        Whether outputs are binary where the request does not say.
+        Default for outputs that the request does not list.
     """
 
     id: str
     model_name: str
-    name: str
+    version: str | None
+    output_name: str
     candidates: Candidates
     outputs: Mapping[str, bool]
     binary: bool
@@ -102,11 +107,11 @@ class V2Request:
     def answer(self, prediction: Prediction) -> V2Answer:
         """The prediction as V2's output tensors."""
         values = dict(
-            zip(output_types(self.name), (prediction.positive, prediction.probabilities), strict=True)
+            zip(output_types(self.output_name), (prediction.positive, prediction.probabilities), strict=True)
         )
         wanted = self.outputs or dict.fromkeys(values, self.binary)
         outputs = tuple(
-            OutputTensor(name, output_types(self.name)[name], values[name], binary)
+            OutputTensor(name, output_types(self.output_name)[name], values[name], binary)
             for name, binary in wanted.items()
         )
         return V2Answer(self.id, self.model_name, prediction.version, outputs)
@@ -130,6 +135,31 @@ def output_metadata(name: str) -> list[dict[str, Any]]:
     ]
 
 
+def model_metadata(
+    model_name: str, versions: Sequence[str], signature: Signature, output_name: str
+) -> dict[str, Any]:
+    """Model metadata, for REST and gRPC.
+
+    Parameters
+    ----------
+    model_name
+        Name under which the model is served.
+    versions
+        Versions that a request may ask for.
+    signature
+        Fields of a candidate.
+    output_name
+        Name of the bundle, and so of the outputs.
+    """
+    return {
+        "name": model_name,
+        "versions": list(versions),
+        "platform": PLATFORM,
+        "inputs": input_metadata(signature),
+        "outputs": output_metadata(output_name),
+    }
+
+
 def requested_outputs(name: str, wanted: Mapping[str, bool]) -> Mapping[str, bool]:
     """The requested outputs, if the model has them.
 
@@ -146,26 +176,15 @@ def requested_outputs(name: str, wanted: Mapping[str, bool]) -> Mapping[str, boo
     return wanted
 
 
-def refuse_version(model_version: str) -> None:
-    """Refuse a request for a certain version: which one serves follows from the spec's storageUri alone.
-
-    Raises
-    ------
-    NotImplementedHere
-        If it asks for one.
-    """
-    if model_version:
-        raise NotImplementedHere("model_version: cannot be asked for; each answer names the one that gave it")
-
-
 def decode(
     body: bytes,
     json_length: str | None,
     *,
     model_name: str,
-    name: str,
+    output_name: str,
     fields: tuple[str, ...],
     max_candidates: int,
+    version: str | None = None,
 ) -> V2Request:
     """Read a V2 REST request.
 
@@ -177,12 +196,14 @@ def decode(
         Value of the header `JSON_LENGTH_HEADER`, if there is one.
     model_name
         Name under which the model is served.
-    name
+    output_name
         Name of the bundle, and so of the outputs.
     fields
         Names of the signature's fields.
     max_candidates
-        Candidates that one request may carry.
+        Maximum candidates per request.
+    version
+        Model version in the request's path, if there is one.
 
     Raises
     ------
@@ -206,9 +227,10 @@ def decode(
     return V2Request(
         id=wire.get("id") or str(uuid.uuid4()),
         model_name=model_name,
-        name=name,
+        version=version,
+        output_name=output_name,
         candidates=to_candidates(tensors, fields),
-        outputs=requested_outputs(name, wanted),
+        outputs=requested_outputs(output_name, wanted),
         binary=binary,
     )
 

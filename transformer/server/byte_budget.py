@@ -1,41 +1,43 @@
-"""Room for the requests that are being answered, in bytes: memory is what a large request takes first.
+"""A byte budget for requests in flight, because large requests take memory before anything else.
 
-The queue counts candidates, since these are what costs time. A request of few may be long all the same, and
-what was parsed of it takes several times its bytes until it is answered.
+The queue counts candidates, which cost time. A request of few candidates can be long all the same, and its
+parsed form takes several times its bytes until it is answered.
 """
 
 from transformer.errors import QueueFull
 
-#: So many of the longest requests have room at once. JSON takes eight times its bytes at worst.
-LONGEST_REQUESTS = 4
+#: The budget, in requests of the maximum size. Parsed JSON takes up to eight times its bytes.
+MAX_SIZE_REQUESTS = 4
 
 
 class ByteBudget:
-    """Of one server process.
+    """The budget of one server process.
 
     Parameters
     ----------
     max_bytes
-        Bytes of all requests together; a single one has room in any case.
+        Maximum bytes of all requests in flight. A single request always fits.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._taken = 0
+        self._reserved = 0
 
-    def take(self, size: int) -> int:
-        """Take room for a request of so many bytes, and return them: to be given back once it is answered.
+    def reserve(self, size: int) -> None:
+        """Reserve the bytes of a request, to be released when it is answered.
 
         Raises
         ------
         QueueFull
-            If there is none.
+            If the budget is used up.
         """
-        if self._taken and self._taken + size > self._max_bytes:
-            raise QueueFull(f"requests of {self._taken} bytes are being answered already, try again later")
-        self._taken += size
-        return size
+        if self._reserved and self._reserved + size > self._max_bytes:
+            raise QueueFull(
+                f"too many bytes in flight: limit {self._max_bytes}, {self._reserved} are reserved, got {size} "
+                "more; try again later"
+            )
+        self._reserved += size
 
-    def give_back(self, size: int) -> None:
-        """Give room back."""
-        self._taken -= size
+    def release(self, size: int) -> None:
+        """Release the bytes of a request."""
+        self._reserved -= size

@@ -15,6 +15,8 @@ from transformer.server.byte_budget import ByteBudget
 
 #: Response header and gRPC metadata that name the version which gave the answer.
 VERSION_HEADER = "x-model-version"
+#: Error for a request that names a version.
+VERSION_REFUSAL = "model_version: cannot be asked for; each answer names the one that gave it"
 
 
 class TransformerModel(kserve.Model):  # type: ignore[misc]
@@ -51,15 +53,17 @@ class TransformerModel(kserve.Model):  # type: ignore[misc]
             body,
             json_length,
             model_name=self.name,
-            name=self._outputs,
+            output_name=self._outputs,
             fields=self._fields,
             max_candidates=self._max_candidates,
         )
 
     def decode_message(self, message: pb.ModelInferRequest) -> v2.V2Request:
         """Read a V2 gRPC request; see `transformer.protocols.grpc_messages.decode`."""
+        if message.model_version:
+            raise NotImplementedHere(VERSION_REFUSAL)
         return grpc_messages.decode(
-            message, name=self._outputs, fields=self._fields, max_candidates=self._max_candidates
+            message, output_name=self._outputs, fields=self._fields, max_candidates=self._max_candidates
         )
 
     async def preprocess(self, payload: object, headers: Mapping[str, str] | None = None) -> Request:

@@ -26,7 +26,7 @@ from transformer.server.client_connection import ClientConnection
 from transformer.server.client_timeouts import ClientTimeouts, linger_s
 from transformer.server.failure_log import FailureLog
 from transformer.server.fast_path import App, FastPath
-from transformer.server.kserve_model import TransformerModel
+from transformer.server.kserve_model import VERSION_REFUSAL, TransformerModel
 
 
 class RestServer(RESTServer):  # type: ignore[misc]
@@ -148,7 +148,8 @@ class RestServer(RESTServer):  # type: ignore[misc]
     async def _infer_version(self, model_name: str, model_version: str) -> None:
         """V2 inference of a model's version, which is not offered."""
         self.dataplane.get_model_from_registry(model_name)
-        v2.refuse_version(model_version)
+        if model_version:
+            raise NotImplementedHere(VERSION_REFUSAL)
 
     async def start(self) -> None:
         """Serve until `stop`, beside gRPC, which is to stop at the same signal and not when this has."""

@@ -10,7 +10,7 @@ import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Self
 from urllib.parse import quote
 
 import grpc
@@ -19,11 +19,11 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 
 from transformer.errors import InvalidPredictorResponse, PredictorUnavailable
 from transformer.headers import metadata
+from transformer.settings import PredictorProtocol, Settings
 from transformer.upstream import messages
 from transformer.upstream.http_connection import MAX_RESPONSE, BadResponse, HttpConnection
 from transformer.upstream.messages import Matrix
 
-Protocol = Literal["v1", "v2", "grpc-v2"]
 _HOST = re.compile(
     r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s\x00-\x1f\x7f\[\]/?#@:,\\]+))(?::(?P<port>[0-9]{1,5}))?"
 )
@@ -48,10 +48,21 @@ class PredictorAddress:
     """
 
     host: str
-    protocol: Protocol
+    protocol: PredictorProtocol
     model_name: str
     output: str
     use_ssl: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings, model_name: str) -> Self:
+        """Return the predictor that the settings name."""
+        return cls(
+            settings.predictor_host,
+            settings.predictor_protocol,
+            model_name,
+            settings.predictor_output,
+            settings.predictor_use_ssl,
+        )
 
 
 class PredictorClient(ABC):

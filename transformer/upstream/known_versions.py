@@ -1,4 +1,4 @@
-"""The versions that this transformer knows: how to feed each, and how to recognise its model."""
+"""The versions that the transformer knows: how to encode for each, and how to recognise its model."""
 
 from dataclasses import dataclass
 
@@ -14,21 +14,21 @@ from transformer.bundle.validation import UnknownCategory
 from transformer.errors import InvalidCandidates
 from transformer.upstream.messages import Matrix
 
-#: What answers are labelled with whose model is none of the known ones.
+#: Label of answers whose model matches no known version.
 UNVERIFIED = "unverified"
 
 
 class KnownVersion:
-    """One version, ready to be fed and recognised.
+    """One version: its encoder, and the reference rows that identify its model.
 
     Parameters
     ----------
     version
-        What a bundle says of it.
+        The version's part of a bundle.
     unknown_category
-        What becomes of a category that no version knows.
+        Refuse a category that no version lists, or encode it as zeros.
     newest
-        Signature of the newest version, whose categories an older one must not ignore.
+        Signature of the newest version. An older one must not ignore its categories.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class KnownVersion:
         self._expected = np.array(version.reference.probabilities)
 
     def encode(self, candidates: Candidates) -> Matrix:
-        """Candidates in this version's encoding; see `transformer.bundle.format.encoder.Encoder.encode`."""
+        """Encode candidates; see `transformer.bundle.encoder.Encoder.encode`."""
         return self._encoder.encode(candidates)
 
     def try_encode(self, candidates: Candidates) -> Matrix | None:
-        """The same of candidates that a newer version takes, or None if this one cannot express them.
+        """Encode candidates that a newer version accepts; return None if this version cannot express them.
 
-        It cannot where its signature does not allow what the newest one does: a new category, a wider range.
+        It cannot where its signature is stricter than the newest: a new category, a wider range.
         """
         try:
             return self._encoder.encode(candidates)
@@ -58,12 +58,12 @@ class KnownVersion:
             return None
 
     def matches(self, probabilities: Matrix) -> bool:
-        """Whether a model that scores the reference rows so is this version's."""
+        """Return True if these scores of the reference rows identify this version's model."""
         scores = probabilities[:, self._version.positive_column]
         return bool(np.allclose(scores, self._expected, rtol=0, atol=REFERENCE_TOLERANCE))
 
     def prediction(self, probabilities: Matrix, label: str) -> Prediction:
-        """Read the model's answer, as the version that `label` names."""
+        """Turn the model's probabilities into predictions of the version that `label` names."""
         positive: npt.NDArray[np.float64] = np.ascontiguousarray(
             probabilities[:, self._version.positive_column]
         )
@@ -72,16 +72,16 @@ class KnownVersion:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UpstreamModel:
-    """What was found behind a connection.
+    """The model that was found behind a connection.
 
     Attributes
     ----------
     version
-        Whose feature names the model takes.
+        The version whose feature names the model takes.
     verified
-        Whether it is that version's model, or one that has the same encoding and is not known.
+        True if it is that version's model; False if it is an unknown model of the same encoding.
     fingerprint : ndarray of float64, shape (reference rows, classes)
-        What it makes of that version's reference rows.
+        Its probabilities for that version's reference rows.
     """
 
     version: KnownVersion
@@ -94,7 +94,7 @@ class UpstreamModel:
         return self.version.name if self.verified else UNVERIFIED
 
     def is_same_model(self, other: "UpstreamModel") -> bool:
-        """Whether the same model gave both, so that answers of both may stand in one response."""
+        """Return True if both are the same model, so that one response may hold answers of both."""
         if self.version is not other.version or self.verified != other.verified:
             return False
         return self.verified or bool(
@@ -103,5 +103,5 @@ class UpstreamModel:
 
 
 def known_versions(bundle: Bundle, unknown_category: UnknownCategory = "refuse") -> tuple[KnownVersion, ...]:
-    """Every version of a bundle, newest first."""
+    """Return every version of a bundle, newest first."""
     return tuple(KnownVersion(version, unknown_category, bundle.signature) for version in bundle.versions)

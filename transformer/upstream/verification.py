@@ -1,46 +1,44 @@
-"""Which version is behind a connection, or gave an answer: asked of the model itself, by its reference rows.
+"""Verification: which version is behind a connection, or gave an answer, found by its reference rows.
 
-Three facts make it sound. A DictVectorizer's encoding is wholly determined by its ordered feature names.
+Three facts make it sound. The ordered feature names wholly determine a DictVectorizer's encoding.
 scikit-learn, fitted on a DataFrame, refuses other names or another order. Two models that give the same
-probabilities to some thirty real candidates, to six decimals, are the same model for all that matters here.
+probabilities, to six decimals, for about thirty candidates are the same model for this purpose.
 """
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
 from transformer.errors import EncodingRefused, InvalidPredictorResponse, PredictorUnavailable, ServiceError
 from transformer.metrics import VERIFICATIONS
+from transformer.settings import UnknownModel
 from transformer.upstream.client import PredictorClient
 from transformer.upstream.known_versions import KnownVersion, UpstreamModel
 from transformer.upstream.messages import Matrix
 
-UnknownModel = Literal["serve", "refuse"]
-
 
 class NotVerified(PredictorUnavailable):
-    """A predictor that must not be used; the message says what is behind it."""
+    """A predictor that must not be used; the message says which model it has."""
 
 
 async def verify(
     client: PredictorClient, versions: Sequence[KnownVersion], unknown_model: UnknownModel
 ) -> UpstreamModel:
-    """Find out what is behind a client.
+    """Find the model behind a client.
 
-    The reference rows are sent with named columns, for the newest version first, until a model takes the
-    names and gives the probabilities that are known of it.
+    Sends the reference rows with named columns, for the newest version first, until the model accepts the
+    names and gives the known probabilities.
 
     Raises
     ------
     NotVerified
-        If it takes no known version's names, or its model is unknown and `unknown_model` is refuse.
+        If the model accepts no known version's names, or is unknown and `unknown_model` is refuse.
     ServiceError
-        If it does not answer.
+        If the predictor does not answer.
     """
-    taken: UpstreamModel | None = None
-    unreadable: InvalidPredictorResponse | None = None
+    unknown: UpstreamModel | None = None
+    invalid: InvalidPredictorResponse | None = None
     refusals: list[str] = []
     for version in versions:
         try:
@@ -49,32 +47,33 @@ async def verify(
             refusals.append(f"{version.name}: {refusal}")
             continue
         except InvalidPredictorResponse as error:
-            # It may have another number of classes than this version's.
-            unreadable = unreadable or error
+            # It may have another number of classes than this version.
+            invalid = invalid or error
             continue
         except ServiceError as error:
-            # What it said first may be why it does not answer any more.
-            first = [_told(unreadable)] if unreadable else refusals
-            raise PredictorUnavailable("; then ".join([*first, _told(error)])) from error
+            # The first response may explain why the predictor does not answer now.
+            first = [_with_detail(invalid)] if invalid else refusals
+            raise PredictorUnavailable("; then ".join([*first, _with_detail(error)])) from error
         if version.matches(probabilities):
             VERIFICATIONS.labels("equal").inc()
             return UpstreamModel(version, verified=True, fingerprint=probabilities)
-        taken = taken or UpstreamModel(version, verified=False, fingerprint=probabilities)
-    if taken is None and unreadable is not None:
-        raise PredictorUnavailable(_told(unreadable)) from unreadable
-    if taken is None:
+        unknown = unknown or UpstreamModel(version, verified=False, fingerprint=probabilities)
+    if unknown is None and invalid is not None:
+        raise PredictorUnavailable(_with_detail(invalid)) from invalid
+    if unknown is None:
         VERIFICATIONS.labels("refused").inc()
-        raise NotVerified(f"the predictor takes no known version's encoding; {'; '.join(refusals)}")
+        raise NotVerified(f"the predictor accepts no known version's encoding; {'; '.join(refusals)}")
     VERIFICATIONS.labels("unverified").inc()
     if unknown_model == "refuse":
         raise NotVerified(
-            f"the predictor takes {taken.version.name}'s encoding, but its model is none that is known"
+            f"the predictor accepts {unknown.version.name}'s encoding, but its probabilities match no known "
+            "version"
         )
-    return taken
+    return unknown
 
 
-def _told(error: ServiceError) -> str:
-    """An error with the predictor's own words, which cannot repeat a caller's candidates: none were sent."""
+def _with_detail(error: ServiceError) -> str:
+    """Return an error with the predictor's own words, which repeat no candidates: none were sent."""
     return f"{error}: {error.detail}" if error.detail else str(error)
 
 
@@ -85,10 +84,10 @@ async def verified_call(
     versions: Sequence[KnownVersion],
     headers: dict[str, str],
 ) -> tuple[UpstreamModel, Matrix]:
-    """Score rows in one call that also says which model scored them.
+    """Score rows and verify the model in the same call.
 
-    The columns are named, so that only a model of this encoding answers; the reference rows of each version
-    that has the encoding go along, so that the answer tells which of their models it was.
+    The columns are named, so that only a model of this encoding answers. The reference rows of each version
+    with this encoding are in the call, too; their scores identify the model.
 
     Returns
     -------
@@ -97,19 +96,19 @@ async def verified_call(
     Raises
     ------
     EncodingRefused
-        If the model behind takes other names.
+        If the model takes other feature names.
     ServiceError
-        If it does not answer.
+        If the predictor does not answer.
     """
-    alike = [one for one in versions if one.feature_names == version.feature_names]
-    rows = [matrix, *(one.reference for one in alike)]
-    answer = await client.call(np.concatenate(rows), version.feature_names, version.classes, headers)
+    same_encoding = [one for one in versions if one.feature_names == version.feature_names]
+    rows = [matrix, *(one.reference for one in same_encoding)]
+    scores = await client.call(np.concatenate(rows), version.feature_names, version.classes, headers)
     ends = np.cumsum([len(part) for part in rows])
-    fingerprints = [answer[start:end] for start, end in itertools.pairwise(ends)]
-    for one, fingerprint in zip(alike, fingerprints, strict=True):
+    fingerprints = [scores[start:end] for start, end in itertools.pairwise(ends)]
+    for one, fingerprint in zip(same_encoding, fingerprints, strict=True):
         if one.matches(fingerprint):
             VERIFICATIONS.labels("equal").inc()
-            return UpstreamModel(one, verified=True, fingerprint=fingerprint), answer[: len(matrix)]
+            return UpstreamModel(one, verified=True, fingerprint=fingerprint), scores[: len(matrix)]
     VERIFICATIONS.labels("unverified").inc()
-    own = fingerprints[alike.index(version)]
-    return UpstreamModel(version, verified=False, fingerprint=own), answer[: len(matrix)]
+    own = fingerprints[same_encoding.index(version)]
+    return UpstreamModel(version, verified=False, fingerprint=own), scores[: len(matrix)]

@@ -1,0 +1,85 @@
+"""The models behind the connections that can carry requests now."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from transformer.batching.jobs import Job
+from transformer.metrics import CONNECTIONS
+from transformer.upstream.known_versions import KnownVersion, UpstreamModel
+
+#: Label of connections whose calls may each reach another version.
+ANY_VERSION = "any"
+#: Behind a balancing proxy, a version that has not answered for this long is not expected there.
+RECENT_S = 30.0
+
+
+class UsableModels:
+    """Counts usable connections by model, and remembers when each version last answered.
+
+    Parameters
+    ----------
+    versions
+        The versions that may be behind the connections, newest first.
+    by_request
+        True where each call may reach another version.
+    on_change
+        Called after a connection has become usable or has ceased to be.
+    """
+
+    def __init__(
+        self, versions: Sequence[KnownVersion], *, by_request: bool, on_change: Callable[[], None]
+    ) -> None:
+        self.versions = versions
+        self._by_request = by_request
+        self._on_change = on_change
+        self._now = asyncio.get_running_loop().time
+        self._models: list[UpstreamModel] = []
+        self._last_seen: dict[KnownVersion, float] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._models)
+
+    @contextmanager
+    def in_use(self, model: UpstreamModel) -> Iterator[None]:
+        """Count a connection to a model as usable."""
+        gauge = CONNECTIONS.labels(ANY_VERSION if self._by_request else model.label, "usable")
+        self.saw(model.version)
+        gauge.inc()
+        self._models.append(model)
+        self._on_change()
+        try:
+            yield
+        finally:
+            gauge.dec()
+            self._models.remove(model)
+            # Requests that only this connection could finish may start again on another.
+            self._on_change()
+
+    def saw(self, version: KnownVersion) -> None:
+        """Note that a version's model has answered."""
+        self._last_seen[version] = self._now()
+
+    def recent(self) -> list[KnownVersion]:
+        """Return the versions that have answered within `RECENT_S`, newest first."""
+        since = self._now() - RECENT_S
+        return [version for version in self.versions if self._last_seen.get(version, -RECENT_S) > since]
+
+    def verified_versions(self) -> tuple[str, ...]:
+        """Return the names of the versions that can be asked for, newest first."""
+        if not self._models:
+            return ()
+        if self._by_request:
+            return tuple(version.name for version in self.recent())
+        found = {model.version for model in self._models if model.verified}
+        return tuple(version.name for version in self.versions if version in found)
+
+    def has(self, model: UpstreamModel) -> bool:
+        """Return True if a usable connection leads to the model."""
+        return any(model.is_same_model(one) for one in self._models)
+
+    def can_carry(self, job: Job) -> bool:
+        """Return True if a connection can carry the job, as far as that is known before a call."""
+        if self._by_request or not self._models:
+            return True
+        return any(job.accepts(model) and job.matrix(model.version) is not None for model in self._models)

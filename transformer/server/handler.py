@@ -1,0 +1,179 @@
+"""The handler of all protocols: REST's fast path, KServe's REST routes and gRPC are adapters around it.
+
+A rule that holds for every request is written here, once: the byte budget, the headers to forward, the version
+that may answer, the metrics.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from time import perf_counter
+from typing import Any, TypeVar
+
+from kserve.logging import trace_logger
+from kserve.metrics import POST_HIST_TIME, PRE_HIST_TIME, PREDICT_HIST_TIME, get_labels
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from prometheus_client import Histogram
+
+from transformer.batching.scorer import Scorer
+from transformer.bundle.format import Bundle
+from transformer.bundle.prediction import Prediction, Request
+from transformer.headers import forwarded
+from transformer.protocols import grpc_messages, openapi, v1, v2
+from transformer.server.byte_budget import MAX_SIZE_REQUESTS, ByteBudget
+from transformer.settings import Settings
+
+_Request = TypeVar("_Request", bound=Request)
+_Answer = TypeVar("_Answer")
+
+
+class Handler:
+    """Answers the requests for one model.
+
+    Parameters
+    ----------
+    bundle
+        The newest version.
+    settings
+        The settings of the process.
+
+    Attributes
+    ----------
+    name
+        Name of the model in paths and messages.
+    scorer
+        Scores candidates.
+    """
+
+    def __init__(self, bundle: Bundle, settings: Settings) -> None:
+        self.name = settings.model_name or bundle.name
+        self.scorer = Scorer(bundle, settings, self.name)
+        self._settings = settings
+        self._bundle = bundle
+        self._fields = self.scorer.fields
+        self._budget = ByteBudget(MAX_SIZE_REQUESTS * settings.max_request_bytes)
+
+    def decode_v1(self, payload: object) -> v1.V1Request:
+        """Decode a V1 request; see `transformer.protocols.v1.decode`."""
+        return v1.decode(payload, self._bundle.name, self._settings.max_candidates)
+
+    def decode_v2(self, body: bytes, json_length: str | None, version: str | None = None) -> v2.V2Request:
+        """Decode a V2 REST request; see `transformer.protocols.v2.decode`."""
+        return v2.decode(
+            body,
+            json_length,
+            model_name=self.name,
+            name=self._bundle.name,
+            fields=self._fields,
+            max_candidates=self._settings.max_candidates,
+            version=version,
+        )
+
+    def decode_message(self, message: pb.ModelInferRequest) -> v2.V2Request:
+        """Decode a V2 gRPC request; see `transformer.protocols.grpc_messages.decode`."""
+        return grpc_messages.decode(
+            message,
+            name=self._bundle.name,
+            fields=self._fields,
+            max_candidates=self._settings.max_candidates,
+        )
+
+    async def predict(
+        self,
+        decode: Callable[[], _Request],
+        encode: Callable[[_Request, Prediction], _Answer],
+        headers: Iterable[tuple[str, str]],
+        size: int,
+    ) -> tuple[_Answer, str]:
+        """Answer one request.
+
+        Parameters
+        ----------
+        decode
+            Decodes the request.
+        encode
+            Encodes the prediction in the caller's protocol.
+        headers
+            The request's headers, or at least those that `transformer.headers.forwarded` looks at.
+        size
+            The request's size in bytes.
+
+        Returns
+        -------
+        The encoded answer, and the version that gave it.
+
+        Raises
+        ------
+        ServiceError
+            Of the class that says why there is no prediction.
+        """
+        self._budget.reserve(size)
+        try:
+            start = perf_counter()
+            request = decode()
+            decoded = perf_counter()
+            prediction = await self.scorer.predict(request.candidates, forwarded(headers), request.version)
+            scored = perf_counter()
+            answer = encode(request, prediction)
+        finally:
+            self._budget.release(size)
+        self._observe(decoded - start, scored - decoded, perf_counter() - scored)
+        return answer, prediction.version
+
+    def ready(self, version: str | None = None) -> bool:
+        """Return True if a prediction, by a version if one is named, would succeed.
+
+        Raises
+        ------
+        UnknownVersion
+            If no verified connection leads to the version.
+        """
+        self.scorer.start()
+        self.scorer.check_version(version)
+        return self.scorer.ready
+
+    def metadata(self, version: str | None = None) -> dict[str, Any]:
+        """Return the model's metadata.
+
+        Raises
+        ------
+        UnknownVersion
+            If no verified connection leads to the version.
+        """
+        self.scorer.check_version(version)
+        return v2.model_metadata(
+            self.name, self.scorer.versions, self._bundle.signature, v2.output_types(self._bundle.name)
+        )
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI description; see `transformer.protocols.openapi.describe`."""
+        return openapi.describe(
+            self.name,
+            self._bundle.name,
+            self._bundle.version,
+            self._bundle.signature,
+            max_candidates=self._settings.max_candidates,
+            unknown_category=self._settings.unknown_category,
+        )
+
+    @cached_property
+    def _histograms(self) -> tuple[Histogram, Histogram, Histogram]:
+        """KServe's histograms of this model. Made at the first request, since a handler is pickled before."""
+        labels = get_labels(self.name)
+        return (
+            PRE_HIST_TIME.labels(**labels),
+            PREDICT_HIST_TIME.labels(**labels),
+            POST_HIST_TIME.labels(**labels),
+        )
+
+    def _observe(self, preprocess_s: float, predict_s: float, postprocess_s: float) -> None:
+        preprocess, predict, postprocess = self._histograms
+        preprocess.observe(preprocess_s)
+        predict.observe(predict_s)
+        postprocess.observe(postprocess_s)
+        if self._settings.enable_latency_logging:
+            trace_logger.info(
+                "preprocess_ms: %.3f, predict_ms: %.3f, postprocess_ms: %.3f",
+                1000 * preprocess_s,
+                1000 * predict_s,
+                1000 * postprocess_s,
+            )
