@@ -1,7 +1,7 @@
 """Versions and processes that many tests share, because they take seconds to make."""
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,12 +11,11 @@ from inferenceservice.local.launch import TransformerProcess
 from predictor.environment import ensure
 from predictor.process import PredictorProcess
 from predictor.runtimes import get_runtime
-from tests.support.scripted_predictor import HttpPredictor
-from tests.support.sklearn_reference import Truth
-from tests.support.transformer_process import transformer
-from tests.support.version_pairs import Pair, make_pair
-from training.generator import generate
-from training.train import train
+from tests.support.faulty_predictor import FaultyHttpPredictor
+from tests.support.sklearn_reference import SklearnReference
+from tests.support.sync_processes import running_transformer
+from tests.support.trained_versions import TrainedVersions
+from tests.support.version_pairs import VersionPair
 
 # The same examples in every run, so that what fails for one fails for all.
 # HYPOTHESIS_PROFILE=default draws others.
@@ -28,31 +27,45 @@ pytest_plugins = ["tests.support.cluster.fixtures"]
 
 
 @pytest.fixture(scope="session")
-def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of a version that was trained on generated candidates."""
-    trained = train(generate(500), storage=tmp_path_factory.mktemp("storage"), estimator="forest-50")
-    return Path(trained.uri)
+def trained_versions(tmp_path_factory: pytest.TempPathFactory) -> TrainedVersions:
+    """Versions that the workers of pytest-xdist share."""
+    own = tmp_path_factory.getbasetemp()
+    directory = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "versions"
+    directory.mkdir(exist_ok=True)
+    return TrainedVersions(directory)
 
 
 @pytest.fixture(scope="session")
-def truth(trained_bundle: Path) -> Truth:
+def trained_bundle(trained_versions: TrainedVersions) -> Path:
+    """Directory of a version that was trained on generated candidates."""
+    return trained_versions.bundle()
+
+
+@pytest.fixture(scope="session")
+def version_pair(trained_versions: TrainedVersions) -> Callable[[str], VersionPair]:
+    """Pairs of versions by name."""
+    return trained_versions.pair
+
+
+@pytest.fixture(scope="session")
+def pair(version_pair: Callable[[str], VersionPair]) -> VersionPair:
+    """Two versions between which a category was renamed: the encodings have the same width."""
+    return version_pair("category_renamed")
+
+
+@pytest.fixture(scope="session")
+def sklearn_reference(trained_bundle: Path) -> SklearnReference:
     """What scikit-learn says of candidates by that version."""
-    return Truth(trained_bundle)
+    return SklearnReference(trained_bundle)
 
 
 @pytest.fixture
-async def predictor(truth: Truth) -> AsyncIterator[HttpPredictor]:
+async def predictor(sklearn_reference: SklearnReference) -> AsyncIterator[FaultyHttpPredictor]:
     """An HTTP predictor that answers as that version does, or as it is told to."""
-    predictor = HttpPredictor(truth)
+    predictor = FaultyHttpPredictor(sklearn_reference)
     await predictor.start()
     yield predictor
     await predictor.stop()
-
-
-@pytest.fixture(scope="session")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """Two versions between which a category was renamed: as wide as before, so that nothing crashes."""
-    return make_pair("category_renamed", tmp_path_factory.mktemp("pair"))
 
 
 @pytest.fixture(scope="session")
@@ -71,5 +84,5 @@ def transformer_process(
     """A transformer in a process of its own in front of that server, for at most 50 candidates a request."""
     ports = (mlserver.http_port, mlserver.grpc_port)
     log = tmp_path_factory.mktemp("transformer") / "log"
-    with transformer(ports, trained_bundle, log, "--max_candidates=50") as process:
+    with running_transformer(ports, trained_bundle, log, "--max_candidates=50") as process:
         yield process

@@ -1,4 +1,4 @@
-"""Rules for a request's headers (gRPC: metadata): which reach the predictor, and how credentials are checked."""
+"""Rules for request headers (gRPC: metadata): which go to the predictor, and how credentials are checked."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ VERSION_HEADER = "x-model-version"
 #: Headers that reach the predictor when a call serves one request, besides every ``x-b3-*``.
 _FORWARDED = frozenset({AUTHORIZATION, "x-request-id", "traceparent", "tracestate"})
 _FORWARDED_BYTES = frozenset(name.encode() for name in _FORWARDED)
-#: Names of B3 tracing that are valid headers and valid metadata. gRPC expects bytes in names that end in -bin.
+#: Names of B3 tracing that are valid in HTTP and in gRPC, which expects bytes in names that end in -bin.
 _B3 = re.compile(r"x-b3-(?!.*-bin$)[0-9a-z_.-]+")
 #: Maximum characters of all tracing headers together, names included. gRPC limits metadata to 8 KiB.
 MAX_TRACING = 2048

@@ -1,4 +1,4 @@
-"""The command line of ``python -m transformer``: KServe's arguments and the transformer's, read into `Settings`."""
+"""The command line of ``python -m transformer``: KServe's arguments and its own, read into `Settings`."""
 
 import argparse
 import copy
@@ -22,8 +22,8 @@ MOUNT = "/mnt/models"
 REFUSED = {
     "--protocol": "set --predictor_protocol",
     "--grpc_max_send_message_length": "set --max_candidates, which bounds the size of responses",
-    "--grpc_max_receive_message_length": "set --max_request_bytes, which limits REST bodies and gRPC messages",
-    "--predictor_request_retries": "remove it; dropped calls are retried within a retry budget and the deadline",
+    "--grpc_max_receive_message_length": "set --max_request_bytes, which limits bodies and messages",
+    "--predictor_request_retries": "remove it; a retry budget bounds the retries of dropped calls",
     "--enable_predictor_health_check": "remove it; readiness always includes the predictor",
 }
 _FLAGS = {"--enable_predictor_health_check"}
@@ -79,16 +79,16 @@ def _add_own_arguments(own: argparse._ArgumentGroup) -> None:
     )
     add(
         "--predictor_connection_age",
-        "seconds after which a connection is renewed, plus or minus 20%%: new replicas get their share, and a "
-        "terminating predictor loses its connections during its preStop pause, which must be longer",
+        "seconds after which a connection is renewed, plus or minus 20%%: new replicas get their share, and "
+        "a terminating predictor loses its connections during its preStop pause, which must be longer",
         type=_seconds,
     )
     own.add_argument(
         "--verify",
         choices=["connection", "request"],
-        help="when the predictor's version is verified: once for each connection (default), or in every call, "
-        "for predictors behind a proxy that balances requests (Knative, a mesh) and for grpc-v2, where it is "
-        "the default",
+        help="when the predictor's version is verified: once for each connection (default), or in every "
+        "call, for predictors behind a proxy that balances requests (Knative, a mesh) and for grpc-v2, "
+        "where it is the default",
     )
     add(
         "--unknown_model",
@@ -106,8 +106,8 @@ def _add_own_arguments(own: argparse._ArgumentGroup) -> None:
     add("--max_request_bytes", "maximum bytes of a REST body or a gRPC message", type=_positive)
     add(
         "--client_timeout_seconds",
-        "seconds a REST client has for a request's head, for each 10,000 bytes of its body (else 408), and to "
-        "read each 10,000 bytes of responses",
+        "seconds a REST client has for a request's head, for each 10,000 bytes of its body (else 408), and "
+        "to read each 10,000 bytes of responses",
         type=_seconds,
     )
 

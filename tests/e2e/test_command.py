@@ -22,7 +22,7 @@ import pytest
 
 from placement.cli import main
 from predictor.process import free_ports
-from tests.support.sklearn_reference import Truth
+from tests.support.sklearn_reference import SklearnReference
 from training.candidates import SAMPLE
 from training.generator import generate
 from transformer.bundle.format import load_bundle
@@ -246,7 +246,7 @@ def up(trained_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield running
 
 
-def test_up_once_ends_after_the_samples_answer(trained_bundle, truth, tmp_path):
+def test_up_once_ends_after_the_samples_answer(trained_bundle, sklearn_reference, tmp_path):
     with Up(trained_bundle, tmp_path / "up", "--once", "--json") as up:
         output, _ = up.process.communicate(timeout=TIMEOUT_S)
         assert up.process.returncode == 0, up.told()
@@ -256,7 +256,9 @@ def test_up_once_ends_after_the_samples_answer(trained_bundle, truth, tmp_path):
     assert told["grpc"] == f"127.0.0.1:{up.grpc_port}"
     assert told["version"] == "v1"
     assert told["candidate"] == SAMPLE
-    assert told["prediction"]["placement_probability"] == pytest.approx(truth.probabilities([SAMPLE])[0])
+    assert told["prediction"]["placement_probability"] == pytest.approx(
+        sklearn_reference.probabilities([SAMPLE])[0]
+    )
 
 
 def test_ctrl_c_stops_every_child_of_up(trained_bundle, tmp_path):
@@ -285,14 +287,14 @@ def test_up_stops_every_child_even_before_it_is_ready(number, trained_bundle, tm
         assert "Traceback" not in up.told()
 
 
-def test_the_curl_line_of_up_works_as_it_stands(trained_bundle, up, truth):
+def test_the_curl_line_of_up_works_as_it_stands(trained_bundle, up, sklearn_reference):
     lines = []
     assert up.process.stdout is not None
     while not lines or "curl" not in lines[-1]:
         lines.append(up.process.stdout.readline())
     done = subprocess.run(lines[-1], shell=True, capture_output=True, text=True, check=True)
     (prediction,) = json.loads(done.stdout)["predictions"]
-    assert prediction["placement_probability"] == pytest.approx(truth.probabilities([SAMPLE])[0])
+    assert prediction["placement_probability"] == pytest.approx(sklearn_reference.probabilities([SAMPLE])[0])
 
 
 @pytest.mark.parametrize("option", ["--port", "--grpc-port"])
@@ -384,10 +386,14 @@ def answers(done: Done) -> list[dict[str, Any]]:
     return json.loads(done.stdout)
 
 
-def check(predictions: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], truth: Truth) -> None:
-    expected = truth.probabilities(rows)
+def check(
+    predictions: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], sklearn_reference: SklearnReference
+) -> None:
+    expected = sklearn_reference.probabilities(rows)
     assert [one["placement_probability"] for one in predictions] == pytest.approx(expected, abs=1e-12)
-    assert [one["placement"] for one in predictions] == [p >= truth.bundle.threshold for p in expected]
+    assert [one["placement"] for one in predictions] == [
+        p >= sklearn_reference.bundle.threshold for p in expected
+    ]
     assert {one["model_version"] for one in predictions} == {"v1"}
 
 
@@ -420,40 +426,46 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_predict_reads_each_form_of_json(form, protocol, up, truth, candidates, tmp_path):
+def test_predict_reads_each_form_of_json(form, protocol, up, sklearn_reference, candidates, tmp_path):
     rows = candidates[:3]
     content = form(rows)
     file = tmp_path / "candidates.json"
     file.write_text(json.dumps(content))
-    check(answers(ask(up, protocol, "--json", file)), rows[:1] if content is rows[0] else rows, truth)
+    check(
+        answers(ask(up, protocol, "--json", file)),
+        rows[:1] if content is rows[0] else rows,
+        sklearn_reference,
+    )
 
 
-def test_predict_reads_standard_input(up, truth, candidates):
+def test_predict_reads_standard_input(up, sklearn_reference, candidates):
     for arguments in ([], ["-"]):
         done = ask(up, "v1", "--json", *arguments, stdin=json.dumps(candidates[:2]))
-        check(answers(done), candidates[:2], truth)
+        check(answers(done), candidates[:2], sklearn_reference)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_predict_reads_a_large_csv_in_order(protocol, up, truth, candidates, unlabelled):
-    check(answers(placement_process(*at(up, protocol), "--json", unlabelled())), candidates, truth)
+def test_predict_reads_a_large_csv_in_order(protocol, up, sklearn_reference, candidates, unlabelled):
+    check(
+        answers(placement_process(*at(up, protocol), "--json", unlabelled())), candidates, sklearn_reference
+    )
 
 
-def test_predict_reads_a_csv_that_a_spreadsheet_saved(up, truth, candidates, unlabelled):
+def test_predict_reads_a_csv_that_a_spreadsheet_saved(up, sklearn_reference, candidates, unlabelled):
     file = unlabelled(candidates[:2], encoding="utf-8-sig")
-    check(answers(ask(up, "v1", "--json", file)), candidates[:2], truth)
+    check(answers(ask(up, "v1", "--json", file)), candidates[:2], sklearn_reference)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_predict_prints_a_table_for_people(protocol, up, truth, candidates, unlabelled):
+def test_predict_prints_a_table_for_people(protocol, up, sklearn_reference, candidates, unlabelled):
     rows = candidates[:3]
     done = ask(up, protocol, unlabelled(rows))
     assert done.returncode == 0, done.stderr
     header, *lines = [line.split() for line in done.stdout.splitlines()]
     assert header == ["#", "placement", "placement_probability", "version"]
     assert lines == [
-        [str(number), "yes" if p >= truth.bundle.threshold else "no", f"{p:.4f}", "v1"]
-        for number, p in enumerate(truth.probabilities(rows), start=1)
+        [str(number), "yes" if p >= sklearn_reference.bundle.threshold else "no", f"{p:.4f}", "v1"]
+        for number, p in enumerate(sklearn_reference.probabilities(rows), start=1)
     ]
 
 
@@ -528,14 +540,20 @@ def test_predict_ends_quietly_when_nobody_reads_on(up, unlabelled):
 
 
 @pytest.mark.parametrize("protocol", ["v1", "grpc"])
-def test_predict_goes_past_a_proxy_of_the_environment(protocol, up, candidates, truth, monkeypatch):
+def test_predict_goes_past_a_proxy_of_the_environment(
+    protocol, up, candidates, sklearn_reference, monkeypatch
+):
     """The service is on this machine; a company's proxy does not know it."""
     for variable in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
         monkeypatch.setenv(variable, "http://127.0.0.1:1")
         monkeypatch.setenv(variable.upper(), "http://127.0.0.1:1")
     for variable in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
         monkeypatch.delenv(variable, raising=False)
-    check(answers(ask(up, protocol, "--json", stdin=json.dumps(candidates[:1]))), candidates[:1], truth)
+    check(
+        answers(ask(up, protocol, "--json", stdin=json.dumps(candidates[:1]))),
+        candidates[:1],
+        sklearn_reference,
+    )
 
 
 def test_the_command_needs_nothing_of_the_callers_environment(up):

@@ -19,11 +19,19 @@ import pytest
 from inferenceservice import spec
 from inferenceservice.local.supervisor import LocalServiceError
 from predictor.process import free_ports
-from tests.support.in_process_transformer import serving
-from tests.support.local_service import SPEC, Service, service
+from tests.support.endpoints import V1_PREDICT
+from tests.support.in_process_transformer import in_process_transformer
 from tests.support.protocol_clients import Answer, over_grpc, over_v1, over_v2, over_v2_binary
-from tests.support.sklearn_reference import Truth
-from tests.support.transformer_process import family, left_of, transformer, until
+from tests.support.sklearn_reference import SklearnReference
+from tests.support.sync_processes import (
+    SPEC,
+    RunningService,
+    process_families,
+    running_service,
+    running_transformer,
+    still_running,
+)
+from tests.support.waiting import wait_until_sync
 from training.generator import generate
 from transformer.bundle.format import BUNDLE_FILE
 
@@ -74,35 +82,39 @@ def candidates() -> list[dict[str, Any]]:
 @pytest.fixture(scope="module", params=HOPS)
 def served(
     request: pytest.FixtureRequest, trained_bundle: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Service]:
-    with service(request.param(), trained_bundle, tmp_path_factory.mktemp("logs")) as running:
+) -> Iterator[RunningService]:
+    with running_service(request.param(), trained_bundle, tmp_path_factory.mktemp("logs")) as running:
         yield running
 
 
 # The ways to ask
 
 
-WAYS: dict[str, Callable[[Service, Sequence[dict[str, Any]], Truth], Answer]] = {
-    "v1": lambda running, rows, truth: over_v1(running.url, rows, truth),
-    "v2": lambda running, rows, truth: over_v2(running.url, rows, truth),
-    "v2 binary": lambda running, rows, truth: over_v2_binary(running.url, rows, truth),
-    "grpc": lambda running, rows, truth: over_grpc(running.grpc_address, rows, truth),
-    "grpc raw": lambda running, rows, truth: over_grpc(running.grpc_address, rows, truth, raw=True),
+WAYS: dict[str, Callable[[RunningService, Sequence[dict[str, Any]], SklearnReference], Answer]] = {
+    "v1": lambda running, rows, sklearn_reference: over_v1(running.url, rows, sklearn_reference),
+    "v2": lambda running, rows, sklearn_reference: over_v2(running.url, rows, sklearn_reference),
+    "v2 binary": lambda running, rows, sklearn_reference: over_v2_binary(
+        running.url, rows, sklearn_reference
+    ),
+    "grpc": lambda running, rows, sklearn_reference: over_grpc(running.grpc_address, rows, sklearn_reference),
+    "grpc raw": lambda running, rows, sklearn_reference: over_grpc(
+        running.grpc_address, rows, sklearn_reference, raw=True
+    ),
 }
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_every_way_and_every_hop_gives_the_score_of_scikit_learn(way, served, truth, candidates):
+def test_every_way_and_every_hop_gives_the_score_of_scikit_learn(way, served, sklearn_reference, candidates):
     for rows in (candidates[:1], candidates):
-        placed, probabilities, version = way(served, rows, truth)
-        assert probabilities == pytest.approx(truth.probabilities(rows), abs=1e-12)
-        assert placed == [probability >= truth.bundle.threshold for probability in probabilities]
-        assert version == truth.bundle.version
+        placed, probabilities, version = way(served, rows, sklearn_reference)
+        assert probabilities == pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12)
+        assert placed == [probability >= sklearn_reference.bundle.threshold for probability in probabilities]
+        assert version == sklearn_reference.bundle.version
 
 
 def test_every_hop_tells_what_is_wrong_with_a_candidate(served, candidates):
     rows = [candidates[0], {**candidates[1], "ssc_p": 710}]
-    response = httpx.post(f"{served.url}/v1/models/placement:predict", timeout=60, json={"instances": rows})
+    response = httpx.post(served.url + V1_PREDICT, timeout=60, json={"instances": rows})
     assert response.status_code == 400
     assert response.json() == {"error": "instances[1].ssc_p: must be 0 to 100, got 710"}
 
@@ -125,8 +137,8 @@ async def test_a_model_of_another_encoding_gives_no_score(
     (tmp_path / BUNDLE_FILE).write_text(json.dumps(content))
     port = mlserver.grpc_port if hop == "grpc-v2" else mlserver.http_port
     hopping = (f"127.0.0.1:{port}", f"--predictor_protocol={hop}")
-    async with serving(tmp_path, *hopping, ready=False) as running:
-        response = await running.http.post("/v1/models/placement:predict", json={"instances": candidates})
+    async with in_process_transformer(tmp_path, *hopping, ready=False) as running:
+        response = await running.http.post(V1_PREDICT, json={"instances": candidates})
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     assert response.json() == {"error": "no verified predictor is there"}
 
@@ -135,9 +147,9 @@ async def test_a_model_of_another_encoding_gives_no_score(
 
 
 def test_a_component_that_dies_is_reported_and_nothing_is_left_behind(trained_bundle, tmp_path):
-    with service(with_sklearnserver("v1"), trained_bundle, tmp_path) as running:
+    with running_service(with_sklearnserver("v1"), trained_bundle, tmp_path) as running:
         predictor, transformer = running.local._predictor.process, running.local._transformer.process
-        processes = family(predictor.pid, transformer.pid)
+        processes = process_families(predictor.pid, transformer.pid)
         watching = running.portal.start_task_soon(running.local.watch)
         os.kill(predictor.pid, signal.SIGKILL)
         with pytest.raises(LocalServiceError) as raised:
@@ -146,39 +158,39 @@ def test_a_component_that_dies_is_reported_and_nothing_is_left_behind(trained_bu
     told = str(raised.value).splitlines()
     assert told[0] == f"the predictor ended with status 137; its last lines ({log}):"
     assert told[1:] == [f"  {line}" for line in log.read_text().splitlines()[-20:]]
-    assert left_of(processes) == []
+    assert still_running(processes) == []
 
 
 def test_a_transformer_that_does_not_start_is_reported_with_what_it_said(trained_bundle, tmp_path):
     unknown = with_sklearnserver("v1", "--no_such_option")
     with (
         pytest.raises(LocalServiceError, match="the transformer ended with status 2") as raised,
-        service(unknown, trained_bundle, tmp_path),
+        running_service(unknown, trained_bundle, tmp_path),
     ):
         pass
     assert str(raised.value).splitlines()[-1].endswith("error: unrecognized arguments: --no_such_option")
 
 
 def test_several_workers_answer_are_replaced_and_end_cleanly(
-    mlserver, trained_bundle, truth, candidates, tmp_path
+    mlserver, trained_bundle, sklearn_reference, candidates, tmp_path
 ):
     log = tmp_path / "transformer.log"
-    expected = pytest.approx(truth.probabilities(candidates), abs=1e-12)
+    expected = pytest.approx(sklearn_reference.probabilities(candidates), abs=1e-12)
     ports = (mlserver.http_port, mlserver.grpc_port)
-    with transformer(ports, trained_bundle, log, "--workers=2") as process:
+    with running_transformer(ports, trained_bundle, log, "--workers=2") as process:
         url, address = f"http://127.0.0.1:{process.http_port}", f"127.0.0.1:{process.grpc_port}"
         for _ in range(4):
-            assert over_v1(url, candidates, truth)[1] == expected
-            assert over_grpc(address, candidates, truth)[1] == expected
-        processes = family(process.pid)
+            assert over_v1(url, candidates, sklearn_reference)[1] == expected
+            assert over_grpc(address, candidates, sklearn_reference)[1] == expected
+        processes = process_families(process.pid)
         workers = re.findall(r"worker (\d+) serves REST", log.read_text())
         assert len(workers) == 2, "one that is slow to start is not taken for dead"
         os.kill(int(workers[0]), signal.SIGKILL)
-        until(lambda: log.read_text().count("serves REST") == 3)
-        assert over_v1(url, candidates, truth)[1] == expected
-        processes += family(process.pid)
+        wait_until_sync(lambda: log.read_text().count("serves REST") == 3)
+        assert over_v1(url, candidates, sklearn_reference)[1] == expected
+        processes += process_families(process.pid)
         os.kill(process.pid, signal.SIGTERM)
-        assert left_of(processes) == []
+        assert still_running(processes) == []
         assert process.stop() == 0
     assert "Traceback" not in log.read_text()
 

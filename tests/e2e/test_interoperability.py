@@ -25,8 +25,9 @@ from tritonclient.utils import InferenceServerException
 
 from predictor.environment import ensure
 from predictor.runtimes import get_runtime
-from tests.support.local_service import SPEC, Service, service
-from tests.support.sklearn_reference import Truth
+from tests.support.endpoints import V1_PREDICT, V2_INFER
+from tests.support.sklearn_reference import SklearnReference
+from tests.support.sync_processes import SPEC, RunningService, running_service
 from training.generator import generate
 
 MODEL = "placement"
@@ -38,8 +39,8 @@ SHAPES = [pytest.param(lambda rows: [rows], id="[n]"), pytest.param(lambda rows:
 
 
 @pytest.fixture(scope="module")
-def running(trained_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with service(SPEC, trained_bundle, tmp_path_factory.mktemp("logs")) as served:
+def running(trained_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    with running_service(SPEC, trained_bundle, tmp_path_factory.mktemp("logs")) as served:
         yield served
 
 
@@ -49,8 +50,8 @@ def rows() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def expected(truth: Truth, rows: list[dict[str, Any]]) -> Any:
-    return pytest.approx(truth.probabilities(rows), abs=1e-12)
+def expected(sklearn_reference: SklearnReference, rows: list[dict[str, Any]]) -> Any:
+    return pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12)
 
 
 @pytest.fixture
@@ -262,7 +263,9 @@ def test_tritons_http_client_gets_tensors(
         assert [output["name"] for output in response["outputs"]] == [PROBABILITY, MODEL]
 
 
-def test_tritons_http_client_may_send_narrower_numbers_and_json_objects(triton_client, truth, rows):
+def test_tritons_http_client_may_send_narrower_numbers_and_json_objects(
+    triton_client, sklearn_reference, rows
+):
     row = {**rows[0], "ssc_p": 71.0}
     inputs = triton_inputs(
         {name: [value] for name, value in row.items() if name != "ssc_p"}, [1], binary=True
@@ -273,10 +276,12 @@ def test_tritons_http_client_may_send_narrower_numbers_and_json_objects(triton_c
     whole.set_data_from_numpy(np.array([json.dumps(row)], np.object_))
     for tensors in ([*inputs, narrow], [whole]):
         result = triton_client.infer(MODEL, tensors)
-        assert result.as_numpy(PROBABILITY).tolist() == pytest.approx(truth.probabilities([row]), abs=1e-12)
+        assert result.as_numpy(PROBABILITY).tolist() == pytest.approx(
+            sklearn_reference.probabilities([row]), abs=1e-12
+        )
 
 
-def test_tritons_http_client_asks_what_there_is(triton_client, truth):
+def test_tritons_http_client_asks_what_there_is(triton_client, sklearn_reference):
     assert triton_client.is_server_live()
     assert triton_client.is_server_ready()
     assert triton_client.is_model_ready(MODEL)
@@ -284,7 +289,7 @@ def test_tritons_http_client_asks_what_there_is(triton_client, truth):
     assert "binary_tensor_data" in triton_client.get_server_metadata()["extensions"]
     metadata = triton_client.get_model_metadata(MODEL)
     assert metadata["name"] == MODEL
-    assert [tensor["name"] for tensor in metadata["inputs"]] == list(truth.bundle.signature.names)
+    assert [tensor["name"] for tensor in metadata["inputs"]] == list(sklearn_reference.bundle.signature.names)
     assert metadata["outputs"] == [
         {"name": MODEL, "datatype": "BOOL", "shape": [-1]},
         {"name": PROBABILITY, "datatype": "FP64", "shape": [-1]},
@@ -327,7 +332,7 @@ async def test_tritons_asynchronous_http_client_gets_tensors(running, columns, b
 
 
 @pytest.fixture(scope="module")
-def over_triton_grpc(running: Service, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def over_triton_grpc(running: RunningService, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What they got, in a process without kserve."""
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     done = subprocess.run(
@@ -353,14 +358,16 @@ def test_tritons_grpc_client_gets_tensors(over_triton_grpc, rows, expected):
     assert over_triton_grpc["aio"]["all"]["outputs"][PROBABILITY] == expected
 
 
-def test_tritons_grpc_client_asks_what_there_is(over_triton_grpc, truth):
+def test_tritons_grpc_client_asks_what_there_is(over_triton_grpc, sklearn_reference):
     answers = over_triton_grpc["blocking"]
     assert answers["live"]
     assert answers["ready"]
     assert answers["model ready"]
     assert over_triton_grpc["aio"]["ready"]
     assert "binary_tensor_data" in answers["server"]["extensions"]
-    assert [tensor["name"] for tensor in answers["model"]["inputs"]] == list(truth.bundle.signature.names)
+    assert [tensor["name"] for tensor in answers["model"]["inputs"]] == list(
+        sklearn_reference.bundle.signature.names
+    )
     assert [tensor["name"] for tensor in answers["model"]["outputs"]] == [MODEL, PROBABILITY]
 
 
@@ -379,7 +386,7 @@ def test_tritons_grpc_client_is_told_what_is_wrong(over_triton_grpc):
 # Clients of no protocol
 
 
-@pytest.mark.parametrize("path", ["/v1/models/placement:predict", "/v2/models/placement/infer"])
+@pytest.mark.parametrize("path", [V1_PREDICT, V2_INFER])
 @pytest.mark.parametrize("chunked", [False, True], ids=["known length", "chunked"])
 def test_a_client_that_sends_too_much_learns_it_and_goes_on(path, chunked, running):
     """The transformer answers before it has read it all; nobody cuts the client off on the way."""
@@ -416,6 +423,6 @@ def test_a_frame_that_mlservers_codec_encoded_is_read(running, rows, expected):
     )
     assert done.returncode == 0, done.stderr
     for request in json.loads(done.stdout):
-        response = httpx.post(f"{running.url}/v2/models/{MODEL}/infer", json=request)
+        response = httpx.post(running.url + V2_INFER, json=request)
         assert response.status_code == 200, response.text
         assert response.json()["outputs"][1]["data"] == expected

@@ -12,14 +12,14 @@ import pytest
 from inferenceservice.local.control_server import CONTROL_FILE, ControlEndpoint, LocalTarget, NotRunningError
 from inferenceservice.rollout import RolloutError, rollback, rollout
 from inferenceservice.rollout_target import Canary, State
-from tests.support.async_processes import local_service
-from tests.support.version_pairs import Pair
+from tests.support.async_processes import running_service
+from tests.support.version_pairs import VersionPair
 
 
 async def test_the_local_service_is_rolled_out_through_its_control_endpoint(pair, tmp_path):
     """With a canary, and back; the endpoint answers whoever has the token, and nobody else."""
     file = tmp_path / CONTROL_FILE
-    async with local_service(pair, tmp_path) as local, ControlEndpoint(local, file):
+    async with running_service(pair, tmp_path) as local, ControlEndpoint(local, file):
         mode = file.stat().st_mode
         assert stat.S_IMODE(mode) == 0o600
         target = LocalTarget(file)
@@ -48,7 +48,7 @@ async def test_the_local_service_is_rolled_out_through_its_control_endpoint(pair
         LocalTarget(file)
 
 
-async def status_shows_the_canary(pair: Pair, run: Path) -> None:
+async def status_shows_the_canary(pair: VersionPair, run: Path) -> None:
     """Each transformer's connections lead to its own predictor."""
     command = (Path(sys.executable).with_name("placement"), "status", "--run", run)
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)

@@ -25,9 +25,9 @@ from inferenceservice.spec import InferenceService
 from predictor.process import free_ports
 from tests.support.async_processes import RENEWED_SOON
 from tests.support.bundle_copies import damaged
-from tests.support.load import Tally, under_load, until
-from tests.support.local_service import SPEC
-from tests.support.version_pairs import Pair, make_pair
+from tests.support.load import Tally, under_load
+from tests.support.sync_processes import SPEC
+from tests.support.version_pairs import VersionPair
 from transformer.bundle.format import BUNDLE_FILE, MODEL_FILE, file_sha256
 
 #: As the collocated overlay has it.
@@ -39,10 +39,9 @@ SOME = 60
 
 
 @pytest.fixture(scope="module")
-def strangers(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """Two versions that do not know each other, as wide as each other."""
-    storage = tmp_path_factory.mktemp("strangers")
-    pair = make_pair("category_renamed", storage)
+def unrelated(pair: VersionPair, tmp_path_factory: pytest.TempPathFactory) -> VersionPair:
+    """Two versions of which neither knows the other; their encodings have the same width."""
+    storage = tmp_path_factory.mktemp("unrelated")
     return dataclasses.replace(pair, new=changed(pair.new, storage / "v2", previous=[]))
 
 
@@ -85,7 +84,7 @@ def quiet(_: str) -> None:
 
 async def some_more(tally: Tally, version: str) -> None:
     enough = tally.answered[version] + SOME
-    await until(tally, lambda now: now.answered[version] >= enough)
+    await tally.reach(lambda now: now.answered[version] >= enough)
 
 
 def family() -> set[int]:
@@ -102,12 +101,12 @@ def listening() -> set[str]:
     }
 
 
-async def test_both_change_at_once_and_no_request_fails(strangers, tmp_path):
+async def test_both_change_at_once_and_no_request_fails(unrelated, tmp_path):
     """Neither version knows the other, so that a transformer of one never gets ready before the other."""
-    old, new = str(strangers.old), str(strangers.new)
+    old, new = str(unrelated.old), str(unrelated.new)
     async with (
-        serving(strangers.old, tmp_path) as local,
-        under_load(strangers, local.url, local.grpc_address, clients=1) as tally,
+        serving(unrelated.old, tmp_path) as local,
+        under_load(unrelated, local.url, local.grpc_address, clients=1) as tally,
     ):
         processes = len(family())
         assert listening() == {"127.0.0.1"}
@@ -123,11 +122,11 @@ async def test_both_change_at_once_and_no_request_fails(strangers, tmp_path):
     assert tally.wrong == []
 
 
-async def test_a_spec_with_one_pod_for_both_is_applied_and_no_request_fails(strangers, tmp_path):
-    old, new = str(strangers.old), str(strangers.new)
+async def test_a_spec_with_one_pod_for_both_is_applied_and_no_request_fails(unrelated, tmp_path):
+    old, new = str(unrelated.old), str(unrelated.new)
     async with (
-        serving(strangers.old, tmp_path, ONE_POD) as local,
-        under_load(strangers, local.url, local.grpc_address, clients=1) as tally,
+        serving(unrelated.old, tmp_path, ONE_POD) as local,
+        under_load(unrelated, local.url, local.grpc_address, clients=1) as tally,
     ):
         await some_more(tally, "v1")
         await local.apply(dataclasses.replace(ONE_POD, storage_uri=new), quiet)
@@ -139,10 +138,10 @@ async def test_a_spec_with_one_pod_for_both_is_applied_and_no_request_fails(stra
     assert tally.wrong == []
 
 
-async def test_a_canary_has_its_transformer_and_takes_over_with_it(strangers, tmp_path):
-    old, new = str(strangers.old), str(strangers.new)
+async def test_a_canary_has_its_transformer_and_takes_over_with_it(unrelated, tmp_path):
+    old, new = str(unrelated.old), str(unrelated.new)
     file = tmp_path / CONTROL_FILE
-    async with serving(strangers.old, tmp_path) as local, ControlEndpoint(local, file):
+    async with serving(unrelated.old, tmp_path) as local, ControlEndpoint(local, file):
         target = LocalTarget(file)
         assert set(await target.metrics()) == {"transformer"}
         await target.set_canary(Canary(new, 50), quiet)
@@ -154,10 +153,10 @@ async def test_a_canary_has_its_transformer_and_takes_over_with_it(strangers, tm
         await target.set_both(new, quiet)
         assert await target.state() == State(new, new, old)
         assert family() < both, "nothing was started"
-        assert (await target.score(strangers.candidates[:1], "placement")).version == "v2"
+        assert (await target.score(unrelated.candidates[:1], "placement")).version == "v2"
         with pytest.raises(TargetError, match="what answers is not the service of salary"):
-            await target.score(strangers.candidates[:1], "salary")
-        broken = str(damaged(strangers.old, tmp_path / "v3"))
+            await target.score(unrelated.candidates[:1], "salary")
+        broken = str(damaged(unrelated.old, tmp_path / "v3"))
         with pytest.raises(TargetError, match=r"v3/model.joblib: SHA-256 is .*: the file was changed"):
             await rollout(target, broken, quiet, force=True)
         assert await target.state() == State(new, new, old), "it was not loaded"
@@ -173,17 +172,17 @@ async def leave(step: Callable[[Callable[[str], None]], Awaitable[None]]) -> Non
         await client
 
 
-async def test_a_step_whose_client_has_left_goes_on_to_its_end(strangers, tmp_path, caplog):
+async def test_a_step_whose_client_has_left_goes_on_to_its_end(unrelated, tmp_path, caplog):
     """And whoever asks what serves can wait for that end; nothing is said on the service's terminal."""
     caplog.set_level(logging.WARNING)
-    old, new = str(strangers.old), str(strangers.new)
+    old, new = str(unrelated.old), str(unrelated.new)
     file = tmp_path / CONTROL_FILE
-    async with serving(strangers.old, tmp_path) as local, ControlEndpoint(local, file):
+    async with serving(unrelated.old, tmp_path) as local, ControlEndpoint(local, file):
         target = LocalTarget(file)
         await leave(lambda progress: target.set_both(new, progress))
         await target.settle()
         assert await target.state() == State(new, new, old)
-        broken = str(unloadable(strangers.new, tmp_path / "v9"))
+        broken = str(unloadable(unrelated.new, tmp_path / "v9"))
         processes = family()
         await leave(lambda progress: target.set_predictor(broken, progress))
         await target.settle()
@@ -194,14 +193,14 @@ async def test_a_step_whose_client_has_left_goes_on_to_its_end(strangers, tmp_pa
     assert [record.getMessage() for record in caplog.records] == []
 
 
-async def test_a_service_that_ends_during_a_step_tells_the_client_and_leaves_nothing(strangers, tmp_path):
+async def test_a_service_that_ends_during_a_step_tells_the_client_and_leaves_nothing(unrelated, tmp_path):
     before = family()
     file = tmp_path / CONTROL_FILE
     begun = asyncio.Event()
-    async with serving(strangers.old, tmp_path) as local:
+    async with serving(unrelated.old, tmp_path) as local:
         async with ControlEndpoint(local, file):
             target = LocalTarget(file)
-            step = asyncio.create_task(target.set_both(str(strangers.new), lambda _: begun.set()))
+            step = asyncio.create_task(target.set_both(str(unrelated.new), lambda _: begun.set()))
             await begun.wait()
         with pytest.raises(TargetError, match="the local service was stopped"):
             await step

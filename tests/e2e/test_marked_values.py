@@ -20,20 +20,19 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 
 from inferenceservice.local.launch import TransformerProcess
 from predictor.process import free_ports
-from tests.support.async_processes import service
-from tests.support.scripted_predictor import (
+from tests.support.endpoints import V1_PREDICT, V2_INFER
+from tests.support.faulty_predictor import (
     REFUSED_NAMES,
-    V1,
-    V2,
-    HttpPredictor,
-    eventually,
+    FaultyHttpPredictor,
+    connected_transformer,
+    grpc_request,
     hangs_up,
-    in_front_of,
-    logged,
-    message,
     status,
-    v2_body,
+    transformer_log,
+    v2_request,
 )
+from tests.support.inference_service import with_arguments
+from tests.support.waiting import wait_until
 from training.candidates import SAMPLE
 
 PLACEMENT = Path(sys.executable).with_name("placement")
@@ -60,7 +59,13 @@ CANDIDATES = {
 TRACES = ["67.89", "84.32", "71.71", "63.63", "8765.4", "Zaphod"]
 
 
-PATHS = [V1, V2, "/v1/models/placement:explain", "/v1/models/other:predict", f"{V2[:-6]}/versions/1/infer"]
+PATHS = [
+    V1_PREDICT,
+    V2_INFER,
+    "/v1/models/placement:explain",
+    "/v1/models/other:predict",
+    f"{V2_INFER[:-6]}/versions/1/infer",
+]
 TEXTS = [
     json.dumps({"instances": [SECRETS]})[:-3],
     json.dumps({"instances": [SECRETS]}),
@@ -88,11 +93,11 @@ async def ask_in_every_way(http, stub) -> list[str]:
     """Statuses of good candidates and of bad ones, over every protocol."""
     ended = []
     for candidate in CANDIDATES.values():
-        response = await http.post(V1, json={"instances": [candidate]})
+        response = await http.post(V1_PREDICT, json={"instances": [candidate]})
         ended.append(str(response.status_code))
-        response = await http.post(V2, json=v2_body(candidate))
+        response = await http.post(V2_INFER, json=v2_request(candidate))
         ended.append(str(response.status_code))
-        ended.append((await stub.ModelInfer(message(candidate)).code()).name)
+        ended.append((await stub.ModelInfer(grpc_request(candidate)).code()).name)
     bad = pb.ModelInferRequest(model_name="placement")
     bad.inputs.add(name=SECRET_TEXT, datatype="BYTES", shape=[3]).contents.bytes_contents.append(b"Zaphod")
     ended.append((await stub.ModelInfer(bad).code()).name)
@@ -118,9 +123,9 @@ LOGGED = {
 @pytest.mark.parametrize("hop", ["v1", "v2"])
 @pytest.mark.parametrize("fault", LOGGED.values(), ids=LOGGED)
 async def test_no_value_of_a_candidate_is_logged(fault, hop, trained_bundle, predictor, caplog, capfd):
-    async with in_front_of(predictor, trained_bundle, hop) as transformer:
+    async with connected_transformer(predictor, trained_bundle, hop) as transformer:
         predictor.always = fault
-        with logged(caplog):
+        with transformer_log(caplog):
             ended = await ask_in_every_way(transformer.http, transformer.grpc)
             if not fault:
                 assert await ask_oddly(transformer.http) == {400, 404, 501}
@@ -138,11 +143,11 @@ def traces_in(text: str) -> list[str]:
 
 
 async def test_no_value_of_a_candidate_is_in_the_output_of_the_process(
-    trained_bundle: Path, predictor: HttpPredictor, tmp_path: Path
+    trained_bundle: Path, predictor: FaultyHttpPredictor, tmp_path: Path
 ):
     log = tmp_path / "transformer.log"
     port = int(predictor.address.rpartition(":")[2])
-    hurried = service("--predictor_request_timeout_seconds=1")
+    hurried = with_arguments("--predictor_request_timeout_seconds=1")
     process = await asyncio.to_thread(TransformerProcess, hurried, trained_bundle, (port, port), log)
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{process.grpc_port}")
     try:
@@ -205,7 +210,7 @@ async def test_no_value_of_a_candidate_is_in_anything_that_the_local_service_wri
     run, temporary = tmp_path / "run", tmp_path / "temporary"
     temporary.mkdir()
     with local_service(trained_bundle, run, temporary) as (url, grpc_address):
-        await eventually((run / "control.json").exists)
+        await wait_until((run / "control.json").exists)
         control = json.loads((run / "control.json").read_text())
         async with (
             httpx.AsyncClient(base_url=url, timeout=60) as http,
@@ -246,9 +251,12 @@ async def test_callers_who_share_a_failing_call_are_not_told_each_others_values(
 ):
     marks = [40 + (2 * number + 1) / 512 for number in range(60)]
     predictor.always = repeats_what_it_got
-    async with in_front_of(predictor, trained_bundle, hop) as front:
-        calls = [front.grpc.ModelInfer(message({**SAMPLE, "ssc_p": mark})) for mark in marks[1::2]]
-        rest = [front.http.post(V1, json={"instances": [{**SAMPLE, "ssc_p": mark}]}) for mark in marks[::2]]
+    async with connected_transformer(predictor, trained_bundle, hop) as front:
+        calls = [front.grpc.ModelInfer(grpc_request({**SAMPLE, "ssc_p": mark})) for mark in marks[1::2]]
+        rest = [
+            front.http.post(V1_PREDICT, json={"instances": [{**SAMPLE, "ssc_p": mark}]})
+            for mark in marks[::2]
+        ]
         told = [answer.text for answer in await asyncio.gather(*rest)]
         told += [await call.details() for call in calls]
     assert max(len(rows) for rows, _ in predictor.carried) > 1, "they shared calls"
@@ -284,13 +292,13 @@ async def test_an_error_repeats_a_short_and_escaped_part_of_the_callers_own_valu
     named = {"name": odd, "datatype": "BYTES", "shape": [1], "data": ["x"]}
     gender = {"name": "gender", "datatype": "BYTES", "shape": [1], "data": [odd]}
     bodies = {
-        V1: [
+        V1_PREDICT: [
             {"instances": [{**SAMPLE, "gender": odd}]},
             {"instances": [{**SAMPLE, "ssc_p": odd}]},
             {"instances": [{odd: 1}]},
             {"instances": odd},
         ],
-        V2: [
+        V2_INFER: [
             {"inputs": [named]},
             {"inputs": [named, named]},
             {"inputs": [{**named, "shape": [2]}]},
@@ -313,8 +321,8 @@ async def test_an_error_repeats_a_short_and_escaped_part_of_the_callers_own_valu
             tensor.contents.bytes_contents.append(value)
             request.outputs.add(name=output)
             messages.append(request)
-    with logged(caplog):
-        async with in_front_of(predictor, trained_bundle, "v2") as front:
+    with transformer_log(caplog):
+        async with connected_transformer(predictor, trained_bundle, "v2") as front:
             for path, some in bodies.items():
                 for body in some:
                     answer = await front.http.post(path, content=json.dumps(body), headers=JSON)
@@ -333,8 +341,8 @@ async def test_a_model_or_a_path_that_is_not_there_is_told_short_and_escaped(
 ):
     quoted = "".join(f"%{byte:02x}" for byte in odd[:10_000].encode("utf-8", "surrogatepass"))
     paths = [f"/v1/models/{quoted}:predict", f"/v2/models/{quoted}/infer", f"/v2/models/placement/{quoted}"]
-    with logged(caplog):
-        async with in_front_of(predictor, trained_bundle, "v2") as front:
+    with transformer_log(caplog):
+        async with connected_transformer(predictor, trained_bundle, "v2") as front:
             for path in paths:
                 answer = await front.http.post(path, json={"instances": [SAMPLE]})
                 assert answer.status_code == 404, answer.text
@@ -354,9 +362,9 @@ async def test_a_header_is_told_short_and_escaped(odd, trained_bundle, predictor
     value = odd[:50_000].encode("utf-8", "surrogatepass")
     event = {name.encode(): text.encode() for name, text in EVENT.items()}
     names = (*event, b"content-type", b"content-encoding", b"inference-header-content-length")
-    with logged(caplog):
-        async with in_front_of(predictor, trained_bundle, "v2") as front:
-            for path, body in ((V1, {"instances": [SAMPLE]}), (V2, v2_body(SAMPLE))):
+    with transformer_log(caplog):
+        async with connected_transformer(predictor, trained_bundle, "v2") as front:
+            for path, body in ((V1_PREDICT, {"instances": [SAMPLE]}), (V2_INFER, v2_request(SAMPLE))):
                 for name in names:
                     headers = [(b"content-type", b"application/json"), *event.items()]
                     headers = [*((one, text) for one, text in headers if one != name), (name, value)]

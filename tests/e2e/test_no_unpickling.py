@@ -23,15 +23,15 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
 from inferenceservice.local.launch import TransformerProcess
+from tests.support.endpoints import V1_PREDICT, V2_INFER
 from tests.support.paths import ROOT
 from tests.support.protocol_clients import grpc_message, over_grpc, over_v1, over_v2, over_v2_binary
-from tests.support.sklearn_reference import Truth
-from tests.support.transformer_process import transformer, until
+from tests.support.sklearn_reference import SklearnReference
+from tests.support.sync_processes import running_transformer
+from tests.support.waiting import wait_until_sync
 from training.candidates import SAMPLE
 from training.generator import generate
 
-V1 = "/v1/models/placement:predict"
-V2 = "/v2/models/placement/infer"
 #: What models are made of and loaded with. KServe's own SDK imports pandas.
 NOT_FOR_SERVING = {"cloudpickle", "dill", "joblib", "scipy", "sklearn", "skops", "storage", "training"}
 
@@ -121,23 +121,23 @@ def watched(
     env = {"PYTHONPATH": f"{directory}:{ROOT}", "UNPICKLED": str(record), "NAMES": " ".join(NAMES)}
     ports = (mlserver.http_port, mlserver.grpc_port)
     workers: int = request.param
-    with transformer(ports, trained_bundle, log, f"--workers={workers}", env=env) as process:
-        until(lambda: log.read_text().count("Application startup complete") == workers)
+    with running_transformer(ports, trained_bundle, log, f"--workers={workers}", env=env) as process:
+        wait_until_sync(lambda: log.read_text().count("Application startup complete") == workers)
         yield Watched(process, record, workers)
 
 
-def test_nothing_is_unpickled_for_a_prediction_whatever_it_carries(watched, truth, tmp_path):
+def test_nothing_is_unpickled_for_a_prediction_whatever_it_carries(watched, sklearn_reference, tmp_path):
     before = watched.record.read_text()
     rows = generate(20, seed=3).candidates
-    expected = pytest.approx(truth.probabilities(rows), abs=1e-12)
+    expected = pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12)
     executed = tmp_path / "executed"
     for _ in range(4):
         for over in (over_v1, over_v2, over_v2_binary):
-            assert over(watched.url, rows, truth)[1] == expected
+            assert over(watched.url, rows, sklearn_reference)[1] == expected
         for raw in (False, True):
-            assert over_grpc(watched.grpc_address, rows, truth, raw=raw)[1] == expected
+            assert over_grpc(watched.grpc_address, rows, sklearn_reference, raw=raw)[1] == expected
         hostile_over_rest(watched.url, executed)
-        hostile_over_grpc(watched.grpc_address, executed, truth)
+        hostile_over_grpc(watched.grpc_address, executed, sklearn_reference)
     assert watched.record.read_text() == before
     assert not executed.exists()
 
@@ -158,28 +158,30 @@ def hostile_over_rest(url: str, executed: Path) -> None:
         "",
     ]
     with httpx.Client(base_url=url, timeout=60) as http:
-        for path in (V1, V2):
+        for path in (V1_PREDICT, V2_INFER):
             for body in (payload, array, pickle.dumps(Payload(executed), protocol=0)):
                 for content_type in types:
                     for more in ({}, event):
                         headers = {"content-type": content_type, **more}
                         assert http.post(path, content=body, headers=headers).status_code == 400
         for text in (encoded, payload.decode("latin-1")):
-            answer = http.post(V1, json={"instances": [{**SAMPLE, "gender": text}]})
+            answer = http.post(V1_PREDICT, json={"instances": [{**SAMPLE, "gender": text}]})
             assert answer.status_code == 400
             attributes = {"specversion": "1.0", "id": "1", "source": "s", "type": "t", "data_base64": text}
-            answer = http.post(V1, json=attributes, headers={"content-type": "application/cloudevents+json"})
+            answer = http.post(
+                V1_PREDICT, json=attributes, headers={"content-type": "application/cloudevents+json"}
+            )
             assert answer.status_code == 400
         for content_type in ("pd", "np", "base64", "pickle", "str"):
             for name in ("gender", "candidates"):
-                assert http.post(V2, json=one_tensor(name, [encoded], content_type)).status_code == 400
+                assert http.post(V2_INFER, json=one_tensor(name, [encoded], content_type)).status_code == 400
                 raw = len(payload).to_bytes(4, "little") + payload
                 head = json.dumps(one_tensor(name, None, content_type, binary_data_size=len(raw))).encode()
                 headers = {
                     "inference-header-content-length": str(len(head)),
                     "content-type": "application/octet-stream",
                 }
-                assert http.post(V2, content=head + raw, headers=headers).status_code == 400
+                assert http.post(V2_INFER, content=head + raw, headers=headers).status_code == 400
 
 
 def one_tensor(name: str, data: list[str] | None, content_type: str, **parameters: Any) -> dict[str, Any]:
@@ -192,7 +194,7 @@ def one_tensor(name: str, data: list[str] | None, content_type: str, **parameter
     return {"inputs": [tensor if data is None else {**tensor, "data": data}]}
 
 
-def hostile_over_grpc(address: str, executed: Path, truth: Truth) -> None:
+def hostile_over_grpc(address: str, executed: Path, sklearn_reference: SklearnReference) -> None:
     """The same in typed and in raw contents."""
     payload = pickle.dumps(Payload(executed))
     messages = []
@@ -205,7 +207,7 @@ def hostile_over_grpc(address: str, executed: Path, truth: Truth) -> None:
         tensor.contents.bytes_contents.append(payload)
         raw.raw_input_contents.append(len(payload).to_bytes(4, "little") + payload)
         messages += [typed, raw]
-    whole = grpc_message([SAMPLE], truth, raw=True)
+    whole = grpc_message([SAMPLE], sklearn_reference, raw=True)
     whole.raw_input_contents[0] = len(payload).to_bytes(4, "little") + payload
     with grpc.insecure_channel(address) as channel:
         stub = GRPCInferenceServiceStub(channel)

@@ -16,25 +16,28 @@ import pytest_asyncio
 from aiohttp import web
 
 from inferenceservice.local.launch import TransformerProcess
-from tests.support.answer_checker import Judge
-from tests.support.async_processes import addresses, answers, transformer
-from tests.support.async_processes import predictor as stock_predictor
-from tests.support.in_process_transformer import Serving
-from tests.support.load import TRY_AGAIN, Tally, at_once, judge_of, status_of, under_load, until
-from tests.support.scripted_predictor import (
-    SLOTS,
-    V1,
-    V2,
-    HttpPredictor,
-    eventually,
-    in_front_of,
-    instances,
-    message,
-    predictions,
-    v2_body,
+from tests.support.answer_checker import AnswerChecker
+from tests.support.async_processes import (
+    addresses,
+    running_predictor,
+    running_transformer,
+    wait_until_healthy,
 )
+from tests.support.endpoints import V1_PREDICT, V2_INFER
+from tests.support.faulty_predictor import (
+    CONNECTIONS_EACH,
+    FaultyHttpPredictor,
+    connected_transformer,
+    grpc_request,
+    instances,
+    predictions,
+    v2_request,
+)
+from tests.support.in_process_transformer import InProcessTransformer
+from tests.support.load import TRY_AGAIN, Tally, at_once, checker_for, status_of, under_load
+from tests.support.waiting import wait_until
 from training.candidates import SAMPLE
-from transformer.server.byte_budget import LONGEST_REQUESTS
+from transformer.server.byte_budget import MAX_SIZE_REQUESTS
 
 #: Candidates that may wait, and how many a request has: ten times as many come at once.
 WAITING, SIZE = 100, 10
@@ -51,7 +54,7 @@ class Front:
     """A transformer that few may wait for, and who knows what it is to answer."""
 
     process: TransformerProcess
-    judge: Judge
+    checker: AnswerChecker
 
     @property
     def memory(self) -> int:
@@ -60,7 +63,7 @@ class Front:
 
     async def all_at_once(self, requests: int = REQUESTS) -> Tally:
         """What becomes of ten times as many candidates as may wait."""
-        return await at_once(self.judge, *addresses(self.process), requests=requests, size=SIZE)
+        return await at_once(self.checker, *addresses(self.process), requests=requests, size=SIZE)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -68,10 +71,10 @@ async def front(pair, tmp_path_factory) -> AsyncIterator[Front]:
     run = tmp_path_factory.mktemp("overload")
     options = (f"--max_waiting_rows={WAITING}", f"--max_batch_rows={WAITING}")
     async with (
-        stock_predictor(pair.old, run / "predictor.log") as behind,
-        transformer(pair.old, behind.http_port, run / "transformer.log", *options) as process,
+        running_predictor(pair.old, run / "predictor.log") as behind,
+        running_transformer(pair.old, behind.http_port, run / "transformer.log", *options) as process,
     ):
-        yield Front(process, judge_of(pair))
+        yield Front(process, checker_for(pair))
 
 
 def check(tally: Tally) -> None:
@@ -84,7 +87,7 @@ def check(tally: Tally) -> None:
 
 async def check_recovered(front: Front) -> None:
     """All that can be taken is answered."""
-    await answers(front.process, front.process.http_port, "ready")
+    await wait_until_healthy(front.process, front.process.http_port, "ready")
     for _ in range(3):
         tally = await front.all_at_once(WAITING // SIZE)
         assert (tally.faults, dict(tally.failed)) == ({}, {})
@@ -108,14 +111,14 @@ async def test_ten_times_as_many_at_once_as_may_wait_are_all_answered_and_cost_n
 async def test_hundreds_of_clients_that_do_not_stop_asking_are_all_answered(front, pair):
     url, grpc_address = addresses(front.process)
     async with under_load(pair, url, grpc_address, clients=100, pause_s=0.0) as tally:
-        await until(tally, lambda now: now.requests >= 5000)
+        await tally.reach(lambda now: now.requests >= 5000)
     print(f"\n{tally}; slowest: {tally.slowest_s}")
     check(tally)
     await check_recovered(front)
 
 
 @pytest.fixture
-def gate(predictor: HttpPredictor) -> asyncio.Event:
+def gate(predictor: FaultyHttpPredictor) -> asyncio.Event:
     """The predictor answers no call before it is set."""
     gate = asyncio.Event()
 
@@ -129,19 +132,19 @@ def gate(predictor: HttpPredictor) -> asyncio.Event:
 
 
 async def test_what_cannot_be_taken_is_refused_before_anything_is_answered(
-    predictor, gate, trained_bundle, truth
+    predictor, gate, trained_bundle, sklearn_reference
 ):
     options = (
         f"--max_waiting_rows={WAITING}",
         f"--max_batch_rows={WAITING}",
         "--predictor_request_timeout_seconds=30",
     )
-    async with in_front_of(predictor, trained_bundle, "v1", *options) as front:
+    async with connected_transformer(predictor, trained_bundle, "v1", *options) as front:
         body = {"instances": [SAMPLE] * SIZE}
-        asked = [asyncio.create_task(front.http.post(V1, json=body)) for _ in range(REQUESTS)]
+        asked = [asyncio.create_task(front.http.post(V1_PREDICT, json=body)) for _ in range(REQUESTS)]
         # Each connection may carry as many candidates as may wait.
-        taken = (SLOTS + 1) * WAITING // SIZE
-        await eventually(lambda: sum(one.done() for one in asked) >= REQUESTS - taken)
+        taken = (CONNECTIONS_EACH + 1) * WAITING // SIZE
+        await wait_until(lambda: sum(one.done() for one in asked) >= REQUESTS - taken)
         refused = [one.result() for one in asked if one.done()]
         assert {one.status_code for one in refused} == {503}
         assert all(one.headers["retry-after"] for one in refused)
@@ -150,12 +153,12 @@ async def test_what_cannot_be_taken_is_refused_before_anything_is_answered(
     assert {one.status_code for one in answers} == {200, 503}
     right = [one.json()["predictions"] for one in answers if one.status_code == 200]
     assert len(right) >= WAITING // SIZE
-    probability = truth.probabilities([SAMPLE] * SIZE)
+    probability = sklearn_reference.probabilities([SAMPLE] * SIZE)
     for rows in right:
         assert [row["placement_probability"] for row in rows] == pytest.approx(probability, abs=1e-12)
 
 
-def long_requests(front: Serving, size: int) -> list[asyncio.Task[str]]:
+def long_requests(front: InProcessTransformer, size: int) -> list[asyncio.Task[str]]:
     """Requests for one candidate with much beside it, eight over every way, all sent at once."""
     row = {**SAMPLE, "notes": "x" * size}
     other = {"content-type": "application/json; charset=utf-8"}
@@ -164,22 +167,25 @@ def long_requests(front: Serving, size: int) -> list[asyncio.Task[str]]:
         return str((await front.http.post(path, json=body, headers=headers)).status_code)
 
     async def rpc() -> str:
-        code = await front.grpc.ModelInfer(message(row)).code()
+        code = await front.grpc.ModelInfer(grpc_request(row)).code()
         return "200" if code is grpc.StatusCode.OK else "503" if "EXHAUSTED" in code.name else code.name
 
-    ways = [(path, body, headers) for path, body in ((V1, {"instances": [row]}), (V2, v2_body(row)))
-            for headers in ({}, other)]  # fmt: skip
-    return [asyncio.create_task(one) for _ in range(8) for one in (*(rest(*way) for way in ways), rpc())]
+    over_rest = [
+        (path, body, headers)
+        for path, body in ((V1_PREDICT, {"instances": [row]}), (V2_INFER, v2_request(row)))
+        for headers in ({}, other)
+    ]
+    return [asyncio.create_task(one) for _ in range(8) for one in (*(rest(*one) for one in over_rest), rpc())]
 
 
 async def test_more_bytes_than_there_is_room_for_are_refused_and_the_room_is_given_back(
     predictor, gate, trained_bundle
 ):
     options = ("--max_request_bytes=20000", "--predictor_request_timeout_seconds=30")
-    taken = LONGEST_REQUESTS * 20_000 // 15_000
-    async with in_front_of(predictor, trained_bundle, "v1", *options) as front:
+    taken = MAX_SIZE_REQUESTS * 20_000 // 15_000
+    async with connected_transformer(predictor, trained_bundle, "v1", *options) as front:
         asked = long_requests(front, 15_000)
-        await eventually(lambda: sum(one.done() for one in asked) >= len(asked) - taken)
+        await wait_until(lambda: sum(one.done() for one in asked) >= len(asked) - taken)
         assert {one.result() for one in asked if one.done()} == {"503"}
         gate.set()
         assert set(await asyncio.gather(*asked)) == {"200", "503"}

@@ -9,9 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -21,19 +18,11 @@ from predictor.child import ChildProcess, ChildStartError
 from predictor.process import PredictorError, PredictorProcess
 from predictor.runtimes import Runtime, get_runtime
 from tests.support.paths import ROOT
+from tests.support.waiting import wait_until_sync
 
 MLSERVER = get_runtime("kserve-mlserver")
 PYTHON = Path("/env/bin/python")
 HERE_ENV = {"PATH": os.environ["PATH"]}
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        threading.Event().wait(0.02)
-    return True
 
 
 def alive(pid: int) -> bool:
@@ -50,7 +39,7 @@ def test_a_child_ends_with_its_own_status_and_last_words() -> None:
     lines: list[str] = []
     script = "import sys; print('out'); print('bad', file=sys.stderr); sys.exit(3)"
     with ChildProcess([sys.executable, "-u", "-c", script], env=HERE_ENV, log=lines.append) as child:
-        assert eventually(lambda: child.poll() is not None)
+        wait_until_sync(lambda: child.poll() is not None)
         assert child.tail() == ["out", "bad"]
     assert (child.poll(), lines) == (3, ["out", "bad"])
 
@@ -58,7 +47,7 @@ def test_a_child_ends_with_its_own_status_and_last_words() -> None:
 def test_a_child_killed_by_a_signal_reports_it_as_a_shell_does() -> None:
     with ChildProcess(["sleep", "60"], env=HERE_ENV) as child:
         os.kill(child.pid, signal.SIGKILL)
-        assert eventually(lambda: child.poll() is not None)
+        wait_until_sync(lambda: child.poll() is not None)
     assert child.poll() == 128 + signal.SIGKILL
 
 
@@ -66,7 +55,7 @@ def test_a_log_file_is_appended_to_and_only_its_new_lines_are_the_tail(tmp_path:
     log = tmp_path / "server.log"
     log.write_text("from before\n")
     with ChildProcess(["echo", "now"], env=HERE_ENV, log=log) as child:
-        assert eventually(lambda: child.poll() is not None)
+        wait_until_sync(lambda: child.poll() is not None)
         assert child.tail() == ["now"]
     assert log.read_text() == "from before\nnow\n"
 
@@ -74,7 +63,7 @@ def test_a_log_file_is_appended_to_and_only_its_new_lines_are_the_tail(tmp_path:
 def test_a_child_has_its_own_environment_and_scratch_directory() -> None:
     script = "import json, os; print(json.dumps([sorted(os.environ), os.getcwd()]))"
     with ChildProcess([sys.executable, "-c", script], env={"ONLY": "this", "LC_ALL": "C"}) as child:
-        assert eventually(lambda: child.poll() is not None)
+        wait_until_sync(lambda: child.poll() is not None)
         names, directory = json.loads(child.tail()[-1])
     assert names == ["LC_ALL", "ONLY"]
     assert directory != str(Path.cwd())
@@ -99,20 +88,20 @@ time.sleep(60)
 def test_stop_kills_a_child_that_ignores_it_with_all_its_helpers() -> None:
     lines: list[str] = []
     with ChildProcess([sys.executable, "-c", STUBBORN], env=HERE_ENV, log=lines.append) as child:
-        assert eventually(lambda: len(lines) == 2)
+        wait_until_sync(lambda: len(lines) == 2)
         assert child.stop(grace=0.2) == 128 + signal.SIGKILL
     helper = int(next(line for line in lines if line.isdigit()))
-    assert eventually(lambda: not alive(child.pid) and not alive(helper))
+    wait_until_sync(lambda: not alive(child.pid) and not alive(helper))
     assert child.stop() == 128 + signal.SIGKILL  # once more does no harm
 
 
 def test_helpers_that_a_crashed_child_leaves_behind_are_ended_too() -> None:
     lines: list[str] = []
     with ChildProcess([sys.executable, "-c", STUBBORN], env=HERE_ENV, log=lines.append) as child:
-        assert eventually(lambda: len(lines) == 2)
+        wait_until_sync(lambda: len(lines) == 2)
         os.kill(child.pid, signal.SIGKILL)
         helper = int(next(line for line in lines if line.isdigit()))
-        assert eventually(lambda: not alive(helper))
+        wait_until_sync(lambda: not alive(helper))
 
 
 def test_a_child_does_not_outlive_us_even_when_we_are_killed(tmp_path: Path) -> None:
@@ -133,8 +122,8 @@ time.sleep(60)
         pid, scratch = parent.stdout.readline().split()
         assert alive(int(pid))
         parent.kill()
-    assert eventually(lambda: not alive(int(pid)))
-    assert eventually(lambda: not Path(scratch).exists())
+    wait_until_sync(lambda: not alive(int(pid)))
+    wait_until_sync(lambda: not Path(scratch).exists())
 
 
 # A predictor that cannot start

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.local_service import SPEC, Service, service
 from tests.support.paths import ROOT
+from tests.support.sync_processes import SPEC, RunningService, running_service
 from training.candidates import PLACEMENT
 from training.generator import generate
 from transformer.options import parser
@@ -31,8 +31,8 @@ def snippets(mark: str) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def running(trained_bundle, tmp_path_factory) -> Iterator[Service]:
-    with service(SPEC, trained_bundle, tmp_path_factory.mktemp("logs")) as served:
+def running(trained_bundle, tmp_path_factory) -> Iterator[RunningService]:
+    with running_service(SPEC, trained_bundle, tmp_path_factory.mktemp("logs")) as served:
         yield served
 
 

@@ -4,16 +4,13 @@ Real processes, steady load over V1, V2 and gRPC; every answer is compared with 
 that it claims gives in this process. `make soak` runs the same for longer, with every pair of versions.
 """
 
-import functools
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
 from tests.soak.rollouts import SITUATIONS, Outcome, control_experiment
-from tests.support.answer_checker import Answer, Judge
+from tests.support.answer_checker import Answer, AnswerChecker
 from tests.support.load import Tally
-from tests.support.version_pairs import PAIRS, Pair, differ, make_pair, misread
+from tests.support.version_pairs import PAIRS, VersionPair, differ, misread
 from transformer.upstream.known_versions import UNVERIFIED
 
 #: As wide as before, so that nothing crashes: whoever gets this one right gets them all right.
@@ -33,26 +30,19 @@ SHORT = [(SILENT_KILLER, situation) for situation in SITUATIONS if situation.__n
 SOME = 60
 
 
-@pytest.fixture(scope="module")
-def pair_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
-    """Makes a pair of versions when it is first asked for."""
-    storage = tmp_path_factory.mktemp("pairs")
-    return functools.cache(lambda name: make_pair(name, storage))
-
-
 @pytest.mark.parametrize(
     ("name", "situation"), SHORT, ids=[f"{name}-{situation.__name__}" for name, situation in SHORT]
 )
-async def test_no_answer_is_wrong(name, situation, pair_of, tmp_path):
-    outcome = await situation(pair_of(name), tmp_path, SOME)
+async def test_no_answer_is_wrong(name, situation, version_pair, tmp_path):
+    outcome = await situation(version_pair(name), tmp_path, SOME)
     print(f"\n{situation.__name__}, {name}: {outcome}")
     assert outcome.tally.wrong == []
     assert outcome.tally.mixed == []
     assert outcome.unexpected == []
 
 
-async def test_the_documented_transformer_gives_wrong_answers_without_a_word(pair_of, tmp_path):
-    wrong = await control_experiment(pair_of(SILENT_KILLER), tmp_path, 3 * SOME)
+async def test_the_documented_transformer_gives_wrong_answers_without_a_word(version_pair, tmp_path):
+    wrong = await control_experiment(version_pair(SILENT_KILLER), tmp_path, 3 * SOME)
     print(f"\ncontrol experiment, {SILENT_KILLER}: {wrong} wrong")
     assert wrong > 0
 
@@ -61,19 +51,22 @@ async def test_the_documented_transformer_gives_wrong_answers_without_a_word(pai
 
 
 @pytest.fixture(scope="module")
-def renamed(pair_of) -> Pair:
-    return pair_of(SILENT_KILLER)
+def renamed(version_pair) -> VersionPair:
+    return version_pair(SILENT_KILLER)
 
 
 @pytest.fixture(scope="module")
-def judge(renamed) -> Judge:
-    return Judge(renamed.candidates, {label: [truth] for label, truth in renamed.truths.items()})
+def checker(renamed) -> AnswerChecker:
+    return AnswerChecker(
+        renamed.candidates,
+        {label: [sklearn_reference] for label, sklearn_reference in renamed.references.items()},
+    )
 
 
-def said(pair: Pair, version: str, chosen: list[int], *by: str) -> Answer:
+def said(pair: VersionPair, version: str, chosen: list[int], *by: str) -> Answer:
     """An answer that claims a version and has each candidate's score from another one."""
     scores = [
-        pair.truths[one].probabilities([pair.candidates[number]])[0]
+        pair.references[one].probabilities([pair.candidates[number]])[0]
         for one, number in zip(by, chosen, strict=True)
     ]
     return Answer(version, scores, [score >= 0.5 for score in scores])
@@ -92,47 +85,50 @@ def said(pair: Pair, version: str, chosen: list[int], *by: str) -> Answer:
         (UNVERIFIED, ("v1", "v1", "v2"), "mixed"),
     ],
 )
-def test_the_judge_tells_a_right_answer_from_every_other(version, by, verdict, renamed, judge):
+def test_the_judge_tells_a_right_answer_from_every_other(version, by, verdict, renamed, checker):
     chosen = [3, 1, 4]
-    assert judge.verdict(chosen, said(renamed, version, chosen, *by)) == verdict
+    assert checker.verdict(chosen, said(renamed, version, chosen, *by)) == verdict
 
 
-def test_the_judge_holds_each_part_of_an_answer_against_the_model(renamed, judge):
+def test_the_judge_holds_each_part_of_an_answer_against_the_model(renamed, checker):
     chosen = [3, 1, 4]
     right = said(renamed, "v1", chosen, "v1", "v1", "v1")
-    misread_score = misread(*renamed.truths.values(), renamed.candidates)[3]
+    misread_score = misread(*renamed.references.values(), renamed.candidates)[3]
     for wrong in (
         Answer("v1", right.probabilities[:2], right.positive[:2]),
         Answer("v1", right.probabilities[::-1], right.positive[::-1]),
         Answer("v1", right.probabilities, [not one for one in right.positive]),
         Answer("v1", [misread_score, *right.probabilities[1:]], right.positive),
     ):
-        assert judge.verdict(chosen, wrong) in {"wrong", "mixed"}
-    assert judge.verdict([3], Answer("v1", [misread_score], [misread_score >= 0.5])) == "wrong"
+        assert checker.verdict(chosen, wrong) in {"wrong", "mixed"}
+    assert checker.verdict([3], Answer("v1", [misread_score], [misread_score >= 0.5])) == "wrong"
 
 
 def test_unknown_models_answer_as_unverified_only_and_each_for_itself(renamed):
-    old, new = renamed.truths.values()
-    judge = Judge(renamed.candidates, {UNVERIFIED: [old, new]})
+    old, new = renamed.references.values()
+    checker = AnswerChecker(renamed.candidates, {UNVERIFIED: [old, new]})
     for by in ("v1", "v2"):
-        assert judge.verdict([0, 1], said(renamed, UNVERIFIED, [0, 1], by, by)) == "right"
-        assert judge.verdict([0, 1], said(renamed, by, [0, 1], by, by)) == "wrong"
-    assert judge.verdict([0, 1], said(renamed, UNVERIFIED, [0, 1], "v1", "v2")) == "mixed"
-    judge = Judge(renamed.candidates, {UNVERIFIED: [old]}, others=[new])
-    assert judge.verdict([0, 1], said(renamed, UNVERIFIED, [0, 1], "v2", "v2")) == "wrong"
+        assert checker.verdict([0, 1], said(renamed, UNVERIFIED, [0, 1], by, by)) == "right"
+        assert checker.verdict([0, 1], said(renamed, by, [0, 1], by, by)) == "wrong"
+    assert checker.verdict([0, 1], said(renamed, UNVERIFIED, [0, 1], "v1", "v2")) == "mixed"
+    checker = AnswerChecker(renamed.candidates, {UNVERIFIED: [old]}, others=[new])
+    assert checker.verdict([0, 1], said(renamed, UNVERIFIED, [0, 1], "v2", "v2")) == "wrong"
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_every_candidate_tells_which_version_scored_it(name, pair_of):
-    pair = pair_of(name)
-    old, new = (np.array(truth.probabilities(pair.candidates)) for truth in pair.truths.values())
+def test_every_candidate_tells_which_version_scored_it(name, version_pair):
+    pair = version_pair(name)
+    old, new = (
+        np.array(sklearn_reference.probabilities(pair.candidates))
+        for sklearn_reference in pair.references.values()
+    )
     assert len(pair.candidates) >= 200
     assert differ(old, new).all()
-    assert bool(pair.newcomers) == (name != "retrained")
+    assert bool(pair.new_only_candidates) == (name != "retrained")
 
 
 def test_many_candidates_tell_through_which_encoding_they_were_scored(renamed):
-    old, new = renamed.truths.values()
+    old, new = renamed.references.values()
     scores = np.array(old.probabilities(renamed.candidates))
     assert differ(scores, misread(old, new, renamed.candidates)).mean() > 0.3
 

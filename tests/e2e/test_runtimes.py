@@ -23,6 +23,7 @@ from sklearn.ensemble import RandomForestClassifier
 from predictor.environment import ensure
 from predictor.process import PredictorError, PredictorProcess
 from predictor.runtimes import get_runtime
+from tests.support.endpoints import V1_PREDICT, V2_INFER
 
 NAMES = ["degree_t=Comm&Mgmt", "gender=F", "gender=M", "ssc_p"]
 WRONG_NAMES = {
@@ -172,13 +173,13 @@ def assert_equal(got: np.ndarray, expected: np.ndarray) -> None:
 
 
 def test_v2_with_named_columns(server: PredictorProcess, rows: np.ndarray, expected: np.ndarray) -> None:
-    answer = post(server, "/v2/models/placement/infer", v2_named(server, NAMES, rows))
+    answer = post(server, V2_INFER, v2_named(server, NAMES, rows))
     assert answer[1]["outputs"][0]["name"] == server.runtime.probability_output
     assert_equal(v2_probabilities(answer), expected)
 
 
 def test_v2_with_one_plain_array(server: PredictorProcess, rows: np.ndarray, expected: np.ndarray) -> None:
-    answer = post(server, "/v2/models/placement/infer", v2_plain(server, rows))
+    answer = post(server, V2_INFER, v2_plain(server, rows))
     assert_equal(v2_probabilities(answer), expected)
 
 
@@ -198,13 +199,13 @@ def test_grpc_with_one_plain_array(
 def test_v1_with_named_columns(
     sklearnserver: PredictorProcess, rows: np.ndarray, expected: np.ndarray
 ) -> None:
-    status, body = post(sklearnserver, "/v1/models/placement:predict", v1_named(NAMES, rows))
+    status, body = post(sklearnserver, V1_PREDICT, v1_named(NAMES, rows))
     assert status == 200
     assert_equal(np.array(body["predictions"]), expected)
 
 
 def test_v1_with_plain_rows(sklearnserver: PredictorProcess, rows: np.ndarray, expected: np.ndarray) -> None:
-    status, body = post(sklearnserver, "/v1/models/placement:predict", {"instances": rows.tolist()})
+    status, body = post(sklearnserver, V1_PREDICT, {"instances": rows.tolist()})
     assert status == 200
     assert_equal(np.array(body["predictions"]), expected)
 
@@ -216,7 +217,7 @@ def test_v1_with_plain_rows(sklearnserver: PredictorProcess, rows: np.ndarray, e
 def test_v2_refuses_wrong_columns(
     server: PredictorProcess, names: list[str], reason: str, rows: np.ndarray
 ) -> None:
-    status, body = post(server, "/v2/models/placement/infer", v2_named(server, names, rows))
+    status, body = post(server, V2_INFER, v2_named(server, names, rows))
     assert status == 500
     assert "The feature names should match those that were passed during fit" in body["error"]
     assert reason in body["error"]
@@ -226,7 +227,7 @@ def test_v2_refuses_wrong_columns(
 def test_v1_refuses_wrong_columns(
     sklearnserver: PredictorProcess, names: list[str], reason: str, rows: np.ndarray
 ) -> None:
-    status, body = post(sklearnserver, "/v1/models/placement:predict", v1_named(names, rows))
+    status, body = post(sklearnserver, V1_PREDICT, v1_named(names, rows))
     assert status == 500
     assert body["error"].startswith("The feature names should match those that were passed during fit")
     assert reason in body["error"]
@@ -246,7 +247,7 @@ def test_grpc_refuses_wrong_columns(
 
 @pytest.mark.parametrize("width", [3, 5])
 def test_a_plain_array_of_another_width_is_refused(server: PredictorProcess, width: int) -> None:
-    status, body = post(server, "/v2/models/placement/infer", v2_plain(server, np.ones((2, width))))
+    status, body = post(server, V2_INFER, v2_plain(server, np.ones((2, width))))
     assert status == 500
     assert f"X has {width} features, but RandomForestClassifier is expecting 4 features" in body["error"]
 
@@ -269,7 +270,7 @@ def test_sklearnserver_gives_classes_unless_told_to_give_probabilities(
     runtime = get_runtime("kserve-sklearnserver")
     with PredictorProcess(runtime, model_dir, python=ensure(runtime), model_name="placement") as process:
         process.wait_ready()
-        _, body = post(process, "/v1/models/placement:predict", {"instances": rows.tolist()})
+        _, body = post(process, V1_PREDICT, {"instances": rows.tolist()})
     assert body["predictions"] == (expected[:, 1] > 0.5).tolist()
 
 

@@ -18,9 +18,11 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 
 from inferenceservice.local.launch import TransformerProcess
 from predictor.process import PredictorProcess
+from tests.support.endpoints import V1_PREDICT
 from tests.support.protocol_clients import grpc_message
-from tests.support.sklearn_reference import Truth
-from tests.support.transformer_process import family, left_of, transformer, until
+from tests.support.sklearn_reference import SklearnReference
+from tests.support.sync_processes import process_families, running_transformer, still_running
+from tests.support.waiting import wait_until_sync
 from training.generator import generate
 
 #: Of each protocol. Each asks again as soon as it is answered; the last one of each asks for much at once.
@@ -41,10 +43,10 @@ class Client:
         How often it has.
     """
 
-    def __init__(self, rows: list[dict[str, Any]], truth: Truth) -> None:
+    def __init__(self, rows: list[dict[str, Any]], sklearn_reference: SklearnReference) -> None:
         self._rows = rows
-        self._truth = truth
-        self._expected = pytest.approx(truth.probabilities(rows), abs=1e-12)
+        self._truth = sklearn_reference
+        self._expected = pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12)
         self.asked = self.answered = 0
 
     def over_rest(self, process: TransformerProcess) -> None:
@@ -55,7 +57,7 @@ class Client:
             told = False
             while not told:
                 self.asked += 1
-                connection.request("POST", "/v1/models/placement:predict", body)
+                connection.request("POST", V1_PREDICT, body)
                 response = connection.getresponse()
                 content = json.loads(response.read())
                 assert response.status == 200, content
@@ -110,29 +112,29 @@ def is_ready(process: TransformerProcess) -> bool:
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("predictor", ["answers", "stands still"])
 def test_what_was_accepted_before_a_sigterm_is_answered(
-    workers, predictor, mlserver, trained_bundle, truth, tmp_path
+    workers, predictor, mlserver, trained_bundle, sklearn_reference, tmp_path
 ):
     log = tmp_path / "transformer.log"
     ports = (mlserver.http_port, mlserver.grpc_port)
     rows = generate(MANY, seed=1).candidates
     sizes = [*range(1, CLIENTS), MANY]
-    clients = [Client(rows[:size], truth) for size in sizes * 2]
+    clients = [Client(rows[:size], sklearn_reference) for size in sizes * 2]
     with (
-        transformer(ports, trained_bundle, log, f"--workers={workers}") as process,
+        running_transformer(ports, trained_bundle, log, f"--workers={workers}") as process,
         ThreadPoolExecutor(len(clients)) as threads,
     ):
-        processes = family(process.pid)
+        processes = process_families(process.pid)
         ways = [Client.over_rest] * CLIENTS + [Client.over_grpc] * CLIENTS
         asking = [threads.submit(way, client, process) for way, client in zip(ways, clients, strict=True)]
-        until(lambda: all(client.answered >= SOME for client in clients) or any_failed(asking))
+        wait_until_sync(lambda: all(client.answered >= SOME for client in clients) or any_failed(asking))
         with standing_still(mlserver) if predictor == "stands still" else contextlib.nullcontext():
             os.kill(process.pid, signal.SIGTERM)
-            until(lambda: not is_ready(process))
+            wait_until_sync(lambda: not is_ready(process))
             if predictor == "stands still":
                 assert process.poll() is None, "its callers wait"
         for one in asking:
             one.result(timeout=60)
-        assert left_of(processes) == []
+        assert still_running(processes) == []
         assert process.stop() == 0, "and not because it was killed"
     output = log.read_text()
     assert "Traceback" not in output

@@ -22,10 +22,12 @@ from inferenceservice.local.launch import TransformerProcess
 from predictor.environment import ensure
 from predictor.process import PredictorProcess
 from predictor.runtimes import get_runtime
-from tests.support.in_process_transformer import serving
+from tests.support.endpoints import V1_PREDICT
+from tests.support.faulty_predictor import transformer_log
+from tests.support.in_process_transformer import in_process_transformer
 from tests.support.protocol_clients import over_grpc, over_v1
-from tests.support.scripted_predictor import eventually, logged
-from tests.support.transformer_process import transformer
+from tests.support.sync_processes import running_transformer
+from tests.support.waiting import wait_until
 from training.generator import generate
 from transformer.batching import pool
 
@@ -207,7 +209,7 @@ def behind(request: pytest.FixtureRequest, hop: str) -> int:
 
 @pytest.mark.parametrize("hop", HOPS)
 def test_over_tls_the_predictor_is_believed_that_the_authority_has_signed(
-    hop, behind, authority, trained_bundle, truth, candidates, tmp_path
+    hop, behind, authority, trained_bundle, sklearn_reference, candidates, tmp_path
 ):
     """As KServe sets it up: an argument, and the authority's file in the environment."""
     arguments = (f"--predictor_protocol={hop}", "--predictor_use_ssl=true")
@@ -217,11 +219,11 @@ def test_over_tls_the_predictor_is_believed_that_the_authority_has_signed(
     log = tmp_path / "transformer.log"
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(terminator.running()):
         ports = (terminator.port, terminator.port)
-        with transformer(ports, trained_bundle, log, *arguments, env=environment) as process:
+        with running_transformer(ports, trained_bundle, log, *arguments, env=environment) as process:
             url, address = f"http://{HERE}:{process.http_port}", f"{HERE}:{process.grpc_port}"
-            expected = pytest.approx(truth.probabilities(candidates), abs=1e-12)
-            assert over_v1(url, candidates, truth)[1] == expected
-            assert over_grpc(address, candidates, truth)[1] == expected
+            expected = pytest.approx(sklearn_reference.probabilities(candidates), abs=1e-12)
+            assert over_v1(url, candidates, sklearn_reference)[1] == expected
+            assert over_grpc(address, candidates, sklearn_reference)[1] == expected
     assert terminator.heard > 0
 
 
@@ -249,34 +251,32 @@ async def test_over_tls_nobody_else_is_believed_and_the_log_says_why(
     terminator.show({"ours": authority, "another": another}[by].certificate(host, lasts))
     async with terminator.running():
         options = (f"{HERE}:{terminator.port}", f"--predictor_protocol={hop}", "--predictor_use_ssl=true")
-        with logged(caplog):
-            async with serving(trained_bundle, *options, ready=False) as front:
-                assert (await front.http.get("/v2/health/ready")).status_code == 503
-                await eventually(lambda: re.search(told, caplog.text))
-                answer = await front.http.post("/v1/models/placement:predict", json={"instances": candidates})
+        with transformer_log(caplog):
+            async with in_process_transformer(trained_bundle, *options, ready=False) as transformer:
+                assert (await transformer.http.get("/v2/health/ready")).status_code == 503
+                await wait_until(lambda: re.search(told, caplog.text))
+                answer = await transformer.http.post(V1_PREDICT, json={"instances": candidates})
                 assert answer.status_code == 503
                 assert answer.json() == {"error": "no verified predictor is there"}
-                assert (await front.http.get("/v2/health/ready")).status_code == 503
+                assert (await transformer.http.get("/v2/health/ready")).status_code == 503
     assert terminator.heard == 0, "it was told nothing"
 
 
 async def test_a_certificate_that_is_renewed_is_believed_without_a_restart(
-    mlserver, authority, trained_bundle, truth, candidates, monkeypatch
+    mlserver, authority, trained_bundle, sklearn_reference, candidates, monkeypatch
 ):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority.file))
     terminator = Terminator(mlserver.http_port)
     terminator.show(authority.certificate(HERE, lasts=-DAY))
     async with terminator.running():
         options = (f"{HERE}:{terminator.port}", "--predictor_protocol=v2", "--predictor_use_ssl=true")
-        async with serving(trained_bundle, *options, ready=False) as front:
-            assert (await front.http.get("/v2/health/ready")).status_code == 503
+        async with in_process_transformer(trained_bundle, *options, ready=False) as transformer:
+            assert (await transformer.http.get("/v2/health/ready")).status_code == 503
             terminator.show(authority.certificate(HERE))
-            async with asyncio.timeout(20):
-                while (await front.http.get("/v2/health/ready")).status_code != 200:
-                    await asyncio.sleep(0.05)
-            answer = await front.http.post("/v1/models/placement:predict", json={"instances": candidates})
+            await wait_until(transformer.is_ready, timeout_s=20)
+            answer = await transformer.http.post(V1_PREDICT, json={"instances": candidates})
     given = [one["placement_probability"] for one in answer.json()["predictions"]]
-    assert given == pytest.approx(truth.probabilities(candidates), abs=1e-12)
+    assert given == pytest.approx(sklearn_reference.probabilities(candidates), abs=1e-12)
 
 
 # For the server
@@ -284,7 +284,7 @@ async def test_a_certificate_that_is_renewed_is_believed_without_a_restart(
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_with_a_certificate_rest_is_https_and_nothing_else(
-    workers, mlserver, authority, trained_bundle, truth, candidates, tmp_path
+    workers, mlserver, authority, trained_bundle, sklearn_reference, candidates, tmp_path
 ):
     """gRPC stays as it is: KServe's server has no TLS for it."""
     certificate, key = authority.certificate(HERE)
@@ -299,12 +299,12 @@ def test_with_a_certificate_rest_is_https_and_nothing_else(
 
     ports = (mlserver.http_port, mlserver.grpc_port)
     log = tmp_path / "transformer.log"
-    with transformer(ports, trained_bundle, log, *arguments, ready=is_ready) as process:
+    with running_transformer(ports, trained_bundle, log, *arguments, ready=is_ready) as process:
         at = f"{HERE}:{process.http_port}"
-        expected = pytest.approx(truth.probabilities(candidates), abs=1e-12)
-        assert over_v1(f"https://{at}", candidates, truth, verify=believes)[1] == expected
-        assert over_grpc(f"{HERE}:{process.grpc_port}", candidates, truth)[1] == expected
+        expected = pytest.approx(sklearn_reference.probabilities(candidates), abs=1e-12)
+        assert over_v1(f"https://{at}", candidates, sklearn_reference, verify=believes)[1] == expected
+        assert over_grpc(f"{HERE}:{process.grpc_port}", candidates, sklearn_reference)[1] == expected
         with pytest.raises(httpx.TransportError):
-            over_v1(f"http://{at}", candidates, truth)
+            over_v1(f"http://{at}", candidates, sklearn_reference)
         with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
-            over_v1(f"https://{at}", candidates, truth)
+            over_v1(f"https://{at}", candidates, sklearn_reference)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from uvicorn import Config, Server
 from uvicorn.server import ServerState
 
+from tests.support.waiting import wait_until
 from transformer.server.client_connection import CONNECTION, MAX_HEAD, MAX_PIPELINED, ClientConnection
 from transformer.server.client_timeouts import ClientTimeouts
 from transformer.server.client_transport import CoalescingTransport
@@ -91,7 +92,7 @@ class Served:
 
     port: int = 0
     state: ServerState = field(default_factory=ServerState)
-    watch: ClientTimeouts = field(default_factory=lambda: ClientTimeouts(LONG))
+    timeouts: ClientTimeouts = field(default_factory=lambda: ClientTimeouts(LONG))
     began: asyncio.Event = field(default_factory=asyncio.Event)
     given_up: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -104,9 +105,11 @@ class Served:
 async def serving(timeout_s: float = LONG, **settings: object) -> AsyncIterator[Served]:
     config = Config(_answer, log_config=None, lifespan="off", **settings)
     config.load()
-    served = Served(watch=ClientTimeouts(timeout_s))
+    served = Served(timeouts=ClientTimeouts(timeout_s))
     server = await asyncio.get_running_loop().create_server(
-        lambda: ClientConnection(config, served.state, {"served": served}, watch=served.watch), "127.0.0.1", 0
+        lambda: ClientConnection(config, served.state, {"served": served}, timeouts=served.timeouts),
+        "127.0.0.1",
+        0,
     )
     async with server:
         served.port = server.sockets[0].getsockname()[1]
@@ -443,11 +446,8 @@ async def test_an_answer_that_nobody_reads_is_thrown_away():
     async with serving(timeout_s=0.4) as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=1024)
         writer.write(asked("GET", "/large"))
-        while not served.connections:
-            await asyncio.sleep(0.01)
-        async with asyncio.timeout(10):
-            while served.connections or served.state.tasks:
-                await asyncio.sleep(0.01)
+        await wait_until(lambda: served.connections)
+        await wait_until(lambda: not (served.connections or served.state.tasks))
         with suppress(ConnectionError):
             assert len(await reader.read()) < LARGE
         writer.close()
@@ -471,16 +471,16 @@ async def test_an_answer_that_is_read_slowly_is_not():
 
 async def test_a_client_that_does_not_read_does_not_hold_up_the_end_of_the_server():
     config = Config(_answer, log_config=None, lifespan="off", host="127.0.0.1", port=0)
-    config.http = partial(ClientConnection, watch=ClientTimeouts(0.4))
+    config.http = partial(ClientConnection, timeouts=ClientTimeouts(0.4))
     server = Server(config)
     serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
+    await wait_until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
     _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
     writer.write(asked("GET", "/large", last=True))
-    while not any(connection.flow.write_paused for connection in server.server_state.connections):
-        await asyncio.sleep(0.01)
+    await wait_until(
+        lambda: any(connection.flow.write_paused for connection in server.server_state.connections)
+    )
     server.should_exit = True
     await asyncio.wait_for(serving, 10)
     writer.close()
@@ -528,6 +528,4 @@ async def test_the_looking_ends_with_the_last_connection():
     async with serving(timeout_s=0.2) as served:
         for _ in range(2):
             assert await answers(served.port, asked("GET", "/1", last=True))
-            async with asyncio.timeout(5):
-                while served.connections or served.watch._timer:
-                    await asyncio.sleep(0.01)
+            await wait_until(lambda: not (served.connections or served.timeouts._timer))

@@ -8,21 +8,20 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.support.in_process_transformer import Serving
-from tests.support.scripted_predictor import (
+from tests.support.endpoints import V1_PREDICT, V2_INFER
+from tests.support.faulty_predictor import (
     REFUSED_ORDER,
-    V1,
-    V2,
-    GrpcPredictor,
-    HttpPredictor,
-    Predictor,
+    FaultyGrpcPredictor,
+    FaultyHttpPredictor,
+    FaultyPredictor,
     aborts,
+    connected_transformer,
+    grpc_request,
     hangs_up,
-    in_front_of,
-    message,
     status,
-    v2_body,
+    v2_request,
 )
+from tests.support.in_process_transformer import InProcessTransformer
 from training.candidates import SAMPLE
 
 #: Who asks: two with credentials of their own, and one without any.
@@ -34,43 +33,51 @@ MANY = 50
 MARK = "ssc_p"
 
 #: The probabilities of an answer, or None if there is none.
-Ask = Callable[[Serving, list[dict[str, Any]], str | None], Awaitable[list[float] | None]]
+Ask = Callable[[InProcessTransformer, list[dict[str, Any]], str | None], Awaitable[list[float] | None]]
 
 
-async def over_v1(front: Serving, rows: list[dict[str, Any]], credentials: str | None) -> list[float] | None:
+async def over_v1(
+    transformer: InProcessTransformer, rows: list[dict[str, Any]], credentials: str | None
+) -> list[float] | None:
     headers = {"authorization": credentials} if credentials else {}
-    response = await front.http.post(V1, json={"instances": rows}, headers=headers)
+    response = await transformer.http.post(V1_PREDICT, json={"instances": rows}, headers=headers)
     if response.status_code != 200:
         return None
     return [one["placement_probability"] for one in response.json()["predictions"]]
 
 
-async def over_v2(front: Serving, rows: list[dict[str, Any]], credentials: str | None) -> list[float] | None:
+async def over_v2(
+    transformer: InProcessTransformer, rows: list[dict[str, Any]], credentials: str | None
+) -> list[float] | None:
     headers = {"authorization": credentials} if credentials else {}
-    response = await front.http.post(V2, json=v2_body(*rows), headers=headers)
+    response = await transformer.http.post(V2_INFER, json=v2_request(*rows), headers=headers)
     return response.json()["outputs"][1]["data"] if response.status_code == 200 else None
 
 
 async def over_grpc(
-    front: Serving, rows: list[dict[str, Any]], credentials: str | None
+    transformer: InProcessTransformer, rows: list[dict[str, Any]], credentials: str | None
 ) -> list[float] | None:
     metadata = (("authorization", credentials),) if credentials else ()
     try:
-        answer = await front.grpc.ModelInfer(message(*rows), metadata=metadata)
+        answer = await transformer.grpc.ModelInfer(grpc_request(*rows), metadata=metadata)
     except grpc.aio.AioRpcError:
         return None
     return list(answer.outputs[1].contents.fp64_contents)
 
 
 HOPS = {
-    "v1": HttpPredictor,
-    "v2": HttpPredictor,
-    "v2 by request": HttpPredictor,
-    "grpc-v2": GrpcPredictor,
+    "v1": FaultyHttpPredictor,
+    "v2": FaultyHttpPredictor,
+    "v2 by request": FaultyHttpPredictor,
+    "grpc-v2": FaultyGrpcPredictor,
 }
 FAULTS = {
-    HttpPredictor: [hangs_up, status(500, {"error": "KeyError"}), status(500, {"error": REFUSED_ORDER})],
-    GrpcPredictor: [
+    FaultyHttpPredictor: [
+        hangs_up,
+        status(500, {"error": "KeyError"}),
+        status(500, {"error": REFUSED_ORDER}),
+    ],
+    FaultyGrpcPredictor: [
         aborts("UNAVAILABLE", ""),
         aborts("INTERNAL", "KeyError"),
         aborts("INTERNAL", REFUSED_ORDER),
@@ -79,8 +86,8 @@ FAULTS = {
 
 
 @pytest.fixture
-async def predictor(hop, truth) -> AsyncIterator[Predictor]:
-    predictor = HOPS[hop](truth)
+async def predictor(hop, sklearn_reference) -> AsyncIterator[FaultyPredictor]:
+    predictor = HOPS[hop](sklearn_reference)
     await predictor.start()
     yield predictor
     await predictor.stop()
@@ -89,7 +96,7 @@ async def predictor(hop, truth) -> AsyncIterator[Predictor]:
 @pytest.mark.parametrize("faulty", [False, True], ids=["every call answered", "some calls failing"])
 @pytest.mark.parametrize("hop", HOPS)
 async def test_a_call_carries_the_credentials_of_all_candidates_in_it(
-    hop, faulty, predictor, truth, trained_bundle
+    hop, faulty, predictor, sklearn_reference, trained_bundle
 ):
     asked: list[tuple[Ask, str | None, list[dict[str, Any]]]] = []
     owners: dict[float, str | None] = {}
@@ -107,11 +114,13 @@ async def test_a_call_carries_the_credentials_of_all_candidates_in_it(
         for fault in FAULTS[type(predictor)] * 2:
             predictor.faults += [None, fault]
     options = ("--predictor_request_timeout_seconds=10", "--max_batch_rows=32")
-    async with in_front_of(predictor, trained_bundle, hop, *options) as front:
-        answers = await asyncio.gather(*(ask(front, rows, caller) for ask, caller, rows in asked))
+    async with connected_transformer(predictor, trained_bundle, hop, *options) as transformer:
+        answers = await asyncio.gather(*(ask(transformer, rows, caller) for ask, caller, rows in asked))
     for (_, _, rows), answer in zip(asked, answers, strict=True):
-        assert answer == pytest.approx(truth.probabilities(rows), abs=1e-12) or (faulty and answer is None)
-    column = truth.bundle.vectorizer.index[MARK]
+        assert answer == pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12) or (
+            faulty and answer is None
+        )
+    column = sklearn_reference.bundle.vectorizer.index[MARK]
     seen = set()
     for matrix, headers in predictor.carried:
         # The reference rows that may go along are nobody's.
@@ -127,14 +136,14 @@ async def test_a_call_carries_the_credentials_of_all_candidates_in_it(
 async def test_credentials_are_sent_once_or_refused(hop, predictor, trained_bundle):
     """An ingress might have looked at others than those that reach the predictor."""
     twice = (("authorization", CALLERS[0]), ("authorization", CALLERS[1]))
-    async with in_front_of(predictor, trained_bundle, hop) as front:
-        for path, body in ((V1, {"instances": [SAMPLE]}), (V2, v2_body(SAMPLE))):
-            response = await front.http.post(path, json=body, headers=twice)
+    async with connected_transformer(predictor, trained_bundle, hop) as transformer:
+        for path, body in ((V1_PREDICT, {"instances": [SAMPLE]}), (V2_INFER, v2_request(SAMPLE))):
+            response = await transformer.http.post(path, json=body, headers=twice)
             assert (response.status_code, response.json()) == (
                 400,
                 {"error": "authorization: must be sent once"},
             )
-        call = front.grpc.ModelInfer(message(SAMPLE), metadata=twice)
+        call = transformer.grpc.ModelInfer(grpc_request(SAMPLE), metadata=twice)
         assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert predictor.carried == []
 
@@ -146,9 +155,9 @@ async def test_credentials_are_sent_once_or_refused(hop, predictor, trained_bund
 async def test_credentials_that_grpc_cannot_carry_are_refused_and_never_left_out(
     hop, credentials, predictor, trained_bundle
 ):
-    async with in_front_of(predictor, trained_bundle, hop) as front:
-        for path, body in ((V1, {"instances": [SAMPLE]}), (V2, v2_body(SAMPLE))):
-            response = await front.http.post(path, json=body, headers={b"authorization": credentials})
+    async with connected_transformer(predictor, trained_bundle, hop) as transformer:
+        for path, body in ((V1_PREDICT, {"instances": [SAMPLE]}), (V2_INFER, v2_request(SAMPLE))):
+            response = await transformer.http.post(path, json=body, headers={b"authorization": credentials})
             if hop == "v1":
                 assert response.status_code == 200
             else:

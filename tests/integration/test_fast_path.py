@@ -13,18 +13,17 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.fake_mlserver import StockServer
-from tests.support.in_process_transformer import serving
-from tests.support.sklearn_reference import Truth
-from tests.support.version_pairs import Pair, make_pair
+from tests.support.endpoints import V1_PREDICT, V2_INFER
+from tests.support.fake_mlserver import FakeMLServer
+from tests.support.in_process_transformer import in_process_transformer
+from tests.support.sklearn_reference import SklearnReference
+from tests.support.version_pairs import VersionPair
 from transformer.server.body_limit import BodyLimit
 from transformer.server.fast_path import FastPath
 
 REQUESTS = 1200
 #: Ids that answers are given, and times.
 MADE_UP = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{4}-\d\d-\d\dT[0-9:.+]+")
-V1 = "/v1/models/placement:predict"
-V2 = "/v2/models/placement/infer"
 #: What a mutation puts in the place of something.
 STRANGE: list[Any] = [
     None, True, False, 0, -1, 7, 1e400, float("nan"), 2**70, "", "M", "x" * 200, "\x00", "é", [], [1], {},
@@ -37,26 +36,28 @@ CONTENT_TYPES = [
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory) -> Pair:
-    return make_pair("retrained", tmp_path_factory.mktemp("pair"))
+def pair(version_pair) -> VersionPair:
+    return version_pair("retrained")
 
 
 @pytest.fixture
 async def ways(pair) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient, FastPath]]:
     """A client of the whole application, one of the application without its short way, and the short way."""
     async with AsyncExitStack() as stack:
-        stock = await stack.enter_async_context(StockServer(Truth(pair.new)).running())
-        front = await stack.enter_async_context(
-            serving(pair.new, stock.address, "--predictor_protocol=v2", "--max_request_bytes=20000")
+        predictor = await stack.enter_async_context(FakeMLServer(SklearnReference(pair.new)).running())
+        transformer = await stack.enter_async_context(
+            in_process_transformer(
+                pair.new, predictor.address, "--predictor_protocol=v2", "--max_request_bytes=20000"
+            )
         )
-        served = front.http._transport.app
+        served = transformer.http._transport.app
         assert isinstance(served, FastPath)
         assert isinstance(served._app, BodyLimit)
         long_way = httpx.ASGITransport(served._app)
         long = await stack.enter_async_context(
             httpx.AsyncClient(transport=long_way, base_url="http://transformer")
         )
-        yield front.http, long, served
+        yield transformer.http, long, served
 
 
 async def same(ways, **request: Any) -> httpx.Response:
@@ -166,10 +167,10 @@ def made(rows: list[dict], dice: random.Random) -> dict[str, Any]:
         headers |= {"ce-id": "1", "ce-specversion": "1.0", "ce-type": "t", "ce-source": "s"}
     if dice.random() < 0.03:
         headers["content-encoding"] = "gzip"
-    own = V1 if make is v1_content else V2
+    own = V1_PREDICT if make is v1_content else V2_INFER
     return {
         "method": dice.choice(["POST"] * 15 + ["GET", "PUT"]),
-        "url": dice.choice([own] * 12 + [V1, V2, "/v1/models/other:predict", "/nowhere"]),
+        "url": dice.choice([own] * 12 + [V1_PREDICT, V2_INFER, "/v1/models/other:predict", "/nowhere"]),
         "content": body,
         "headers": headers,
     }
@@ -195,7 +196,7 @@ async def test_plain_predictions_take_the_short_way(ways, pair, monkeypatch):
 
     monkeypatch.setattr(shortcut, "_app", never)
     dice = random.Random(1)
-    for url, content in ((V1, v1_content), (V2, v2_content), (V2, v2_objects)):
+    for url, content in ((V1_PREDICT, v1_content), (V2_INFER, v2_content), (V2_INFER, v2_objects)):
         response = await short.post(url, json=content(pair.candidates[:2], dice))
         assert response.status_code == 200, response.text
     with pytest.raises(AssertionError, match="the long way"):
@@ -210,12 +211,14 @@ async def test_a_cloud_event_goes_the_long_way_and_is_answered_with_one(ways, pa
     }  # fmt: skip
     for content_type in ("application/json", "application/cloudevents+json"):
         short, _, _ = ways
-        response = await short.post(V1, content=json.dumps(event), headers={"content-type": content_type})
+        response = await short.post(
+            V1_PREDICT, content=json.dumps(event), headers={"content-type": content_type}
+        )
         assert response.status_code == 200, response.text
         assert "placement_probability" in response.text
 
 
 async def test_too_long_a_body_is_refused_by_both(ways):
-    for url in (V1, V2):
+    for url in (V1_PREDICT, V2_INFER):
         response = await same(ways, method="POST", url=url, content=bytes(30_000))
         assert response.status_code == 413

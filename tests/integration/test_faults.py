@@ -9,48 +9,47 @@ import httpx
 import pytest
 from aiohttp import web
 
-from tests.support.in_process_transformer import Serving, serving
-from tests.support.scripted_predictor import (
+from tests.support.endpoints import READINESS, V1_PREDICT, V2_INFER
+from tests.support.faulty_predictor import (
+    CONNECTIONS_EACH,
     GOOD,
     LOADING,
     REFUSED_NAMES,
     REFUSED_ORDER,
     REFUSED_WIDTH,
-    SLOTS,
-    V1,
-    V2,
+    FaultyGrpcPredictor,
+    FaultyHttpPredictor,
+    FaultyPredictor,
     Front,
-    GrpcPredictor,
-    HttpPredictor,
-    Predictor,
     aborts,
-    eventually,
+    connected_transformer,
+    grpc_request,
     hangs_up,
-    in_front_of,
-    logged,
-    message,
     predictions,
     status,
-    usable,
-    v2_body,
+    transformer_log,
+    usable_connections,
+    v2_request,
 )
-from tests.support.sklearn_reference import Truth
+from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
+from tests.support.sklearn_reference import SklearnReference
+from tests.support.waiting import wait_until
 from training.candidates import SAMPLE
 from transformer.batching import connection_worker, pool, retry_budget
 from transformer.batching.scorer import Scorer
 from transformer.bundle.candidates import Rows
 from transformer.errors import PredictorUnavailable
+from transformer.settings import Settings
 from transformer.upstream.client import PredictorAddress, connect
 from transformer.upstream.messages import MAX_DETAIL
 
-READY = ("/v2/health/ready", "/v2/models/placement/ready", "/v1/models/placement")
 #: A port that nobody can listen to: a connection to it is refused at once.
 NOBODY = "127.0.0.1:1"
 
 
 @pytest.fixture
-async def grpc_predictor(truth) -> AsyncIterator[GrpcPredictor]:
-    predictor = GrpcPredictor(truth)
+async def grpc_predictor(sklearn_reference) -> AsyncIterator[FaultyGrpcPredictor]:
+    predictor = FaultyGrpcPredictor(sklearn_reference)
     await predictor.start()
     yield predictor
     await predictor.stop()
@@ -59,24 +58,24 @@ async def grpc_predictor(truth) -> AsyncIterator[GrpcPredictor]:
 @pytest.fixture(params=["v1", "v2"])
 async def transformer(request, trained_bundle, predictor) -> AsyncIterator[Front]:
     """A transformer in front of the HTTP predictor, over each protocol that there is between them."""
-    async with in_front_of(predictor, trained_bundle, request.param) as running:
+    async with connected_transformer(predictor, trained_bundle, request.param) as running:
         yield running
 
 
 @pytest.fixture
 async def grpc_transformer(trained_bundle, grpc_predictor) -> AsyncIterator[Front]:
-    async with in_front_of(grpc_predictor, trained_bundle, "grpc-v2") as running:
+    async with connected_transformer(grpc_predictor, trained_bundle, "grpc-v2") as running:
         yield running
 
 
-async def recovers(front: Front, predictor: Predictor) -> None:
+async def recovers(front: Front, predictor: FaultyPredictor) -> None:
     """Without help: requests are answered, each connection is there again, of the failed ones nothing."""
     predictor.always = None
     await check(front, FINE)
-    await eventually(lambda: usable() == SLOTS)
-    await eventually(lambda: len(asyncio.all_tasks()) <= front.tasks)
-    if isinstance(predictor, HttpPredictor):
-        await eventually(lambda: predictor.connections == SLOTS)
+    await wait_until(lambda: usable_connections() == CONNECTIONS_EACH)
+    await wait_until(lambda: len(asyncio.all_tasks()) <= front.tasks)
+    if isinstance(predictor, FaultyHttpPredictor):
+        await wait_until(lambda: predictor.connections == CONNECTIONS_EACH)
 
 
 # What callers see
@@ -86,13 +85,13 @@ async def recovers(front: Front, predictor: Predictor) -> None:
 Outcome = tuple[str, Any, bool]
 
 
-async def v1_status(service: Serving, candidate: dict[str, Any]) -> Outcome:
-    response = await service.http.post(V1, json={"instances": [candidate] * 2})
+async def v1_status(service: InProcessTransformer, candidate: dict[str, Any]) -> Outcome:
+    response = await service.http.post(V1_PREDICT, json={"instances": [candidate] * 2})
     return of_rest(response, lambda content: [p["placement_probability"] for p in content["predictions"]])
 
 
-async def v2_status(service: Serving, candidate: dict[str, Any]) -> Outcome:
-    response = await service.http.post(V2, json=v2_body(candidate, candidate))
+async def v2_status(service: InProcessTransformer, candidate: dict[str, Any]) -> Outcome:
+    response = await service.http.post(V2_INFER, json=v2_request(candidate, candidate))
     return of_rest(response, lambda content: content["outputs"][1]["data"])
 
 
@@ -102,8 +101,8 @@ def of_rest(response: httpx.Response, probabilities: Callable[[Any], list[float]
     return str(response.status_code), told, response.headers.get("retry-after") == "1"
 
 
-async def grpc_status(service: Serving, candidate: dict[str, Any]) -> Outcome:
-    call = service.grpc.ModelInfer(message(candidate, candidate))
+async def grpc_status(service: InProcessTransformer, candidate: dict[str, Any]) -> Outcome:
+    call = service.grpc.ModelInfer(grpc_request(candidate, candidate))
     code, details = await call.code(), await call.details()
     if code is grpc.StatusCode.OK:
         details = list((await call).outputs[1].contents.fp64_contents)
@@ -111,7 +110,7 @@ async def grpc_status(service: Serving, candidate: dict[str, Any]) -> Outcome:
 
 
 async def outcomes(
-    service: Serving, candidate: dict[str, Any] = SAMPLE, *, together: bool = True
+    service: InProcessTransformer, candidate: dict[str, Any] = SAMPLE, *, together: bool = True
 ) -> list[Outcome]:
     """How the same request ends over V1, V2 and gRPC, asked at once or one by one."""
     asking = [ask(service, candidate) for ask in (v1_status, v2_status, grpc_status)]
@@ -132,7 +131,9 @@ WRONG = (NONSENSE, 1)
 SLOW = (TOO_SLOW, 1)
 
 
-async def check(service: Serving, expected: list[tuple[str, bool]], *, together: bool = True) -> None:
+async def check(
+    service: InProcessTransformer, expected: list[tuple[str, bool]], *, together: bool = True
+) -> None:
     ended = await outcomes(service, together=together)
     assert [(status, again) for status, _, again in ended] == expected
     for _, told, _ in ended:
@@ -296,15 +297,21 @@ async def test_a_v2_answer_without_the_asked_output_is_nonsense(outputs, transfo
 HOPS = ["v1", "v2", "v2 by request", "grpc-v2"]
 
 
-async def readiness(service: Serving) -> set[int]:
-    return {(await service.http.get(path)).status_code for path in READY}
+async def readiness(service: InProcessTransformer) -> set[int]:
+    return {(await service.http.get(path)).status_code for path in READINESS}
+
+
+async def is_ready(service: InProcessTransformer) -> bool:
+    return await readiness(service) == {200}
 
 
 @pytest.mark.parametrize("hop", ["v1", "v2", "grpc-v2"])
 async def test_a_predictor_that_is_not_there_is_503_and_try_again(hop, trained_bundle, monkeypatch):
     monkeypatch.setattr(pool, "GRACE_S", 0.2)
     async with (
-        serving(trained_bundle, NOBODY, f"--predictor_protocol={hop}", ready=False) as transformer,
+        in_process_transformer(
+            trained_bundle, NOBODY, f"--predictor_protocol={hop}", ready=False
+        ) as transformer,
         asyncio.timeout(5),
     ):  # the deadline is 10 s
         await check(transformer, UNAVAILABLE)
@@ -319,15 +326,13 @@ async def test_a_predictor_that_goes_and_comes_back_is_missed_and_found_without_
     monkeypatch.setattr(connection_worker, "HEARTBEAT_S", 0.1)
     monkeypatch.setattr(pool, "GRACE_S", 0.2)
     behind = grpc_predictor if hop == "grpc-v2" else predictor
-    async with in_front_of(behind, trained_bundle, hop) as transformer:
+    async with connected_transformer(behind, trained_bundle, hop) as transformer:
         await behind.stop()
         await check(transformer, UNAVAILABLE)
-        await eventually(lambda: not usable())
+        await wait_until(lambda: not usable_connections())
         assert await readiness(transformer) == {503}
         await behind.start(int(behind.address.rpartition(":")[2]))
-        async with asyncio.timeout(5):
-            while await readiness(transformer) != {200}:
-                await asyncio.sleep(0.01)
+        await wait_until(lambda: is_ready(transformer), timeout_s=5)
         await recovers(transformer, behind)
 
 
@@ -356,8 +361,8 @@ async def test_a_call_that_was_dropped_twice_is_not_sent_again(transformer, pred
 async def test_a_predictor_that_drops_everything_does_not_get_every_call_twice(
     trained_bundle, predictor, monkeypatch
 ):
-    monkeypatch.setattr(retry_budget, "MOST", 3.0)
-    async with in_front_of(predictor, trained_bundle, "v2") as transformer:
+    monkeypatch.setattr(retry_budget, "MAX_SAVED", 3.0)
+    async with connected_transformer(predictor, trained_bundle, "v2") as transformer:
         predictor.faults += [hangs_up] * 100
         for _ in range(10):
             assert (await v1_status(transformer, SAMPLE))[0] == "503"
@@ -373,7 +378,7 @@ async def test_a_second_try_does_not_get_a_second_deadline(transformer, predicto
 
     predictor.faults += [hangs_up_after_a_while, never_answers, never_answers]
     first = asyncio.create_task(v1_status(transformer, SAMPLE))
-    await eventually(lambda: len(predictor.requests) == 2)
+    await wait_until(lambda: len(predictor.requests) == 2)
     # Whoever comes when it is sent again has a deadline from then on.
     second = asyncio.create_task(v1_status(transformer, SAMPLE))
     ended, _ = await asyncio.wait({first, second}, return_when=asyncio.FIRST_COMPLETED)
@@ -434,7 +439,7 @@ async def test_a_caller_whose_requests_bring_nonsense_does_not_keep_others_waiti
 
 async def test_no_candidate_goes_over_a_connection_that_was_not_verified(trained_bundle, predictor):
     """An idle connection that the predictor closes would be opened again; anything may be behind it."""
-    async with in_front_of(predictor, trained_bundle, "v2", slots=1) as transformer:
+    async with connected_transformer(predictor, trained_bundle, "v2", connections=1) as transformer:
         for asked in range(1, 5):
             (used,) = [one for one in predictor.transports if not one.is_closing()]
             used.close()
@@ -448,22 +453,24 @@ async def test_no_candidate_goes_over_a_connection_that_was_not_verified(trained
 
 async def test_a_connection_that_cannot_even_be_tried_is_tried_again(trained_bundle, predictor, monkeypatch):
     """Certificates that are not mounted yet, for one."""
-    missing = iter([FileNotFoundError("ca.crt")] * 2 * SLOTS)
+    missing = iter([FileNotFoundError("ca.crt")] * 2 * CONNECTIONS_EACH)
 
     def connect_later(address: PredictorAddress, **how: bool):
         if error := next(missing, None):
             raise error
         return connect(address, **how)
 
-    monkeypatch.setattr(connection_worker, "connect", connect_later)
-    async with in_front_of(predictor, trained_bundle, "v2") as transformer:
+    monkeypatch.setattr(pool, "connect", connect_later)
+    async with connected_transformer(predictor, trained_bundle, "v2") as transformer:
         await recovers(transformer, predictor)
 
 
 @pytest.fixture
-async def scorer(truth, predictor) -> AsyncIterator[Scorer]:
-    address = PredictorAddress(predictor.address, "v2", "placement", "predict_proba")
-    scorer = Scorer(truth.bundle, address, timeout_s=60)
+async def scorer(sklearn_reference, predictor) -> AsyncIterator[Scorer]:
+    settings = Settings(
+        predictor_host=predictor.address, predictor_protocol="v2", predictor_request_timeout_seconds=60
+    )
+    scorer = Scorer(sklearn_reference.bundle, settings, "placement")
     yield scorer
     await scorer.close()
 
@@ -482,21 +489,21 @@ async def test_a_request_whose_caller_has_gone_is_forgotten_when_its_call_is_dro
     predictor.faults += [hangs_up_then]
     asking = [score(scorer) for _ in range(3)]
     # They wait for a connection, and then go together.
-    await eventually(lambda: predictor.requests)
+    await wait_until(lambda: predictor.requests)
     for one in asking:
         one.cancel()
     await asyncio.gather(*asking, return_exceptions=True)
     gone.set()
     await score(scorer)
-    await eventually(lambda: usable() == pool.PoolSettings.connections)
-    assert len(scorer._pool.dispatcher) == 0
+    await wait_until(lambda: usable_connections() == Settings.predictor_connections)
+    assert len(scorer._pool._queue) == 0
     assert len(predictor.requests) == 2
 
 
 async def test_who_still_waits_when_the_transformer_closes_is_told_so_at_once(scorer, predictor):
     predictor.always = never_answers
     asking = [score(scorer)]
-    await eventually(lambda: predictor.requests)
+    await wait_until(lambda: predictor.requests)
     asking += [score(scorer) for _ in range(9)]
     await asyncio.sleep(0)
     await scorer.close()
@@ -602,8 +609,8 @@ async def test_a_grpc_call_that_was_refused_is_sent_again_until_a_model_takes_it
 async def test_a_dropped_call_is_sent_once_more_and_then_each_request_alone(trained_bundle, predictor):
     predictor.always = hangs_up
     rows = [{**SAMPLE, "ssc_p": 50 + number} for number in range(3)]
-    async with in_front_of(predictor, trained_bundle, "v2", slots=1) as front:
-        asked = [front.http.post(V1, json={"instances": [row]}) for row in rows]
+    async with connected_transformer(predictor, trained_bundle, "v2", connections=1) as front:
+        asked = [front.http.post(V1_PREDICT, json={"instances": [row]}) for row in rows]
         assert {answer.status_code for answer in await asyncio.gather(*asked)} == {503}
     assert [len(matrix) for matrix, _ in predictor.carried] == [3, 3, 1, 1, 1]
 
@@ -647,13 +654,13 @@ KEPT_BACK = {
 }
 
 
-async def ask_over_rest(service: Serving, headers: dict[str, str]) -> None:
-    response = await service.http.post(V1, json={"instances": [SAMPLE]}, headers=headers)
+async def ask_over_rest(service: InProcessTransformer, headers: dict[str, str]) -> None:
+    response = await service.http.post(V1_PREDICT, json={"instances": [SAMPLE]}, headers=headers)
     assert response.status_code == 200, response.text
 
 
-async def ask_over_grpc(service: Serving, headers: dict[str, str]) -> None:
-    await service.grpc.ModelInfer(message(SAMPLE), metadata=tuple(headers.items()))
+async def ask_over_grpc(service: InProcessTransformer, headers: dict[str, str]) -> None:
+    await service.grpc.ModelInfer(grpc_request(SAMPLE), metadata=tuple(headers.items()))
 
 
 @pytest.mark.parametrize("ask", [ask_over_rest, ask_over_grpc])
@@ -695,9 +702,9 @@ async def test_a_header_that_cannot_be_forwarded_does_not_fail_the_request(
     name, value, hop, trained_bundle, predictor, grpc_predictor
 ):
     address = grpc_predictor.address if hop == "grpc-v2" else predictor.address
-    async with serving(trained_bundle, address, f"--predictor_protocol={hop}") as transformer:
+    async with in_process_transformer(trained_bundle, address, f"--predictor_protocol={hop}") as transformer:
         response = await transformer.http.post(
-            V1, json={"instances": [SAMPLE]}, headers=[(name, value), (b"traceparent", b"1")]
+            V1_PREDICT, json={"instances": [SAMPLE]}, headers=[(name, value), (b"traceparent", b"1")]
         )
     assert response.status_code == 200, response.text
     seen = grpc_predictor.metadata[0] if hop == "grpc-v2" else predictor.requests[0].headers
@@ -714,7 +721,7 @@ async def test_tracing_that_no_server_would_take_is_left_out_and_costs_nobody_a_
         "x-request-id": "7",
         "authorization": "Bearer " + "y" * 4000,
     }
-    async with in_front_of(behind, trained_bundle, hop) as transformer:
+    async with connected_transformer(behind, trained_bundle, hop) as transformer:
         await ask_over_rest(transformer, headers)
     (seen,) = behind.metadata
     assert seen["authorization"] == headers["authorization"]
@@ -723,7 +730,7 @@ async def test_tracing_that_no_server_would_take_is_left_out_and_costs_nobody_a_
 
 
 async def test_metadata_of_bytes_does_not_fail_the_request(transformer, predictor):
-    await transformer.grpc.ModelInfer(message(SAMPLE), metadata=(("x-b3-flags-bin", b"\xff"),))
+    await transformer.grpc.ModelInfer(grpc_request(SAMPLE), metadata=(("x-b3-flags-bin", b"\xff"),))
     assert not any(name.lower().startswith("x-b3-") for name in predictor.requests[0].headers)
 
 
@@ -736,7 +743,7 @@ async def test_what_a_predictor_sets_for_one_caller_is_not_sent_for_another(hop,
 
     predictor.always = sets_a_cookie
     # One connection, so that it is the same client that the predictor sets it for.
-    async with in_front_of(predictor, trained_bundle, hop, slots=1) as transformer:
+    async with connected_transformer(predictor, trained_bundle, hop, connections=1) as transformer:
         for _ in range(2):
             await ask_over_rest(transformer, {})
     assert [request.headers.get("cookie") for request in predictor.requests] == [None, None]
@@ -747,7 +754,7 @@ async def test_no_proxy_of_the_environment_comes_between(
     hop, trained_bundle, predictor, grpc_predictor, monkeypatch
 ):
     behind, drop = (grpc_predictor, aborts("UNAVAILABLE", "")) if hop == "grpc-v2" else (predictor, hangs_up)
-    async with in_front_of(behind, trained_bundle, hop) as transformer:
+    async with connected_transformer(behind, trained_bundle, hop) as transformer:
         # Only now, since the test's own channel would use it, too.
         for variable in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
             monkeypatch.setenv(variable, f"http://{NOBODY}")
@@ -807,16 +814,16 @@ async def test_why_a_predictor_cannot_be_verified_is_logged_once_and_in_its_own_
 ):
     """Of a version that knows another one, which is tried next."""
     monkeypatch.setattr(pool, "GRACE_S", 0.2)
-    predictor = HttpPredictor(Truth(pair.new))
+    predictor = FaultyHttpPredictor(SklearnReference(pair.new))
     predictor.unverified = predictor.always = fault
     await predictor.start()
     try:
-        with logged(caplog):
+        with transformer_log(caplog):
             options = (predictor.address, "--predictor_protocol=v2")
-            async with serving(pair.new, *options, ready=False) as transformer:
+            async with in_process_transformer(pair.new, *options, ready=False) as transformer:
                 await check(transformer, UNAVAILABLE)
                 # Tried by every connection, and again.
-                await eventually(lambda: len(predictor.calls) > 10)
+                await wait_until(lambda: len(predictor.calls) > 10)
     finally:
         await predictor.stop()
     about = f"predictor {predictor.address}: "
@@ -830,9 +837,9 @@ async def test_why_a_grpc_predictor_cannot_be_verified_is_logged(
 ):
     monkeypatch.setattr(pool, "GRACE_S", 0.2)
     grpc_predictor.unverified = aborts("INVALID_ARGUMENT", "no such output")
-    with logged(caplog):
+    with transformer_log(caplog):
         options = (grpc_predictor.address, "--predictor_protocol=grpc-v2")
-        async with serving(trained_bundle, *options, ready=False) as transformer:
+        async with in_process_transformer(trained_bundle, *options, ready=False) as transformer:
             await check(transformer, UNAVAILABLE)
     told = "the predictor answered with INVALID_ARGUMENT: no such output"
     assert f"predictor {grpc_predictor.address}: {told}" in [one.getMessage() for one in caplog.records]
@@ -840,7 +847,7 @@ async def test_why_a_grpc_predictor_cannot_be_verified_is_logged(
 
 async def test_what_a_predictor_says_of_a_callers_candidate_is_not_logged(transformer, predictor, caplog):
     predictor.always = status(400, text="bad: 67.8901")
-    with logged(caplog):
+    with transformer_log(caplog):
         await check(transformer, NONSENSE)
     assert "the predictor answered with status 400" in caplog.text
     assert "67.89" not in caplog.text

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from inferenceservice.local.launch import TransformerProcess
+from tests.support.endpoints import V1_PREDICT, V2_INFER
 from tests.support.fuzzing import fuzz
-from tests.support.protocol_requests import V1, V2, Client, Outcome, Tensor, client
+from tests.support.malformed_requests import Client, Outcome, Tensor, client
 from training.candidates import SAMPLE, SIGNATURE
 from training.generator import generate
 from transformer.bundle.signature import Number
@@ -232,10 +233,14 @@ BINARY = {"name": "ssc_p", "datatype": "FP64", "shape": [2], "parameters": {"bin
 TEXT = {"name": "gender", "datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": 10}}
 OUTPUT = {"name": "placement", "parameters": {"binary_data": True}}
 REQUESTS: list[tuple[str, Any, bytes]] = [
-    (V1, {"instances": [SAMPLE]}, b""),
-    (V1, EVENT, b""),
-    (V2, {"id": "1", "inputs": FIELDS, "outputs": [OUTPUT], "parameters": {"binary_data_output": True}}, b""),
-    (V2, {"inputs": [BINARY, TEXT]}, bytes(16) + b"\1\0\0\0M\1\0\0\0F"),
+    (V1_PREDICT, {"instances": [SAMPLE]}, b""),
+    (V1_PREDICT, EVENT, b""),
+    (
+        V2_INFER,
+        {"id": "1", "inputs": FIELDS, "outputs": [OUTPUT], "parameters": {"binary_data_output": True}},
+        b"",
+    ),
+    (V2_INFER, {"inputs": [BINARY, TEXT]}, bytes(16) + b"\1\0\0\0M\1\0\0\0F"),
     ("/v1/models/placement:explain", {"instances": [SAMPLE]}, b""),
     ("/v2/models/placement/versions/v1/infer", {"inputs": FIELDS}, b""),
     ("/v2/repository/models/placement/unload", {}, b""),
@@ -390,19 +395,19 @@ def json_in_base64(more: dict[str, str] | None = None) -> tuple[bytes, dict[str,
 
 TENSOR = b'{"name":"ssc_p","datatype":"FP64","shape":[1],"data":[1]}'
 LARGE: dict[str, tuple[str, bytes, dict[str, str]]] = {
-    "instances that are none": (V1, filled(b'{"instances":[', b"[],", b"[]]}"), {}),
-    "depth": (V1, filled(b'{"instances":', b"[", b""), {}),
-    "keys": (V1, filled(b'{"instances":[{', b'"":0,', b'"":0}]}'), {}),
-    "tensors that are none": (V2, filled(b'{"inputs":[', b"{},", b"{}]}"), {}),
-    "tensors of one name": (V2, filled(b'{"inputs":[', TENSOR + b",", TENSOR + b"]}"), {}),
-    "tensors of two names": (V2, different_tensors(), {}),
-    "a shape of strings": (V2, filled(b'{"inputs":[{"shape":[', b'"",', b'""]}]}'), {}),
-    "a shape": (V2, filled(b'{"inputs":[{"name":"a","datatype":"INT8","shape":[', b"1,", b"1]}]}"), {}),
-    "outputs that are none": (V2, filled(b'{"inputs":[],"outputs":[', b"0,", b"0]}"), {}),
-    "empty strings": (V2, *empty_strings()),
-    "JSON in a few elements": (V2, *json_in_elements()),
-    "JSON in base64": (V1, *json_in_base64()),
-    "JSON in base64, with its type": (V1, *json_in_base64({"ce-contenttype": "application/json"})),
+    "instances that are none": (V1_PREDICT, filled(b'{"instances":[', b"[],", b"[]]}"), {}),
+    "depth": (V1_PREDICT, filled(b'{"instances":', b"[", b""), {}),
+    "keys": (V1_PREDICT, filled(b'{"instances":[{', b'"":0,', b'"":0}]}'), {}),
+    "tensors that are none": (V2_INFER, filled(b'{"inputs":[', b"{},", b"{}]}"), {}),
+    "tensors of one name": (V2_INFER, filled(b'{"inputs":[', TENSOR + b",", TENSOR + b"]}"), {}),
+    "tensors of two names": (V2_INFER, different_tensors(), {}),
+    "a shape of strings": (V2_INFER, filled(b'{"inputs":[{"shape":[', b'"",', b'""]}]}'), {}),
+    "a shape": (V2_INFER, filled(b'{"inputs":[{"name":"a","datatype":"INT8","shape":[', b"1,", b"1]}]}"), {}),
+    "outputs that are none": (V2_INFER, filled(b'{"inputs":[],"outputs":[', b"0,", b"0]}"), {}),
+    "empty strings": (V2_INFER, *empty_strings()),
+    "JSON in a few elements": (V2_INFER, *json_in_elements()),
+    "JSON in base64": (V1_PREDICT, *json_in_base64()),
+    "JSON in base64, with its type": (V1_PREDICT, *json_in_base64({"ce-contenttype": "application/json"})),
 }
 
 

@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.support.waiting import wait_until
 from transformer.errors import InvalidPredictorResponse, PredictorUnavailable
 from transformer.upstream import http_connection
 from transformer.upstream.client import PredictorAddress, Reconnected, RestClient, connect
@@ -124,12 +125,6 @@ async def connected(server: Server, *how: Any) -> AsyncIterator[HttpConnection]:
 async def get(connection: HttpConnection) -> tuple[int, bytes]:
     async with asyncio.timeout(10):
         return await connection.request("GET", "/", {})
-
-
-async def eventually(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 # What is sent
@@ -340,7 +335,7 @@ FRAMES = {
 
 @pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
 async def test_an_answer_that_is_too_large_is_not_read_to_its_end(frame, monkeypatch):
-    monkeypatch.setattr(http_connection, "MAX_ANSWER", 2**20)
+    monkeypatch.setattr(http_connection, "MAX_RESPONSE", 2**20)
     async with served(frame(bytes(2**20))) as server, connected(server) as connection:
         with pytest.raises(BadResponse, match="more than 1048576 bytes"):
             await get(connection)
@@ -363,7 +358,7 @@ async def test_a_call_that_is_given_up_closes_the_connection_and_its_late_answer
 
     async with served(turn) as server, connected(server) as connection:
         asking = asyncio.create_task(get(connection))
-        await eventually(lambda: server.requests)
+        await wait_until(lambda: server.requests)
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
@@ -389,7 +384,7 @@ async def test_a_call_whose_time_is_up_closes_the_connection_even_while_it_is_se
             await connection.request("POST", "/", {}, bytes(2**26))
     assert connection.closed
     # Not only when the rest has been sent.
-    await eventually(lambda: connection._transport.get_write_buffer_size() == 0)
+    await wait_until(lambda: connection._transport.get_write_buffer_size() == 0)
     stuck.set()
     listening.close()
 
@@ -398,7 +393,7 @@ async def test_a_call_whose_time_is_up_closes_the_connection_even_while_it_is_se
 async def test_what_follows_an_answer_closes_the_connection(more):
     async with served(HELLO + more) as server, connected(server) as connection:
         assert await get(connection) == (200, b"hello")
-        await eventually(lambda: connection.closed)
+        await wait_until(lambda: connection.closed)
         with pytest.raises(ConnectionError):
             await get(connection)
 
@@ -415,7 +410,7 @@ async def test_what_comes_while_nothing_is_asked_closes_the_connection(more):
     async with served(turn) as server, connected(server) as connection:
         assert await get(connection) == (200, b"hello")
         later.set()
-        await eventually(lambda: connection.closed)
+        await wait_until(lambda: connection.closed)
         with pytest.raises(ConnectionError):
             await get(connection)
     assert len(server.requests) == server.connections == 1
@@ -429,7 +424,7 @@ async def test_what_comes_before_anything_was_asked_closes_the_connection():
 
     listening = await asyncio.start_server(greets, "127.0.0.1", 0)
     connection = await HttpConnection.open("127.0.0.1", listening.sockets[0].getsockname()[1])
-    await eventually(lambda: connection.closed)
+    await wait_until(lambda: connection.closed)
     listening.close()
 
 
@@ -447,7 +442,7 @@ async def test_who_waits_when_it_is_closed_here_is_told_so():
     """What has come by then is no answer, even where its end is that the connection closes."""
     async with served(OK + b"\r\nhello") as server, connected(server) as connection:
         asking = asyncio.create_task(get(connection))
-        await eventually(lambda: connection._body)
+        await wait_until(lambda: connection._body)
         connection.close()
         with pytest.raises(ConnectionError):
             await asking
@@ -576,7 +571,7 @@ async def test_over_tls_a_server_that_hangs_up_has_closed_the_connection(certifi
     ):
         assert await get(connection) == (200, b"hello")
         server.hang_up()
-        await eventually(lambda: connection.closed)
+        await wait_until(lambda: connection.closed)
         with pytest.raises(ConnectionError):
             await get(connection)
     async with (

@@ -18,6 +18,7 @@ from aiohttp.test_utils import TestServer
 from inferenceservice.local.forwarder import Backend
 from inferenceservice.local.ingress import Ingress, IngressError
 from predictor.process import free_ports
+from tests.support.endpoints import V1_PREDICT
 
 SERVICE = "placement-default.example.com"
 PREDICTOR = "placement-predictor-default.example.com"
@@ -196,7 +197,7 @@ async def test_method_and_body_reach_the_backend(method, front, client):
     "target",
     [
         "/",
-        "/v1/models/placement:predict",
+        V1_PREDICT,
         "/a%2Fb%20c/%C3%A9?x=%26%3D&y=1+2&x=%2B",
         "//double//slashes",
         "/a/../b/./c",

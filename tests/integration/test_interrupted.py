@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 
 from inferenceservice.rollout import rollback, rollout
-from tests.support.in_memory_target import MemoryTarget, stranger
+from tests.support.in_memory_target import InMemoryTarget, stranger
 
 
-def interrupted_during(target: MemoryTarget, *steps: str) -> None:
+def interrupted_during(target: InMemoryTarget, *steps: str) -> None:
     """Interrupt whoever takes these steps, one after the other, when what they change is changed."""
     left = list(steps)
 
@@ -25,7 +25,7 @@ def interrupted_during(target: MemoryTarget, *steps: str) -> None:
 
 
 async def test_an_interrupted_rollout_goes_back(pair):
-    target = MemoryTarget(pair.old)
+    target = InMemoryTarget(pair.old)
     interrupted_during(target, "predictor v2")
     told: list[str] = []
     with pytest.raises(asyncio.CancelledError):
@@ -37,7 +37,7 @@ async def test_an_interrupted_rollout_goes_back(pair):
 
 async def test_what_an_interrupted_step_still_does_is_waited_for_and_undone(pair):
     """The local service finishes a step whose caller has gone."""
-    target = MemoryTarget(pair.old)
+    target = InMemoryTarget(pair.old)
     interrupted_during(target, "transformer v2")
 
     async def finishes() -> None:
@@ -53,7 +53,7 @@ async def test_what_an_interrupted_step_still_does_is_waited_for_and_undone(pair
 @pytest.mark.parametrize("change", [rollout, lambda target, _, progress: rollback(target, progress)])
 async def test_what_someone_else_was_interrupted_in_is_waited_for(change, pair):
     """`placement rollout` right after the one that was interrupted twice."""
-    target = MemoryTarget(pair.old)
+    target = InMemoryTarget(pair.old)
     target.now = replace(target.now, transformer_uri=str(pair.new))
 
     async def finishes() -> None:
@@ -66,7 +66,7 @@ async def test_what_someone_else_was_interrupted_in_is_waited_for(change, pair):
 
 @pytest.mark.parametrize("step", ["settle", "predictor v1", "transformer v1"])
 async def test_whoever_interrupts_twice_is_told_what_mends_it(step, pair):
-    target = MemoryTarget(pair.old)
+    target = InMemoryTarget(pair.old)
     interrupted_during(target, "predictor v2", step)
     told: list[str] = []
     with pytest.raises(asyncio.CancelledError):
@@ -82,7 +82,7 @@ async def test_whoever_interrupts_twice_is_told_what_mends_it(step, pair):
 
 
 async def test_between_strangers_only_force_mends_it(pair, tmp_path):
-    target = MemoryTarget(pair.new)
+    target = InMemoryTarget(pair.new)
     interrupted_during(target, "both v9", "settle")
     told: list[str] = []
     with pytest.raises(asyncio.CancelledError):
@@ -93,7 +93,7 @@ async def test_between_strangers_only_force_mends_it(pair, tmp_path):
 
 
 async def test_an_interrupted_canary_is_mended_as_well(pair):
-    target = MemoryTarget(pair.old)
+    target = InMemoryTarget(pair.old)
     interrupted_during(target, "canary v2", "settle")
     told: list[str] = []
     with pytest.raises(asyncio.CancelledError):
@@ -104,7 +104,7 @@ async def test_an_interrupted_canary_is_mended_as_well(pair):
 
 
 async def test_an_interrupted_rollback_says_how_it_is_finished(pair):
-    target = MemoryTarget(pair.new)
+    target = InMemoryTarget(pair.new)
     target.now = replace(target.now, previous_uri=str(pair.old))
     interrupted_during(target, "transformer v1")
     told: list[str] = []

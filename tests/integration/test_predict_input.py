@@ -37,7 +37,7 @@ WITH_DEFAULT = Signature(
 )
 
 
-class Judge:
+class ValidatingClient:
     """A client whose service is this project's own decoding and validation, without a network."""
 
     def __init__(self, protocol: str, signature: Signature) -> None:
@@ -85,12 +85,12 @@ def predict(monkeypatch, capsys):
     """Run the command; gives its exit status, output and errors without the command's name."""
 
     def run(file, *options, protocol="v1", signature=SIGNATURE):
-        judge = Judge(protocol, signature)
-        monkeypatch.setattr(predict_command, "connect", lambda *_: judge)
+        client = ValidatingClient(protocol, signature)
+        monkeypatch.setattr(predict_command, "connect", lambda *_: client)
         status = cli.main(["predict", str(file), *options])
         out, err = capsys.readouterr()
         return SimpleNamespace(
-            status=status, out=out, err=err.removeprefix("placement predict: ").strip(), asked=judge.asked
+            status=status, out=out, err=err.removeprefix("placement predict: ").strip(), asked=client.asked
         )
 
     return run
@@ -125,14 +125,14 @@ def test_each_row_has_its_prediction(predict, write, protocol):
 
 def test_a_request_that_cannot_be_taken_now_is_sent_again(predict, write, monkeypatch):
     busy = iter([True, True, False])
-    real = Judge.predict
+    real = ValidatingClient.predict
 
     async def sometimes(self, candidates):
         if next(busy):
             raise Busy("20000 candidates are waiting already", after_s=0.0)
         return await real(self, candidates)
 
-    monkeypatch.setattr(Judge, "predict", sometimes)
+    monkeypatch.setattr(ValidatingClient, "predict", sometimes)
     done = predict(write(table(ROW)), "--json")
     assert (done.status, done.asked) == (0, 1)
 
@@ -141,7 +141,7 @@ def test_a_service_that_stays_busy_is_given_up_on(predict, write, monkeypatch):
     async def never(_, __):
         raise Busy("20000 candidates are waiting already", after_s=0.0)
 
-    monkeypatch.setattr(Judge, "predict", never)
+    monkeypatch.setattr(ValidatingClient, "predict", never)
     done = predict(write(table(ROW)))
     assert done.status == 1
     assert "waiting already" in done.err
@@ -374,7 +374,7 @@ def test_predictions_come_while_the_file_is_read(write, monkeypatch):
             rows = (read.append(None) or located for located in source.candidates)
             counted = predict_command.Source("", rows, None, FIELDS, source.table)
             async with contextlib.aclosing(
-                predict_command._answers(Judge("v1", SIGNATURE), counted)
+                predict_command._answers(ValidatingClient("v1", SIGNATURE), counted)
             ) as answers:
                 await anext(answers)
         return len(read)

@@ -15,27 +15,27 @@ import pytest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from predictor.process import PredictorProcess
-from tests.support.in_process_transformer import Serving, serving
-from tests.support.sklearn_reference import Truth
+from tests.support.endpoints import V1_PREDICT, V2_INFER
+from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
+from tests.support.sklearn_reference import SklearnReference
 from transformer.bundle.signature import Number
 
 Answer = tuple[list[bool], list[float], str]
-Form = Callable[[Serving, Sequence[dict[str, Any]]], Awaitable[Answer]]
-
-V1 = "/v1/models/placement:predict"
-V2 = "/v2/models/placement/infer"
+Form = Callable[[InProcessTransformer, Sequence[dict[str, Any]]], Awaitable[Answer]]
 
 
 @pytest.fixture
-async def transformer(trained_bundle: Path, mlserver: PredictorProcess) -> AsyncIterator[Serving]:
-    async with serving(
+async def transformer(
+    trained_bundle: Path, mlserver: PredictorProcess
+) -> AsyncIterator[InProcessTransformer]:
+    async with in_process_transformer(
         trained_bundle, f"127.0.0.1:{mlserver.http_port}", "--predictor_protocol=v2"
     ) as running:
         yield running
 
 
-async def v1(service: Serving, rows: Sequence[dict[str, Any]], **headers: str) -> Answer:
-    response = await service.http.post(V1, content=json.dumps({"instances": rows}), headers=headers)
+async def v1(service: InProcessTransformer, rows: Sequence[dict[str, Any]], **headers: str) -> Answer:
+    response = await service.http.post(V1_PREDICT, content=json.dumps({"instances": rows}), headers=headers)
     assert response.status_code == 200, response.text
     return of_v1(response.json(), response.headers["x-model-version"])
 
@@ -50,11 +50,11 @@ def of_v1(content: Any, version: str) -> Answer:
     )
 
 
-async def v1_with_charset(service: Serving, rows: Sequence[dict[str, Any]]) -> Answer:
+async def v1_with_charset(service: InProcessTransformer, rows: Sequence[dict[str, Any]]) -> Answer:
     return await v1(service, rows, **{"content-type": "application/json; charset=utf-8"})
 
 
-async def v1_structured_cloudevent(service: Serving, rows: Sequence[dict[str, Any]]) -> Answer:
+async def v1_structured_cloudevent(service: InProcessTransformer, rows: Sequence[dict[str, Any]]) -> Answer:
     event = {
         "specversion": "1.0",
         "id": "7",
@@ -64,7 +64,7 @@ async def v1_structured_cloudevent(service: Serving, rows: Sequence[dict[str, An
         "data": {"instances": rows},
     }
     response = await service.http.post(
-        V1, json=event, headers={"content-type": "application/cloudevents+json"}
+        V1_PREDICT, json=event, headers={"content-type": "application/cloudevents+json"}
     )
     assert response.headers["content-type"] == "application/cloudevents+json"
     answer = response.json()
@@ -72,14 +72,14 @@ async def v1_structured_cloudevent(service: Serving, rows: Sequence[dict[str, An
     return of_v1(answer["data"], response.headers["x-model-version"])
 
 
-async def v1_binary_cloudevent(service: Serving, rows: Sequence[dict[str, Any]]) -> Answer:
+async def v1_binary_cloudevent(service: InProcessTransformer, rows: Sequence[dict[str, Any]]) -> Answer:
     headers = {"ce-specversion": "1.0", "ce-id": "7", "ce-source": "test", "ce-type": "candidate"}
-    response = await service.http.post(V1, json={"instances": rows}, headers=headers)
+    response = await service.http.post(V1_PREDICT, json={"instances": rows}, headers=headers)
     assert response.headers["ce-source"] == "io.kserve.inference.placement"
     return of_v1(response.json(), response.headers["x-model-version"])
 
 
-def tensors(truth: Truth, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def tensors(sklearn_reference: SklearnReference, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One JSON tensor for each field."""
     return [
         {
@@ -88,12 +88,12 @@ def tensors(truth: Truth, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]
             "shape": [len(rows)],
             "data": [row[field.name] for row in rows],
         }
-        for field in truth.bundle.signature.fields
+        for field in sklearn_reference.bundle.signature.fields
     ]
 
 
-async def v2(service: Serving, request: dict[str, Any]) -> Answer:
-    response = await service.http.post(V2, json={"id": "mine", **request})
+async def v2(service: InProcessTransformer, request: dict[str, Any]) -> Answer:
+    response = await service.http.post(V2_INFER, json={"id": "mine", **request})
     assert response.status_code == 200, response.text
     content = response.json()
     assert (content["id"], content["model_name"]) == ("mine", "placement")
@@ -105,24 +105,32 @@ async def v2(service: Serving, request: dict[str, Any]) -> Answer:
     return placed["data"], probability["data"], content["model_version"]
 
 
-async def v2_tensor_per_field(service: Serving, rows: Sequence[dict[str, Any]], truth: Truth) -> Answer:
-    return await v2(service, {"parameters": {"content_type": "pd"}, "inputs": tensors(truth, rows)})
+async def v2_tensor_per_field(
+    service: InProcessTransformer, rows: Sequence[dict[str, Any]], sklearn_reference: SklearnReference
+) -> Answer:
+    return await v2(
+        service, {"parameters": {"content_type": "pd"}, "inputs": tensors(sklearn_reference, rows)}
+    )
 
 
-async def v2_nested_columns(service: Serving, rows: Sequence[dict[str, Any]], truth: Truth) -> Answer:
+async def v2_nested_columns(
+    service: InProcessTransformer, rows: Sequence[dict[str, Any]], sklearn_reference: SklearnReference
+) -> Answer:
     columns = [
         {**tensor, "shape": [len(rows), 1], "data": [[value] for value in tensor["data"]]}
-        for tensor in tensors(truth, rows)
+        for tensor in tensors(sklearn_reference, rows)
     ]
     return await v2(service, {"inputs": columns})
 
 
-async def v2_flat_columns(service: Serving, rows: Sequence[dict[str, Any]], truth: Truth) -> Answer:
-    columns = [{**tensor, "shape": [len(rows), 1]} for tensor in tensors(truth, rows)]
+async def v2_flat_columns(
+    service: InProcessTransformer, rows: Sequence[dict[str, Any]], sklearn_reference: SklearnReference
+) -> Answer:
+    columns = [{**tensor, "shape": [len(rows), 1]} for tensor in tensors(sklearn_reference, rows)]
     return await v2(service, {"inputs": columns})
 
 
-async def v2_json_objects(service: Serving, rows: Sequence[dict[str, Any]]) -> Answer:
+async def v2_json_objects(service: InProcessTransformer, rows: Sequence[dict[str, Any]]) -> Answer:
     tensor = {
         "name": "candidates",
         "datatype": "BYTES",
@@ -138,9 +146,11 @@ def raw(field: Any, rows: Sequence[dict[str, Any]]) -> bytes:
     return b"".join(struct.pack("<I", len(v)) + v for v in (row[field.name].encode() for row in rows))
 
 
-async def v2_binary(service: Serving, rows: Sequence[dict[str, Any]], truth: Truth) -> Answer:
+async def v2_binary(
+    service: InProcessTransformer, rows: Sequence[dict[str, Any]], sklearn_reference: SklearnReference
+) -> Answer:
     """The binary extension, both ways."""
-    fields = truth.bundle.signature.fields
+    fields = sklearn_reference.bundle.signature.fields
     data = [raw(field, rows) for field in fields]
     inputs = [
         {
@@ -153,7 +163,7 @@ async def v2_binary(service: Serving, rows: Sequence[dict[str, Any]], truth: Tru
     ]
     head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
     response = await service.http.post(
-        V2, content=head + b"".join(data), headers={"inference-header-content-length": str(len(head))}
+        V2_INFER, content=head + b"".join(data), headers={"inference-header-content-length": str(len(head))}
     )
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "application/octet-stream"
@@ -170,7 +180,7 @@ async def v2_binary(service: Serving, rows: Sequence[dict[str, Any]], truth: Tru
     )
 
 
-async def call(service: Serving, message: pb.ModelInferRequest) -> Answer:
+async def call(service: InProcessTransformer, message: pb.ModelInferRequest) -> Answer:
     asked = service.grpc.ModelInfer(message)
     answer = await asked
     metadata = dict(await asked.trailing_metadata())
@@ -185,9 +195,11 @@ async def call(service: Serving, message: pb.ModelInferRequest) -> Answer:
     return list(placed.contents.bool_contents), list(probability.contents.fp64_contents), answer.model_version
 
 
-async def grpc_typed(service: Serving, rows: Sequence[dict[str, Any]], truth: Truth) -> Answer:
+async def grpc_typed(
+    service: InProcessTransformer, rows: Sequence[dict[str, Any]], sklearn_reference: SklearnReference
+) -> Answer:
     message = pb.ModelInferRequest(model_name="placement")
-    for field in truth.bundle.signature.fields:
+    for field in sklearn_reference.bundle.signature.fields:
         tensor = message.inputs.add(name=field.name, datatype=field.datatype, shape=[len(rows)])
         if isinstance(field, Number):
             tensor.contents.fp64_contents.extend(row[field.name] for row in rows)
@@ -196,15 +208,17 @@ async def grpc_typed(service: Serving, rows: Sequence[dict[str, Any]], truth: Tr
     return await call(service, message)
 
 
-async def grpc_raw(service: Serving, rows: Sequence[dict[str, Any]], truth: Truth) -> Answer:
+async def grpc_raw(
+    service: InProcessTransformer, rows: Sequence[dict[str, Any]], sklearn_reference: SklearnReference
+) -> Answer:
     message = pb.ModelInferRequest(model_name="placement")
-    for field in truth.bundle.signature.fields:
+    for field in sklearn_reference.bundle.signature.fields:
         message.inputs.add(name=field.name, datatype=field.datatype, shape=[len(rows)])
         message.raw_input_contents.append(raw(field, rows))
     return await call(service, message)
 
 
-async def grpc_json_objects(service: Serving, rows: Sequence[dict[str, Any]]) -> Answer:
+async def grpc_json_objects(service: InProcessTransformer, rows: Sequence[dict[str, Any]]) -> Answer:
     message = pb.ModelInferRequest(model_name="placement")
     tensor = message.inputs.add(name="candidates", datatype="BYTES", shape=[len(rows)])
     tensor.contents.bytes_contents.extend(json.dumps(row).encode() for row in rows)
@@ -229,18 +243,18 @@ FORMS = (
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 @pytest.mark.parametrize("count", [1, 32])
-async def test_every_form_gives_the_score_of_scikit_learn(form, count, transformer, truth):
-    rows = [dict(row) for row in truth.bundle.reference.candidates[:count]]
-    extra = {"truth": truth} if "truth" in form.__code__.co_varnames else {}
+async def test_every_form_gives_the_score_of_scikit_learn(form, count, transformer, sklearn_reference):
+    rows = [dict(row) for row in sklearn_reference.bundle.reference.candidates[:count]]
+    extra = {"truth": sklearn_reference} if "truth" in form.__code__.co_varnames else {}
     placed, probabilities, version = await form(transformer, rows, **extra)
-    assert probabilities == pytest.approx(truth.probabilities(rows), abs=1e-12)
-    assert placed == [p >= truth.bundle.threshold for p in probabilities]
-    assert version == truth.bundle.version
+    assert probabilities == pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12)
+    assert placed == [p >= sklearn_reference.bundle.threshold for p in probabilities]
+    assert version == sklearn_reference.bundle.version
 
 
-async def test_metadata_lists_fields_and_outputs_over_rest_and_grpc(transformer, truth):
+async def test_metadata_lists_fields_and_outputs_over_rest_and_grpc(transformer, sklearn_reference):
     rest = (await transformer.http.get("/v2/models/placement")).json()
-    expected = {field.name: field.datatype for field in truth.bundle.signature.fields}
+    expected = {field.name: field.datatype for field in sklearn_reference.bundle.signature.fields}
     assert {tensor["name"]: tensor["datatype"] for tensor in rest["inputs"]} == expected
     assert {tensor["name"]: tensor["datatype"] for tensor in rest["outputs"]} == {
         "placement": "BOOL",
@@ -263,13 +277,15 @@ async def test_a_transformer_with_a_predictor_is_live_and_ready(path, transforme
     assert (await transformer.grpc.ModelReady(pb.ModelReadyRequest(name="placement"))).ready
 
 
-async def test_only_the_requested_outputs_are_answered(transformer, truth):
-    rows = [dict(truth.bundle.reference.candidates[0])]
+async def test_only_the_requested_outputs_are_answered(transformer, sklearn_reference):
+    rows = [dict(sklearn_reference.bundle.reference.candidates[0])]
     wanted = [{"name": "placement_probability"}]
-    response = await transformer.http.post(V2, json={"inputs": tensors(truth, rows), "outputs": wanted})
+    response = await transformer.http.post(
+        V2_INFER, json={"inputs": tensors(sklearn_reference, rows), "outputs": wanted}
+    )
     assert [output["name"] for output in response.json()["outputs"]] == ["placement_probability"]
     response = await transformer.http.post(
-        V2, json={"inputs": tensors(truth, rows), "outputs": [{"name": "salary"}]}
+        V2_INFER, json={"inputs": tensors(sklearn_reference, rows), "outputs": [{"name": "salary"}]}
     )
     assert response.status_code == 400
     assert response.json() == {
@@ -277,14 +293,14 @@ async def test_only_the_requested_outputs_are_answered(transformer, truth):
     }
 
 
-async def test_numbers_may_be_sent_in_narrower_datatypes(transformer, truth):
-    rows = [{**truth.bundle.reference.candidates[0], "ssc_p": 71.0}]
+async def test_numbers_may_be_sent_in_narrower_datatypes(transformer, sklearn_reference):
+    rows = [{**sklearn_reference.bundle.reference.candidates[0], "ssc_p": 71.0}]
     columns = [
         {**tensor, "datatype": "INT32", "data": [71]} if tensor["name"] == "ssc_p" else tensor
-        for tensor in tensors(truth, rows)
+        for tensor in tensors(sklearn_reference, rows)
     ]
     _, probabilities, _ = await v2(transformer, {"inputs": columns})
-    assert probabilities == pytest.approx(truth.probabilities(rows), abs=1e-12)
+    assert probabilities == pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12)
 
 
 CANDIDATE = {"ssc_p": 1}
@@ -306,7 +322,7 @@ V1_ERRORS = [
 
 @pytest.mark.parametrize(("body", "status", "error"), V1_ERRORS)
 async def test_a_bad_v1_request_is_told_what_is_wrong(body, status, error, transformer):
-    response = await transformer.http.post(V1, content=body)
+    response = await transformer.http.post(V1_PREDICT, content=body)
     assert response.status_code == status
     assert error in response.json()["error"]
 
@@ -359,7 +375,7 @@ V2_ERRORS = [
 
 @pytest.mark.parametrize(("request_", "error"), V2_ERRORS)
 async def test_a_bad_v2_request_is_told_what_is_wrong(request_, error, transformer):
-    response = await transformer.http.post(V2, json=request_)
+    response = await transformer.http.post(V2_INFER, json=request_)
     assert response.status_code == 400
     assert error in response.json()["error"]
 
@@ -382,7 +398,7 @@ async def test_lying_binary_sizes_are_refused(size, header, error, transformer):
     tensor = {"name": "ssc_p", "datatype": "FP64", "shape": [1], "parameters": {"binary_data_size": size}}
     head = json.dumps({"inputs": [tensor]}).encode()
     headers = {"inference-header-content-length": header or str(len(head))}
-    response = await transformer.http.post(V2, content=head + bytes(8), headers=headers)
+    response = await transformer.http.post(V2_INFER, content=head + bytes(8), headers=headers)
     assert response.status_code == 400
     assert error in response.json()["error"]
 
@@ -449,30 +465,30 @@ async def test_an_unknown_path_has_kserves_error_body(transformer):
     assert (response.status_code, response.json()) == (404, {"error": "GET /v3: Not Found"})
 
 
-async def test_explanations_are_not_implemented_and_say_so(transformer, truth):
-    rows = [dict(truth.bundle.reference.candidates[0])]
+async def test_explanations_are_not_implemented_and_say_so(transformer, sklearn_reference):
+    rows = [dict(sklearn_reference.bundle.reference.candidates[0])]
     response = await transformer.http.post("/v1/models/placement:explain", json={"instances": rows})
     assert response.status_code == 501
     assert "explanations are not implemented" in response.json()["error"]
 
 
-async def test_no_caller_can_unload_the_model(transformer, truth):
+async def test_no_caller_can_unload_the_model(transformer, sklearn_reference):
     response = await transformer.http.post("/v2/repository/models/placement/unload")
     assert response.status_code == 501
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await transformer.grpc.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="placement"))
     assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    await v1(transformer, [dict(truth.bundle.reference.candidates[0])])
+    await v1(transformer, [dict(sklearn_reference.bundle.reference.candidates[0])])
 
 
 async def test_more_candidates_or_bytes_than_the_limits_are_too_large(trained_bundle, mlserver):
     host = f"127.0.0.1:{mlserver.http_port}"
     limits = ("--max_candidates=2", "--max_request_bytes=1000")
-    async with serving(trained_bundle, host, "--predictor_protocol=v2", *limits) as service:
-        response = await service.http.post(V1, json={"instances": [{}, {}, {}]})
+    async with in_process_transformer(trained_bundle, host, "--predictor_protocol=v2", *limits) as service:
+        response = await service.http.post(V1_PREDICT, json={"instances": [{}, {}, {}]})
         assert response.status_code == 413
         assert response.json()["error"] == "a request may carry 2 candidates, got 3"
-        for path in (V1, V2):
+        for path in (V1_PREDICT, V2_INFER):
             response = await service.http.post(path, content=b" " * 1001)
             assert response.status_code == 413
             assert "1000 bytes" in response.json()["error"]
@@ -486,12 +502,14 @@ async def test_more_candidates_or_bytes_than_the_limits_are_too_large(trained_bu
             tensor.contents.bytes_contents.append(bytes(1000))
 
 
-async def test_an_unknown_category_is_encoded_as_none_where_asked_for(trained_bundle, mlserver, truth):
+async def test_an_unknown_category_is_encoded_as_none_where_asked_for(
+    trained_bundle, mlserver, sklearn_reference
+):
     host = f"127.0.0.1:{mlserver.http_port}"
-    rows = [{**truth.bundle.reference.candidates[0], "hsc_s": "Music"}]
-    async with serving(
+    rows = [{**sklearn_reference.bundle.reference.candidates[0], "hsc_s": "Music"}]
+    async with in_process_transformer(
         trained_bundle, host, "--predictor_protocol=v2", "--unknown_category=ignore"
     ) as service:
         _, probabilities, _ = await v1(service, rows)
     # DictVectorizer passes over what it has not seen, too.
-    assert probabilities == pytest.approx(truth.probabilities(rows), abs=1e-12)
+    assert probabilities == pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12)

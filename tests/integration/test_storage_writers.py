@@ -56,8 +56,8 @@ _WRITER = """
 import sys
 from itertools import count
 from storage.bundles import publish
-from tests.storing import copied
-from transformer.bundle import read
+from tests.support.bundle_copies import copied
+from transformer.bundle.format import load_bundle
 template = load_bundle(sys.argv[1])
 print("ready", flush=True)
 for number in count(int(sys.argv[3])):

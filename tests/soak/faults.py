@@ -23,12 +23,13 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 from inferenceservice.local.launch import TransformerProcess
 from predictor.process import PredictorProcess
 from tests.support import faulty_proxy as proxy
-from tests.support.answer_checker import Judge
+from tests.support.answer_checker import AnswerChecker
 from tests.support.async_processes import addresses
+from tests.support.endpoints import V1_PREDICT, V2_INFER
 from tests.support.faulty_proxy import FaultyProxy, Spoil
-from tests.support.load import TRY_AGAIN, Tally, at_once, judge_of
-from tests.support.sklearn_reference import Truth
-from tests.support.version_pairs import Pair
+from tests.support.load import TRY_AGAIN, Tally, at_once, checker_for
+from tests.support.sklearn_reference import SklearnReference
+from tests.support.version_pairs import VersionPair
 
 #: Seconds that a request may take here.
 DEADLINE_S = 2
@@ -54,10 +55,10 @@ class Scene:
         What should not have been.
     """
 
-    pair: Pair
-    front: TransformerProcess
+    pair: VersionPair
+    transformer: TransformerProcess
     proxy: FaultyProxy
-    serving: PredictorProcess
+    predictors: PredictorProcess
     start_predictor: Callable[[], Awaitable[PredictorProcess]]
     acts: int = 0
     unheard: int = 0
@@ -65,14 +66,14 @@ class Scene:
     bad: list[str] = field(default_factory=list)
 
     @property
-    def may_answer(self) -> dict[str, list[Truth]]:
+    def may_answer(self) -> dict[str, list[SklearnReference]]:
         """Only the old version serves here."""
-        label, truth = next(iter(self.pair.truths.items()))
-        return {label: [truth]}
+        label, sklearn_reference = next(iter(self.pair.references.items()))
+        return {label: [sklearn_reference]}
 
-    def judge(self) -> Judge:
+    def checker(self) -> AnswerChecker:
         """Who knows its scores."""
-        return judge_of(self.pair, self.may_answer)
+        return checker_for(self.pair, self.may_answer)
 
 
 Happening = Callable[[Scene], AbstractAsyncContextManager[None]]
@@ -179,7 +180,7 @@ async def bursts(scene: Scene) -> None:
     """Ten times as many candidates at once as may wait."""
     requests = 10 * WAITING // SIZE
     tally = await at_once(
-        scene.judge(), *addresses(scene.front), requests=requests, size=SIZE, give_up_s=GIVE_UP_S
+        scene.checker(), *addresses(scene.transformer), requests=requests, size=SIZE, give_up_s=GIVE_UP_S
     )
     scene.tally.add(tally)
 
@@ -190,12 +191,12 @@ async def leave(scene: Scene) -> None:
     body = json.dumps({"instances": rows}).encode()
     head = f"POST /v1/models/placement:predict HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n"
     for sent in (random.randrange(len(body)), len(body)):
-        _, writer = await asyncio.open_connection("127.0.0.1", scene.front.http_port)
+        _, writer = await asyncio.open_connection("127.0.0.1", scene.transformer.http_port)
         writer.write(head.encode() + body[:sent])
         await writer.drain()
         await asyncio.sleep(random.random() * 0.02)
         writer.transport.abort()
-    async with grpc.aio.insecure_channel(addresses(scene.front)[1]) as channel:
+    async with grpc.aio.insecure_channel(addresses(scene.transformer)[1]) as channel:
         call = GRPCInferenceServiceStub(channel).ModelInfer(of_objects(rows))
         await asyncio.sleep(random.random() * 0.02)
         call.cancel()
@@ -213,12 +214,12 @@ def of_objects(rows: list[dict[str, Any]]) -> pb.ModelInferRequest:
 
 async def send_what_is_wrong(scene: Scene) -> None:
     """Requests that are at fault themselves: each is told so, over each protocol."""
-    url, grpc_address = addresses(scene.front)
+    url, grpc_address = addresses(scene.transformer)
     good = random.choice(scene.pair.candidates)
     rows = [{**good, **random.choice(WRONG_FIELDS)}]
     expected = {"v1": 400, "v2": 400, "no JSON": 400, "too long": 413, "unknown": 404}
     tensor = {"name": "candidates", "shape": [1], "datatype": "BYTES", "data": [json.dumps(rows[0])]}
-    v1, v2 = "/v1/models/placement:predict", "/v2/models/placement/infer"
+    v1, v2 = V1_PREDICT, V2_INFER
     bodies = {
         "v1": (v1, json.dumps({"instances": rows})),
         "v2": (v2, json.dumps({"inputs": [tensor]})),

@@ -5,7 +5,6 @@ request is answered: rightly, or with a status that the table in the README has 
 are answered rightly again, without help, and nothing of it is left in the transformer.
 """
 
-import asyncio
 import contextlib
 import random
 import time
@@ -22,19 +21,21 @@ from inferenceservice.local.launch import TransformerProcess
 from predictor.process import PredictorProcess, free_ports
 from tests.soak.faults import CLIENTS, DEADLINE_S, FAULTS, GIVE_UP_S, WAITING, Fault, Scene
 from tests.soak.rollouts import Outcome, some_more
-from tests.support.async_processes import addresses, metrics, predictor, total, transformer
+from tests.support.async_processes import addresses, running_predictor, running_transformer
 from tests.support.faulty_proxy import FaultyProxy
-from tests.support.load import NO_ANSWER, Tally, status_of, under_load, until
-from tests.support.version_pairs import Pair
-from transformer.batching.pool import PoolSettings
-from transformer.batching.retry_budget import EARNED, MOST
+from tests.support.load import NO_ANSWER, Tally, status_of, under_load
+from tests.support.prometheus_samples import read_samples, sum_of
+from tests.support.version_pairs import VersionPair
+from tests.support.waiting import wait_until
+from transformer.batching.retry_budget import EARNED, MAX_SAVED
+from transformer.settings import Settings
 
 #: Requests while a fault lasts, at least; and how many clients of each protocol ask.
 REQUESTS, CLIENTS_EACH = 20, 4
 #: Seconds in which all must be well again: a connection that is being verified waits for 10 s for an answer.
 RECOVERY_S = 20
 #: Connections to the predictor.
-CONNECTIONS = PoolSettings.connections
+CONNECTIONS = Settings.predictor_connections
 #: How often answers a second are compared when all is over, what part of a new transformer's there must be,
 #: and how many requests tell it: in the short form, too few do.
 COMPARED, PACE, PACE_REQUESTS = 5, 0.8, 500
@@ -133,7 +134,7 @@ class Survived(Outcome):
     record: Record = field(default_factory=Record)
 
 
-async def outages(pair: Pair, run: Path, some: int, faults: Sequence[Fault] = FAULTS) -> Survived:
+async def outages(pair: VersionPair, run: Path, some: int, faults: Sequence[Fault] = FAULTS) -> Survived:
     """Every fault, and what clients do, in another order each time: once for each hundred of `some`."""
     (port,) = free_ports(1)
     faulty = FaultyProxy(port)
@@ -143,21 +144,23 @@ async def outages(pair: Pair, run: Path, some: int, faults: Sequence[Fault] = FA
     async with contextlib.AsyncExitStack() as stack:
 
         async def start_predictor() -> PredictorProcess:
-            return await stack.enter_async_context(predictor(pair.old, run / "predictor.log", http_port=port))
+            return await stack.enter_async_context(
+                running_predictor(pair.old, run / "predictor.log", http_port=port)
+            )
 
-        serving = await start_predictor()
+        predictors = await start_predictor()
         await faulty.start()
         try:
             log = run / "transformer.log"
-            async with transformer(pair.old, faulty.port, log, *options) as front:
-                scene = Scene(pair, front, faulty, serving, start_predictor)
+            async with running_transformer(pair.old, faulty.port, log, *options) as transformer:
+                scene = Scene(pair, transformer, faulty, predictors, start_predictor)
                 for fault in CLIENTS:
                     await one_fault(scene, fault, survived)
                 before = await left_over(scene, None)
                 for _ in range(max(1, some // 100)):
                     for fault in random.sample(every, len(every)):
                         await one_fault(scene, fault, survived)
-                async with transformer(pair.old, faulty.port, run / "new.log", *options) as new:
+                async with running_transformer(pair.old, faulty.port, run / "new.log", *options) as new:
                     pace, new_pace = await answers_a_second(scene, new, some)
                 survived.record.pace = [(pace, new_pace)]
                 survived.expect(
@@ -190,9 +193,9 @@ async def one_fault(scene: Scene, fault: Fault, survived: Survived) -> None:
 
     async with under_load_of(scene) as scene.tally:
         async with fault.happens(scene):
-            await until(scene.tally, enough)
+            await scene.tally.reach(enough)
         ended = time.monotonic()
-        await recovered(addresses(scene.front)[0])
+        await recovered(addresses(scene.transformer)[0])
         took_s = time.monotonic() - ended
     during = scene.tally
     async with under_load_of(scene) as after:
@@ -211,18 +214,18 @@ async def one_fault(scene: Scene, fault: Fault, survived: Survived) -> None:
     answered = during.answered.total() + after.answered.total() + scene.unheard
     # A dropped one goes once more with those that it shared the call with, then alone; all in the budget.
     survived.expect(
-        again["dropped"] <= 2 * asked and calls <= asked + MOST + EARNED * answered,
+        again["dropped"] <= 2 * asked and calls <= asked + MAX_SAVED + EARNED * answered,
         f"{fault.name}: {calls} calls for {asked} requests, sent again: {dict(again)}",
     )
 
 
 def under_load_of(
-    scene: Scene, front: TransformerProcess | None = None, pause_s: float = 0.01
+    scene: Scene, transformer: TransformerProcess | None = None, pause_s: float = 0.01
 ) -> AbstractAsyncContextManager[Tally]:
     """Steady load on the transformer of a scene, or on another one."""
     return under_load(
         scene.pair,
-        *addresses(front or scene.front),
+        *addresses(transformer or scene.transformer),
         may_answer=scene.may_answer,
         clients=CLIENTS_EACH,
         pause_s=pause_s,
@@ -244,9 +247,12 @@ def unexpected(fault: Fault, during: Tally, after: Tally) -> list[str]:
 
 async def recovered(url: str) -> None:
     """Wait until every connection to the predictor can carry requests."""
-    async with asyncio.timeout(RECOVERY_S):
-        while total(await metrics(url), "transformer_predictor_connections", state="usable") < CONNECTIONS:
-            await asyncio.sleep(0.05)
+
+    async def all_usable() -> bool:
+        samples = await read_samples(url)
+        return sum_of(samples, "transformer_predictor_connections", state="usable") >= CONNECTIONS
+
+    await wait_until(all_usable, timeout_s=RECOVERY_S, poll_s=0.05)
 
 
 @dataclass(frozen=True)
@@ -271,33 +277,34 @@ class Held:
 
 async def left_over(scene: Scene, before: Held | None) -> Held:
     """What the transformer holds when all clients have gone; waits until it is no more than before."""
-    held = Held.by(scene.front)
+
+    def nothing_left() -> bool:
+        held = Held.by(scene.transformer)
+        return held.connections == CONNECTIONS and (before is None or held.files <= before.files)
+
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(RECOVERY_S):
-            while held.connections != CONNECTIONS or (before and held.files > before.files):
-                await asyncio.sleep(0.1)
-                held = Held.by(scene.front)
-    return held
+        await wait_until(nothing_left, timeout_s=RECOVERY_S, poll_s=0.1)
+    return Held.by(scene.transformer)
 
 
 async def answers_a_second(scene: Scene, new: TransformerProcess, requests: int) -> tuple[float, float]:
     """How many there are while clients ask without a pause, and how many of a new transformer, in turns."""
-    paces: dict[TransformerProcess, list[float]] = {scene.front: [], new: []}
+    paces: dict[TransformerProcess, list[float]] = {scene.transformer: [], new: []}
     for _ in range(COMPARED):
-        for front, measured in paces.items():
-            async with under_load_of(scene, front, pause_s=0.0) as tally:
+        for transformer, measured in paces.items():
+            async with under_load_of(scene, transformer, pause_s=0.0) as tally:
                 await some_more(tally, REQUESTS)
                 start, before = time.monotonic(), tally.answered.total()
                 await some_more(tally, requests)
                 measured.append((tally.answered.total() - before) / (time.monotonic() - start))
-    return median(paces[scene.front]), median(paces[new])
+    return median(paces[scene.transformer]), median(paces[new])
 
 
 async def sent_again(scene: Scene) -> Counter[str]:
     """How many requests have been, and why; who found the connection closed had not been sent before."""
-    samples = await metrics(addresses(scene.front)[0])
+    samples = await read_samples(addresses(scene.transformer)[0])
     name = "transformer_predictor_retries_total"
-    return Counter({reason: int(total(samples, name, reason=reason)) for reason in ("dropped", "halved")})
+    return Counter({reason: int(sum_of(samples, name, reason=reason)) for reason in ("dropped", "halved")})
 
 
 async def account(scene: Scene, before: Held, survived: Survived) -> None:

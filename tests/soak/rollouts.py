@@ -21,22 +21,24 @@ from tests.support.answer_checker import TOLERANCE
 from tests.support.async_processes import (
     SKLEARNSERVER,
     addresses,
-    backend,
     documented_transformer,
-    forwarding,
-    left,
-    local_service,
-    metrics,
-    predictor,
-    proxying,
-    say_nothing,
-    service,
-    total,
-    transformer,
+    ignore_progress,
+    running_predictor,
+    running_service,
+    running_transformer,
 )
-from tests.support.load import TRY_AGAIN, Tally, under_load, until
-from tests.support.sklearn_reference import Truth
-from tests.support.version_pairs import Pair
+from tests.support.endpoints import V1_PREDICT
+from tests.support.inference_service import with_arguments
+from tests.support.load import TRY_AGAIN, Tally, under_load
+from tests.support.load_balancers import (
+    backend,
+    balanced_by_connection,
+    balanced_by_request,
+    wait_until_drained,
+)
+from tests.support.prometheus_samples import read_samples, sum_of
+from tests.support.sklearn_reference import SklearnReference
+from tests.support.version_pairs import VersionPair
 from transformer.upstream.known_versions import UNVERIFIED
 
 #: Connections that live shortly are many, so that the shares can be told.
@@ -77,27 +79,27 @@ class Outcome:
         return f"{self.tally}{'; UNEXPECTED: ' + '; '.join(self.unexpected) if self.unexpected else ''}"
 
 
-Situation = Callable[[Pair, Path, int], Awaitable[Outcome]]
+Situation = Callable[[VersionPair, Path, int], Awaitable[Outcome]]
 
 
 async def some_more(tally: Tally, requests: int) -> None:
     """Let the load go on for a while."""
     enough = tally.requests + requests
-    await until(tally, lambda now: now.requests >= enough)
+    await tally.reach(lambda now: now.requests >= enough)
 
 
 def rollout_and_rollback(*arguments: str, name: str) -> Situation:
     """`placement rollout` and `placement rollback`: no request fails."""
 
-    async def situation(pair: Pair, run: Path, some: int) -> Outcome:
+    async def situation(pair: VersionPair, run: Path, some: int) -> Outcome:
         async with (
-            local_service(pair, run, *arguments) as local,
+            running_service(pair, run, *arguments) as local,
             under_load(pair, local.url, local.grpc_address) as tally,
         ):
             await some_more(tally, some)
-            new = await rollout(local, str(pair.new), say_nothing)
+            new = await rollout(local, str(pair.new), ignore_progress)
             await some_more(tally, some)
-            old = await rollback(local, say_nothing)
+            old = await rollback(local, ignore_progress)
             await some_more(tally, some)
         outcome = Outcome(tally)
         outcome.expect_no_failure()
@@ -108,38 +110,38 @@ def rollout_and_rollback(*arguments: str, name: str) -> Situation:
     return situation
 
 
-async def newcomers_in_a_rollout(pair: Pair, run: Path, some: int) -> Outcome:
+async def new_only_candidates_in_a_rollout(pair: VersionPair, run: Path, some: int) -> Outcome:
     """Candidates that only the newer version takes wait for it, or are told to try again; others pass."""
     async with (
         # So that they do not wait for long.
-        local_service(pair, run, "--predictor_request_timeout_seconds=3") as local,
+        running_service(pair, run, "--predictor_request_timeout_seconds=3") as local,
         under_load(pair, local.url, local.grpc_address) as tally,
     ):
         await some_more(tally, some)
-        await local.set_transformer(str(pair.new), say_nothing)
+        await local.set_transformer(str(pair.new), ignore_progress)
         async with under_load(
             pair,
             local.url,
             local.grpc_address,
-            may_answer={"v2": [pair.truths["v2"]]},
-            newcomers=True,
+            may_answer={"v2": [pair.references["v2"]]},
+            new_only_candidates=True,
             clients=1,
-        ) as newcomers:
-            await until(newcomers, lambda now: now.failed.total() >= 3)
-            too_early = newcomers.answered.total()
-            await local.set_predictor(str(pair.new), say_nothing)
-            await until(newcomers, lambda now: now.answered["v2"] >= some // 4)
-            await local.set_predictor(str(pair.old), say_nothing)
-            before = newcomers.failed.total()
-            await until(newcomers, lambda now: now.failed.total() >= before + 3)
+        ) as new_only_candidates:
+            await new_only_candidates.reach(lambda now: now.failed.total() >= 3)
+            too_early = new_only_candidates.answered.total()
+            await local.set_predictor(str(pair.new), ignore_progress)
+            await new_only_candidates.reach(lambda now: now.answered["v2"] >= some // 4)
+            await local.set_predictor(str(pair.old), ignore_progress)
+            before = new_only_candidates.failed.total()
+            await new_only_candidates.reach(lambda now: now.failed.total() >= before + 3)
     others = Outcome(tally)
     others.expect_no_failure()
     others.expect_answers("v1", "v2", at_least=some)
-    outcome = Outcome(newcomers)
+    outcome = Outcome(new_only_candidates)
     outcome.expect_no_failure_but_to_try_again()
     outcome.expect(not too_early, f"{too_early} newcomers were answered before there was a model for them")
-    newcomers.add(tally)
-    return Outcome(newcomers, list(dict.fromkeys(others.unexpected + outcome.unexpected)))
+    new_only_candidates.add(tally)
+    return Outcome(new_only_candidates, list(dict.fromkeys(others.unexpected + outcome.unexpected)))
 
 
 def apply_both(*late_s: tuple[float, float], name: str) -> Situation:
@@ -149,19 +151,19 @@ def apply_both(*late_s: tuple[float, float], name: str) -> Situation:
     """
     out, back = late_s
 
-    async def situation(pair: Pair, run: Path, some: int) -> Outcome:
+    async def situation(pair: VersionPair, run: Path, some: int) -> Outcome:
         # The old version's bundle does not know the new model, but may know its encoding.
-        may_answer = {label: [truth] for label, truth in pair.truths.items()}
+        may_answer = {label: [reference] for label, reference in pair.references.items()}
         if pair.same_encoding:
             may_answer[UNVERIFIED] = may_answer["v2"]
         async with (
-            local_service(pair, run) as local,
+            running_service(pair, run) as local,
             under_load(pair, local.url, local.grpc_address, may_answer=may_answer) as tally,
         ):
             await some_more(tally, some)
-            await local.apply(service(storage_uri=str(pair.new)), say_nothing, late_s=out)
+            await local.apply(with_arguments(storage_uri=str(pair.new)), ignore_progress, late_s=out)
             await some_more(tally, some)
-            await local.apply(service(storage_uri=str(pair.old)), say_nothing, late_s=back)
+            await local.apply(with_arguments(storage_uri=str(pair.old)), ignore_progress, late_s=back)
             await some_more(tally, some)
         outcome = Outcome(tally)
         outcome.expect_no_failure_but_to_try_again()
@@ -172,18 +174,18 @@ def apply_both(*late_s: tuple[float, float], name: str) -> Situation:
     return situation
 
 
-async def canary_by_connection(pair: Pair, run: Path, some: int) -> Outcome:
+async def canary_by_connection(pair: VersionPair, run: Path, some: int) -> Outcome:
     """Two predictor versions behind one address that gives each new connection to either (a Service)."""
     share = 0.3
     async with (
-        predictor(pair.old, run / "old.log") as old,
-        predictor(pair.new, run / "new.log") as new,
-        forwarding(backend(old, 1 - share), backend(new, share)) as (_, port),
-        transformer(pair.new, port, run / "transformer.log", SHORT_LIVES, SMALL_CALLS) as front,
-        under_load(pair, *addresses(front)) as tally,
+        running_predictor(pair.old, run / "old.log") as old,
+        running_predictor(pair.new, run / "new.log") as new,
+        balanced_by_connection(backend(old, 1 - share), backend(new, share)) as (_, port),
+        running_transformer(pair.new, port, run / "transformer.log", SHORT_LIVES, SMALL_CALLS) as transformer,
+        under_load(pair, *addresses(transformer)) as tally,
     ):
         await some_more(tally, 4 * some)
-        connections = await verified_connections(addresses(front)[0])
+        connections = await verified_connections(addresses(transformer)[0])
     outcome = Outcome(tally)
     outcome.expect_no_failure()
     served = tally.answered["v2"] / tally.answered.total()
@@ -198,17 +200,19 @@ async def canary_by_connection(pair: Pair, run: Path, some: int) -> Outcome:
 
 async def verified_connections(url: str) -> float:
     """How many connections to its predictors a transformer has verified."""
-    return total(await metrics(url), "transformer_verifications_total", outcome="equal")
+    return sum_of(await read_samples(url), "transformer_verifications_total", outcome="equal")
 
 
-async def canary_by_request(pair: Pair, run: Path, some: int) -> Outcome:
+async def canary_by_request(pair: VersionPair, run: Path, some: int) -> Outcome:
     """The same behind a proxy that gives each request to either (Knative, a mesh): `--verify=request`."""
     async with (
-        predictor(pair.old, run / "old.log") as old,
-        predictor(pair.new, run / "new.log") as new,
-        proxying([backend(old).address, backend(new).address]) as port,
-        transformer(pair.new, port, run / "transformer.log", "--verify=request", SMALL_CALLS) as front,
-        under_load(pair, *addresses(front)) as tally,
+        running_predictor(pair.old, run / "old.log") as old,
+        running_predictor(pair.new, run / "new.log") as new,
+        balanced_by_request([backend(old).address, backend(new).address]) as port,
+        running_transformer(
+            pair.new, port, run / "transformer.log", "--verify=request", SMALL_CALLS
+        ) as transformer,
+        under_load(pair, *addresses(transformer)) as tally,
     ):
         await some_more(tally, 4 * some)
     outcome = Outcome(tally)
@@ -218,27 +222,27 @@ async def canary_by_request(pair: Pair, run: Path, some: int) -> Outcome:
     return outcome
 
 
-async def rolling_update(pair: Pair, run: Path, some: int) -> Outcome:
+async def rolling_update(pair: VersionPair, run: Path, some: int) -> Outcome:
     """Three predictors behind one address are replaced one at a time, as a Deployment does; over V1."""
     async with contextlib.AsyncExitStack() as pods:
 
         async def pod(bundle: Path, number: int) -> PredictorProcess:
             log = run / f"{bundle.name}-{number}.log"
-            return await pods.enter_async_context(predictor(bundle, log, SKLEARNSERVER))
+            return await pods.enter_async_context(running_predictor(bundle, log, SKLEARNSERVER))
 
-        serving = [await pod(pair.old, number) for number in range(3)]
-        endpoints, port = await pods.enter_async_context(forwarding(*map(backend, serving)))
+        predictors = [await pod(pair.old, number) for number in range(3)]
+        endpoints, port = await pods.enter_async_context(balanced_by_connection(*map(backend, predictors)))
         arguments = ("--predictor_protocol=v1", "--predictor_connections=6")
-        front = await pods.enter_async_context(
-            transformer(pair.new, port, run / "transformer.log", *arguments)
+        transformer = await pods.enter_async_context(
+            running_transformer(pair.new, port, run / "transformer.log", *arguments)
         )
-        async with under_load(pair, *addresses(front)) as tally:
+        async with under_load(pair, *addresses(transformer)) as tally:
             for number in range(3):
                 await some_more(tally, some)
-                serving.append(await pod(pair.new, number))
-                leaving = serving.pop(0)
-                endpoints.backends = [*map(backend, serving)]
-                await left(endpoints, backend(leaving).address)
+                predictors.append(await pod(pair.new, number))
+                leaving = predictors.pop(0)
+                endpoints.backends = [*map(backend, predictors)]
+                await wait_until_drained(endpoints, backend(leaving).address)
                 await asyncio.to_thread(leaving.stop)
             before = tally.answered["v1"]
             await some_more(tally, some)
@@ -250,56 +254,62 @@ async def rolling_update(pair: Pair, run: Path, some: int) -> Outcome:
     return outcome
 
 
-async def killed_and_replaced(pair: Pair, run: Path, some: int) -> Outcome:
+async def killed_and_replaced(pair: VersionPair, run: Path, some: int) -> Outcome:
     """A predictor is killed in the middle of requests, and another version comes up on the same port."""
     (port,) = free_ports(1)
     async with contextlib.AsyncExitStack() as stack:
 
         async def serve(bundle: Path, log: str) -> PredictorProcess:
-            return await stack.enter_async_context(predictor(bundle, run / log, http_port=port))
+            return await stack.enter_async_context(running_predictor(bundle, run / log, http_port=port))
 
-        serving = await serve(pair.old, "old.log")
-        front = await stack.enter_async_context(transformer(pair.new, port, run / "transformer.log"))
+        predictor = await serve(pair.old, "old.log")
+        transformer = await stack.enter_async_context(
+            running_transformer(pair.new, port, run / "transformer.log")
+        )
         # The load ends before the last predictor: MLServer 1.7 that is stopped keeps callers waiting.
-        async with under_load(pair, *addresses(front)) as tally:
+        async with under_load(pair, *addresses(transformer)) as tally:
             await some_more(tally, some)
             for version, bundle, log in (("v2", pair.new, "new.log"), ("v1", pair.old, "again.log")):
-                os.killpg(serving.pid, signal.SIGKILL)
-                await asyncio.to_thread(serving.stop)
-                serving = await serve(bundle, log)
+                os.killpg(predictor.pid, signal.SIGKILL)
+                await asyncio.to_thread(predictor.stop)
+                predictor = await serve(bundle, log)
                 enough = tally.answered[version] + some
-                await until(tally, lambda now, v=version, n=enough: now.answered[v] >= n)
+                await tally.reach(lambda now, v=version, n=enough: now.answered[v] >= n)
     outcome = Outcome(tally)
     # A call that the killed one had is known to be lost at once: none is too late (504).
     outcome.expect_no_failure_but_to_try_again()
     return outcome
 
 
-async def unknown_models(pair: Pair, run: Path, some: int) -> Outcome:
+async def unknown_models(pair: VersionPair, run: Path, some: int) -> Outcome:
     """Models that no bundle describes are `unverified` wherever they answer, or do not answer at all."""
-    bundles = await asyncio.to_thread(lambda: pair.strangers)
-    known = {"v2": [pair.truths["v2"]]}
+    bundles = await asyncio.to_thread(lambda: pair.unknown_models)
+    known = {"v2": [pair.references["v2"]]}
     async with contextlib.AsyncExitStack() as stack:
-        new = await stack.enter_async_context(predictor(pair.new, run / "new.log"))
+        new = await stack.enter_async_context(running_predictor(pair.new, run / "new.log"))
         strangers = [
-            await stack.enter_async_context(predictor(bundle, run / f"{bundle.name}.log"))
+            await stack.enter_async_context(running_predictor(bundle, run / f"{bundle.name}.log"))
             for bundle in bundles
         ]
-        address, port = await stack.enter_async_context(forwarding(*map(backend, [new, *strangers])))
-        may_answer = {**known, UNVERIFIED: [Truth(bundle) for bundle in bundles]}
+        address, port = await stack.enter_async_context(
+            balanced_by_connection(*map(backend, [new, *strangers]))
+        )
+        may_answer = {**known, UNVERIFIED: [SklearnReference(bundle) for bundle in bundles]}
         async with (
-            transformer(pair.new, port, run / "serves.log", SHORT_LIVES, SMALL_CALLS) as front,
-            under_load(pair, *addresses(front), may_answer=may_answer) as served,
+            running_transformer(pair.new, port, run / "serves.log", SHORT_LIVES, SMALL_CALLS) as transformer,
+            under_load(pair, *addresses(transformer), may_answer=may_answer) as served,
         ):
             await some_more(served, 2 * some)
         address.backends = [*map(backend, strangers)]
         refusing = ("--unknown_model=refuse", SHORT_LIVES)
-        async with transformer(pair.new, port, run / "refuses.log", *refusing, ready=False) as front:
-            async with under_load(pair, *addresses(front), may_answer={}) as refused:
+        async with running_transformer(
+            pair.new, port, run / "refuses.log", *refusing, ready=False
+        ) as transformer:
+            async with under_load(pair, *addresses(transformer), may_answer={}) as refused:
                 await some_more(refused, some)
             address.backends = [*map(backend, [new, *strangers])]
-            async with under_load(pair, *addresses(front), may_answer=known) as chosen:
-                await until(chosen, lambda now: now.answered["v2"] >= some)
+            async with under_load(pair, *addresses(transformer), may_answer=known) as chosen:
+                await chosen.reach(lambda now: now.answered["v2"] >= some)
     outcome = Outcome(served)
     outcome.expect_no_failure()
     outcome.expect_answers("v2", UNVERIFIED)
@@ -311,22 +321,22 @@ async def unknown_models(pair: Pair, run: Path, some: int) -> Outcome:
     return outcome
 
 
-async def control_experiment(pair: Pair, run: Path, requests: int) -> int:
+async def control_experiment(pair: VersionPair, run: Path, requests: int) -> int:
     """Wrong answers of the documented transformer in the situation of `canary_by_connection`.
 
     It has the new version's encoding, so an answer is wrong that is not the new version's score: the old
     model, fed with the new encoding.
     """
     (port,) = free_ports(1)
-    new_scores = pair.truths["v2"].probabilities(pair.candidates)
+    new_scores = pair.references["v2"].probabilities(pair.candidates)
     async with (
-        predictor(pair.old, run / "old.log", SKLEARNSERVER) as old,
-        predictor(pair.new, run / "new.log", SKLEARNSERVER) as new,
-        forwarding(backend(old), backend(new)) as (_, predictor_port),
+        running_predictor(pair.old, run / "old.log", SKLEARNSERVER) as old,
+        running_predictor(pair.new, run / "new.log", SKLEARNSERVER) as new,
+        balanced_by_connection(backend(old), backend(new)) as (_, predictor_port),
         documented_transformer(pair.new, predictor_port, port, run / "documented.log"),
         aiohttp.ClientSession() as session,
     ):
-        url = f"http://127.0.0.1:{port}/v1/models/placement:predict"
+        url = f"http://127.0.0.1:{port}{V1_PREDICT}"
 
         async def wrong(chosen: int) -> bool:
             body = {"instances": [pair.candidates[chosen]]}
@@ -344,7 +354,7 @@ async def control_experiment(pair: Pair, run: Path, requests: int) -> int:
 SITUATIONS: tuple[Situation, ...] = (
     rollout_and_rollback(name="rollout_and_rollback"),
     rollout_and_rollback("--predictor_protocol=grpc-v2", name="rollout_over_grpc"),
-    newcomers_in_a_rollout,
+    new_only_candidates_in_a_rollout,
     # So late that the old transformer has no predictor left that it knows.
     apply_both((20.0, 0.0), (0.0, 3.0), name="apply_out_transformer_late"),
     apply_both((0.0, 3.0), (20.0, 0.0), name="apply_out_predictor_late"),
@@ -356,6 +366,6 @@ SITUATIONS: tuple[Situation, ...] = (
 )
 
 
-def make_sense(situation: Situation, pair: Pair) -> bool:
+def make_sense(situation: Situation, pair: VersionPair) -> bool:
     """Whether a situation can be told with a pair: retrained versions take the same candidates."""
-    return situation is not newcomers_in_a_rollout or bool(pair.newcomers)
+    return situation is not new_only_candidates_in_a_rollout or bool(pair.new_only_candidates)

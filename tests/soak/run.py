@@ -24,7 +24,7 @@ from tests.soak import rollouts
 from tests.soak.outages import Record, Survived, outages
 from tests.soak.rollouts import Situation, control_experiment, make_sense
 from tests.support.load import TRY_AGAIN, Tally
-from tests.support.version_pairs import PAIRS, Pair, make_pair
+from tests.support.version_pairs import PAIRS, VersionPair, make_pair
 
 #: In which versions meet, and one in which everything else happens.
 SITUATIONS = (*rollouts.SITUATIONS, outages)
@@ -60,7 +60,7 @@ class Figures:
 
 
 #: Plays a situation, with its logs in a directory: figures, a line about them, what is not as expected.
-Play = Callable[[Pair, Path], Awaitable[tuple[Figures, str, list[str]]]]
+Play = Callable[[VersionPair, Path], Awaitable[tuple[Figures, str, list[str]]]]
 
 
 @dataclass
@@ -162,13 +162,15 @@ class Soak:
         if CONTROL_PAIR in names:
             await self._run(CONTROL, CONTROL_PAIR, self._play_control)
 
-    async def _play(self, situation: Situation, pair: Pair, run: Path) -> tuple[Figures, str, list[str]]:
+    async def _play(
+        self, situation: Situation, pair: VersionPair, run: Path
+    ) -> tuple[Figures, str, list[str]]:
         outcome = await situation(pair, run, self._requests)
         if isinstance(outcome, Survived):
             self.results.outages.add(outcome.record)
         return Figures.of(outcome.tally), str(outcome.tally), outcome.unexpected
 
-    async def _play_control(self, pair: Pair, run: Path) -> tuple[Figures, str, list[str]]:
+    async def _play_control(self, pair: VersionPair, run: Path) -> tuple[Figures, str, list[str]]:
         requests = 2 * self._requests
         wrong = await control_experiment(pair, run, requests)
         figures = Figures(runs=1, requests=requests, wrong=wrong)

@@ -10,30 +10,30 @@ from tests.soak import run
 from tests.soak.outages import Record, Survived
 from tests.soak.rollouts import Outcome
 from tests.support.load import TRY_AGAIN, Tally
-from tests.support.version_pairs import Pair
+from tests.support.version_pairs import VersionPair
 
-PAIR = Pair("category_renamed", Path("v1"), Path("v2"), [], [])
+PAIR = VersionPair("category_renamed", Path("v1"), Path("v2"), [], [])
 
 
-async def goes_well(pair: Pair, run: Path, requests: int) -> Outcome:
+async def goes_well(pair: VersionPair, run: Path, requests: int) -> Outcome:
     tally = Tally(several=requests)
     tally.answered["v1"] += requests
     tally.failed[TRY_AGAIN] += 2
     return Outcome(tally)
 
 
-async def answers_wrongly(pair: Pair, run: Path, requests: int) -> Outcome:
+async def answers_wrongly(pair: VersionPair, run: Path, requests: int) -> Outcome:
     tally = Tally(several=1, faults={"wrong": ["one"], "mixed": ["another"]})
     tally.answered["v1"] += 2
     return Outcome(tally)
 
 
-async def raises(pair: Pair, run: Path, requests: int) -> Outcome:
+async def raises(pair: VersionPair, run: Path, requests: int) -> Outcome:
     (run / "transformer.log").touch()
     raise TimeoutError("no more requests")
 
 
-async def outages(pair: Pair, run: Path, requests: int) -> Survived:
+async def outages(pair: VersionPair, run: Path, requests: int) -> Survived:
     tally = Tally()
     tally.failed[TRY_AGAIN] += 3
     record = Record(memory=[(2**27, 2**27)], pace=[(400.0, 401.0)], calls=5)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tests.support.sklearn_reference import Truth
+from tests.support.sklearn_reference import SklearnReference
 from transformer.upstream.known_versions import UNVERIFIED
 
 #: Two models that agree to this are the same; those of the pairs differ by far more.
@@ -24,7 +24,7 @@ class Answer:
     positive: Sequence[bool]
 
 
-class Judge:
+class AnswerChecker:
     """Holds answers against what scikit-learn says in this process.
 
     Parameters
@@ -40,8 +40,8 @@ class Judge:
     def __init__(
         self,
         candidates: Sequence[dict[str, Any]],
-        may_answer: Mapping[str, Sequence[Truth]],
-        others: Sequence[Truth] = (),
+        may_answer: Mapping[str, Sequence[SklearnReference]],
+        others: Sequence[SklearnReference] = (),
     ) -> None:
         self.candidates = candidates
         self._claimed = {

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 from aiohttp import web
 
-from tests.support.sklearn_reference import Truth
+from tests.support.endpoints import V2_INFER
+from tests.support.sklearn_reference import SklearnReference
 
 
-class StockServer:
+class FakeMLServer:
     """Speaks V2 over REST as MLServer does: named columns are checked by scikit-learn, plain ones by width.
 
     Attributes
@@ -31,30 +32,30 @@ class StockServer:
         Answers are held back while it is not set.
     """
 
-    def __init__(self, serving: Truth | Callable[[], Truth] | None) -> None:
-        self.serving = serving
+    def __init__(self, served: SklearnReference | Callable[[], SklearnReference] | None) -> None:
+        self.served = served
         self.calls = 0
         self.connections = 0
-        self.plain: list[tuple[np.ndarray, Mapping[str, str]]] = []
+        self.plain_calls: list[tuple[np.ndarray, Mapping[str, str]]] = []
         self.refuses: Callable[[np.ndarray], bool] = lambda _: False
-        self.open = asyncio.Event()
-        self.open.set()
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
         self.address = ""
         self._transports: set[asyncio.BaseTransport] = set()
 
-    def swap(self, serving: Truth | None) -> None:
+    def swap(self, served: SklearnReference | None) -> None:
         """Another pod takes over: what was connected to the old one is cut off."""
-        self.serving = serving
+        self.served = served
         for transport in self._transports:
             transport.close()
         self._transports.clear()
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator["StockServer"]:
+    async def running(self) -> AsyncIterator["FakeMLServer"]:
         """Listen on a free port."""
         application = web.Application(client_max_size=2**26)
         application.router.add_get("/v2/health/live", self._live)
-        application.router.add_post("/v2/models/placement/infer", self._infer)
+        application.router.add_post(V2_INFER, self._infer)
         runner = web.AppRunner(application, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -77,20 +78,20 @@ class StockServer:
     async def _infer(self, request: web.Request) -> web.Response:
         self._count(request)
         self.calls += 1
-        if self.serving is None:
+        if self.served is None:
             return web.json_response({"error": "Model placement not found"}, status=404)
         body = await request.json()
         if "parameters" not in body:
-            self.plain.append((features(body), request.headers))
-        await self.open.wait()
+            self.plain_calls.append((features(body), request.headers))
+        await self.may_answer.wait()
         if "parameters" not in body and self.refuses(features(body)):
             return web.json_response({"error": "builtins.ValueError: Input is too large"}, status=500)
         try:
             with warnings.catch_warnings():
                 # What scikit-learn says of every plain array.
                 warnings.filterwarnings("ignore", "X does not have valid feature names")
-                truth = self.serving if isinstance(self.serving, Truth) else self.serving()
-                scores = truth.model.predict_proba(features(body))
+                reference = self.served if isinstance(self.served, SklearnReference) else self.served()
+                scores = reference.model.predict_proba(features(body))
         except ValueError as error:
             return web.json_response({"error": f"builtins.ValueError: {error}"}, status=500)
         output = {

@@ -34,7 +34,7 @@ def stranger(version: Path, directory: Path, name: str = "v9") -> Path:
     return directory
 
 
-class MemoryTarget:
+class InMemoryTarget:
     """A target that remembers its steps, and fails at one if it is told to.
 
     Attributes

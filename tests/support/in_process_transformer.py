@@ -1,4 +1,4 @@
-"""The real transformer inside the test's own event loop: its REST application and its gRPC server."""
+"""The real transformer in the test's event loop: its REST application and its gRPC server."""
 
 import asyncio
 import contextlib
@@ -11,51 +11,50 @@ import httpx
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
 from predictor.process import free_ports
-from transformer.__main__ import transformer_model
+from tests.support.endpoints import SERVER_READY
+from tests.support.waiting import wait_until
 from transformer.bundle.format import load_bundle
 from transformer.options import parse
 from transformer.server.kserve_server import TransformerServer
 
 
 @dataclass
-class Serving:
+class InProcessTransformer:
     """Clients of a transformer."""
 
     http: httpx.AsyncClient
     grpc: GRPCInferenceServiceStub
     grpc_address: str
 
+    async def is_ready(self) -> bool:
+        """Return True if it is ready over REST."""
+        return (await self.http.get(SERVER_READY)).status_code == 200
+
 
 @contextlib.asynccontextmanager
-async def serving(
+async def in_process_transformer(
     directory: Path, predictor_host: str, *arguments: str, ready: bool = True
-) -> AsyncIterator[Serving]:
+) -> AsyncIterator[InProcessTransformer]:
     """Serve a bundle in front of a predictor, with further arguments of the command line."""
     (port,) = free_ports(1)
-    options = parse([f"--predictor_host={predictor_host}", f"--grpc_port={port}", *arguments])
-    model = transformer_model(load_bundle(directory), options)
-    server = TransformerServer(options)
-    server.register_model(model)
+    settings = parse([f"--predictor_host={predictor_host}", f"--grpc_port={port}", *arguments])
+    server = TransformerServer(load_bundle(directory), settings)
     rest = server.rest_server()
     rest.create_application()
     grpc_server = server.grpc_server()
     running = asyncio.create_task(grpc_server.start(2))
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
     try:
-        # Errors are to become answers; what is raised through the application has become none.
+        # The transport raises an exception that the application does not turn into a response.
         transport = httpx.ASGITransport(rest.config.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://transformer") as http:
             await asyncio.wait_for(channel.channel_ready(), 10)
+            served = InProcessTransformer(http, GRPCInferenceServiceStub(channel), f"127.0.0.1:{port}")
             if ready:
-                await asyncio.wait_for(_ready(http), 10)
-            yield Serving(http, GRPCInferenceServiceStub(channel), f"127.0.0.1:{port}")
+                await wait_until(served.is_ready)
+            yield served
     finally:
         await channel.close()
         await grpc_server.stop()
         await running
-        await model.scorer.close()
-
-
-async def _ready(http: httpx.AsyncClient) -> None:
-    while (await http.get("/v2/health/ready")).status_code != 200:
-        await asyncio.sleep(0.01)
+        await server.dataplane.handler.scorer.close()

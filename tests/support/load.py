@@ -15,9 +15,11 @@ import grpc
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
-from tests.support.answer_checker import Answer, Judge
-from tests.support.sklearn_reference import Truth
-from tests.support.version_pairs import Pair
+from tests.support.answer_checker import Answer, AnswerChecker
+from tests.support.endpoints import V1_PREDICT, V2_INFER
+from tests.support.sklearn_reference import SklearnReference
+from tests.support.version_pairs import VersionPair
+from tests.support.waiting import wait_until
 
 #: What a client that is told to come back does not count as a failure of the guarantee.
 TRY_AGAIN = "503 with Retry-After"
@@ -85,6 +87,10 @@ class Tally:
         for status, seconds in other.slowest_s.items():
             self.took(status, seconds)
 
+    async def reach(self, enough: Callable[["Tally"], bool]) -> None:
+        """Wait until the load meets a condition."""
+        await wait_until(lambda: enough(self), timeout_s=120, poll_s=0.05)
+
     def took(self, status: str, seconds: float) -> None:
         """Note how long a request with this status took."""
         self.slowest_s[status] = max(seconds, self.slowest_s.get(status, 0.0))
@@ -114,7 +120,7 @@ def over_v1(session: aiohttp.ClientSession, url: str) -> Ask:
     """A V1 client."""
 
     async def ask(rows: list[dict[str, Any]]) -> tuple[str, list[float]]:
-        async with session.post(f"{url}/v1/models/placement:predict", json={"instances": rows}) as response:
+        async with session.post(url + V1_PREDICT, json={"instances": rows}) as response:
             predictions = (await checked(response))["predictions"]
             return Answer(
                 response.headers.get("x-model-version", "no version"),
@@ -139,7 +145,7 @@ def over_v2(session: aiohttp.ClientSession, url: str) -> Ask:
             # Every field that any of them has.
             for name, value in {name: value for row in rows for name, value in row.items()}.items()
         ]
-        async with session.post(f"{url}/v2/models/placement/infer", json={"inputs": inputs}) as response:
+        async with session.post(url + V2_INFER, json={"inputs": inputs}) as response:
             content = await checked(response)
             positive, probabilities = (output["data"] for output in content["outputs"])
             header = response.headers.get("x-model-version")
@@ -210,25 +216,28 @@ async def three_ways(url: str, grpc_address: str, give_up_s: float) -> AsyncIter
         ]
 
 
-def judge_of(
-    pair: Pair, may_answer: Mapping[str, Sequence[Truth]] | None = None, *, newcomers: bool = False
-) -> Judge:
+def checker_for(
+    pair: VersionPair,
+    may_answer: Mapping[str, Sequence[SklearnReference]] | None = None,
+    *,
+    new_only_candidates: bool = False,
+) -> AnswerChecker:
     """Who knows what each candidate's score is; the parameters are those of `under_load`."""
-    versions = {label: [truth] for label, truth in pair.truths.items()}
+    versions = {label: [reference] for label, reference in pair.references.items()}
     may_answer = versions if may_answer is None else may_answer
-    offered = pair.newcomers + pair.candidates if newcomers else pair.candidates
-    others = [pair.truths[label] for label in versions if label not in may_answer]
-    return Judge(offered, may_answer, others)
+    offered = pair.new_only_candidates + pair.candidates if new_only_candidates else pair.candidates
+    others = [pair.references[label] for label in versions if label not in may_answer]
+    return AnswerChecker(offered, may_answer, others)
 
 
 @contextlib.asynccontextmanager
 async def under_load(
-    pair: Pair,
+    pair: VersionPair,
     url: str,
     grpc_address: str,
     *,
-    may_answer: Mapping[str, Sequence[Truth]] | None = None,
-    newcomers: bool = False,
+    may_answer: Mapping[str, Sequence[SklearnReference]] | None = None,
+    new_only_candidates: bool = False,
     clients: int = 2,
     pause_s: float = 0.05,
     give_up_s: float = GIVE_UP_S,
@@ -248,13 +257,13 @@ async def under_load(
     give_up_s
         How long a client waits for an answer; then it counts as none.
     """
-    judge = judge_of(pair, may_answer, newcomers=newcomers)
-    first = len(pair.newcomers) if newcomers else len(judge.candidates)
+    checker = checker_for(pair, may_answer, new_only_candidates=new_only_candidates)
+    first = len(pair.new_only_candidates) if new_only_candidates else len(checker.candidates)
     tally = Tally()
     stop = asyncio.Event()
     async with three_ways(url, grpc_address, give_up_s) as asks:
         tasks = [
-            asyncio.create_task(_Client(ask, judge, tally, first).run(stop, pause_s))
+            asyncio.create_task(_Client(ask, checker, tally, first).run(stop, pause_s))
             for ask in asks * clients
         ]
         try:
@@ -265,12 +274,18 @@ async def under_load(
 
 
 async def at_once(
-    judge: Judge, url: str, grpc_address: str, *, requests: int, size: int, give_up_s: float = GIVE_UP_S
+    checker: AnswerChecker,
+    url: str,
+    grpc_address: str,
+    *,
+    requests: int,
+    size: int,
+    give_up_s: float = GIVE_UP_S,
 ) -> Tally:
     """What becomes of many requests of one size that come at the same time, a third over each protocol."""
     tally = Tally()
     async with three_ways(url, grpc_address, give_up_s) as asks:
-        clients = [_Client(ask, judge, tally, len(judge.candidates)) for ask in asks]
+        clients = [_Client(ask, checker, tally, len(checker.candidates)) for ask in asks]
         await asyncio.gather(*(clients[number % 3].once(size) for number in range(requests)))
     return tally
 
@@ -278,9 +293,9 @@ async def at_once(
 class _Client:
     """Asks about candidates, the first of them one of the first ones that are offered, and counts."""
 
-    def __init__(self, ask: Ask, judge: Judge, tally: Tally, first: int) -> None:
+    def __init__(self, ask: Ask, checker: AnswerChecker, tally: Tally, first: int) -> None:
         self._ask = ask
-        self._judge = judge
+        self._checker = checker
         self._tally = tally
         self._first = first
         # A client of its own draws the same, whatever the others do.
@@ -300,7 +315,7 @@ class _Client:
         start = time.monotonic()
         status = NO_ANSWER
         try:
-            answer = await self._ask([self._judge.candidates[number] for number in chosen])
+            answer = await self._ask([self._checker.candidates[number] for number in chosen])
         except Refused as refused:
             self._tally.failed[str(refused)] += 1
             status = status_of(str(refused))
@@ -314,19 +329,12 @@ class _Client:
             self._tally.took(status, time.monotonic() - start)
         self._tally.answered[answer.version] += 1
         self._tally.several += len(chosen) > 1
-        verdict = self._judge.verdict(chosen, answer)
+        verdict = self._checker.verdict(chosen, answer)
         if verdict != "right":
             text = f"{time.strftime('%H:%M:%S')} {answer} of candidates {chosen}"
             self._tally.faults.setdefault(verdict, []).append(text)
         return True
 
     def _choose(self, size: int) -> list[int]:
-        others = range(len(self._judge.candidates))
+        others = range(len(self._checker.candidates))
         return [self._dice.randrange(self._first), *self._dice.choices(others, k=size - 1)]
-
-
-async def until(tally: Tally, enough: Callable[[Tally], bool], timeout_s: float = 120) -> None:
-    """Wait until the load has met a condition."""
-    async with asyncio.timeout(timeout_s):
-        while not enough(tally):
-            await asyncio.sleep(0.05)

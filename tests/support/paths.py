@@ -1,8 +1,11 @@
-"""The checkout's directories that tests read."""
+"""Files of the checkout and of its environment."""
 
+import sys
 from pathlib import Path
 
 #: The root of the checkout.
 ROOT = Path(__file__).resolve().parents[2]
 #: The InferenceService as it is deployed.
 MANIFEST = ROOT / "inferenceservice" / "placement.yaml"
+#: The command `placement`.
+PLACEMENT = Path(sys.executable).with_name("placement")

@@ -20,7 +20,7 @@ def vectorizer_of(version: Version) -> DictVectorizer:
     return vectorizer
 
 
-class Truth:
+class SklearnReference:
     """A version's model and vectorizer in this process."""
 
     def __init__(self, directory: Path) -> None:

@@ -1,8 +1,9 @@
 """Pairs of versions, old and new, that differ as versions do: each tells another way to go wrong."""
 
+import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from tests.support.sklearn_reference import Truth, vectorizer_of
+from tests.support.sklearn_reference import SklearnReference, vectorizer_of
 from training.candidates import PLACEMENT, Candidate, Task
 from training.data import Dataset
 from training.generator import generate
 from training.train import train
 from transformer.bundle.candidates import Rows
+from transformer.bundle.format import load_bundle
 from transformer.bundle.signature import Category, Number, Signature
 from transformer.bundle.validation import validate
 from transformer.errors import InvalidCandidates
@@ -32,7 +34,7 @@ TOLD_APART = 1e-6
 
 
 @dataclass(frozen=True)
-class Pair:
+class VersionPair:
     """Two versions of one model, the new one trained with the old one as its previous.
 
     Attributes
@@ -48,17 +50,31 @@ class Pair:
     old: Path
     new: Path
     candidates: list[dict[str, Any]]
-    newcomers: list[dict[str, Any]]
+    new_only_candidates: list[dict[str, Any]]
+
+    @classmethod
+    def from_json(cls, text: str) -> "VersionPair":
+        """Read a pair that `to_json` has written."""
+        content = json.loads(text)
+        return cls(**{**content, "old": Path(content["old"]), "new": Path(content["new"])})
+
+    def to_json(self) -> str:
+        """Write the pair for another process."""
+        content = {one.name: getattr(self, one.name) for one in fields(self)}
+        return json.dumps({**content, "old": str(self.old), "new": str(self.new)})
 
     @cached_property
-    def truths(self) -> dict[str, Truth]:
+    def references(self) -> dict[str, SklearnReference]:
         """What each version's model says, by the version's name."""
-        return {truth.bundle.version: truth for truth in (Truth(self.old), Truth(self.new))}
+        return {
+            sklearn_reference.bundle.version: sklearn_reference
+            for sklearn_reference in (SklearnReference(self.old), SklearnReference(self.new))
+        }
 
     @property
     def same_encoding(self) -> bool:
         """Whether the old version's encoding is the new model's, too, which then is served as unverified."""
-        old, new = self.truths.values()
+        old, new = self.references.values()
         return old.bundle.vectorizer == new.bundle.vectorizer
 
     @cached_property
@@ -127,16 +143,25 @@ PAIRS: dict[str, Callable[[int], Dataset]] = {
 }
 
 
-def make_pair(name: str, storage: Path) -> Pair:
+def make_old(storage: Path) -> Path:
+    """Train the old version, which is the same in every pair, unless it exists."""
+    version = storage / "old" / "placement" / "v1"
+    if not version.exists():
+        train(generate(ROWS, OLD), storage=storage / "old", estimator=ESTIMATOR)
+    return version
+
+
+def make_pair(name: str, storage: Path) -> VersionPair:
     """Train both versions of a pair."""
-    old = train(generate(ROWS, OLD), storage=storage / name, estimator=ESTIMATOR)
+    old = make_old(storage)
     data = PAIRS[name](NEW)
-    new = train(data, storage=storage / name, estimator=ESTIMATOR, previous=old.uri)
+    new = train(data, storage=storage / name, estimator=ESTIMATOR, previous=str(old))
+    old_signature, new_signature = load_bundle(old).signature, new.bundle.signature
     offered = generate(2 * ROWS, CANDIDATES).candidates + data.candidates
-    taken = [(one, takes(old.bundle.signature, one)) for one in offered if takes(new.bundle.signature, one)]
-    pair = Pair(name, Path(old.uri), Path(new.uri), [], [one for one, by_old in taken if not by_old])
+    taken = [(one, takes(old_signature, one)) for one in offered if takes(new_signature, one)]
+    pair = VersionPair(name, old, Path(new.uri), [], [one for one, by_old in taken if not by_old])
     both = [one for one, by_old in taken if by_old]
-    return replace(pair, candidates=most_telling(both, *pair.truths.values()))
+    return replace(pair, candidates=most_telling(both, *pair.references.values()))
 
 
 def takes(signature: Signature, candidate: Candidate) -> bool:
@@ -148,7 +173,9 @@ def takes(signature: Signature, candidate: Candidate) -> bool:
     return True
 
 
-def most_telling(candidates: list[dict[str, Any]], old: Truth, new: Truth) -> list[dict[str, Any]]:
+def most_telling(
+    candidates: list[dict[str, Any]], old: SklearnReference, new: SklearnReference
+) -> list[dict[str, Any]]:
     """Those whose scores tell the versions apart, first those that also tell encodings of one width apart.
 
     Others would hide a wrong answer: two forests say 1.0 of the same fifth of all candidates.
@@ -162,7 +189,9 @@ def most_telling(candidates: list[dict[str, Any]], old: Truth, new: Truth) -> li
     return [candidates[number] for number in telling[:MOST]]
 
 
-def misread(model: Truth, encoding: Truth, candidates: Sequence[dict[str, Any]]) -> npt.NDArray[np.float64]:
+def misread(
+    model: SklearnReference, encoding: SklearnReference, candidates: Sequence[dict[str, Any]]
+) -> npt.NDArray[np.float64]:
     """What a model says of candidates in another version's encoding; NaN if it refuses the width."""
     rows = vectorizer_of(encoding.bundle).transform(candidates)
     names = model.model.feature_names_in_

@@ -10,7 +10,7 @@ from inferenceservice import answer_checks
 from inferenceservice.answer_checks import Expected, WrongAnswer, divided, requests_to_meet, serves
 from inferenceservice.rollout import RolloutError, rollout
 from inferenceservice.rollout_target import Canary, Scored, TargetError
-from tests.support.in_memory_target import MemoryTarget, as_its_bundle_says, quiet
+from tests.support.in_memory_target import InMemoryTarget, as_its_bundle_says, quiet
 from tests.support.version_pairs import takes
 from transformer.bundle.format import Bundle, load_bundle
 from transformer.upstream import known_versions
@@ -67,7 +67,7 @@ def test_both_versions_take_every_row_that_is_sent(pair):
 
 @pytest.mark.parametrize("percent", [1, 10, 50, 99])
 async def test_a_canary_is_asked_until_both_versions_have_answered(percent, pair):
-    target = MemoryTarget(pair.old)
+    target = InMemoryTarget(pair.old)
     seen: list[str] = []
 
     def scores(bundle: Bundle, rows: Sequence[dict[str, Any]]) -> Scored:
@@ -82,7 +82,7 @@ async def test_a_canary_is_asked_until_both_versions_have_answered(percent, pair
 
 @pytest.mark.parametrize(("version", "percent"), [("v2", 10), ("v1", 90)])
 async def test_a_canary_is_undone_for_one_wrong_score_of_either_version(version, percent, pair):
-    target = MemoryTarget(pair.old)
+    target = InMemoryTarget(pair.old)
     target.scores = off_by(2e-6, version)
     with pytest.raises(RolloutError, match=f"all is as before: {version} gives its reference rows other"):
         await rollout(target, str(pair.new), quiet, canary=percent)
@@ -90,13 +90,13 @@ async def test_a_canary_is_undone_for_one_wrong_score_of_either_version(version,
 
 
 async def test_scores_are_compared_to_the_tolerance_of_the_verification(pair):
-    target = MemoryTarget(pair.old)
+    target = InMemoryTarget(pair.old)
     target.scores = off_by(0.9e-6, "v2")
     await rollout(target, str(pair.new), quiet, canary=50)
 
 
 async def test_a_canary_is_undone_for_one_unverified_answer(pair):
-    target = MemoryTarget(pair.old)
+    target = InMemoryTarget(pair.old)
     target.scores = unverified(every=15)
     with pytest.raises(RolloutError, match=r"no bundle describes \(`unverified`\) instead of v2 or v1"):
         await rollout(target, str(pair.new), quiet, canary=50)
@@ -104,7 +104,7 @@ async def test_a_canary_is_undone_for_one_unverified_answer(pair):
 
 
 async def test_a_canary_is_undone_for_an_answer_of_a_third_version(pair):
-    target = MemoryTarget(pair.old)
+    target = InMemoryTarget(pair.old)
     target.scores = lambda bundle, rows: Scored(as_its_bundle_says(bundle, rows).probabilities, "v7")
     with pytest.raises(RolloutError, match="v7 answers instead of v2 or v1"):
         await rollout(target, str(pair.new), quiet, canary=50)
@@ -112,7 +112,7 @@ async def test_a_canary_is_undone_for_an_answer_of_a_third_version(pair):
 
 @pytest.mark.parametrize("scores", [(), (float("nan"),) * 100])
 async def test_an_answer_without_the_scores_is_a_wrong_one(scores, pair):
-    target = MemoryTarget(pair.old)
+    target = InMemoryTarget(pair.old)
     target.scores = lambda bundle, rows: Scored(scores[: len(rows)], bundle.version)
     with pytest.raises(RolloutError, match=r"v1 gives (0 scores to|its reference rows other)"):
         await rollout(target, str(pair.new), quiet, canary=1)
@@ -121,7 +121,7 @@ async def test_an_answer_without_the_scores_is_a_wrong_one(scores, pair):
 @pytest.mark.parametrize(("silent", "share"), [("v2", 20), ("v1", 80)])
 async def test_a_canary_whose_traffic_is_not_split_is_undone(silent, share, pair):
     """KServe may give it all, or nothing, and say otherwise."""
-    target = MemoryTarget(pair.old)
+    target = InMemoryTarget(pair.old)
     only = load_bundle(pair.old if silent == "v2" else pair.new)
     target.scores = lambda _, rows: as_its_bundle_says(only, rows)
     with pytest.raises(RolloutError) as failed:
@@ -132,7 +132,7 @@ async def test_a_canary_whose_traffic_is_not_split_is_undone(silent, share, pair
 
 
 async def test_a_canary_that_is_not_met_in_time_is_undone(pair, hurried):
-    target = MemoryTarget(pair.old)
+    target = InMemoryTarget(pair.old)
     target.scores = lambda _, rows: as_its_bundle_says(load_bundle(pair.old), rows)
     with pytest.raises(RolloutError, match=r"v2 gave none of \d+ answers within 0 s, and should give 1 %"):
         await rollout(target, str(pair.new), quiet, canary=1)
@@ -152,7 +152,7 @@ async def test_versions_that_take_no_row_of_each_other_are_not_compared(pair):
             name: tuple(getattr(reference, name)[i] for i in only) for name in ("candidates", "probabilities")
         }
     )
-    target = MemoryTarget(pair.old)
+    target = InMemoryTarget(pair.old)
     canary = Canary(str(pair.new), 50)
     target.now = replace(target.now, canary=canary)
     unknown = await divided(target, canary, new.model_copy(update={"reference": reference}), old)
@@ -160,7 +160,7 @@ async def test_versions_that_take_no_row_of_each_other_are_not_compared(pair):
 
 
 async def test_a_whole_version_may_share_the_answers_while_the_old_one_leaves(pair, hurried):
-    target = MemoryTarget(pair.new)
+    target = InMemoryTarget(pair.new)
     leaving = iter(["unverified", "v1", "unverified"])
 
     def scores(bundle: Bundle, rows: Sequence[dict[str, Any]]) -> Scored:
@@ -172,7 +172,7 @@ async def test_a_whole_version_may_share_the_answers_while_the_old_one_leaves(pa
 
 
 async def test_a_whole_version_that_stays_unverified_is_taken_back(pair, hurried):
-    target = MemoryTarget(pair.old)
+    target = InMemoryTarget(pair.old)
     target.scores = unverified(every=3)
     with pytest.raises(RolloutError, match=r"describes \(`unverified`\) instead of v2; is the file that"):
         await rollout(target, str(pair.new), quiet)
@@ -181,5 +181,5 @@ async def test_a_whole_version_that_stays_unverified_is_taken_back(pair, hurried
 
 async def test_an_old_version_that_does_not_leave_is_told(pair, hurried):
     with pytest.raises(TargetError, match="v1 answers instead of v2") as failed:
-        await serves(MemoryTarget(pair.old), load_bundle(pair.new))
+        await serves(InMemoryTarget(pair.old), load_bundle(pair.new))
     assert not isinstance(failed.value, WrongAnswer)

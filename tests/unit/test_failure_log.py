@@ -37,9 +37,9 @@ def lines():
 
 def test_the_first_failure_of_each_kind_is_logged_at_once(lines):
     log = FailureLog(Clock())
-    log.tell("503", QueueFull("100 candidates are waiting already"))
-    log.tell("503", PredictorUnavailable("no verified predictor is there"))
-    log.tell("504", PredictorTooSlow("the predictor did not answer in time"))
+    log.record("503", QueueFull("100 candidates are waiting already"))
+    log.record("503", PredictorUnavailable("no verified predictor is there"))
+    log.record("504", PredictorTooSlow("the predictor did not answer in time"))
     assert lines() == [
         "503: 100 candidates are waiting already",
         "503: no verified predictor is there",
@@ -51,18 +51,18 @@ def test_a_flood_is_one_line_and_then_a_count(lines):
     clock = Clock()
     log = FailureLog(clock)
     for _ in range(10_000):
-        log.tell("503", QueueFull("full"))
+        log.record("503", QueueFull("full"))
         clock.seconds += INTERVAL_S / 20_000
     assert lines() == ["503: full"]
     clock.seconds = INTERVAL_S
-    log.tell("503", QueueFull("still full"))
+    log.record("503", QueueFull("still full"))
     assert lines()[1:] == ["503: still full (9999 more since the last such line)"]
     clock.seconds = 3 * INTERVAL_S
-    log.tell("503", QueueFull("full again"))
+    log.record("503", QueueFull("full again"))
     assert lines()[2:] == ["503: full again"]
 
 
 def test_what_is_the_callers_own_fault_is_not_logged(lines):
-    FailureLog().tell("400", InvalidRequest("no JSON"))
-    FailureLog().tell("501", NotImplementedHere("explanations are not implemented"))
+    FailureLog().record("400", InvalidRequest("no JSON"))
+    FailureLog().record("501", NotImplementedHere("explanations are not implemented"))
     assert lines() == []

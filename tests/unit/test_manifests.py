@@ -16,7 +16,6 @@ from tests.support.cluster.manifests import (
     EVERY_MANIFEST,
     OVERLAY_NAMES,
     OVERLAYS,
-    ROOT,
     SPEC,
     STANDARD_MODE,
     TWO_PODS,
@@ -33,6 +32,7 @@ from tests.support.cluster.manifests import (
     service,
     transformer_container,
 )
+from tests.support.paths import ROOT
 
 DRAIN_SECONDS = 30  # what kserve.ModelServer gives running requests after SIGTERM
 

@@ -7,11 +7,11 @@ import pytest
 
 from inferenceservice.rollout import RolloutError, rollback, rollout
 from inferenceservice.rollout_target import Canary, Scored, State, TargetError
-from tests.support.in_memory_target import MemoryTarget, quiet, stranger
+from tests.support.in_memory_target import InMemoryTarget, quiet, stranger
 
 
 async def test_out_the_transformer_goes_first_and_back_last(pair):
-    target = MemoryTarget(str(pair.old))
+    target = InMemoryTarget(str(pair.old))
     assert await rollout(target, str(pair.new), quiet) == "v2"
     assert await rollback(target, quiet) == "v1"
     assert target.steps == ["transformer v2", "predictor v2", "predictor v1", "transformer v1"]
@@ -25,7 +25,7 @@ async def test_out_the_transformer_goes_first_and_back_last(pair):
     ],
 )
 async def test_a_step_that_fails_is_undone_and_told(fail, steps, pair):
-    target = MemoryTarget(str(pair.old), fail)
+    target = InMemoryTarget(str(pair.old), fail)
     before = target.now
     with pytest.raises(RolloutError, match=r"all is as before: \w+ failed"):
         await rollout(target, str(pair.new), quiet)
@@ -34,7 +34,7 @@ async def test_a_step_that_fails_is_undone_and_told(fail, steps, pair):
 
 
 async def test_a_version_that_scores_otherwise_than_its_bundle_says_is_taken_back(pair):
-    target = MemoryTarget(str(pair.old))
+    target = InMemoryTarget(str(pair.old))
     target.scores = lambda bundle, rows: Scored((0.5,) * len(rows), bundle.version)
     with pytest.raises(RolloutError, match="gives its reference rows other scores"):
         await rollout(target, str(pair.new), quiet)
@@ -42,7 +42,7 @@ async def test_a_version_that_scores_otherwise_than_its_bundle_says_is_taken_bac
 
 
 async def test_a_bundle_that_does_not_know_what_serves_is_refused_with_what_mends_it(pair, tmp_path):
-    target = MemoryTarget(pair.new)
+    target = InMemoryTarget(pair.new)
     with pytest.raises(RolloutError, match=f"placement train --previous {pair.new}") as raised:
         await rollout(target, str(stranger(pair.new, tmp_path / "v9")), quiet)
     assert str(raised.value).startswith("v9 does not know v2, which serves now")
@@ -51,7 +51,7 @@ async def test_a_bundle_that_does_not_know_what_serves_is_refused_with_what_mend
 
 
 async def test_strangers_change_at_once_and_only_if_forced(pair, tmp_path):
-    target = MemoryTarget(pair.new)
+    target = InMemoryTarget(pair.new)
     told: list[str] = []
     assert await rollout(target, str(stranger(pair.new, tmp_path / "v9")), told.append, force=True) == "v9"
     assert target.steps == ["both v9"]
@@ -66,7 +66,7 @@ async def test_strangers_change_at_once_and_only_if_forced(pair, tmp_path):
     ],
 )
 async def test_strangers_are_taken_back_at_once(fail, steps, pair, tmp_path):
-    target = MemoryTarget(pair.new, fail)
+    target = InMemoryTarget(pair.new, fail)
     target.scores = lambda bundle, rows: Scored((0.5,) * len(rows), bundle.version)
     with pytest.raises(RolloutError, match="v9 was not rolled out, all is as before"):
         await rollout(target, str(stranger(pair.new, tmp_path / "v9")), quiet, force=True)
@@ -76,7 +76,7 @@ async def test_strangers_are_taken_back_at_once(fail, steps, pair, tmp_path):
 
 async def test_what_is_half_changed_comes_back_in_one_step(pair, tmp_path):
     """Both were to change at once, and one of them did."""
-    target = MemoryTarget(pair.new)
+    target = InMemoryTarget(pair.new)
 
     async def only_one(uri: str, progress: Any) -> None:
         target.now = replace(target.now, transformer_uri=uri)
@@ -89,7 +89,7 @@ async def test_what_is_half_changed_comes_back_in_one_step(pair, tmp_path):
 
 
 async def test_a_forced_rollout_needs_no_bundle_of_what_serves(pair, tmp_path):
-    target = MemoryTarget(pair.old)
+    target = InMemoryTarget(pair.old)
     target.unreadable.add(str(pair.old))
     with pytest.raises(TargetError, match="is out of reach"):
         await rollout(target, str(pair.new), quiet)
@@ -99,20 +99,20 @@ async def test_a_forced_rollout_needs_no_bundle_of_what_serves(pair, tmp_path):
 
 async def test_a_version_that_the_transformer_knows_already_goes_to_the_predictor_first(pair):
     """Rolling an older version out is the way back."""
-    target = MemoryTarget(pair.new)
+    target = InMemoryTarget(pair.new)
     assert await rollout(target, str(pair.old), quiet) == "v1"
     assert target.steps == ["predictor v1", "transformer v1"]
 
 
 async def test_a_pod_with_both_gets_both_at_once_and_back(pair):
-    target = MemoryTarget(pair.old, collocated=True)
+    target = InMemoryTarget(pair.old, collocated=True)
     assert await rollout(target, str(pair.new), quiet) == "v2"
     assert await rollback(target, quiet) == "v1"
     assert target.steps == ["both v2", "both v1"]
 
 
 async def test_a_canary_of_a_pod_with_both_is_a_pod_of_its_own(pair):
-    target = MemoryTarget(pair.old, collocated=True)
+    target = InMemoryTarget(pair.old, collocated=True)
     await rollout(target, str(pair.new), quiet, canary=50)
     assert target.steps == ["check canary", "canary v2"]
     await rollout(target, str(pair.new), quiet)
@@ -120,19 +120,19 @@ async def test_a_canary_of_a_pod_with_both_is_a_pod_of_its_own(pair):
 
 
 async def test_a_bundle_that_cannot_be_read_changes_nothing(pair, tmp_path):
-    target = MemoryTarget(str(pair.old))
+    target = InMemoryTarget(str(pair.old))
     with pytest.raises(TargetError, match=r"bundle\.json"):
         await rollout(target, str(tmp_path), quiet)
     assert target.steps == []
 
 
 async def test_a_canary_stops_between_and_is_finished_or_undone(pair):
-    target = MemoryTarget(str(pair.old))
+    target = InMemoryTarget(str(pair.old))
     await rollout(target, str(pair.new), quiet, canary=10)
     assert target.now.canary == Canary(str(pair.new), 10)
     await rollout(target, str(pair.new), quiet)
     assert target.now == State(str(pair.new), str(pair.new), str(pair.old))
-    target = MemoryTarget(str(pair.old))
+    target = InMemoryTarget(str(pair.old))
     await rollout(target, str(pair.new), quiet, canary=10)
     await rollback(target, quiet)
     assert target.now == State(str(pair.old), str(pair.old))
@@ -140,7 +140,7 @@ async def test_a_canary_stops_between_and_is_finished_or_undone(pair):
 
 
 async def test_one_canary_at_a_time_and_none_of_what_serves(pair, tmp_path):
-    target = MemoryTarget(str(pair.old))
+    target = InMemoryTarget(str(pair.old))
     with pytest.raises(RolloutError, match="serves already"):
         await rollout(target, str(pair.old), quiet, canary=10)
     target.now = State(str(pair.new), str(pair.old), None, Canary(str(tmp_path / "v3"), 10))
@@ -149,7 +149,7 @@ async def test_one_canary_at_a_time_and_none_of_what_serves(pair, tmp_path):
 
 
 async def test_a_rollout_that_died_half_way_is_finished_or_undone(pair):
-    target = MemoryTarget(str(pair.old))
+    target = InMemoryTarget(str(pair.old))
     target.now = State(str(pair.new), str(pair.old))
     await rollout(target, str(pair.new), quiet)
     assert target.steps == ["predictor v2"]
@@ -160,7 +160,7 @@ async def test_a_rollout_that_died_half_way_is_finished_or_undone(pair):
 
 @pytest.mark.parametrize("percent", [None, 50])
 async def test_a_step_that_fails_leaves_the_canary_that_was_there(percent, pair):
-    target = MemoryTarget(pair.old)
+    target = InMemoryTarget(pair.old)
     await rollout(target, str(pair.new), quiet, canary=20)
     before, target.steps = target.now, []
     # Nothing answers: the last step of all fails.
@@ -176,7 +176,7 @@ async def test_a_step_that_fails_leaves_the_canary_that_was_there(percent, pair)
 
 @pytest.mark.parametrize("percent", [None, 50])
 async def test_a_canary_that_answers_wrongly_gives_no_more_answers(percent, pair):
-    target = MemoryTarget(pair.old)
+    target = InMemoryTarget(pair.old)
     await rollout(target, str(pair.new), quiet, canary=20)
     target.scores = lambda bundle, rows: Scored((0.5,) * len(rows), bundle.version)
     with pytest.raises(
@@ -188,14 +188,14 @@ async def test_a_canary_that_answers_wrongly_gives_no_more_answers(percent, pair
 
 
 async def test_a_canary_must_know_what_it_stands_beside_even_if_forced(pair, tmp_path):
-    target = MemoryTarget(pair.new)
+    target = InMemoryTarget(pair.new)
     with pytest.raises(RolloutError, match="v9 does not know v2, which keeps the rest of the traffic"):
         await rollout(target, str(stranger(pair.new, tmp_path / "v9")), quiet, canary=10, force=True)
     assert target.steps == []
 
 
 async def test_rolling_out_what_a_canary_stands_beside_ends_the_canary(pair):
-    target = MemoryTarget(pair.old)
+    target = InMemoryTarget(pair.old)
     await rollout(target, str(pair.new), quiet, canary=10)
     assert await rollout(target, str(pair.old), quiet) == "v1"
     assert target.steps[-2:] == ["end canary", "transformer v1"]
@@ -213,7 +213,7 @@ async def test_a_rollback_takes_the_order_in_which_each_step_knows_what_it_meets
     serving, earlier, steps, pair, tmp_path
 ):
     versions = {"v1": pair.old, "v2": pair.new, "v9": stranger(pair.new, tmp_path / "v9")}
-    target = MemoryTarget(versions[serving])
+    target = InMemoryTarget(versions[serving])
     target.now = replace(target.now, previous_uri=str(versions[earlier]))
     told: list[str] = []
     assert await rollback(target, told.append) == earlier
@@ -222,7 +222,7 @@ async def test_a_rollback_takes_the_order_in_which_each_step_knows_what_it_meets
 
 
 async def test_a_rollback_does_not_need_the_bundle_that_it_leaves(pair):
-    target = MemoryTarget(pair.new)
+    target = InMemoryTarget(pair.new)
     target.now = replace(target.now, previous_uri=str(pair.old))
     target.unreadable.add(str(pair.new))
     told: list[str] = []
@@ -233,7 +233,7 @@ async def test_a_rollback_does_not_need_the_bundle_that_it_leaves(pair):
 
 async def test_a_name_alone_makes_no_version_known(pair, tmp_path):
     """Another v1 than the one that v2 was trained after."""
-    target = MemoryTarget(stranger(pair.new, tmp_path / "v1", "v1"))
+    target = InMemoryTarget(stranger(pair.new, tmp_path / "v1", "v1"))
     with pytest.raises(RolloutError, match="v2 does not know v1, which serves now"):
         await rollout(target, str(pair.new), quiet)
 
@@ -248,7 +248,7 @@ def failing(message: str) -> Any:
 
 
 async def test_a_way_back_that_fails_is_told_as_well(pair):
-    target = MemoryTarget(str(pair.old), "predictor v2")
+    target = InMemoryTarget(str(pair.old), "predictor v2")
     failing = iter(["transformer v1"])
 
     async def set_transformer(uri: str, progress: Any) -> None:
@@ -266,7 +266,7 @@ async def test_a_way_back_that_fails_is_told_as_well(pair):
 
 
 async def test_a_canary_that_would_split_nothing_is_refused_before_anything_changes(pair):
-    target = MemoryTarget(str(pair.old), "check canary")
+    target = InMemoryTarget(str(pair.old), "check canary")
     with pytest.raises(TargetError, match="check canary failed"):
         await rollout(target, str(pair.new), quiet, canary=10)
     assert target.steps == ["check canary"]
@@ -274,4 +274,4 @@ async def test_a_canary_that_would_split_nothing_is_refused_before_anything_chan
 
 async def test_without_an_earlier_version_there_is_nothing_to_roll_back(pair):
     with pytest.raises(RolloutError, match="no earlier version"):
-        await rollback(MemoryTarget(str(pair.old)), quiet)
+        await rollback(InMemoryTarget(str(pair.old)), quiet)

@@ -36,7 +36,7 @@ FIRST_BACKOFF_S = 0.05
 LAST_BACKOFF_S = 2.0
 #: A connection that fails sooner than this counts as a failure for the back-off.
 SHORT_LIFE_S = 1.0
-#: Verifications behind a balancing proxy, where each call may reach another version, and the pause between them.
+#: Attempts to verify a balanced predictor, where each call may reach another version, and the pause between.
 VERIFY_ROUNDS = 8
 VERIFY_PAUSE_S = 0.01
 

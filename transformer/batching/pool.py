@@ -18,8 +18,8 @@ from transformer.upstream.client import PredictorAddress, connect
 from transformer.upstream.failure_reasons import FailureReasons
 from transformer.upstream.known_versions import KnownVersion
 
-#: Requests wait this long for a connection after the last one has gone, then get 503: a verified reconnect takes
-#: about 30 ms, and a rollout of the predictor should lose no request.
+#: Requests wait this long after the last connection has gone, then get 503. A verified reconnect takes about
+#: 30 ms, and a rollout of the predictor should lose no request.
 GRACE_S = 2.0
 
 
@@ -89,7 +89,7 @@ class Pool:
         Raises
         ------
         PredictorUnavailable
-            At once if there has been no verified connection for `GRACE_S`, or at the deadline if no connection
+            At once if there has been no verified connection for `GRACE_S`; at the deadline if no connection
             could carry the job.
         PredictorTooSlow
             If the predictor was scoring the job at its deadline.

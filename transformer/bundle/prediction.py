@@ -33,11 +33,15 @@ class Prediction:
 
 
 class Request(Protocol):
-    """A decoded request, which knows how its protocol wants the answer."""
+    """A decoded request of any protocol."""
 
     @property
     def candidates(self) -> Candidates:
-        """The candidates as they came in."""
+        """The candidates as the request holds them."""
+
+    @property
+    def version(self) -> str | None:
+        """The only version that may answer; any if None."""
 
     def answer(self, prediction: Prediction) -> Any:  # noqa: ANN401 (each protocol has its own type)
-        """The prediction in the caller's protocol."""
+        """Put a prediction into the request's protocol."""

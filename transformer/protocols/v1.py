@@ -20,6 +20,10 @@ class V1Request:
     output_name: str
     candidates: Candidates
 
+    @property
+    def version(self) -> None:
+        """No version: V1 cannot ask for one."""
+
     def answer(self, prediction: Prediction) -> dict[str, Any]:
         """The prediction as V1's object of predictions, one for each instance."""
         probability = f"{self.output_name}_probability"

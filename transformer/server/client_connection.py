@@ -1,137 +1,159 @@
-"""A client's connection: uvicorn's, with limits on what it may send and on how long it may take."""
+"""A client's connection: uvicorn's protocol, with limits on what a client sends and how long it takes."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, MutableMapping
+from enum import Enum
 from http import HTTPStatus
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import httptools
 import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from transformer.server.client_timeouts import MIN_PROGRESS, ClientTimeouts, ProgressTimer, Waits
+from transformer.server.client_timeouts import MIN_PROGRESS, ClientTimeouts, ProgressTimer, WaitsFor
 from transformer.server.client_transport import CoalescingTransport, PipelineFlowControl
+from transformer.server.uvicorn_internals import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 T = TypeVar("T")
 
 #: ASGI extension under which a request finds its connection.
 CONNECTION = "transformer.connection"
-#: Bytes of a request's head, trailers included, and of all that comes without getting a request further.
+#: Maximum bytes of a request's head, including trailers, and of anything that makes no progress.
 MAX_HEAD = 64 * 2**10
-#: Headers of a request.
+#: Maximum headers of a request.
 MAX_HEADERS = 1000
-#: Requests that may wait behind the one that is being answered; each takes about 3 KB.
+#: Maximum requests that wait behind the one being answered; each takes about 3 KB.
 MAX_PIPELINED = 1000
-#: Seconds in which the next request of an idle client is the last one here, when the server is being stopped.
+#: Seconds in which an idle client may send one last request during a shutdown.
 LAST_REQUEST_S = 1.0
 
-#: Headers that say how long a body is.
+#: Headers that announce a body's length.
 _LENGTHS = {b"content-length", b"transfer-encoding"}
 
 
+class State(Enum):
+    """The part of a request that a connection reads next."""
+
+    #: The first byte of a request.
+    IDLE = "idle"
+    HEAD = "head"
+    BODY = "body"
+    #: Nothing: an error waits until the requests before it are answered.
+    REFUSING = "refusing"
+    #: Nothing: the error is sent, and the rest of what the client sends is discarded.
+    REFUSED = "refused"
+
+
 class ClientConnection(HttpToolsProtocol):
-    """uvicorn's protocol over a transport that sends the head of an answer together with its body.
+    """One client's connection, in one `State` at a time.
 
-    uvicorn lets a request go on whose client has gone; here it can be given up. uvicorn waits for ever for a
-    client that does not send on, or does not read, and keeps whatever head it sends; here a timer ends the
-    one, and a limit the other. uvicorn loses the body behind an offer of another protocol; here it is read.
-    An error that answers what could not be read comes when all that was read before it has been answered.
+    It differs from uvicorn's protocol in these points:
 
-    Relies on what uvicorn 0.54 does inside: `cycle` is the request that was read last, `pipeline` those that
-    wait, the newest at its left, `_start_asgi_task` begins to answer one.
+    - A request whose client has gone can be cancelled.
+    - Slow clients are disconnected, and heads are limited.
+    - A body behind an offer to upgrade to another protocol is read.
+    - An error about an unreadable request is sent after the responses to all requests before it.
+    - The head and the body of a small response are written together.
 
     Parameters
     ----------
     *args, **kwargs
         As `HttpToolsProtocol`.
-    watch
-        Asks from time to time what the client keeps us waiting for.
-    stopping
-        Tells whether the server is being stopped.
-    """
+    timeouts
+        Checks the connection's progress at intervals.
+    is_stopping
+        Returns True while the server is shutting down.
 
-    #: Whether nobody waits any more for the answer that is under way.
-    lost = False
-    _task: asyncio.Task[object] | None = None
-    #: The request that is being answered, while others that were sent behind it may be read already.
-    _answering: RequestResponseCycle | None = None
-    url = b""
-    #: Which part of a request is being read, and how many have begun.
-    _part: Literal["nothing", "head", "body"] = "nothing"
-    _begun = 0
-    #: Whether the head is one of ours.
-    _resuming = False
-    #: Bytes that came, and how many those were when they last got a request further.
-    _received = 0
-    _of_use = 0
-    #: Whether a head that ends now is not too large for sure.
-    _fits = True
-    #: Why no more is parsed, and the error that says so: empty where none can be sent.
-    _over: tuple[HTTPStatus, str] | None = None
-    _refusal: bytes | None = None
-    _refused = False
-    #: Whether the server is being stopped.
-    _stopping = False
+    Attributes
+    ----------
+    lost
+        True if no client waits any more for the response in progress.
+    """
 
     def __init__(
         self,
         *args: Any,  # noqa: ANN401 (uvicorn's own)
-        watch: ClientTimeouts,
-        stopping: Callable[[], bool] = lambda: False,
+        timeouts: ClientTimeouts,
+        is_stopping: Callable[[], bool] = lambda: False,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._watch = watch
-        self._patience = ProgressTimer()
-        self._is_stopping = stopping
+        self.lost = False
+        self.url = b""
+        self._timeouts = timeouts
+        self._is_stopping = is_stopping
+        self._timer = ProgressTimer()
+        self._state = State.IDLE
+        self._stopping = False
+        #: The request being answered, while later ones may have been read already, and its task.
+        self._answering: RequestResponseCycle | None = None
+        self._task: asyncio.Task[object] | None = None
+        #: Number of requests that have begun, bytes received, and bytes received at the last progress.
+        self._requests = 0
+        self._received = 0
+        self._progress = 0
+        #: True if a head that ends in the present data cannot be too large.
+        self._head_fits = True
+        #: True while the parser is fed a head that replaces the client's; see `_stay_with_http`.
+        self._resuming = False
+        #: Why the parser was stopped, and the response that says so: empty where none can be sent.
+        self._reason: tuple[HTTPStatus, str] | None = None
+        self._refusal = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
         self._out = CoalescingTransport(transport, self.loop)
         super().connection_made(self._out)  # type: ignore[arg-type]
         self.flow = PipelineFlowControl(transport, self.pipeline)
-        self._watch.begin(self.loop, self.connections)
+        self._timeouts.start(self.loop, self.connections)
         if self._is_stopping():
-            # It was accepted before, and uvicorn has told all others already.
+            # Accepted before the server stopped accepting, and after it shut down all other connections.
             self.shutdown()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        super().connection_lost(exc)
+        if self._answering is not None and not self._answering.response_complete:
+            # uvicorn marks only the last request, and logs an error when this one sends no response.
+            self._answering.disconnected = True
+        self._cancel()
+
+    # Reading requests.
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
-        if self._refusal is not None:
+        if self._is_refused:
             return
         self._unset_keepalive_if_required()
         self._received += len(data)
-        self._fits = self._part != "head" and len(data) <= MAX_HEAD
+        self._head_fits = self._state is not State.HEAD and len(data) <= MAX_HEAD
         try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self._refuse(*(self._reason or (HTTPStatus.BAD_REQUEST, "the request is not HTTP/1.1")))
+        else:
+            if self._received - self._progress > MAX_HEAD:
+                self._refuse(*self._head_too_large())
+
+    def _feed(self, data: bytes) -> None:
+        """Parse data, also behind heads that offer an upgrade to another protocol."""
+        while True:
             try:
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
-                self._read_behind(upgrade, data)
-        except httptools.HttpParserError:
-            self._refuse(*(self._over or (HTTPStatus.BAD_REQUEST, "the request is not HTTP/1.1")))
-        else:
-            if self._received - self._of_use > MAX_HEAD:
-                self._refuse(*self._head_too_large())
-
-    def _read_behind(self, upgrade: httptools.HttpParserUpgrade | None, data: bytes) -> None:
-        """Read what comes behind heads that offer another protocol."""
-        while upgrade is not None:
-            self._stay_with_http()
-            data, upgrade = data[upgrade.args[0] :], None
-            try:
-                self.parser.feed_data(data)
-            except httptools.HttpParserUpgrade as another:
-                upgrade = another
+                data = data[upgrade.args[0] :]
+                self._stay_with_http()
+            else:
+                return
 
     def _should_upgrade(self) -> bool:
-        # Nothing here speaks websockets, and uvicorn would refuse one before it answers what came before.
+        # No other protocol is offered, and uvicorn would refuse one before it answers earlier requests.
         return False
 
     def _stay_with_http(self) -> None:
-        """Read on behind a head that offers another protocol, as Java's client does with its first request.
+        """Read on behind a head that offers an upgrade, as Java's client does with its first request.
 
-        The parser ends there, and would take the body for that protocol. Another one goes on with a head that
-        says no more than how long the body is.
+        The parser stops there and would take the body for the other protocol. A new parser gets a head that
+        only announces the body's length.
         """
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
@@ -142,47 +164,46 @@ class ClientConnection(HttpToolsProtocol):
         finally:
             self._resuming = False
 
-    # What the parser finds.
-
     def on_message_begin(self) -> None:
         """Begin a request; see `httptools.HttpRequestParser`."""
         if len(self.pipeline) >= MAX_PIPELINED:
-            self._stop(
-                HTTPStatus.TOO_MANY_REQUESTS, f"{MAX_PIPELINED} requests wait on this connection already"
+            self._stop_parser(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                f"too many requests in flight on this connection: limit {MAX_PIPELINED}",
             )
-        self._part = "head"
-        self._begun += 1
+        self._state = State.HEAD
+        self._requests += 1
         super().on_message_begin()
         self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
 
     def on_headers_complete(self) -> None:
-        """Begin to answer, or let it wait."""
-        if len(self.headers) > MAX_HEADERS or not (self._fits or self._head_bytes() <= MAX_HEAD):
-            self._stop(*self._head_too_large())
+        """Start to answer the request, or queue it."""
+        if len(self.headers) > MAX_HEADERS or not (self._head_fits or self._head_bytes() <= MAX_HEAD):
+            self._stop_parser(*self._head_too_large())
         if not self._resuming:
             super().on_headers_complete()
-        # What stands behind the body is no header, and nobody asks for it.
+        # A copy, because the parser adds trailers to the list, which are not headers.
         self.headers = self.headers.copy()
-        self._part = "body"
-        self._of_use = self._received
+        self._state = State.BODY
+        self._progress = self._received
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
         super().on_body(body)
-        self._of_use = self._received
+        self._progress = self._received
 
     def on_message_complete(self) -> None:
         """End a request."""
         if self.parser.should_upgrade():
-            # Its body comes yet.
+            # Its body is still to come; see `_stay_with_http`.
             return
         super().on_message_complete()
-        self._part = "nothing"
-        self._of_use = self._received
+        self._state = State.IDLE
+        self._progress = self._received
 
-    def _stop(self, status: HTTPStatus, text: str) -> NoReturn:
-        self._over = status, text
-        # The parser ends with it.
+    def _stop_parser(self, status: HTTPStatus, text: str) -> NoReturn:
+        self._reason = status, text
+        # The parser turns it into an HttpParserError.
         raise ValueError(text)
 
     def _head_bytes(self) -> int:
@@ -190,13 +211,16 @@ class ClientConnection(HttpToolsProtocol):
 
     def _head_too_large(self) -> tuple[HTTPStatus, str]:
         if len(self.url) > MAX_HEAD // 2:
-            return HTTPStatus.REQUEST_URI_TOO_LONG, f"a request's path may not have {len(self.url)} bytes"
+            return (
+                HTTPStatus.REQUEST_URI_TOO_LONG,
+                f"path too long: limit {MAX_HEAD // 2} bytes, got {len(self.url)} or more",
+            )
         return (
             HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-            f"a request's head may have {MAX_HEADERS} headers and {MAX_HEAD} bytes",
+            f"head too large: limit {MAX_HEADERS} headers and {MAX_HEAD} bytes",
         )
 
-    # What is answered.
+    # Answering requests.
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 (uvicorn's own)
         self._answering = cycle
@@ -204,10 +228,16 @@ class ClientConnection(HttpToolsProtocol):
             cycle.keep_alive = False
         super()._start_asgi_task(cycle, app)
 
-    def shutdown(self) -> None:
-        """Let the request that is under way, or comes in a moment, be the last one of this connection.
+    def on_response_complete(self) -> None:
+        """Go on with the next request, or with the error that waits."""
+        super().on_response_complete()
+        if self._state is State.REFUSING:
+            self._send_refusal()
 
-        uvicorn would close an idle connection at once, also on a request that is just coming in.
+    def shutdown(self) -> None:
+        """Make the request in progress, or one that arrives within a second, the last of this connection.
+
+        uvicorn would close an idle connection at once, even if a request is just arriving.
         """
         self._stopping = True
         if self.cycle is None or self.cycle.response_complete:
@@ -215,22 +245,8 @@ class ClientConnection(HttpToolsProtocol):
         else:
             super().shutdown()
 
-    def on_response_complete(self) -> None:
-        """Go on with the next request."""
-        super().on_response_complete()
-        if self._refusal is not None:
-            self._refuse_in_turn()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """See `asyncio.Protocol`."""
-        super().connection_lost(exc)
-        if self._answering is not None and not self._answering.response_complete:
-            # uvicorn marks the last one only, and takes the absence of this one's answer for an error.
-            self._answering.disconnected = True
-        self._give_up()
-
     async def needed(self, answer: Coroutine[Any, Any, T]) -> T:
-        """Wait for an answer, and give it up when nobody waits for it.
+        """Await an answer, and cancel it when no client waits for it any more.
 
         Raises
         ------
@@ -251,24 +267,32 @@ class ClientConnection(HttpToolsProtocol):
             if self._task is task:
                 self._task = None
 
-    def _give_up(self) -> None:
+    def _cancel(self) -> None:
         self.lost = True
         if self._task is not None:
             self._task.cancel()
 
     @property
-    def _all_answered(self) -> bool:
+    def _is_answered(self) -> bool:
+        """True if every request that was read has its response."""
         return self.cycle is None or self.cycle.response_complete or self.cycle.disconnected
 
-    def _refuse(self, status: HTTPStatus, text: str) -> None:
-        """Read no further request, and answer the one that was being read with an error, in its turn."""
-        self._refusal = _error(status, text, self.server_state.default_headers)
-        if self._part == "body":
-            self._forget()
-        self._refuse_in_turn()
+    # Refusing requests.
 
-    def _forget(self) -> None:
-        """Let go of the request whose body was being read, whatever has become of it."""
+    @property
+    def _is_refused(self) -> bool:
+        return self._state in {State.REFUSING, State.REFUSED}
+
+    def _refuse(self, status: HTTPStatus, text: str) -> None:
+        """Read no further request, and answer the one being read with an error, after those before it."""
+        self._refusal = _error_response(status, text, self.server_state.default_headers)
+        if self._state is State.BODY:
+            self._drop_request()
+        self._state = State.REFUSING
+        self._send_refusal()
+
+    def _drop_request(self) -> None:
+        """Drop the request whose body is being read, queued or in progress."""
         cycle = self.cycle
         if self.pipeline:
             self.pipeline.popleft()
@@ -278,69 +302,76 @@ class ClientConnection(HttpToolsProtocol):
             self._refusal = b""
         cycle.disconnected = True
         cycle.message_event.set()
-        self._give_up()
+        self._cancel()
 
-    def _refuse_in_turn(self) -> None:
-        if not self._all_answered or self._refused or self.transport.is_closing():
+    def _send_refusal(self) -> None:
+        if not self._is_answered or self.transport.is_closing():
             return
-        assert self._refusal is not None  # noqa: S101 (or there would be nothing to refuse)
-        self._refused = True
+        self._state = State.REFUSED
         self._unset_keepalive_if_required()
         self.transport.write(self._refusal)
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        # To close on bytes that nobody has read would reset the connection, and take the answer away.
+        # Closing with unread bytes would reset the connection, and the client may lose the response.
         self.flow.resume_reading()
 
-    # What the client keeps us waiting for.
+    # Timeouts.
 
-    def look(self, timeout_s: float) -> None:
-        """See what the client keeps us waiting for, and end that when it has been for too long."""
+    def check_progress(self, timeout_s: float) -> None:
+        """Check what the connection waits for, and end it when the client's time is up."""
         waits, progress = self._waits_for()
-        if waits == "request" and self.cycle is not None and self.timeout_keep_alive_task is None:
-            # Blank lines, which may stand in front of a request, have ended what uvicorn began.
+        if waits is WaitsFor.REQUEST and self.cycle is not None and self.timeout_keep_alive_task is None:
+            # Blank lines before a request have cancelled uvicorn's timer.
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
-        if self._patience.is_over(waits, self._begun, progress):
-            self._end(waits, timeout_s)
+        if self._timer.check(waits, self._requests, progress):
+            self._time_out(waits, timeout_s)
 
-    def _waits_for(self) -> tuple[Waits, int]:
-        """What we wait for, and how many bytes of it have come or gone."""
+    def _waits_for(self) -> tuple[WaitsFor, int]:
+        """Return the action that is waited for, and how many bytes it has transferred."""
         unread = self.transport.get_write_buffer_size()
         if unread:
-            return "reader", self._out.written - unread
+            return WaitsFor.READ, self._out.written - unread
         if self.transport.is_closing():
-            return "nothing", 0
-        if self._refused:
-            return "end", 0
-        if not self._all_answered:
+            return WaitsFor.NOTHING, 0
+        if self._state is State.REFUSED:
+            return WaitsFor.CLOSE, 0
+        if not self._is_answered:
             # Nothing is read of a request that waits for its turn.
             held_up = self.flow.read_paused or self.cycle.waiting_for_100_continue
-            if self._part == "body" and not held_up:
-                return "body", self._received
-            return "nothing", 0
-        waits: dict[str, Waits] = {"nothing": "request", "head": "head", "body": "rest"}
-        return waits[self._part], 0
+            if self._state is State.BODY and not held_up:
+                return WaitsFor.BODY, self._received
+            return WaitsFor.NOTHING, 0
+        return _WAITS_FOR[self._state], 0
 
-    def _end(self, waits: Waits, timeout_s: float) -> None:
-        if waits == "head":
+    def _time_out(self, waits: WaitsFor, timeout_s: float) -> None:
+        if waits is WaitsFor.HEAD:
             self._refuse(
-                HTTPStatus.REQUEST_TIMEOUT, f"the request's head did not come within {timeout_s:g} s"
+                HTTPStatus.REQUEST_TIMEOUT, f"head too slow: limit {timeout_s:g} s for a request's head"
             )
-        elif waits == "body":
+        elif waits is WaitsFor.BODY:
             self._refuse(
                 HTTPStatus.REQUEST_TIMEOUT,
-                f"of the request's body not even {MIN_PROGRESS} bytes came within {timeout_s:g} s",
+                f"body too slow: limit {timeout_s:g} s for each {MIN_PROGRESS} bytes of a request's body",
             )
-        elif waits == "reader":
+        elif waits is WaitsFor.READ:
             self.transport.abort()
-        elif waits in {"rest", "end"} or (waits == "request" and self.cycle is None):
+        elif waits in {WaitsFor.REST, WaitsFor.CLOSE} or (waits is WaitsFor.REQUEST and self.cycle is None):
             self.transport.close()
 
 
+#: What a connection waits for when every request that was read has its response.
+_WAITS_FOR = {
+    State.IDLE: WaitsFor.REQUEST,
+    State.HEAD: WaitsFor.HEAD,
+    State.BODY: WaitsFor.REST,
+    State.REFUSING: WaitsFor.NOTHING,
+}
+
+
 async def while_needed(scope: MutableMapping[str, Any], answering: Coroutine[Any, Any, None]) -> None:
-    """Answer a request, and give that up without a word when nobody waits for it any more."""
+    """Answer a request, and cancel that silently when no client waits for it any more."""
     connection: ClientConnection | None = scope.get("extensions", {}).get(CONNECTION)
     if connection is None:
         await answering
@@ -352,8 +383,8 @@ async def while_needed(scope: MutableMapping[str, Any], answering: Coroutine[Any
             raise
 
 
-def _error(status: HTTPStatus, text: str, headers: list[tuple[bytes, bytes]]) -> bytes:
-    """An answer that is the connection's last, with KServe's body for errors."""
+def _error_response(status: HTTPStatus, text: str, headers: list[tuple[bytes, bytes]]) -> bytes:
+    """Return the connection's last response, with KServe's body for errors."""
     body = orjson.dumps({"error": text})
     own = [
         (b"content-length", b"%d" % len(body)),

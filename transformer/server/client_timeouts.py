@@ -1,77 +1,98 @@
-"""How long a client may keep us waiting: for its request, for its body, or to take its answer."""
+"""Timeouts for slow clients: to send a head, to send a body, and to read responses."""
 
 import asyncio
-from typing import Any, Literal
+from enum import Enum
+from typing import Any
 
-#: Bytes of a body that a client must send, or of its answers that it must take, within the time-out.
+#: Bytes of a body that a client must send, or of responses that it must read, within the timeout.
 MIN_PROGRESS = 10_000
-#: How often a connection is looked at before it has kept us waiting for the whole time-out.
-LOOKS = 20
-#: How often while a client may read why it was refused; what it still sends is thrown away.
-LINGER_LOOKS = 5
+#: Checks of a connection within the timeout.
+CHECKS = 20
+#: Checks while the rest of what a refused client sends is discarded.
+LINGER_CHECKS = 5
 
-#: What the client keeps us waiting for.
-Waits = Literal["nothing", "request", "head", "body", "rest", "reader", "end"]
+
+class WaitsFor(Enum):
+    """The action that a connection waits for."""
+
+    #: No action of the client.
+    NOTHING = "nothing"
+    #: The first byte of the next request.
+    REQUEST = "request"
+    #: The rest of a head.
+    HEAD = "head"
+    #: The rest of a body.
+    BODY = "body"
+    #: The rest of a body that was answered already.
+    REST = "rest"
+    #: Reading of responses.
+    READ = "read"
+    #: Closing by the client, after a refusal.
+    CLOSE = "close"
+
+
+#: Waits that belong to the connection and not to the request that is being read.
+_OF_CONNECTION = {WaitsFor.NOTHING, WaitsFor.READ, WaitsFor.CLOSE}
+_LINGERING = {WaitsFor.REST, WaitsFor.CLOSE}
 
 
 def linger_s(timeout_s: float) -> float:
-    """Seconds for which what an answered or refused client still sends is thrown away."""
-    return timeout_s * LINGER_LOOKS / LOOKS
+    """Return the seconds for which the rest of what an answered or refused client sends is discarded."""
+    return timeout_s * LINGER_CHECKS / CHECKS
 
 
 class ProgressTimer:
-    """With one client: counts how often in a row it was found to keep us waiting for the same."""
+    """Counts successive checks in which one client made no progress."""
 
     def __init__(self) -> None:
-        self._waits: tuple[Waits, int] = ("nothing", 0)
+        self._waits: tuple[WaitsFor, int] = (WaitsFor.NOTHING, 0)
         self._progress = 0
-        self._looks = 0
+        self._checks = 0
 
-    def is_over(self, waits: Waits, request: int, progress: int) -> bool:
-        """Count a look; whether it was one too many.
+    def check(self, waits: WaitsFor, request: int, progress: int) -> bool:
+        """Count a check; return True if the client's time is up.
 
         Parameters
         ----------
         waits
-            What we wait for.
+            The action that is waited for.
         request
-            The number of the request that it belongs to.
+            Number of the request that is being read.
         progress
-            Bytes of it that have come or gone.
+            Bytes of the body or the responses transferred so far.
         """
-        # An answer that is not read belongs to no request that is being read.
-        which = (waits, 0 if waits in {"nothing", "reader", "end"} else request)
-        if which != self._waits or progress - self._progress >= MIN_PROGRESS:
-            self._waits, self._progress, self._looks = which, progress, 0
-        self._looks += 1
-        return self._looks > (LINGER_LOOKS if waits in {"rest", "end"} else LOOKS)
+        current = (waits, 0 if waits in _OF_CONNECTION else request)
+        if current != self._waits or progress - self._progress >= MIN_PROGRESS:
+            self._waits, self._progress, self._checks = current, progress, 0
+        self._checks += 1
+        return self._checks > (LINGER_CHECKS if waits in _LINGERING else CHECKS)
 
 
 class ClientTimeouts:
-    """Looks at a server's connections again and again, while there are any.
+    """Checks all connections of a server at intervals, while there are any.
 
-    One timer for all of them: a request is not made dearer by it. It counts how often it has looked, not how
-    long ago that was, so that a process which was stopped does not take its clients for slow.
+    One timer serves all connections, so that requests cost no more. It counts checks instead of seconds, so
+    that a process that was suspended does not take its clients for slow.
 
     Parameters
     ----------
     timeout_s
-        Seconds that a client has for a request's head, for the next 10,000 bytes of its body, and for the
-        next 10,000 of its answers.
+        Seconds that a client has for a request's head, for the next 10,000 bytes of its body, and to read the
+        next 10,000 bytes of responses.
     """
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, loop: asyncio.AbstractEventLoop, connections: set[Any]) -> None:
-        """Look at these from now on; nothing, where that has begun."""
+    def start(self, loop: asyncio.AbstractEventLoop, connections: set[Any]) -> None:
+        """Start to check these connections, if that has not started yet."""
         if self._timer is None:
-            self._timer = loop.call_later(self._timeout_s / LOOKS, self._look, loop, connections)
+            self._timer = loop.call_later(self._timeout_s / CHECKS, self._check, loop, connections)
 
-    def _look(self, loop: asyncio.AbstractEventLoop, connections: set[Any]) -> None:
+    def _check(self, loop: asyncio.AbstractEventLoop, connections: set[Any]) -> None:
         self._timer = None
         if connections:
-            self.begin(loop, connections)
+            self.start(loop, connections)
         for connection in list(connections):
-            connection.look(self._timeout_s)
+            connection.check_progress(self._timeout_s)

@@ -1,33 +1,38 @@
-"""How a client's connection is written to and read from: answers in one piece, requests in their turn."""
+"""Writing and reading on a client's connection: small responses in one piece, requests one after another."""
 
 import asyncio
 from collections import deque
 from typing import Any
 
-from uvicorn.protocols.http.flow_control import FlowControl
+from transformer.server.uvicorn_internals import FlowControl
 
 
 class CoalescingTransport:
-    """A transport that holds back an answer's head for its body, until the event loop's next turn at most.
+    """A transport that writes the head of a response together with its body.
 
-    uvicorn writes the two apart. Each write costs a system call here and wakes the client once more,
-    together a tenth of what a small answer takes.
+    uvicorn writes them separately. Each write costs a system call here and wakes the client once more,
+    together a tenth of the time of a small response. A head waits for its body until the event loop's next
+    turn at most.
 
     Parameters
     ----------
     transport
-        Where all of it goes.
+        The transport to write to.
+
+    Attributes
+    ----------
+    written
+        Bytes given to the transport.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._call_soon = loop.call_soon
         self._head = b""
-        #: Bytes that the transport was given.
         self.written = 0
 
     def write(self, data: bytes) -> None:
-        """Send, or hold what begins an answer."""
+        """Write data, or keep it for the next write if it is the head of a response."""
         if self._head:
             data = self._head + data
             self._head = b""
@@ -43,22 +48,22 @@ class CoalescingTransport:
             self.write(b"")
 
     def write_eof(self) -> None:
-        """Say that what is held was the last."""
+        """Close the write end after flushing."""
         self._flush()
         self._transport.write_eof()
 
     def close(self) -> None:
-        """Close when what is held has been sent."""
+        """Close after flushing."""
         self._flush()
         self._transport.close()
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever it is)
-        """All else is the transport's own."""
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (the transport's)
+        """Pass everything else on to the transport."""
         return getattr(self._transport, name)
 
 
 class PipelineFlowControl(FlowControl):
-    """Reads on when no request waits any more: else more could come with every answer than was answered."""
+    """Flow control that reads on only when no request waits: the pipeline would grow with every response."""
 
     def __init__(self, transport: asyncio.Transport, pipeline: deque[Any]) -> None:
         super().__init__(transport)

@@ -1,4 +1,4 @@
-"""KServe's data plane, with errors of ours and without what a served version must not allow."""
+"""KServe's data plane, with this project's errors and without loading of models by request."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,9 +9,10 @@ from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
 from transformer.errors import InvalidRequest, NotImplementedHere, UnknownModel, printable
 from transformer.protocols.json_body import check_values
+from transformer.server.handler import Handler
 
-#: Longest part of KServe's own words, which may repeat the caller's.
-_LONGEST = 120
+#: Maximum characters of KServe's own error text, which may repeat the caller's words.
+_MAX_DETAIL = 120
 
 
 def _never() -> bool:
@@ -19,89 +20,105 @@ def _never() -> bool:
 
 
 class TransformerDataPlane(DataPlane):  # type: ignore[misc]
-    """Decodes V1 requests and CloudEvents as KServe does.
+    """Finds the handler of a model, and decodes CloudEvents as KServe does.
 
     Attributes
     ----------
     stopping
-        Tells whether the server is being stopped.
+        Returns True while the server is shutting down.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 (KServe's own)
         super().__init__(*args, **kwargs)
         self.stopping: Callable[[], bool] = _never
 
-    def decode(self, body: object, headers: Mapping[str, str], *args: object, **kwargs: object) -> Any:  # noqa: ANN401
-        """Payload and CloudEvent attributes of a request.
+    @property
+    def handler(self) -> Handler:
+        """The handler of the only model."""
+        (model,) = self.model_registry.get_models().values()
+        handler: Handler = model.handler
+        return handler
 
-        Raises
-        ------
-        TooLarge
-            See `transformer.protocols.v1.check_values`.
-        InvalidRequest
-            Where KServe raises `InvalidInput`, which its handler would log with the request's content, and
-            where it stumbles over a CloudEvent that is none.
-        """
-        if isinstance(body, bytes):
-            check_values(body)
-        # With this one KServe would parse an event before `decode_cloudevent` sees it, and then fail.
-        headers = {name: value for name, value in headers.items() if name.lower() != "ce-contenttype"}
-        try:
-            return super().decode(body, headers, *args, **kwargs)
-        except InvalidInput as error:
-            text = str(error).replace("Unrecognized request format", "is not JSON")
-            raise InvalidRequest(f"body: {printable(text, _LONGEST)}") from error
-        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-            raise InvalidRequest("body: is not a CloudEvent with JSON data") from error
-
-    def decode_cloudevent(self, body: object) -> Any:  # noqa: ANN401
-        """Payload and attributes of what may be a CloudEvent.
-
-        Raises
-        ------
-        TooLarge
-            See `transformer.protocols.v1.check_values`; its data may have come in base64, which hides them.
-        """
-        data = getattr(body, "data", None)
-        if isinstance(data, bytes):
-            check_values(data)
-        return super().decode_cloudevent(body)
-
-    def get_model_from_registry(self, name: str) -> Any:  # noqa: ANN401 (KServe's own)
-        """The model of this name.
+    def handler_of(self, model_name: str) -> Handler:
+        """Return the handler of a model.
 
         Raises
         ------
         UnknownModel
-            If there is none. KServe's own error would go into the log as long as the name is.
+            If the model is not served here.
+        """
+        handler: Handler = self.get_model_from_registry(model_name).handler
+        return handler
+
+    def get_model_from_registry(self, name: str) -> Any:  # noqa: ANN401 (KServe's own)
+        """Return the model of this name.
+
+        Raises
+        ------
+        UnknownModel
+            If the model is not served here. KServe's own error would log the caller's name at any length.
         """
         try:
             return super().get_model_from_registry(name)
         except ModelNotFound as error:
             raise UnknownModel(name) from error
 
+    def decode(self, body: object, headers: Mapping[str, str], *args: object, **kwargs: object) -> Any:  # noqa: ANN401
+        """Return the payload and the CloudEvent attributes of a V1 request.
+
+        Raises
+        ------
+        TooLarge
+            See `transformer.protocols.json_body.check_values`.
+        InvalidRequest
+            Where KServe raises `InvalidInput`, which its handler would log with the request's content, and
+            where it fails on an invalid CloudEvent.
+        """
+        if isinstance(body, bytes):
+            check_values(body)
+        # With this header, KServe parses an event before `decode_cloudevent` sees it, and then fails.
+        headers = {name: value for name, value in headers.items() if name.lower() != "ce-contenttype"}
+        try:
+            return super().decode(body, headers, *args, **kwargs)
+        except InvalidInput as error:
+            text = str(error).replace("Unrecognized request format", "is not JSON")
+            raise InvalidRequest(f"body: {printable(text, _MAX_DETAIL)}") from error
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            raise InvalidRequest("body: is not a CloudEvent with JSON data") from error
+
+    def decode_cloudevent(self, body: object) -> Any:  # noqa: ANN401
+        """Return the payload and the attributes of a possible CloudEvent.
+
+        Raises
+        ------
+        TooLarge
+            See `transformer.protocols.json_body.check_values`. Base64 data is only checked here.
+        """
+        data = getattr(body, "data", None)
+        if isinstance(data, bytes):
+            check_values(data)
+        return super().decode_cloudevent(body)
+
     async def ready(self) -> bool:
-        """Whether the server can answer: each of its models has a verified connection to a predictor."""
-        return not self.stopping() and all(
-            [await model.healthy() for model in self.model_registry.get_models().values()]
-        )
+        """Return True if a prediction would succeed and the server is not shutting down."""
+        return not self.stopping() and self.handler.ready()
 
     async def model_ready(self, model_name: str, disable_predictor_health_check: bool = False) -> bool:
-        """Whether a model can answer.
+        """Return True if a prediction of the model would succeed.
 
-        With `disable_predictor_health_check` KServe's own handlers ask it before a prediction: then it is
-        enough that the model is known. A request may wait for a predictor that is being replaced.
+        KServe's own routes set `disable_predictor_health_check` before a prediction. Then it is enough that
+        the model is known, because a request may wait for a predictor that is being replaced.
         """
-        model = self.get_model_from_registry(model_name)
-        return disable_predictor_health_check or await model.healthy()
+        handler = self.handler_of(model_name)
+        return disable_predictor_health_check or handler.ready()
 
     def metadata(self) -> dict[str, Any]:
-        """Name, version and V2 protocol extensions of the server."""
+        """Return name, version and V2 protocol extensions of the server."""
         return {**super().metadata(), "extensions": ["binary_tensor_data"]}
 
 
 class FixedRepository(ModelRepositoryExtension):  # type: ignore[misc]
-    """No loading and unloading by callers: what is served follows from the InferenceService's spec alone."""
+    """Refuses to load and unload models by request: the InferenceService's spec says what is served."""
 
     async def load(self, model_name: str) -> None:
         """Refuse."""

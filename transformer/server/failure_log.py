@@ -1,6 +1,6 @@
-"""Failures in the log: the first of a kind at once, and with a later one how many more there were.
+"""A log of failures: the first of each kind at once, the others as a count in the next line of that kind.
 
-An overload is answered with thousands of 503s a second. A line for each would cost more than the answer.
+An overloaded server sends thousands of 503s a second. A line for each would cost more than the response.
 """
 
 import logging
@@ -12,35 +12,35 @@ from transformer.errors import NotImplementedHere, ServiceError
 
 logger = logging.getLogger("kserve.transformer")
 
-#: Seconds from one line about a kind of failure to the next.
+#: Minimum seconds between two lines of one kind.
 INTERVAL_S = 10.0
 
 
 class FailureLog:
-    """Of one server.
+    """The failures of one server.
 
     Parameters
     ----------
     now
-        The time in seconds.
+        Returns the time in seconds.
     """
 
     def __init__(self, now: Callable[[], float] = monotonic) -> None:
         self._now = now
-        #: When the next failure of a kind gets a line, and how many have got none since the last one.
+        #: Earliest time of the next line, and failures since the last one, by kind.
         self._next: dict[type[ServiceError], float] = {}
-        self._silent: Counter[type[ServiceError]] = Counter()
+        self._unlogged: Counter[type[ServiceError]] = Counter()
 
-    def tell(self, status: str, error: ServiceError) -> None:
-        """Log a failure that is not the caller's own, unless one of its kind was logged a moment ago."""
+    def record(self, status: str, error: ServiceError) -> None:
+        """Log a failure that is not the caller's fault, unless one of its kind was logged recently."""
         if error.status < 500 or isinstance(error, NotImplementedHere):
             return
         kind, now = type(error), self._now()
         if now < self._next.get(kind, now):
-            self._silent[kind] += 1
+            self._unlogged[kind] += 1
             return
         self._next[kind] = now + INTERVAL_S
-        silent = self._silent.pop(kind, 0)
+        count = self._unlogged.pop(kind, 0)
         logger.warning(
-            "%s: %s%s", status, error, f" ({silent} more since the last such line)" if silent else ""
+            "%s: %s%s", status, error, f" ({count} more since the last such line)" if count else ""
         )

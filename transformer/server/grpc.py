@@ -1,36 +1,44 @@
-"""The gRPC side: KServe's service with our decoding, our status codes and the version in the metadata."""
+"""The gRPC server: KServe's service with this project's decoding and errors, health checks and reflection."""
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError, Message
-from kserve.protocol.dataplane import DataPlane
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 from kserve.protocol.grpc.interceptors import ExceptionToStatusInterceptor
 from kserve.protocol.grpc.server import GRPCServer
 from kserve.protocol.grpc.servicer import InferenceServicer
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
-from kserve.utils.utils import to_headers
 
-from transformer.errors import InvalidRequest, PredictorUnavailable, ServiceError
-from transformer.headers import check_sent_once
+from transformer.errors import InvalidRequest, PredictorUnavailable, ServiceError, grpc_details
+from transformer.headers import VERSION_HEADER
 from transformer.protocols import grpc_messages
 from transformer.protocols.protobuf_limits import check_fields
+from transformer.protocols.v2 import V2Request
+from transformer.server.dataplane import TransformerDataPlane
 from transformer.server.failure_log import FailureLog
-from transformer.server.kserve_model import VERSION_HEADER, TransformerModel
+from transformer.settings import Settings
+
+logger = logging.getLogger("kserve.transformer")
 
 #: Seconds after which gRPC clients are asked to reconnect; no call is lost by it.
 CONNECTION_AGE_S = 5
-#: Seconds in which a call that comes while we stop is told so. gRPC would cancel it without a word, which no
-#: client takes for a reason to ask elsewhere.
+#: Seconds in which calls that arrive during a shutdown are refused with UNAVAILABLE. After that gRPC cancels
+#: them, and a client does not take that for a reason to retry on another replica.
 LATE_S = 1.0
-
-logger = logging.getLogger("kserve.transformer")
+#: Interval in which a client that watches the health learns of a change.
+HEALTH_INTERVAL_S = 0.5
+#: Name of the inference service, and the prefix of its methods.
+SERVICE: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+_METHODS = f"/{SERVICE}/"
+_Status = health_pb2.HealthCheckResponse
 
 
 class GrpcServer(GRPCServer):  # type: ignore[misc]
@@ -38,30 +46,24 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
 
     Parameters
     ----------
-    port
-        Port to listen to.
+    settings
+        The settings of the process.
     data_plane, model_repository_extension, grace_period
         As `kserve.protocol.grpc.server.GRPCServer`.
-    host
-        Address to listen to; every one if None.
-    max_request_bytes
-        Bytes that a message may have.
     """
 
     def __init__(
         self,
-        port: int,
-        data_plane: DataPlane,
+        settings: Settings,
+        data_plane: TransformerDataPlane,
         model_repository_extension: ModelRepositoryExtension,
         *,
-        host: str | None = None,
-        max_request_bytes: int,
         grace_period: int,
     ) -> None:
-        super().__init__(port, data_plane, model_repository_extension, {}, grace_period)
-        self._host = host or "::"
-        self._max_request_bytes = max_request_bytes
+        super().__init__(settings.grpc_port, data_plane, model_repository_extension, {}, grace_period)
+        self._settings = settings
         self._interceptor = StatusInterceptor()
+        self._health = HealthServicer(data_plane)
 
     async def start(self, max_workers: int) -> None:
         """Serve until `stop`.
@@ -75,10 +77,10 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
             ThreadPoolExecutor(max_workers=max_workers),
             interceptors=(self._interceptor,),
             options=[
-                ("grpc.max_receive_message_length", self._max_request_bytes),
+                ("grpc.max_receive_message_length", self._settings.max_request_bytes),
                 ("grpc.so_reuseport", 0),
-                # Clients are asked to come back on a new connection, and so find other replicas; and they
-                # have left a pod that is taken out of its Service before its preStop pause ends.
+                # Clients that reconnect find other replicas, and leave a terminating pod during its preStop
+                # pause.
                 ("grpc.max_connection_age_ms", int(CONNECTION_AGE_S * 1000)),
                 ("grpc.max_connection_age_grace_ms", self._grace_period * 1000),
             ],
@@ -86,52 +88,116 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
         services.add_GRPCInferenceServiceServicer_to_server(
             Servicer(self._data_plane, self._model_repository_extension), self._server
         )
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        self._server.add_insecure_port(f"{host}:{self._port}")
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+        host = self._settings.host or "::"
+        self._server.add_insecure_port(f"{f'[{host}]' if ':' in host else host}:{self._port}")
         await self._server.start()
         logger.info("gRPC on port %d", self._port)
         await self._server.wait_for_termination()
 
     async def stop(self, sig: int | None = None) -> None:
-        """Take no further call, and answer those that are under way within the grace period.
+        """Refuse new calls, and answer those in flight within the grace period.
 
         Parameters
         ----------
         sig
-            The signal that asks for it, if one does: then clients may still be sending.
+            The signal that asks for it, if there is one: then clients may still send calls.
         """
         self._interceptor.stopping = True
+        self._health.stopping = True
         if sig is not None:
             await asyncio.sleep(LATE_S)
         await super().stop(sig)
 
 
 class Servicer(InferenceServicer):  # type: ignore[misc]
-    """KServe's servicer, with inference of our own."""
+    """KServe's servicer, with inference and model versions of this project."""
 
     async def ModelInfer(  # noqa: N802 (the service's own name)
         self, request: pb.ModelInferRequest, context: grpc.aio.ServicerContext
     ) -> pb.ModelInferResponse:
         """Score the candidates of one message."""
-        check_sent_once(key for key, _ in context.invocation_metadata())
-        model: TransformerModel = self._data_plane.get_model_from_registry(request.model_name)
-        taken = model.room.take(request.ByteSize())
-        try:
-            decoded = model.decode_message(request)
-            answer, headers = await self._data_plane.infer(request.model_name, decoded, to_headers(context))
-        finally:
-            model.room.give_back(taken)
-        context.set_trailing_metadata([(VERSION_HEADER, headers[VERSION_HEADER])])
+        handler = self._data_plane.handler_of(request.model_name)
+        answer, version = await handler.predict(
+            lambda: handler.decode_message(request),
+            V2Request.answer,
+            _text_metadata(context),
+            request.ByteSize(),
+        )
+        context.set_trailing_metadata([(VERSION_HEADER, version)])
         return grpc_messages.encode(answer)
 
+    async def ModelReady(  # noqa: N802
+        self, request: pb.ModelReadyRequest, _: grpc.aio.ServicerContext
+    ) -> pb.ModelReadyResponse:
+        """Say if a prediction of the model, or of one version, would succeed."""
+        handler = self._data_plane.handler_of(request.name)
+        return pb.ModelReadyResponse(ready=handler.ready(request.version or None))
 
-class StatusInterceptor(ExceptionToStatusInterceptor):  # type: ignore[misc]
-    """Turns our errors into their status codes, and leaves KServe's to KServe.
+    async def ModelMetadata(  # noqa: N802
+        self, request: pb.ModelMetadataRequest, _: grpc.aio.ServicerContext
+    ) -> pb.ModelMetadataResponse:
+        """Return inputs, outputs and versions of the model."""
+        handler = self._data_plane.handler_of(request.name)
+        return pb.ModelMetadataResponse(**handler.metadata(request.version or None))
+
+
+class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """The standard health service ``grpc.health.v1.Health``: serving while a prediction would succeed.
+
+    The server as a whole (``""``) and the inference service by its name have the same status. grpcio's own
+    servicer is not used: when one of several watchers leaves, the others get no further status (1.81).
 
     Attributes
     ----------
     stopping
-        Whether every call is refused from now on.
+        True while the server is shutting down.
+    """
+
+    def __init__(self, data_plane: TransformerDataPlane) -> None:
+        self._data_plane = data_plane
+        self.stopping = False
+
+    async def Check(  # noqa: N802 (the service's own name)
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
+    ) -> health_pb2.HealthCheckResponse:
+        """Return the present status."""
+        status = await self._status(request.service)
+        if status == _Status.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service; known: {SERVICE}")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def Watch(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, _: grpc.aio.ServicerContext
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        """Send the status now and whenever it changes, until the server shuts down."""
+        last = None
+        while True:
+            stopping, status = self.stopping, await self._status(request.service)
+            if status != last:
+                last = status
+                yield health_pb2.HealthCheckResponse(status=status)
+            if stopping:
+                return
+            await asyncio.sleep(HEALTH_INTERVAL_S)
+
+    async def _status(self, service: str) -> int:
+        if service not in {"", SERVICE}:
+            return int(_Status.SERVICE_UNKNOWN)
+        ready = not self.stopping and await self._data_plane.ready()
+        return int(_Status.SERVING if ready else _Status.NOT_SERVING)
+
+
+class StatusInterceptor(ExceptionToStatusInterceptor):  # type: ignore[misc]
+    """Turns this project's errors into gRPC status codes, and leaves KServe's errors to KServe.
+
+    Attributes
+    ----------
+    stopping
+        True while every call is refused.
     """
 
     def __init__(self) -> None:
@@ -144,8 +210,11 @@ class StatusInterceptor(ExceptionToStatusInterceptor):  # type: ignore[misc]
         continuation: Callable[..., Any],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler | None:
-        """Let what is wrong with a message's bytes reach `intercept`; gRPC itself would answer UNKNOWN."""
+        """Wrap the methods of the inference service; health checks and reflection raise no errors of ours."""
+        if not handler_call_details.method.startswith(_METHODS):
+            return await continuation(handler_call_details)
         handler = await super().intercept_service(continuation, handler_call_details)
+        # gRPC would answer UNKNOWN to bytes that cannot be parsed.
         return handler and handler._replace(request_deserializer=_or_error(handler.request_deserializer))
 
     async def intercept(
@@ -160,43 +229,48 @@ class StatusInterceptor(ExceptionToStatusInterceptor):  # type: ignore[misc]
             self._refuse(request_or_iterator, context)
             return None
         if self.stopping:
-            _end(PredictorUnavailable("the transformer is being stopped, ask another one"), context)
+            _end(PredictorUnavailable("shutting down; retry on another replica"), context)
             return None
 
-        async def answered(request: Any, context: grpc.aio.ServicerContext) -> Any:  # noqa: ANN401
+        async def answer(request: Any, context: grpc.aio.ServicerContext) -> Any:  # noqa: ANN401
             try:
                 return await method(request, context)
             except ServiceError as error:
                 self._refuse(error, context)
 
-        return await super().intercept(answered, request_or_iterator, context, method_name)
+        return await super().intercept(answer, request_or_iterator, context, method_name)
 
     def _refuse(self, error: ServiceError, context: grpc.aio.ServicerContext) -> None:
-        self._failures.tell(error.grpc_code, error)
+        self._failures.record(error.grpc_code, error)
         _end(error, context)
 
 
 def _end(error: ServiceError, context: grpc.aio.ServicerContext) -> None:
-    """Give a call the error's status; what its method returns is not sent then.
+    """Give a call the error's status. Its method's return value is not sent then.
 
-    `context.abort` would raise an error that the call keeps, and with it all that its traceback holds: the
-    request, for as long as no garbage is looked for.
+    `context.abort` would raise an error that the call keeps, and with its traceback the request, until the
+    next garbage collection.
     """
     context.set_trailing_metadata(tuple(error.headers.items()))
     context.set_code(grpc.StatusCode[error.grpc_code])
-    context.set_details(str(error))
+    context.set_details(grpc_details(error))
+
+
+def _text_metadata(context: grpc.aio.ServicerContext) -> list[tuple[str, str]]:
+    """Return a call's metadata without binary values."""
+    return [(key, value) for key, value in context.invocation_metadata() if isinstance(value, str)]
 
 
 def _or_error(deserialize: Callable[[bytes], Message]) -> Callable[[bytes], Message | ServiceError]:
-    """Gives an error instead of raising it."""
+    """Make a deserializer return an error instead of raising it."""
 
-    def deserialized(data: bytes) -> Message | ServiceError:
+    def deserialize_or_error(data: bytes) -> Message | ServiceError:
         try:
             check_fields(data)
             return deserialize(data)
         except ServiceError as error:
             return error
         except DecodeError:
-            return InvalidRequest("the message is none of its method's")
+            return InvalidRequest("cannot parse the request message for this method")
 
-    return deserialized
+    return deserialize_or_error

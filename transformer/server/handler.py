@@ -1,7 +1,7 @@
 """The handler of all protocols: REST's fast path, KServe's REST routes and gRPC are adapters around it.
 
-A rule that holds for every request is written here, once: the byte budget, the headers to forward, the version
-that may answer, the metrics.
+A rule that holds for every request is written here, once: the byte budget, the headers to forward, the
+version that may answer, the metrics.
 """
 
 from collections.abc import Callable, Iterable
@@ -62,7 +62,7 @@ class Handler:
             body,
             json_length,
             model_name=self.name,
-            name=self._bundle.name,
+            output_name=self._bundle.name,
             fields=self._fields,
             max_candidates=self._settings.max_candidates,
             version=version,
@@ -72,7 +72,7 @@ class Handler:
         """Decode a V2 gRPC request; see `transformer.protocols.grpc_messages.decode`."""
         return grpc_messages.decode(
             message,
-            name=self._bundle.name,
+            output_name=self._bundle.name,
             fields=self._fields,
             max_candidates=self._settings.max_candidates,
         )
@@ -106,12 +106,13 @@ class Handler:
         ServiceError
             Of the class that says why there is no prediction.
         """
+        forward = forwarded(headers)
         self._budget.reserve(size)
         try:
             start = perf_counter()
             request = decode()
             decoded = perf_counter()
-            prediction = await self.scorer.predict(request.candidates, forwarded(headers), request.version)
+            prediction = await self.scorer.predict(request.candidates, forward, request.version)
             scored = perf_counter()
             answer = encode(request, prediction)
         finally:
@@ -140,9 +141,7 @@ class Handler:
             If no verified connection leads to the version.
         """
         self.scorer.check_version(version)
-        return v2.model_metadata(
-            self.name, self.scorer.versions, self._bundle.signature, v2.output_types(self._bundle.name)
-        )
+        return v2.model_metadata(self.name, self.scorer.versions, self._bundle.signature, self._bundle.name)
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI description; see `transformer.protocols.openapi.describe`."""

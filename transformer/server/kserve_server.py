@@ -1,92 +1,81 @@
-"""`kserve.ModelServer` with our REST and gRPC sides."""
+"""`kserve.ModelServer` with this project's REST and gRPC servers."""
 
 import asyncio
-from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 
-from kserve.constants.constants import FASTAPI_APP_IMPORT_STRING
 from kserve.model_server import ModelServer
 
+from transformer.bundle.format import Bundle
 from transformer.server.dataplane import FixedRepository, TransformerDataPlane
 from transformer.server.grpc import GrpcServer
+from transformer.server.handler import Handler
 from transformer.server.kserve_model import TransformerModel
 from transformer.server.rest import RestServer
-from transformer.server.workers import Workers, collect_seldom
+from transformer.server.workers import Workers, collect_garbage_less_often
+from transformer.settings import Settings
 
-#: Seconds in which requests that were accepted before a SIGTERM are answered; KServe's own.
+#: Seconds in which requests accepted before a SIGTERM are answered; KServe's own value.
 GRACE_PERIOD_S = 30
 
 
 class TransformerServer(ModelServer):  # type: ignore[misc]
-    """Serves one model over REST and gRPC.
+    """Serves a bundle's model over REST and gRPC.
 
     Parameters
     ----------
-    options
-        As `transformer.options.parse` gives them.
+    bundle
+        The version to serve.
+    settings
+        The settings of the process.
     """
 
-    def __init__(self, options: Namespace) -> None:
+    def __init__(self, bundle: Bundle, settings: Settings) -> None:
         super().__init__(
-            http_port=options.http_port,
-            grpc_port=options.grpc_port,
-            workers=options.workers,
-            max_threads=options.max_threads,
-            max_asyncio_workers=options.max_asyncio_workers,
-            enable_grpc=options.enable_grpc,
-            enable_latency_logging=options.enable_latency_logging,
-            access_log_format=options.access_log_format,
-            event_loop=options.event_loop,
-            timeout_keep_alive=options.timeout_keep_alive,
+            http_port=settings.http_port,
+            grpc_port=settings.grpc_port,
+            workers=settings.workers,
+            max_threads=settings.max_threads,
+            max_asyncio_workers=settings.max_asyncio_workers,
+            enable_grpc=settings.enable_grpc,
+            enable_latency_logging=settings.enable_latency_logging,
+            access_log_format=settings.access_log_format,
+            event_loop=settings.event_loop,
+            timeout_keep_alive=settings.timeout_keep_alive,
             grace_period=GRACE_PERIOD_S,
-            ssl_certfile=options.ssl_certfile,
-            ssl_keyfile=options.ssl_keyfile,
+            ssl_certfile=settings.ssl_certfile,
+            ssl_keyfile=settings.ssl_keyfile,
         )
-        self._options = options
+        self._settings = settings
+        self._handler = Handler(bundle, settings)
         self.dataplane = TransformerDataPlane(model_registry=self.registered_models)
         self.model_repository_extension = FixedRepository(model_registry=self.registered_models)
+        self.register_model(TransformerModel(self._handler))
 
     def rest_server(self) -> RestServer:
-        """The REST side, not yet started."""
+        """Make the REST server, not yet started."""
         return RestServer(
-            FASTAPI_APP_IMPORT_STRING,
+            self._settings,
             self.dataplane,
             self.model_repository_extension,
-            self.http_port,
-            access_log_format=self.access_log_format,
-            workers=self.workers,
+            # KServe listens on its port for TLS where there is a certificate and no other port is given.
+            http_port=self.http_port,
             grace_period=self.grace_period,
-            event_loop=self.event_loop,
-            timeout_keep_alive=self.timeout_keep_alive,
-            ssl_certfile=self.ssl_certfile,
-            ssl_keyfile=self.ssl_keyfile,
-            host=self._options.host,
-            max_request_bytes=self._options.max_request_bytes,
-            client_timeout_s=self._options.client_timeout_seconds,
-            docs=self._options.enable_docs_url,
-            timings=self._options.enable_latency_logging,
-            access_log=self._options.log_config_file is not None,
         )
 
     def grpc_server(self) -> GrpcServer:
-        """The gRPC side, not yet started."""
+        """Make the gRPC server, not yet started."""
         return GrpcServer(
-            self.grpc_port,
-            self.dataplane,
-            self.model_repository_extension,
-            host=self._options.host,
-            max_request_bytes=self._options.max_request_bytes,
-            grace_period=self.grace_period,
+            self._settings, self.dataplane, self.model_repository_extension, grace_period=self.grace_period
         )
 
-    def start(self, models: list[TransformerModel]) -> None:
-        """Serve until SIGTERM or SIGINT; what was accepted by then is answered.
+    def serve(self) -> None:
+        """Serve until SIGTERM or SIGINT, and answer what was accepted by then.
 
-        With several workers, each is a process that serves REST; gRPC is served by the first process.
+        With several workers, each is a process that serves REST; the first process serves gRPC.
         """
-        self._register_and_check_atleast_one_model_is_ready(models)
         rest = self.rest_server()
         if self.workers > 1:
-            self._rest_multiprocess_server = Workers(rest, self._options.log_config_file)
+            self._rest_multiprocess_server = Workers(rest, self._settings.log_config_file)
             self.servers.append(self._rest_multiprocess_server.start())
         else:
             self._rest_server = rest
@@ -96,10 +85,10 @@ class TransformerServer(ModelServer):  # type: ignore[misc]
             self.servers.append(self._grpc_server.start(self.max_threads))
         self.register_signal_handler()
         with asyncio.Runner(loop_factory=rest.config.get_loop_factory()) as runner:
-            runner.run(self._serve_and_close(models))
+            runner.run(self._serve_and_close())
 
     def stop(self, sig: int) -> None:
-        """Stop accepting, and answer what was accepted; KServe's own would first forget the model."""
+        """Stop accepting requests, and answer those accepted. KServe's own `stop` forgets the model first."""
 
         async def drain() -> None:
             if self._rest_server:
@@ -111,14 +100,15 @@ class TransformerServer(ModelServer):  # type: ignore[misc]
 
         self._draining = asyncio.create_task(drain())
 
-    async def _serve_and_close(self, models: list[TransformerModel]) -> None:
-        collect_seldom()
+    async def _serve_and_close(self) -> None:
+        collect_garbage_less_often()
+        if self.max_asyncio_workers is not None:
+            threads = ThreadPoolExecutor(self.max_asyncio_workers)
+            asyncio.get_running_loop().set_default_executor(threads)
         try:
-            for model in models:
-                model.scorer.start()
+            self._handler.scorer.start()
             await self._serve()
         finally:
             if self._rest_multiprocess_server is not None:
                 self._rest_multiprocess_server.kill()
-            for model in models:
-                await model.scorer.close()
+            await self._handler.scorer.close()

@@ -1,4 +1,4 @@
-"""REST in several processes: KServe's, but for when one of them is taken for dead."""
+"""REST in several worker processes: KServe's multiprocess server with another check for dead workers."""
 
 import asyncio
 import gc
@@ -13,7 +13,7 @@ from transformer.server.rest import RestServer
 
 logger = logging.getLogger("kserve.transformer")
 
-#: New objects, less those that went, after which cycles among them are looked for; Python's own is 700.
+#: Growth in the number of objects that starts a garbage collection; Python's own is 700.
 COLLECT_AFTER = 20_000
 
 
@@ -21,10 +21,10 @@ class Worker(RESTServerProcess):  # type: ignore[misc]
     """One process that serves REST."""
 
     def is_alive(self, timeout: float = 0) -> bool:
-        """Whether the process runs.
+        """Return True if the process runs.
 
-        KServe waits for 5 s for its answer, and kills it if there is none: on a slow or busy machine that is
-        every worker that is still starting, again and again, while gRPC stands still.
+        KServe waits 5 s for a worker to answer, and kills it if it does not: on a slow machine that kills
+        every worker while it starts, again and again, and blocks gRPC meanwhile.
         """
         return bool(self._process.is_alive())
 
@@ -35,7 +35,7 @@ class Workers(RESTServerMultiProcess):  # type: ignore[misc]
     Parameters
     ----------
     rest
-        What each of them serves; its configuration says how many they are.
+        The server that each worker runs; its configuration has the number of workers.
     log_config_file
         As `kserve.logging.configure_logging` takes it.
     """
@@ -45,30 +45,30 @@ class Workers(RESTServerMultiProcess):  # type: ignore[misc]
         self.log_config_file = log_config_file
         self.should_exit = asyncio.Event()
         self._rest_server = rest
-        # As it is now: once this process serves gRPC, it has connections that cannot be handed on.
+        # Pickled now: once this process serves gRPC, it has connections that cannot be pickled.
         self._pickled = pickle.dumps(rest)
         self._processes: list[Worker] = []
 
     def init_processes(self, sockets: list[socket]) -> None:
-        """Start all."""
+        """Start all workers."""
         self._sockets = sockets
         self._processes = [self._started(sockets) for _ in range(self._rest_server.config.workers)]
 
     async def keep_subprocess_alive(self, sockets: list[socket]) -> None:
-        """Replace those that have ended."""
+        """Replace workers that have ended."""
         for number, worker in enumerate(self._processes):
             if not worker.is_alive() and not self.should_exit.is_set():
                 logger.warning("worker %d has ended; starting another", worker.pid)
                 self._processes[number] = self._started(sockets)
 
     async def terminate_all(self) -> None:
-        """Stop all. Without our own copy of the sockets: while one is open, clients connect to nobody."""
+        """Stop all workers, after closing this process's copy of the sockets: nothing accepts on it."""
         for one in self._sockets:
             one.close()
         await super().terminate_all()
 
     def kill(self) -> None:
-        """End those that still run, or this process would wait for them for ever."""
+        """Kill the workers that still run, because this process would wait for them."""
         for worker in self._processes:
             worker.kill()
 
@@ -79,8 +79,8 @@ class Workers(RESTServerMultiProcess):  # type: ignore[misc]
         return worker
 
 
-def collect_seldom() -> None:
-    """Keep the garbage collector off what was imported, and off requests, which are freed without it."""
+def collect_garbage_less_often() -> None:
+    """Exclude imported modules from garbage collection, and collect less often: requests leave no cycles."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER)
@@ -88,5 +88,5 @@ def collect_seldom() -> None:
 
 def _serve(pickled: bytes, sockets: list[socket]) -> None:
     rest: RestServer = pickle.loads(pickled)  # noqa: S301 (our own, from the process that started us)
-    collect_seldom()
+    collect_garbage_less_often()
     rest.run(sockets)

@@ -12,12 +12,10 @@ import httpx
 import numpy as np
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
+from tests.support.endpoints import GRPC_INFER, V1_PREDICT, V2_INFER
 from transformer.protocols.grpc_messages import CONTENTS
 from transformer.protocols.tensors import NUMPY_DTYPES
 
-V1 = "/v1/models/placement:predict"
-V2 = "/v2/models/placement/infer"
-INFER = "/inference.GRPCInferenceService/ModelInfer"
 #: What each protocol calls the same. No other status answers what a client did.
 OVER_REST = {
     200: "answered",
@@ -86,7 +84,7 @@ class Client:
 
     def __init__(self, http: httpx.Client, channel: grpc.Channel) -> None:
         self._http = http
-        self._infer = channel.unary_unary(INFER)
+        self._infer = channel.unary_unary(GRPC_INFER)
 
     def rest(self, path: str, body: bytes, headers: Mapping[str, str | bytes] | None = None) -> Outcome:
         """Post a body. The content is that of the answer, or its error."""
@@ -113,7 +111,7 @@ class Client:
 
     def v1(self, rows: Sequence[Any]) -> Outcome:
         """Candidates over V1."""
-        outcome = self.rest(V1, json.dumps({"instances": rows}).encode())
+        outcome = self.rest(V1_PREDICT, json.dumps({"instances": rows}).encode())
         if outcome.status != "answered":
             return outcome
         predictions = outcome.content.json()["predictions"]
@@ -126,7 +124,7 @@ class Client:
             body = json.dumps({"inputs": inputs}, allow_nan=False)
         except ValueError:
             return None
-        return _of_rest(self.rest(V2, body.encode()))
+        return _of_rest(self.rest(V2_INFER, body.encode()))
 
     def v2_binary(self, tensors: Sequence[Tensor]) -> Outcome | None:
         """Tensors as binary data behind JSON; None where a datatype or JSON has no such values."""
@@ -142,7 +140,7 @@ class Client:
         except (OverflowError, ValueError):
             return None
         headers = {"inference-header-content-length": str(len(head))}
-        return _of_rest(self.rest(V2, b"".join([head, *raw]), headers))
+        return _of_rest(self.rest(V2_INFER, b"".join([head, *raw]), headers))
 
     def grpc_typed(self, tensors: Sequence[Tensor]) -> Outcome | None:
         """Tensors as typed contents; None where a message has no such values."""

@@ -21,14 +21,14 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 
 from tests.support import fake_mlserver
-from tests.support.in_process_transformer import Serving, serving
-from tests.support.sklearn_reference import Truth
+from tests.support.endpoints import V1_PREDICT
+from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
+from tests.support.sklearn_reference import SklearnReference
+from tests.support.waiting import wait_until
 from training.candidates import SAMPLE
 from transformer.metrics import CONNECTIONS
 from transformer.upstream.known_versions import known_versions
 
-V1 = "/v1/models/placement:predict"
-V2 = "/v2/models/placement/infer"
 #: The class columns are in the alphabet's order: "Not Placed", "Placed".
 GOOD = (0.25, 0.75)
 REFUSED_NAMES = (
@@ -43,7 +43,7 @@ REFUSED_ORDER = (
 REFUSED_WIDTH = "X has 20 features, but RandomForestClassifier is expecting 21 features as input."
 LOADING = "Model placement is not ready yet."
 #: Of each transformer here: one for each of the three protocols that `outcomes` asks over at once.
-SLOTS = 3
+CONNECTIONS_EACH = 3
 
 
 def predictions(protocol: str, rows: Any) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def predictions(protocol: str, rows: Any) -> dict[str, Any]:
     return {"model_name": "placement", "id": "1", "outputs": [output]}
 
 
-class Predictor:
+class FaultyPredictor:
     """The trained model, unless a fault is to come first.
 
     Verification is the reference rows with their names and nothing else; every other call scores.
@@ -70,14 +70,14 @@ class Predictor:
         What came with each call that scored: its rows, and its headers or metadata.
     """
 
-    def __init__(self, truth: Truth) -> None:
+    def __init__(self, sklearn_reference: SklearnReference) -> None:
         self.faults: deque[Callable[..., Any]] = deque()
         self.always: Callable[..., Any] | None = None
         self.unverified: Callable[..., Any] | None = None
         self.carried: list[tuple[np.ndarray, Mapping[str, str]]] = []
         self.address = ""
-        self.truth = truth
-        self._reference = known_versions(truth.bundle)[0].reference
+        self.reference = sklearn_reference
+        self._reference = known_versions(sklearn_reference.bundle)[0].reference
         #: What each of many verifications is answered.
         self._verified: list[list[float]] | None = None
 
@@ -107,10 +107,10 @@ class Predictor:
         with warnings.catch_warnings():
             # What scikit-learn says of every plain array.
             warnings.filterwarnings("ignore", "X does not have valid feature names")
-            return self.truth.model.predict_proba(rows).tolist()
+            return self.reference.model.predict_proba(rows).tolist()
 
 
-class HttpPredictor(Predictor):
+class FaultyHttpPredictor(FaultyPredictor):
     """Speaks V1 and V2; a fault is a function of the request.
 
     Attributes
@@ -119,8 +119,8 @@ class HttpPredictor(Predictor):
         What came: a request, and whether it scored.
     """
 
-    def __init__(self, truth: Truth) -> None:
-        super().__init__(truth)
+    def __init__(self, sklearn_reference: SklearnReference) -> None:
+        super().__init__(sklearn_reference)
         self.calls: list[tuple[web.Request, bool]] = []
         self.transports: set[asyncio.BaseTransport] = set()
 
@@ -152,7 +152,7 @@ class HttpPredictor(Predictor):
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.transports.add(request.transport)
         body = await request.json()
-        hop = "v1" if request.path == V1 else "v2"
+        hop = "v1" if request.path == V1_PREDICT else "v2"
         rows = instances(body) if hop == "v1" else fake_mlserver.features(body)
         self.calls.append((request, not self.verifies(rows)))
         if fault := self.fault(rows, request.headers):
@@ -166,7 +166,7 @@ def instances(body: dict[str, Any]) -> Any:
     return pd.DataFrame(first) if isinstance(first, dict) else np.array(body["instances"])
 
 
-class GrpcPredictor(services.GRPCInferenceServiceServicer, Predictor):
+class FaultyGrpcPredictor(services.GRPCInferenceServiceServicer, FaultyPredictor):
     """Speaks gRPC; a fault is a function of the call's context and of a good answer."""
 
     async def start(self, port: int = 0) -> None:
@@ -212,7 +212,7 @@ def aborts(code: str, details: str):
 
 
 @dataclass
-class Front(Serving):
+class Front(InProcessTransformer):
     """A transformer in front of a scripted predictor, every connection verified.
 
     Attributes
@@ -231,27 +231,27 @@ class Front(Serving):
 
 
 @contextlib.asynccontextmanager
-async def in_front_of(
-    predictor: Predictor, bundle: Path, hop: str, *arguments: str, slots: int = SLOTS
+async def connected_transformer(
+    predictor: FaultyPredictor, bundle: Path, hop: str, *arguments: str, connections: int = CONNECTIONS_EACH
 ) -> AsyncIterator[Front]:
     """A transformer whose requests may take a second; `hop` is a protocol, or one `` by request``."""
     protocol, _, by = hop.partition(" by ")
     options = [
         f"--predictor_protocol={protocol}",
         "--predictor_request_timeout_seconds=1",
-        f"--predictor_connections={slots}",
+        f"--predictor_connections={connections}",
         *([f"--verify={by}"] if by else []),
         *arguments,
     ]
-    (probability,) = predictor.truth.probabilities([SAMPLE])
-    async with serving(bundle, predictor.address, *options) as running:
-        await eventually(lambda: usable() == slots)
+    (probability,) = predictor.reference.probabilities([SAMPLE])
+    async with in_process_transformer(bundle, predictor.address, *options) as running:
+        await wait_until(lambda: usable_connections() == connections)
         answer = ("200", pytest.approx([probability] * 2, abs=1e-12), False)
         yield Front(**vars(running), hop=protocol, answer=answer, tasks=len(asyncio.all_tasks()))
 
 
 @contextlib.contextmanager
-def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+def transformer_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     """What the transformer logs, whose loggers do not propagate."""
     with caplog.at_level(logging.INFO), contextlib.ExitStack() as stack:
         for logger in map(logging.getLogger, ("kserve", "kserve.trace")):
@@ -260,13 +260,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixtur
         yield caplog
 
 
-async def eventually(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-def usable() -> float:
+def usable_connections() -> float:
     """Connections that can carry requests, of all transformers in this process."""
     samples = (sample for metric in CONNECTIONS.collect() for sample in metric.samples)
     return sum(sample.value for sample in samples if sample.labels["state"] == "usable")
@@ -275,7 +269,7 @@ def usable() -> float:
 # Requests
 
 
-def message(*candidates: dict[str, Any]) -> pb.ModelInferRequest:
+def grpc_request(*candidates: dict[str, Any]) -> pb.ModelInferRequest:
     """A gRPC request of candidates as JSON."""
     request = pb.ModelInferRequest(model_name="placement")
     tensor = request.inputs.add(name="candidates", datatype="BYTES", shape=[len(candidates)])
@@ -283,7 +277,7 @@ def message(*candidates: dict[str, Any]) -> pb.ModelInferRequest:
     return request
 
 
-def v2_body(*candidates: dict[str, Any]) -> dict[str, Any]:
+def v2_request(*candidates: dict[str, Any]) -> dict[str, Any]:
     """The same over REST."""
     data = [json.dumps(one) for one in candidates]
     return {"inputs": [{"name": "candidates", "datatype": "BYTES", "shape": [len(data)], "data": data}]}

@@ -1,0 +1,98 @@
+"""Real processes for tests whose clients block."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import grpc
+import psutil
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from inferenceservice.local import local_service
+from inferenceservice.local.launch import TransformerProcess
+from inferenceservice.spec import InferenceService
+from predictor.process import free_ports
+from tests.support.inference_service import SPEC, with_arguments
+from tests.support.waiting import wait_until_sync
+
+
+@dataclasses.dataclass(frozen=True)
+class RunningService:
+    """A local service whose event loop runs in another thread.
+
+    Attributes
+    ----------
+    portal
+        Calls the service's coroutines from any thread.
+    """
+
+    local: local_service.LocalService
+    portal: BlockingPortal
+
+    @property
+    def url(self) -> str:
+        return self.local.url
+
+    @property
+    def grpc_address(self) -> str:
+        return self.local.grpc_address
+
+
+@contextlib.contextmanager
+def running_service(inference_service: InferenceService, model: Path, logs: Path) -> Iterator[RunningService]:
+    """Run an InferenceService with a trained bundle."""
+    port, grpc_port = free_ports(2)
+    running = local_service.running(
+        inference_service,
+        model=str(model),
+        port=port,
+        grpc_port=grpc_port,
+        logs=logs,
+        progress=lambda _: None,
+    )
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(running) as (served, _):
+        yield RunningService(served, portal)
+
+
+@contextlib.contextmanager
+def running_transformer(
+    ports: tuple[int, int],
+    bundle: Path,
+    log: Path,
+    *arguments: str,
+    env: Mapping[str, str] = MappingProxyType({}),
+    ready: Callable[[TransformerProcess], bool] = TransformerProcess.ready,
+) -> Iterator[TransformerProcess]:
+    """Start a transformer in front of a predictor's two ports; it answers over REST and gRPC."""
+    service = with_arguments(*arguments, transformer_env={**SPEC.transformer_env, **env})
+    process = TransformerProcess(service, bundle, ports, log)
+
+    def is_ready() -> bool:
+        assert process.poll() is None, "\n".join(process.tail())
+        return ready(process)
+
+    try:
+        wait_until_sync(is_ready)
+        with grpc.insecure_channel(f"127.0.0.1:{process.grpc_port}") as channel:
+            grpc.channel_ready_future(channel).result(timeout=30)
+        yield process
+    finally:
+        process.stop()
+
+
+def process_families(*pids: int) -> list[psutil.Process]:
+    """Return processes with their guards and all that they started."""
+    processes = [psutil.Process(pid) for pid in pids]
+    return [
+        member
+        for process in processes
+        for member in (process.parent(), process, *process.children(recursive=True))
+        if member is not None
+    ]
+
+
+def still_running(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Return the processes that do not end."""
+    return psutil.wait_procs(processes, timeout=10)[1]

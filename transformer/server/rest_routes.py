@@ -1,0 +1,143 @@
+"""The REST routes that this project answers itself, in front of KServe's.
+
+KServe's routes know no model versions, parse V2 requests twice, and answer 422 or 500 where the request is at
+fault. Its remaining routes list models and serve metrics.
+"""
+
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from transformer.errors import NotImplementedHere, PredictorUnavailable
+from transformer.headers import VERSION_HEADER, forwardable
+from transformer.protocols import v2
+from transformer.protocols.v1 import V1Request
+from transformer.server.dataplane import TransformerDataPlane
+from transformer.server.fast_path import encode_v2
+
+_Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class PostOnly:
+    """Passes POST to an endpoint, and answers other methods with 405, also where another path would match."""
+
+    def __init__(self, endpoint: _Endpoint) -> None:
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["method"] != "POST":
+            raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED, headers={"allow": "POST"})
+        response = await self._endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+
+class RestRoutes:
+    """Endpoints of V1 and V2.
+
+    Parameters
+    ----------
+    dataplane
+        Finds the handlers.
+    """
+
+    def __init__(self, dataplane: TransformerDataPlane) -> None:
+        self._dataplane = dataplane
+
+    def add_to(self, app: Starlette) -> None:
+        """Add the routes to an application. They answer HEAD where they answer GET."""
+        v1, v2_model = "/v1/models/{model_name}", "/v2/models/{model_name}"
+        version = v2_model + "/versions/{version}"
+        post: dict[str, _Endpoint] = {
+            f"{v1}:predict": self.predict,
+            f"{v1}:explain": self.explain,
+            f"{v2_model}/infer": self.infer,
+            f"{version}/infer": self.infer,
+        }
+        get: dict[str, _Endpoint] = {
+            "/": self.live_v1,
+            "/v2/health/live": self.live,
+            "/v2/health/ready": self.ready,
+            v1: self.model_ready,
+            f"{v2_model}/ready": self.model_ready,
+            f"{version}/ready": self.model_ready,
+            v2_model: self.model_metadata,
+            version: self.model_metadata,
+        }
+        app.router.routes += [Route(path, PostOnly(endpoint)) for path, endpoint in post.items()]
+        app.router.routes += [Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()]
+
+    async def live_v1(self, _: Request) -> Response:
+        """V1: the process is alive."""
+        return JSONResponse({"status": "alive"})
+
+    async def live(self, _: Request) -> Response:
+        """V2: the process is alive."""
+        return JSONResponse({"live": True})
+
+    async def ready(self, _: Request) -> Response:
+        """V2: a prediction would succeed."""
+        if not await self._dataplane.ready():
+            raise PredictorUnavailable("the server is not ready")
+        return JSONResponse({"ready": True})
+
+    async def model_ready(self, request: Request) -> Response:
+        """V1 and V2: a prediction of the model, or of one version, would succeed."""
+        name = request.path_params["model_name"]
+        if not self._dataplane.handler_of(name).ready(request.path_params.get("version")):
+            raise PredictorUnavailable(f"model {name} is not ready")
+        return JSONResponse({"name": name, "ready": True})
+
+    async def model_metadata(self, request: Request) -> Response:
+        """V2: inputs, outputs and versions of the model."""
+        handler = self._dataplane.handler_of(request.path_params["model_name"])
+        return JSONResponse(handler.metadata(request.path_params.get("version")))
+
+    async def predict(self, request: Request) -> Response:
+        """V1: predictions, also for CloudEvents."""
+        handler = self._dataplane.handler_of(request.path_params["model_name"])
+        body = await request.body()
+        headers = dict(request.headers)
+        attributes: dict[str, Any] = {}
+
+        def decode() -> V1Request:
+            payload, found = self._dataplane.decode(body, headers)
+            attributes.update(found)
+            return handler.decode_v1(payload)
+
+        answer, version = await handler.predict(
+            decode, V1Request.answer, forwardable(request.headers.raw), len(body)
+        )
+        content, answer_headers = self._dataplane.encode(handler.name, answer, headers, attributes)
+        answer_headers.pop("content-length", None)
+        answer_headers[VERSION_HEADER] = version
+        if not isinstance(content, str | bytes):
+            content = orjson.dumps(content)
+            answer_headers["content-type"] = "application/json"
+        return Response(content, headers=answer_headers)
+
+    async def explain(self, request: Request) -> Response:
+        """V1: explanations, which are not implemented."""
+        self._dataplane.handler_of(request.path_params["model_name"])
+        raise NotImplementedHere("explanations are not implemented; ask for a prediction with :predict")
+
+    async def infer(self, request: Request) -> Response:
+        """V2: predictions, by one version if the path names it."""
+        handler = self._dataplane.handler_of(request.path_params["model_name"])
+        body = await request.body()
+        json_length = request.headers.get(v2.JSON_LENGTH_HEADER)
+        (content, content_headers), version = await handler.predict(
+            lambda: handler.decode_v2(body, json_length, request.path_params.get("version")),
+            encode_v2,
+            forwardable(request.headers.raw),
+            len(body),
+        )
+        return Response(content, headers={**content_headers, VERSION_HEADER: version})

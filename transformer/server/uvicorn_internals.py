@@ -1,0 +1,61 @@
+"""The internals of uvicorn 0.54 that `client_connection` and `client_transport` rely on, and what for.
+
+A test compares these lists with the installed uvicorn and with the code, so that a new uvicorn fails with the
+name that moved.
+"""
+
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+__all__ = [
+    "CYCLE",
+    "FLOW",
+    "PROTOCOL",
+    "STATUS_LINE",
+    "FlowControl",
+    "HttpToolsProtocol",
+    "RequestResponseCycle",
+]
+
+#: Attributes and methods of `HttpToolsProtocol`.
+PROTOCOL = {
+    "connection_made": "extended; sets transport, flow and parser",
+    "connection_lost": "extended; marks the cycle that was read last as disconnected",
+    "on_message_begin": "extended; resets url, headers and scope",
+    "on_headers_complete": "extended; makes a cycle, and starts or queues it",
+    "on_body": "extended; appends to the cycle's body, and pauses reading at a high-water mark",
+    "on_message_complete": "extended; ends the cycle's body",
+    "on_response_complete": "extended; starts the next cycle of the pipeline, or the keep-alive timer",
+    "shutdown": "extended; closes an idle connection, or makes the cycle's response the last one",
+    "_start_asgi_task": "extended; (cycle, app) starts to answer a request",
+    "_should_upgrade": "overridden; True hands the connection to a websocket protocol",
+    "_unset_keepalive_if_required": "cancels the keep-alive timer",
+    "timeout_keep_alive_handler": "closes an idle connection",
+    "timeout_keep_alive_task": "the keep-alive timer; None while it is not running",
+    "timeout_keep_alive": "seconds of the keep-alive timer",
+    "connections": "all open connections of the server, a set",
+    "cycle": "the request that was read last; None before the first",
+    "pipeline": "(cycle, app) of requests that wait for their turn, the newest at the left",
+    "flow": "the flow control of the connection",
+    "headers": "headers of the request that is being read, names in lower case",
+    "loop": "the event loop",
+    "parser": "the httptools parser, which calls the on_… methods",
+    "scope": "ASGI scope of the request that is being read",
+    "server_state": "has default_headers for every response",
+    "transport": "the transport that responses are written to",
+    "url": "target of the request that is being read",
+}
+#: Attributes of `RequestResponseCycle`.
+CYCLE = {
+    "disconnected": "set: receive() gives http.disconnect, and nothing more is written",
+    "keep_alive": "set to False: the connection closes after this response",
+    "message_event": "set: wakes receive()",
+    "response_complete": "True once the response is written",
+    "response_started": "True once the response's head is written",
+    "waiting_for_100_continue": "True until the client is told to send the body",
+}
+#: Attributes and methods of `FlowControl`.
+FLOW = {
+    "read_paused": "True while nothing is read",
+    "resume_reading": "overridden; reads on",
+}
