@@ -215,7 +215,7 @@ async def test_more_than_may_wait_is_told_to_come_again(start, pair, sklearn_ref
     answers = await asyncio.gather(*asking)
     refused = [one for one in answers if one.status_code == 503]
     assert {one.headers["retry-after"] for one in refused} == {"1"}
-    assert "waiting already" in refused[0].json()["error"]
+    assert "the queue is full: limit 5 candidates" in refused[0].json()["error"]
     taken = [number for number, one in enumerate(answers) if one.status_code == 200]
     assert len(taken) + len(refused) == 20
     assert len(taken) >= 5

@@ -79,7 +79,7 @@ class Scorer:
         headers
             Headers to forward to the predictor.
         version
-            The only version that may answer; any if None.
+            The only version that may answer; any if None. See `check_version`.
 
         Raises
         ------
@@ -89,7 +89,6 @@ class Scorer:
         if self._settings.predictor_protocol == "grpc-v2":
             check_credentials(headers)
         pool = self._started()
-        self.check_version(version)
         newest = self._versions[0]
         matrix = newest.encode(candidates)
         timeout_s = self._settings.predictor_request_timeout_seconds

@@ -57,7 +57,14 @@ class Handler:
         return v1.decode(payload, self._bundle.name, self._settings.max_candidates)
 
     def decode_v2(self, body: bytes, json_length: str | None, version: str | None = None) -> v2.V2Request:
-        """Decode a V2 REST request; see `transformer.protocols.v2.decode`."""
+        """Decode a V2 REST request; see `transformer.protocols.v2.decode`.
+
+        Raises
+        ------
+        UnknownVersion
+            If no verified connection leads to the version.
+        """
+        self.scorer.check_version(version)
         return v2.decode(
             body,
             json_length,
@@ -69,7 +76,14 @@ class Handler:
         )
 
     def decode_message(self, message: pb.ModelInferRequest) -> v2.V2Request:
-        """Decode a V2 gRPC request; see `transformer.protocols.grpc_messages.decode`."""
+        """Decode a V2 gRPC request; see `transformer.protocols.grpc_messages.decode`.
+
+        Raises
+        ------
+        UnknownVersion
+            If no verified connection leads to the version.
+        """
+        self.scorer.check_version(message.model_version or None)
         return grpc_messages.decode(
             message,
             output_name=self._bundle.name,
