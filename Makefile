@@ -1,35 +1,35 @@
-# make run | make test | make check: see README.md.
+# Commands to run, test and measure the project: make help lists them.
 PYTHON ?= python3.11
 VENV := .venv/bin
 ARGS ?=
 
 .PHONY: help setup run test fuzz soak bench check lint lock audit clean
 
-help:  ## Show this list.
+help:  ## List the commands.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/ /' | sort | awk '{printf "make %-8s %s\n", $$1, substr($$0, index($$0, $$2))}'
 
-setup: .venv/service.stamp  ## Install the service and the stock predictor's environment.
+setup: .venv/service.stamp  ## Install the service and the default predictor's environment.
 	@$(VENV)/python -m predictor install
 
-run: setup models/placement/v1/bundle.json  ## Train if need be, start the InferenceService, predict (ARGS=--once to end then).
+run: setup models/placement/v1/bundle.json  ## Train a first version if there is none, start the InferenceService, predict (ARGS=--once stops then).
 	@$(VENV)/placement up $(ARGS)
 
 models/placement/v1/bundle.json: | .venv/service.stamp
 	@$(VENV)/placement train --storage models --version v1
 
-test: .venv/dev.stamp  ## Run all tests (ARGS are pytest's).
+test: .venv/dev.stamp  ## Run all tests (ARGS go to pytest).
 	@$(VENV)/python -m predictor install kserve-mlserver kserve-sklearnserver
 	@$(VENV)/python -m pytest $(ARGS)
 
-fuzz: .venv/dev.stamp  ## Tens of thousands of hostile inputs, others each time (FUZZ_EXAMPLES=10000 a test).
+fuzz: .venv/dev.stamp  ## Send tens of thousands of random hostile inputs (FUZZ_EXAMPLES=10000 per test).
 	@$(VENV)/python -m predictor install kserve-mlserver
 	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-10000} $(VENV)/python -m pytest tests/integration/test_hostile_input.py tests/integration/test_openapi.py $(ARGS)
 
-soak: .venv/dev.stamp  ## Rollouts, canaries, outages and overload under load (ARGS='--minutes 30').
+soak: .venv/dev.stamp  ## Test rollouts, canaries, outages and overload under load (ARGS='--minutes 30').
 	@$(VENV)/python -m predictor install kserve-mlserver kserve-sklearnserver
 	@$(VENV)/python -m tests.soak.run $(ARGS)
 
-bench: setup  ## Measure beside others, and write docs/benchmarks.md (ARGS=--quick: in two minutes).
+bench: setup  ## Compare with other systems and write docs/benchmarks.md (ARGS=--quick takes two minutes).
 	@command -v wrk > /dev/null || echo "bench: better numbers with wrk (Debian: apt-get install wrk)" >&2
 	@$(VENV)/placement bench --report docs/benchmarks.md $(ARGS)
 
@@ -38,15 +38,15 @@ lint: .venv/dev.stamp  ## Check style and types.
 	@$(VENV)/ruff format --check .
 	@$(VENV)/mypy
 
-check: lint test  ## Lint, types and tests.
+check: lint test  ## Check style and types, then run all tests.
 
-lock: .venv/dev.stamp  ## Resolve all lock files anew.
+lock: .venv/dev.stamp  ## Update all lock files.
 	@requirements/lock
 
-audit: .venv/service.stamp  ## Known vulnerabilities in the lock files, and the image's SBOM (ARGS are pip-audit's).
+audit: .venv/service.stamp  ## Check the lock files for known vulnerabilities, write the image's SBOM (ARGS go to pip-audit).
 	@$(VENV)/python requirements/audit.py $(ARGS)
 
-clean:  ## Remove what was installed, but no model.
+clean:  ## Remove installed environments and logs, but no models.
 	@rm -rf .venv .runtimes .run build *.egg-info
 
 .venv/%.stamp: requirements/%.txt requirements/uv.txt pyproject.toml

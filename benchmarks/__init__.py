@@ -1,1 +1,1 @@
-"""This service beside others that do the same: how fast, how soon, in how much memory."""
+"""Benchmark of this service beside other systems: throughput, latency, start time and memory."""

@@ -1,4 +1,4 @@
-"""Load from a process of its own: wrk where it is installed and answers come fast, else our own client."""
+"""Run a load generator in a separate process: wrk if it is installed and fast enough, else `load_client`."""
 
 import json
 import os
@@ -7,33 +7,32 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-ROOT: Final = Path(__file__).resolve().parent.parent
-_SCRIPT: Final = Path(__file__).with_name("wrk.lua")
-#: Seconds after which wrk takes a request for lost; the slowest answers 256 clients one by one.
-_TIMEOUT_S: Final = 60
+ROOT = Path(__file__).resolve().parent.parent
+_SCRIPT = Path(__file__).with_name("wrk.lua")
+#: Time-out of a request in wrk, long enough for a system that answers 256 clients one by one.
+_TIMEOUT_S = 60
 
-NO_WRK: Final = (
-    "wrk is not installed (Debian: apt-get install wrk): a client of our own makes the load, which takes "
-    "more of the processor from what it measures"
+NO_WRK = (
+    "wrk is not installed (Debian: apt-get install wrk); benchmarks.load_client makes the load instead, and "
+    "takes more processor time from the system that it measures"
 )
 
 
 class LoadError(Exception):
-    """The load could not be made."""
+    """The load generator failed."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What came of some seconds of load.
+    """Figures of one load.
 
     Attributes
     ----------
     requests
-        Answered with status 200.
+        Number of answers with status 200.
     failed
-        Answered with another status, or not at all.
+        Number of requests with another status or without an answer.
     """
 
     requests: int
@@ -50,39 +49,39 @@ class Load:
 
 
 def has_wrk() -> bool:
-    """Whether wrk makes the load."""
+    """Return True if wrk is installed."""
     return shutil.which("wrk") is not None
 
 
 def generator() -> str:
-    """What makes the load, for people."""
-    return "wrk" if has_wrk() else "benchmarks.client"
+    """Name of the load generator, for the report."""
+    return "wrk" if has_wrk() else "benchmarks.load_client"
 
 
 def load(url: str, bodies: Path, clients: int, seconds: float, *, steady: bool = False) -> Load:
-    """Have clients send requests, each the next one when the last one is answered.
+    """Let clients send requests; each sends its next request when it has the answer to the last one.
 
     Parameters
     ----------
     bodies
-        File of JSON bodies, one a line, sent in turn.
+        File with one JSON body per line; they are sent in turn.
     steady
-        Whether to wait with the measurement until each client has been answered once, which wrk cannot.
+        True to begin the measurement when each client has got one answer, which wrk cannot do.
 
     Raises
     ------
     LoadError
-        If the generator itself fails.
+        If the load generator fails.
     """
     if has_wrk() and not steady:
-        # It takes whole seconds only.
+        # wrk takes whole seconds only.
         command = ["wrk", "-t1", f"-c{clients}", f"-d{max(round(seconds), 1)}s", f"--timeout={_TIMEOUT_S}s"]
         command += ["--latency", "-s", str(_SCRIPT), url, "--", str(bodies)]
     else:
         command = [
             sys.executable,
             "-m",
-            "benchmarks.client",
+            "benchmarks.load_client",
             f"--clients={clients}",
             f"--seconds={seconds:g}",
         ]

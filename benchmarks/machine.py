@@ -1,4 +1,4 @@
-"""What the benchmark ran on."""
+"""Description of the machine and of the package versions that a benchmark ran with."""
 
 import json
 import os
@@ -6,14 +6,13 @@ import platform
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
 
 import psutil
 
 from benchmarks.load import generator
 
-#: Packages whose versions explain the numbers, ours and the peers'.
-_PACKAGES: Final = (
+#: Packages whose versions the report shows.
+_PACKAGES = (
     "kserve",
     "scikit-learn",
     "numpy",
@@ -24,7 +23,7 @@ _PACKAGES: Final = (
     "bentoml",
     "mlserver",
 )
-_VERSIONS: Final = """
+_VERSIONS = """
 import json, sys
 from importlib import metadata
 found = {}
@@ -38,12 +37,12 @@ print(json.dumps(found))
 
 
 def describe(peer: Path | None) -> dict[str, str]:
-    """The machine, its load before the run, and versions.
+    """Describe the machine, its load before the run, and package versions.
 
     Parameters
     ----------
     peer
-        Interpreter of the peers' environment, if it is installed.
+        Python interpreter of the peers' environment, if it is installed.
     """
     load = ", ".join(f"{number:.1f}" for number in os.getloadavg())
     described = {

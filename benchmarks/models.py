@@ -1,4 +1,4 @@
-"""The models that all systems serve, trained once, and what scikit-learn says of them in this process."""
+"""The models that all systems serve, and their probabilities by scikit-learn in this process."""
 
 import pickle
 import shutil
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import joblib
 import numpy as np
@@ -20,18 +20,18 @@ from transformer.bundle.format import MODEL_FILE, Bundle, BundleError, load_bund
 
 Progress = Callable[[str], None]
 
-#: The models by name, each with the estimator that is trained for it.
-FOREST: Final = "forest"
-CHOSEN: Final = "chosen"
-ESTIMATORS: Final = {FOREST: "tutorial", CHOSEN: "auto"}
+#: Names of the models, and the estimator of each.
+FOREST = "forest"
+CHOSEN = "chosen"
+ESTIMATORS = {FOREST: "tutorial", CHOSEN: "auto"}
 
-#: Seed of the candidates that are sent; training has another one.
-_SEED: Final = 1
+#: Seed of the candidates that are sent; training uses another seed.
+_SEED = 1
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A version: as the service gets it, as a pickle for the peers, and in this process."""
+    """A model version: as a bundle for our service, as a pickle for the peers, and in this process."""
 
     directory: Path
     bundle: Bundle
@@ -39,7 +39,7 @@ class ServedModel:
 
     @cached_property
     def vectorizer(self) -> DictVectorizer:
-        """A DictVectorizer with the version's feature names."""
+        """DictVectorizer with the version's feature names."""
         made = DictVectorizer(sparse=False, separator=self.bundle.vectorizer.separator)
         made.feature_names_ = list(self.bundle.vectorizer.feature_names)
         made.vocabulary_ = dict(self.bundle.vectorizer.index)
@@ -49,36 +49,37 @@ class ServedModel:
     def classifier(self) -> Any:  # noqa: ANN401 (scikit-learn has no types)
         """The version's classifier, without the feature names that it was fitted on.
 
-        They are our own; a tutorial's model is fitted on plain arrays, and so is not slowed down by warnings.
+        The tutorial fits its model on plain arrays. With feature names, scikit-learn would warn about every
+        plain array, and the warnings would slow the peers down.
         """
         loaded = joblib.load(self.directory / MODEL_FILE)
         for part in (loaded, *(step for _, step in getattr(loaded, "steps", ()))):
             vars(part).pop("feature_names_in_", None)
         return loaded
 
-    def encoded(self, candidates: Sequence[Candidate]) -> npt.NDArray[np.float64]:
-        """Rows of features."""
+    def encode(self, candidates: Sequence[Candidate]) -> npt.NDArray[np.float64]:
+        """Encode candidates as rows of features."""
         matrix: npt.NDArray[np.float64] = self.vectorizer.transform(candidates)
         return matrix
 
     def probabilities(self, candidates: Sequence[Candidate]) -> list[float]:
         """Probability of the positive class for each candidate."""
-        scores = self.classifier.predict_proba(self.encoded(candidates))
+        scores = self.classifier.predict_proba(self.encode(candidates))
         probabilities: list[float] = scores[:, self.bundle.positive_column].tolist()
         return probabilities
 
-    def positive(self, rows: Sequence[Sequence[float]]) -> list[float]:
-        """The positive class's column of a predictor's answer."""
+    def positive_probabilities(self, rows: Sequence[Sequence[float]]) -> list[float]:
+        """Take the positive class's column from a predictor's rows of probabilities."""
         return [row[self.bundle.positive_column] for row in rows]
 
 
-def served_model(directory: Path, work: Path) -> ServedModel:
-    """A version, with a pickle of it for the peers in the directory `work`.
+def load_served_model(directory: Path, work: Path) -> ServedModel:
+    """Load a bundle, and write its pickle for the peers into the directory `work`.
 
     Raises
     ------
     BundleError
-        If there is none that can be read.
+        If the bundle cannot be read.
     """
     work.mkdir(parents=True, exist_ok=True)
     work = work.resolve()
@@ -87,24 +88,24 @@ def served_model(directory: Path, work: Path) -> ServedModel:
     return model
 
 
-def trained(name: str, storage: Path, progress: Progress) -> Path:
-    """Directory of one of the models; it is trained if it is not there.
+def ensure_trained(name: str, storage: Path, progress: Progress) -> Path:
+    """Train one of the models unless it is in storage already; return its directory.
 
     Raises
     ------
     StorageError
-        If it cannot be written.
+        If the model cannot be written.
     """
     directory = storage / "placement" / name
     try:
         load_bundle(directory)
     except BundleError:
         shutil.rmtree(directory, ignore_errors=True)
-        progress(f"training {name}, once")
+        progress(f"training {name} (first run only)")
         train(generate(), storage=storage, version=name, estimator=ESTIMATORS[name])
     return directory
 
 
 def candidates(count: int) -> list[Candidate]:
-    """Candidates to send, drawn as those of the training were."""
+    """Generate candidates to send, from the same distribution as the training data."""
     return generate(count, _SEED).candidates

@@ -1,7 +1,7 @@
-"""A run's throughput as a picture: requests per second by clients, one line a system."""
+"""Plot of a run's throughput: requests per second by number of clients, one line per system."""
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from benchmarks.results import Cell, Results, Spread
 from benchmarks.systems import BY_NAME, OURS, OURS_CHOSEN
 
-#: The systems that the picture shows, each with its line.
-_LINES: Final[dict[str, dict[str, Any]]] = {
+#: The systems in the plot, with the style of their lines.
+_LINES: dict[str, dict[str, Any]] = {
     OURS_CHOSEN: {"color": "#0b6e4f", "linestyle": "--"},
     OURS: {"color": "#0b6e4f"},
     "litserve": {"color": "#c8553d"},
@@ -20,7 +20,7 @@ _LINES: Final[dict[str, dict[str, Any]]] = {
     "tutorial": {"color": "#8a8a8a"},
     "documented": {"color": "#2a6f97"},
 }
-_STYLE: Final[dict[Any, Any]] = {
+_STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -37,23 +37,23 @@ _STYLE: Final[dict[Any, Any]] = {
 
 
 def write(results: Results, file: Path) -> None:
-    """Write the picture as SVG: medians as lines, minimum to maximum as bars."""
+    """Write the plot as SVG: lines show medians, bars the minimum and maximum."""
     with mpl.rc_context(_STYLE):
-        drawn = Figure(figsize=(10, 4.4), layout="constrained")
-        FigureCanvasSVG(drawn)
+        drawing = Figure(figsize=(10, 4.4), layout="constrained")
+        FigureCanvasSVG(drawing)
         for position, candidates in enumerate((1, 100), start=1):
-            axes = drawn.add_subplot(1, 2, position)
+            axes = drawing.add_subplot(1, 2, position)
             for system, style in _LINES.items():
                 _line(axes, results, system, candidates, style)
             axes.set(xscale="log", yscale="log", xlabel="clients", ylabel="requests per second")
-            axes.set_title(f"{candidates} candidate{'' if candidates == 1 else 's'} a request", loc="left")
+            axes.set_title(f"{candidates} candidate{'' if candidates == 1 else 's'} per request", loc="left")
             axes.set_xticks([1, 16, 64, 256], labels=["1", "16", "64", "256"])
             axes.yaxis.set_major_formatter("{x:,g}")
             axes.minorticks_off()
-        handles, labels = drawn.axes[0].get_legend_handles_labels()
+        handles, labels = drawing.axes[0].get_legend_handles_labels()
         if handles:
-            drawn.legend(handles, labels, loc="outside lower center", ncols=2)
-        drawn.savefig(file, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+            drawing.legend(handles, labels, loc="outside lower center", ncols=2)
+        drawing.savefig(file, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
 
 
 def _line(axes: Any, results: Results, system: str, candidates: int, style: dict[str, Any]) -> None:  # noqa: ANN401

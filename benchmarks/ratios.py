@@ -1,14 +1,14 @@
-"""The comparisons that the project is held to, each with its mark."""
+"""The comparisons with other systems, and the target of each."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-from benchmarks.kinds import OURS_2_WORKERS
+from benchmarks.launchers import OURS_2_WORKERS
 from benchmarks.microbenchmarks import ENCODER_ROWS
 from benchmarks.models import FOREST
 from benchmarks.results import Cell, Results, Spread
-from benchmarks.systems import BOUND, OURS, OURS_CHOSEN, PREDICTOR
+from benchmarks.systems import FULL_BATCHES, OURS, OURS_CHOSEN, PREDICTOR
 
 
 @dataclass(frozen=True)
@@ -17,42 +17,42 @@ class Ratio:
 
     Attributes
     ----------
-    mark
-        What is to be reached.
-    of
-        Its values, a round each.
+    target
+        The value to reach; its key in the JSON is ``mark``.
+    values
+        Computes the value of each round.
     unit
-        What the values are counted in.
-    less
-        Whether less is better.
+        Unit of the values, with a leading space if it needs one.
+    lower_is_better
+        True for a ratio that must stay below its target.
     """
 
     name: str
-    what: str
-    mark: float
-    of: Callable[[Results], list[float]]
+    title: str
+    target: float
+    values: Callable[[Results], list[float]]
     unit: str = "x"
-    less: bool = False
+    lower_is_better: bool = False
 
-    def reached(self, value: float) -> bool:
-        """Whether a value is as good as the mark."""
-        return value <= self.mark if self.less else value >= self.mark
+    def is_reached(self, value: float) -> bool:
+        """Return True if a value reaches the target."""
+        return value <= self.target if self.lower_is_better else value >= self.target
 
 
-def _divided(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Round by round, because the machine's speed drifts."""
+def _divide_by_round(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Divide the values of each round, because the machine's speed changes between rounds."""
     return [own / other for own, other in zip(ours, theirs, strict=False) if other]
 
 
 def _throughput(ours: str, theirs: str, clients: int) -> Callable[[Results], list[float]]:
-    return lambda results: _divided(
+    return lambda results: _divide_by_round(
         results.per_second(Cell(ours, clients, 1)), results.per_second(Cell(theirs, clients, 1))
     )
 
 
-def _bound(results: Results) -> list[float]:
-    return _divided(
-        results.rows_per_second(Cell(OURS, 64, 1)), results.rows_per_second(Cell(PREDICTOR, *BOUND))
+def _of_predictor_maximum(results: Results) -> list[float]:
+    return _divide_by_round(
+        results.rows_per_second(Cell(OURS, 64, 1)), results.rows_per_second(Cell(PREDICTOR, *FULL_BATCHES))
     )
 
 
@@ -63,16 +63,16 @@ def _encoder(rows: int) -> Callable[[Results], list[float]]:
 def _bulk(results: Results) -> list[float]:
     if OURS_2_WORKERS in results.problems:
         return []
-    return _divided(results.bulk.get(OURS_2_WORKERS, []), results.in_process.get(FOREST, []))
+    return _divide_by_round(results.bulk.get(OURS_2_WORKERS, []), results.in_process.get(FOREST, []))
 
 
 def _memory(results: Results) -> list[float]:
     if {OURS, "documented"} & set(results.problems):
         return []
-    return _divided(results.memory_mb.get(OURS, []), results.memory_mb.get("documented", []))
+    return _divide_by_round(results.memory_mb.get(OURS, []), results.memory_mb.get("documented", []))
 
 
-RATIOS: Final[tuple[Ratio, ...]] = (
+RATIOS: tuple[Ratio, ...] = (
     Ratio(
         "tutorial_64", "throughput, 64 clients: ours / tutorial's app", 30, _throughput(OURS, "tutorial", 64)
     ),
@@ -100,7 +100,7 @@ RATIOS: Final[tuple[Ratio, ...]] = (
         "bound_64",
         "rows/s, 64 clients: ours / predictor alone, fed batches of 64 on one connection",
         0.7,
-        _bound,
+        _of_predictor_maximum,
     ),
     Ratio(
         "added_latency_ms",
@@ -108,7 +108,7 @@ RATIOS: Final[tuple[Ratio, ...]] = (
         0.7,
         lambda results: results.added_ms,
         unit=" ms",
-        less=True,
+        lower_is_better=True,
     ),
     *(
         Ratio(f"encoder_{rows}", f"encoder, {rows:,} rows: DictVectorizer's time / ours", 10, _encoder(rows))
@@ -126,29 +126,35 @@ RATIOS: Final[tuple[Ratio, ...]] = (
         1,
         _bulk,
     ),
-    Ratio("memory", "resident memory: ours / KServe's documented transformer", 0.8, _memory, less=True),
+    Ratio(
+        "memory",
+        "resident memory: ours / KServe's documented transformer",
+        0.8,
+        _memory,
+        lower_is_better=True,
+    ),
 )
 
 
 def measured(results: Results) -> Iterator[tuple[Ratio, Spread | None]]:
-    """Each comparison, and what came of it; None where it was not measured."""
+    """Yield each comparison with its figures, or None if it was not measured."""
     for ratio in RATIOS:
-        yield ratio, Spread.of(ratio.of(results))
+        yield ratio, Spread.of(ratio.values(results))
 
 
 def to_json(results: Results) -> dict[str, Any]:
-    """One number for each comparison, the median of the rounds; and what stands behind it."""
+    """The median of each comparison, and its details, as JSON content."""
     found = {ratio.name: (ratio, spread) for ratio, spread in measured(results)}
     return {
         "ratios": {name: spread.median if spread else None for name, (_, spread) in found.items()},
         "ratio_details": {
             name: {
-                "what": ratio.what,
-                "mark": ratio.mark,
-                "better": "less" if ratio.less else "more",
+                "what": ratio.title,
+                "mark": ratio.target,
+                "better": "less" if ratio.lower_is_better else "more",
                 "minimum": spread.minimum if spread else None,
                 "maximum": spread.maximum if spread else None,
-                "reached": ratio.reached(spread.median) if spread else None,
+                "reached": ratio.is_reached(spread.median) if spread else None,
             }
             for name, (ratio, spread) in found.items()
         },

@@ -1,4 +1,4 @@
-"""A run's figures for people: tables for the terminal and for docs/benchmarks.md."""
+"""Report of a run: tables for the terminal, and the page docs/benchmarks.md."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -6,38 +6,38 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from benchmarks import bulk, ratios
+from benchmarks import bulk_load, ratios
 from benchmarks.results import Cell, Results, Spread, to_json
 from benchmarks.systems import BY_NAME
 
-#: Stands where nothing was measured.
-NOTHING = "\N{EN DASH}"
-#: Characters that a problem gets; all of it is in the JSON.
-_REASON = 200
-_TO = "\N{EN DASH}"
-_TIMES = "\N{MULTIPLICATION SIGN}"
+#: Text of a cell without a figure.
+NOT_MEASURED = "\N{EN DASH}"
+#: Maximum length of a problem in the table; the JSON has all of it.
+_MAX_PROBLEM = 200
+_EN_DASH = "\N{EN DASH}"
+_MULTIPLICATION = "\N{MULTIPLICATION SIGN}"
 _PAGE = Path(__file__).with_name("page.md")
-#: Loads that have tables of their own stand there; the others are told apart by their candidates.
+#: Numbers of candidates per request that have tables by number of clients; other loads share one table.
 _GRID_CANDIDATES = (1, 100)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table under a title; the first column holds text, the others figures."""
+    """A table with a title; the first column holds text, the others hold figures."""
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
     def as_text(self) -> str:
-        """For the terminal."""
+        """Format the table for the terminal."""
         lines = [self.header, *self.rows]
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
         aligned = ["  ".join(_cells(line, widths)).rstrip() for line in lines]
         return "\n".join([self.title, *(f"  {line}" for line in aligned)])
 
     def as_markdown(self) -> str:
-        """For a page."""
+        """Format the table as Markdown."""
         rule = ["---", *("--:" for _ in self.header[1:])]
         lines = ["| " + " | ".join(line) + " |" for line in (self.header, rule, *self.rows)]
         return "\n".join([f"## {self.title}", "", *lines])
@@ -49,7 +49,7 @@ def _cells(line: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
 
 
 def tables(results: Results) -> list[Table]:
-    """All that was measured; tables without a row are left out."""
+    """Make the tables of a run, without empty ones."""
     made = [
         _comparisons(results),
         *(_throughput(results, candidates) for candidates in _GRID_CANDIDATES),
@@ -64,31 +64,31 @@ def tables(results: Results) -> list[Table]:
 
 
 def content(results: Results) -> dict[str, Any]:
-    """For programs."""
+    """All figures as JSON content."""
     return to_json(results) | ratios.to_json(results)
 
 
 def text(results: Results) -> str:
-    """For the terminal."""
+    """Format all tables for the terminal."""
     return "\n\n".join(table.as_text() for table in tables(results))
 
 
 def markdown(results: Results, plot: str, command: str) -> str:
-    """The page docs/benchmarks.md.
+    """Render the page docs/benchmarks.md.
 
     Parameters
     ----------
     plot
-        Name of the plot's file, beside the page.
+        File name of the plot, in the same directory as the page.
     command
-        What writes the page anew.
+        Command that writes the page.
     """
     settings = results.settings
     machine = "\n".join(f"| {name} | {value} |" for name, value in results.machine.items())
-    kind = "This was a quick run, of what the comparisons need." if settings.get("quick") else ""
+    note = "A quick run measures only the figures that the comparisons need." if settings.get("quick") else ""
     return _PAGE.read_text().format(
         command=command,
-        kind=kind,
+        note=note,
         rounds=settings.get("rounds"),
         seconds=settings.get("seconds"),
         plot=plot,
@@ -100,17 +100,17 @@ def markdown(results: Results, plot: str, command: str) -> str:
 def _comparisons(results: Results) -> Table:
     rows = []
     for ratio, spread in ratios.measured(results):
-        mark = f"{'≤' if ratio.less else '≥'} {ratio.mark:g}{ratio.unit}"
-        reached = NOTHING if spread is None else ("yes" if ratio.reached(spread.median) else "no")
-        rows.append((ratio.what, mark, _figure(spread, _digits(spread), ratio.unit), reached))
-    return Table("Comparisons", ("", "mark", "measured", "reached"), tuple(rows))
+        target = f"{'≤' if ratio.lower_is_better else '≥'} {ratio.target:g}{ratio.unit}"
+        reached = NOT_MEASURED if spread is None else ("yes" if ratio.is_reached(spread.median) else "no")
+        rows.append((ratio.title, target, _figure(spread, _digits(spread), ratio.unit), reached))
+    return Table("Comparisons", ("", "target", "measured", "reached"), tuple(rows))
 
 
 def _throughput(results: Results, candidates: int) -> Table:
     return _grid(
         results,
         candidates,
-        f"Requests per second, {_how_many(candidates)} a request",
+        f"Requests per second, {_how_many(candidates)} per request",
         lambda cell: _figure(Spread.of(results.per_second(cell)), 0),
     )
 
@@ -118,16 +118,16 @@ def _throughput(results: Results, candidates: int) -> Table:
 def _latency(results: Results, candidates: int) -> Table:
     def figure(cell: Cell) -> str:
         loads = results.loads[cell]
-        halves = Spread.of([load.p50_ms for load in loads])
-        rare = Spread.of([load.p99_ms for load in loads])
-        return f"{halves.median:.1f} / {rare.median:.1f}" if halves and rare else NOTHING
+        medians = Spread.of([load.p50_ms for load in loads])
+        slowest = Spread.of([load.p99_ms for load in loads])
+        return f"{medians.median:.1f} / {slowest.median:.1f}" if medians and slowest else NOT_MEASURED
 
-    title = f"Latency in ms, median / 99th percentile, {_how_many(candidates)} a request"
+    title = f"Latency in ms, median / 99th percentile, {_how_many(candidates)} per request"
     return _grid(results, candidates, title, figure)
 
 
 def _grid(results: Results, candidates: int, title: str, figure: Callable[[Cell], str]) -> Table:
-    """A row for each system, a column for each number of clients."""
+    """Make a table with a row per system and a column per number of clients."""
     cells = [cell for cell in results.loads if cell.candidates == candidates]
     clients = sorted({cell.clients for cell in cells})
     systems = [name for name in BY_NAME if any(cell.system == name for cell in cells)]
@@ -137,7 +137,7 @@ def _grid(results: Results, candidates: int, title: str, figure: Callable[[Cell]
             *(
                 figure(Cell(system, number, candidates))
                 if Cell(system, number, candidates) in results.loads
-                else NOTHING
+                else NOT_MEASURED
                 for number in clients
             ),
         )
@@ -150,14 +150,21 @@ def _rows(results: Results) -> Table:
     cells = [cell for cell in results.loads if cell.candidates not in _GRID_CANDIDATES]
     figures = [(*cell, results.rows_per_second(cell)) for cell in cells]
     figures += [
-        (system, bulk.CONNECTIONS, bulk.CANDIDATES, values) for system, values in results.bulk.items()
+        (system, bulk_load.CONNECTIONS, bulk_load.CANDIDATES, values)
+        for system, values in results.bulk.items()
     ]
     rows = tuple(
-        (_title(results, system), f"{clients} {_TIMES} {candidates:,}", _figure(Spread.of(values), 0))
+        (
+            _title(results, system),
+            f"{clients} {_MULTIPLICATION} {candidates:,}",
+            _figure(Spread.of(values), 0),
+        )
         for system, clients, candidates, values in figures
     )
     return Table(
-        "Candidates per second in large requests", ("", f"clients {_TIMES} candidates", "candidates/s"), rows
+        "Candidates per second in large requests",
+        ("", f"clients {_MULTIPLICATION} candidates", "candidates/s"),
+        rows,
     )
 
 
@@ -188,13 +195,13 @@ def _processes(results: Results) -> Table:
         for system in BY_NAME
         if system in results.ready_s
     )
-    title = "Resident memory after the load, and time to the first right answer"
+    title = "Resident memory after the load, and time to the first correct answer"
     return Table(title, ("", "MB", "s"), rows)
 
 
 def _problems(results: Results) -> Table:
-    rows = tuple((name, shorten(problem, _REASON)) for name, problem in results.problems.items())
-    return Table("Not measured", ("", "why"), rows)
+    rows = tuple((name, shorten(problem, _MAX_PROBLEM)) for name, problem in results.problems.items())
+    return Table("Not measured", ("", "reason"), rows)
 
 
 def _title(results: Results, system: str) -> str:
@@ -204,13 +211,13 @@ def _title(results: Results, system: str) -> str:
 
 def _figure(spread: Spread | None, digits: int, unit: str = "") -> str:
     if spread is None:
-        return NOTHING
+        return NOT_MEASURED
     least, most = f"{spread.minimum:,.{digits}f}", f"{spread.maximum:,.{digits}f}"
-    return f"{spread.median:,.{digits}f}{unit}" + (f" ({least}{_TO}{most})" if least != most else "")
+    return f"{spread.median:,.{digits}f}{unit}" + (f" ({least}{_EN_DASH}{most})" if least != most else "")
 
 
 def _digits(spread: Spread | None) -> int:
-    """Digits after the point that leave three that mean something."""
+    """Number of decimals for three significant digits."""
     if spread is None or spread.median >= 100:
         return 0
     return 1 if spread.median >= 10 else 2

@@ -1,4 +1,4 @@
-"""What a run measured: every figure once a round, so that rounds can be compared with themselves."""
+"""Figures of a run: one value per round, so that systems are compared within a round."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from benchmarks.load import Load
 
 
 class Cell(NamedTuple):
-    """A system under a load."""
+    """A system under one load: a number of clients, and candidates per request."""
 
     system: str
     clients: int
@@ -19,7 +19,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure's rounds in short."""
+    """Median, minimum and maximum of a figure over the rounds."""
 
     median: float
     minimum: float
@@ -27,7 +27,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread | None":
-        """That of some rounds; None of none."""
+        """Summarize the values of the rounds; None if there are none."""
         return cls(median(values), min(values), max(values)) if values else None
 
 
@@ -38,23 +38,23 @@ class Results:
     Attributes
     ----------
     machine
-        Where it ran.
+        Description of the machine and of the package versions.
     settings
-        How long.
+        Settings of the run.
     problems
-        Systems that could not be measured, or answered wrongly, and why.
+        The reason for each system that could not be measured or gave wrong answers.
     loads
-        What came of each load, a round each.
+        Figures of each load, one per round.
     bulk
-        Candidates per second of a system that many are sent to.
+        Candidates per second in large requests, by system.
     ready_s, memory_mb
-        Of each system's own server, without those that it needs.
+        Start time and memory of each system's own server, without the servers that it needs.
     encoder_s
-        Seconds of our encoder and of DictVectorizer, for numbers of rows.
+        Seconds of our encoder and of DictVectorizer, by number of rows.
     in_process
-        Rows that scikit-learn scores in a second in one thread, for each model.
+        Rows per second of scikit-learn in this process in one thread, by model.
     added_ms
-        Our median latency less the predictor's own, at one client.
+        Our median latency less the predictor's own, with one client.
     """
 
     machine: dict[str, str] = field(default_factory=dict)
@@ -69,22 +69,22 @@ class Results:
     added_ms: list[float] = field(default_factory=list)
 
     def per_second(self, cell: Cell) -> list[float]:
-        """Requests per second under a load, a round each; none of a system that has a problem."""
+        """Requests per second under a load, one value per round; empty for a system with a problem."""
         return [] if cell.system in self.problems else [load.per_second for load in self.loads.get(cell, [])]
 
     def rows_per_second(self, cell: Cell) -> list[float]:
-        """Candidates per second under a load, a round each."""
+        """Candidates per second under a load, one value per round."""
         return [each * cell.candidates for each in self.per_second(cell)]
 
     def failed(self, system: str) -> int:
-        """Requests of a system that failed, in all."""
+        """Total number of failed requests of a system."""
         return sum(
             load.failed for cell, loads in self.loads.items() if cell.system == system for load in loads
         )
 
 
 def to_json(results: Results) -> dict[str, Any]:
-    """The figures as plain content; `benchmarks.ratios` adds what follows from them."""
+    """The figures as JSON content; `benchmarks.ratios` adds the comparisons."""
     return {
         "machine": results.machine,
         "settings": results.settings,

@@ -1,9 +1,9 @@
-"""A predictor that costs next to nothing, to measure what is in front of it.
+"""A predictor that costs almost no time, to measure the transformer alone.
 
 python -m benchmarks.stub_predictor BUNDLE_DIRECTORY PORT
 
-It passes the transformer's verification: named columns are answered with the reference rows' probabilities.
-All else gets the same probabilities, over V1 and V2.
+It passes the transformer's verification: it answers named columns with the reference rows' probabilities. All
+other requests get a constant probability, over V1 and V2.
 """
 
 import asyncio
@@ -14,15 +14,15 @@ from typing import Any, cast
 import orjson
 import uvloop
 
-from benchmarks.messages import Message, Reader
+from benchmarks.http_messages import Message, MessageReader
 from transformer.bundle.format import Version, load_bundle
 
-#: What it says of every candidate.
+#: Probability that it answers for every candidate.
 PROBABILITY = 0.75
 
 
 class _Stub:
-    """Its answers."""
+    """Makes the answers of the stub predictor."""
 
     def __init__(self, version: Version) -> None:
         self._classes = len(version.classes)
@@ -30,7 +30,7 @@ class _Stub:
         self._reference = self._matrix(version.reference.probabilities)
 
     def answer(self, request: Message) -> bytes:
-        """The body of the answer."""
+        """Return the body of the answer to a request."""
         if b"/infer" not in request.path and b":predict" not in request.path:
             return b"{}"
         content = _content(request)
@@ -52,7 +52,7 @@ class _Stub:
     def _rows(self, count: int | None) -> list[list[float]]:
         return self._reference if count is None else self._matrix((PROBABILITY,) * count)
 
-    @cache  # noqa: B019 (there is one stub)
+    @cache  # noqa: B019 (there is only one stub)
     def _v1(self, count: int | None) -> bytes:
         return orjson.dumps({"predictions": self._rows(count)})
 
@@ -69,7 +69,7 @@ class _Stub:
 
 
 def _content(request: Message) -> dict[str, Any]:
-    """The JSON of a request, without the raw tensors that may follow it."""
+    """Parse the JSON of a request, without the binary tensors that may follow it."""
     length = request.header(b"inference-header-content-length")
     content: dict[str, Any] = orjson.loads(request.body[: int(length)] if length else request.body)
     return content
@@ -78,7 +78,7 @@ def _content(request: Message) -> dict[str, Any]:
 class _Connection(asyncio.Protocol):
     def __init__(self, stub: _Stub) -> None:
         self._stub = stub
-        self._reader = Reader()
+        self._reader = MessageReader()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.WriteTransport, transport)

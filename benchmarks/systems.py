@@ -1,11 +1,18 @@
-"""The systems side by side: what each is asked, and where it is measured."""
+"""The systems to compare: the requests that each gets, and the loads that it is measured with."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-from benchmarks.asking import Request
-from benchmarks.kinds import MLSERVER, MLSERVER_2_WORKERS, OURS_2_WORKERS, SKLEARNSERVER, WORKERS, our_name
+from benchmarks.answer_check import Request
+from benchmarks.launchers import (
+    MLSERVER,
+    MLSERVER_2_WORKERS,
+    OURS_2_WORKERS,
+    SKLEARNSERVER,
+    WORKERS,
+    our_name,
+)
 from benchmarks.models import CHOSEN, FOREST, ServedModel
 from benchmarks.stub_predictor import PROBABILITY
 from predictor.runtimes import get_runtime
@@ -14,26 +21,26 @@ from training.candidates import Candidate
 
 @dataclass(frozen=True)
 class System:
-    """A row of the results.
+    """A system to measure; a row in each table of the results.
 
     Attributes
     ----------
     title
-        What it is, for people.
+        Name in the tables.
     server
-        Name of the server that is asked.
+        Name of the server that gets the requests.
     request
-        How, given the model.
+        Makes the form of the requests for a model.
     quick
-        What a quick run measures of it: clients and candidates a request.
+        Loads of a quick run, each as clients and candidates per request.
     extra
-        What a full run measures besides the loads that all systems get.
+        Loads of a full run besides those of all systems.
     slow
-        Whether it is known that answers come too slowly for wrk.
+        True if the system is known to be too slow for wrk.
     bulk
-        Whether many candidates are sent to it.
+        True if its throughput with large requests is measured.
     constant
-        Whether it answers every candidate with the stub's probability.
+        True if it answers every candidate with the stub's probability.
     """
 
     name: str
@@ -47,7 +54,7 @@ class System:
     constant: bool = False
 
 
-# What systems are asked.
+# The forms of the requests.
 
 
 def _candidates(candidates: Sequence[Candidate]) -> object:
@@ -91,15 +98,15 @@ def _echo(_: ServedModel) -> Request:
 def _encoded_v1(model: ServedModel) -> Request:
     return Request(
         "/v1/models/placement:predict",
-        lambda candidates: {"instances": model.encoded(candidates).tolist()},
-        lambda content: model.positive(content["predictions"]),
+        lambda candidates: {"instances": model.encode(candidates).tolist()},
+        lambda content: model.positive_probabilities(content["predictions"]),
     )
 
 
 def _encoded_v2(output: str) -> Callable[[ServedModel], Request]:
     def request(model: ServedModel) -> Request:
         def body(candidates: Sequence[Candidate]) -> object:
-            matrix = model.encoded(candidates)
+            matrix = model.encode(candidates)
             tensor = {"name": "features", "datatype": "FP64", "shape": matrix.shape}
             return {
                 "inputs": [{**tensor, "data": matrix.ravel().tolist()}],
@@ -110,21 +117,23 @@ def _encoded_v2(output: str) -> Callable[[ServedModel], Request]:
             (tensor,) = (one for one in content["outputs"] if one["name"] == output)
             width = tensor["shape"][1]
             data = tensor["data"]
-            return model.positive([data[start : start + width] for start in range(0, len(data), width)])
+            return model.positive_probabilities(
+                [data[start : start + width] for start in range(0, len(data), width)]
+            )
 
         return Request("/v2/models/placement/infer", body, read)
 
     return request
 
 
-#: Ours in the comparisons: in front of the predictor that the documented transformer has, too.
-OURS: Final = our_name(SKLEARNSERVER, "v1", FOREST)
-OURS_CHOSEN: Final = our_name(SKLEARNSERVER, "v1", CHOSEN)
-#: The predictors that these have, alone.
-PREDICTOR: Final = "predictor-sklearnserver-v1"
-PREDICTOR_CHOSEN: Final = "predictor-chosen-sklearnserver-v1"
-#: What a predictor is fed at most with: batches of 64, one after the other.
-BOUND: Final = (1, 64)
+#: Our service in the comparisons; the documented transformer has the same predictor.
+OURS = our_name(SKLEARNSERVER, "v1", FOREST)
+OURS_CHOSEN = our_name(SKLEARNSERVER, "v1", CHOSEN)
+#: The predictors of these two, without a transformer.
+PREDICTOR = "predictor-sklearnserver-v1"
+PREDICTOR_CHOSEN = "predictor-chosen-sklearnserver-v1"
+#: Load for the highest throughput of a predictor: one connection with batches of 64 (clients and candidates).
+FULL_BATCHES = (1, 64)
 
 
 def _our_system(runtime: str, protocol: str, model: str) -> System:
@@ -133,23 +142,23 @@ def _our_system(runtime: str, protocol: str, model: str) -> System:
         OURS: ((64, 1), (256, 1)),
         OURS_CHOSEN: ((64, 1),),
     }
-    what = "ours" if model == FOREST else "ours, chosen model"
-    title = f"{what} → {runtime}, {protocol}"
+    prefix = "ours" if model == FOREST else "ours, chosen model"
+    title = f"{prefix} → {runtime}, {protocol}"
     return System(name, title, name, _v1, quick=quick.get(name, ()), bulk=True)
 
 
 def _predictor_system(runtime: str, protocol: str, model: str) -> System:
     name = our_name(runtime, protocol, model).replace("ours", "predictor")
-    what = "predictor alone" if model == FOREST else "predictor alone, chosen model"
+    prefix = "predictor alone" if model == FOREST else "predictor alone, chosen model"
     request = _encoded_v1 if protocol == "v1" else _encoded_v2(get_runtime(runtime).probability_output)
-    quick: tuple[tuple[int, int], ...] = (BOUND,) if name == PREDICTOR else ()
-    title = f"{what}: {runtime}, {protocol}"
+    quick: tuple[tuple[int, int], ...] = (FULL_BATCHES,) if name == PREDICTOR else ()
+    title = f"{prefix}: {runtime}, {protocol}"
     return System(
-        name, title, f"{runtime}/{model}", request, quick=quick, extra=(BOUND,), slow=model == FOREST
+        name, title, f"{runtime}/{model}", request, quick=quick, extra=(FULL_BATCHES,), slow=model == FOREST
     )
 
 
-SYSTEMS: Final[tuple[System, ...]] = (
+SYSTEMS: tuple[System, ...] = (
     System(
         "tutorial",
         "tutorial's app: Flask, gunicorn",
@@ -184,7 +193,7 @@ SYSTEMS: Final[tuple[System, ...]] = (
         f"predictor alone: {MLSERVER} with 2 workers, v2",
         MLSERVER_2_WORKERS,
         _encoded_v2(get_runtime(MLSERVER).probability_output),
-        extra=(BOUND,),
+        extra=(FULL_BATCHES,),
         slow=True,
     ),
     System(OURS_2_WORKERS, f"ours → {MLSERVER} with 2 workers, v2", OURS_2_WORKERS, _v1, bulk=True),
@@ -196,4 +205,4 @@ SYSTEMS: Final[tuple[System, ...]] = (
     System("noop", "kserve.Model that does nothing", "noop", _v1, quick=((64, 1),), constant=True),
     System("echo", "ASGI echo", "echo", _echo, quick=((64, 1),), constant=True),
 )
-BY_NAME: Final = {system.name: system for system in SYSTEMS}
+BY_NAME = {system.name: system for system in SYSTEMS}

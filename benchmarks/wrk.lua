@@ -1,4 +1,4 @@
--- Sends the bodies of a file (one a line) in turn; prints what came of it as one line of JSON.
+-- Sends the bodies of a file (one per line) in turn, and prints the figures as one line of JSON.
 local bodies = {}
 local requests = {}
 local turn = 0

@@ -67,10 +67,10 @@ def errors() -> tuple[type[Exception], ...]:
 def run(options: argparse.Namespace) -> int:
     """Measure, and print what came of it; the status is 1 if a system could not be measured."""
     from benchmarks import report
-    from benchmarks.run import NAMES, Settings, bench
+    from benchmarks.run import MEASUREMENTS, Settings, bench
 
     if options.list:
-        print("\n".join(NAMES))
+        print("\n".join(MEASUREMENTS))
         return 0
     rounds, seconds = _QUICK if options.quick else _FULL
     results = bench(

@@ -1,1 +1,1 @@
-"""Offline: candidates -> DictVectorizer and classifier -> evaluation -> a bundle and its report."""
+"""Offline training: from candidates to a fitted classifier, its evaluation, a bundle and a report."""

@@ -1,4 +1,4 @@
-"""A fitted model as a bundle: its file's bytes and all that the transformer needs to know of it."""
+"""Make a bundle from a fitted model: the model file, and the data that the transformer needs."""
 
 import io
 import platform
@@ -21,12 +21,12 @@ from training.reference import make_reference
 from transformer.bundle.format import Bundle, Model, TrainingData, Vectorizer, Version
 from transformer.bundle.signature import Number
 
-#: Parts of about equal size that a number's histogram cuts the training data into.
+#: Number of bins of a number's histogram, each with about the same number of candidates.
 HISTOGRAM_BINS = 10
 
 
 def dump(model: Classifier) -> bytes:
-    """Content of ``model.joblib``: the same bytes for the same model."""
+    """Serialize a model as the content of ``model.joblib``; the same model gives the same bytes."""
     buffer = io.BytesIO()
     joblib.dump(model, buffer, compress=3)
     return buffer.getvalue()
@@ -35,7 +35,15 @@ def dump(model: Classifier) -> bytes:
 def make_bundle(
     fitted: Fitted, name: str, version: str, model: bytes, previous: tuple[Version, ...] = ()
 ) -> Bundle:
-    """Put together all that the transformer needs to know of a fitted model."""
+    """Make the bundle of a fitted model.
+
+    Parameters
+    ----------
+    model
+        Content of the model file.
+    previous
+        Earlier versions that the bundle describes, newest first.
+    """
     dataset = fitted.dataset
     task = dataset.task
     return Bundle(
@@ -81,7 +89,7 @@ def _libraries() -> dict[str, str]:
 
 
 def _histograms(dataset: Dataset) -> dict[str, dict[str, Any]]:
-    """How each field is distributed: numbers by deciles, from the signature's minimum to its maximum."""
+    """Histogram of each field; a number's bins are deciles between the signature's minimum and maximum."""
     histograms: dict[str, dict[str, Any]] = {}
     for field in dataset.task.signature.fields:
         values = [candidate[field.name] for candidate in dataset.candidates]

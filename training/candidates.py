@@ -1,7 +1,7 @@
-"""What a candidate is: the one place where its fields, their types, ranges and categories stand.
+"""Definition of a candidate: the fields with their types, ranges and categories, and the label.
 
-To train on candidates of your own, change `SIGNATURE` and `PLACEMENT` here, or leave this file alone and put
-the same into a JSON file for `Task.read`. Nothing else in training, transformer or predictor names a field.
+To train on other data, change `SIGNATURE` and `PLACEMENT` here, or write the same content as a JSON file for
+`Task.read`. No other module of training, transformer or predictor names a field.
 """
 
 import os
@@ -16,22 +16,22 @@ Candidate = dict[str, str | float]
 
 
 class TaskError(Exception):
-    """A task's file that cannot be used; the message says which field is wrong."""
+    """An invalid task file; the message names the field that is wrong."""
 
 
 class Task(BaseModel):
-    """What the model is asked: which of two classes a candidate belongs to.
+    """Definition of the classification task: the candidate's fields and the two classes.
 
     Attributes
     ----------
     signature
         The candidate's raw fields.
     label
-        Column of the training data that holds the class.
+        Name of the column with the class in the training data.
     classes
-        Both classes, in the order of the model's `predict_proba`, which is the alphabet's.
+        Both classes in alphabetical order, which is the order of the model's `predict_proba`.
     positive_class
-        The class whose probability is answered.
+        The class whose probability the service returns.
     """
 
     model_config = STRICT
@@ -58,12 +58,12 @@ class Task(BaseModel):
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Task":
-        """Read a task of one's own from a JSON file with this class's attributes.
+        """Read a task from a JSON file with this class's attributes.
 
         Raises
         ------
         TaskError
-            If the file is missing or contradicts itself.
+            If the file is missing or invalid.
         """
         try:
             return cls.model_validate_json(Path(path).read_bytes())
@@ -96,12 +96,12 @@ SIGNATURE = Signature(
     )
 )
 
-#: Will this candidate be placed?
+#: The task of this project: predict if a candidate will be placed.
 PLACEMENT = Task(
     signature=SIGNATURE, label="status", classes=("Not Placed", "Placed"), positive_class="Placed"
 )
 
-#: The tutorial's own candidate; its forest gives them 0.898.
+#: The tutorial's example; the tutorial's forest gives it a probability of 0.898.
 SAMPLE: Candidate = {
     "gender": "M",
     "ssc_p": 71.0,

@@ -1,4 +1,4 @@
-"""The report's charts: each function draws one, as inline SVG."""
+"""Charts of the report; each function draws one as inline SVG."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,14 @@ from training.selection import Floats, Trial
 from training.svg import ACCENT, INK, LINE, MUTED, NEGATIVE, POSITIVE, figure, inline
 from transformer.bundle.signature import Number, RawField
 
+#: Size of most charts, in inches.
 WIDTH, HEIGHT = 4.9, 3.3
+#: Number of bars in the histogram of probabilities.
 BINS = 20
 
 
 def probabilities(evaluation: Evaluation, positive: str, negative: str) -> str:
-    """Distribution of the probabilities: the positive class upwards, the negative class downwards."""
+    """Draw the histogram of the probabilities, with the negative class below the axis."""
     drawn = figure(WIDTH, HEIGHT)
     axes = drawn.add_subplot()
     edges = np.linspace(0, 1, BINS + 1)
@@ -33,24 +35,29 @@ def probabilities(evaluation: Evaluation, positive: str, negative: str) -> str:
     axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):.0f}")
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper left", bbox_to_anchor=(0.1, 1))
-    sure = np.mean(np.abs(evaluation.probabilities - 0.5) >= 0.4)
+    confident = np.mean(np.abs(evaluation.probabilities - 0.5) >= 0.4)
     return inline(
-        drawn, "probabilities", f"Histogram of probabilities by class; {sure:.0%} are beyond 10 or 90%"
+        drawn,
+        "probabilities",
+        f"Histogram of probabilities by class; {confident:.0%} are below 10% or above 90%",
     )
 
 
 def calibration(evaluation: Evaluation, positive: str) -> str:
-    """Probability against what came true, with 95% intervals."""
+    """Draw the share of positive candidates by probability, with 95% intervals."""
     drawn = figure(WIDTH, HEIGHT)
     axes = drawn.add_subplot()
     means, parts, counts = evaluation.calibration
-    low, high = wilson(parts, counts)
+    low, high = wilson_interval(parts, counts)
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
     axes.vlines(means, low, high, color=ACCENT, alpha=0.45, linewidth=3)
     axes.plot(means, parts, color=ACCENT, linewidth=1, alpha=0.5)
     axes.scatter(means, parts, s=18 + 160 * counts / counts.max(), color=ACCENT, zorder=3)
     axes.set(
-        xlabel=f"probability of {positive}", ylabel=f"were {positive}", xlim=(-0.04, 1.04), ylim=(-0.04, 1.04)
+        xlabel=f"probability of {positive}",
+        ylabel=f"share that is {positive}",
+        xlim=(-0.04, 1.04),
+        ylim=(-0.04, 1.04),
     )
     _percent(axes)
     return inline(
@@ -61,7 +68,7 @@ def calibration(evaluation: Evaluation, positive: str) -> str:
 
 
 def roc(evaluation: Evaluation) -> str:
-    """Receiver operating characteristic, with the point of the threshold."""
+    """Draw the ROC curve and the point of the threshold."""
     drawn = figure(WIDTH, HEIGHT)
     axes = drawn.add_subplot()
     false_rates, true_rates = evaluation.roc
@@ -72,7 +79,7 @@ def roc(evaluation: Evaluation) -> str:
     at = negatives[1] / negatives.sum(), positives[1] / positives.sum()
     axes.scatter(*at, s=60, color=ACCENT, zorder=3)
     axes.annotate(
-        f"at {THRESHOLD:.0%}: finds {at[1]:.1%},\nwith {at[0]:.1%} false alarms",
+        f"at {THRESHOLD:.0%}: finds {at[1]:.1%},\n{at[0]:.1%} false positives",
         at, (0.16, 0.72), arrowprops={"arrowstyle": "-", "color": MUTED}, color=INK,
     )  # fmt: skip
     area = evaluation.metrics["roc_auc"]
@@ -85,13 +92,13 @@ def roc(evaluation: Evaluation) -> str:
 
 
 def threshold(evaluation: Evaluation) -> str:
-    """Precision and recall if another threshold were set."""
+    """Draw precision and recall by threshold."""
     drawn = figure(WIDTH, HEIGHT)
     axes = drawn.add_subplot()
     thresholds = np.linspace(0.01, 0.99, 99)
-    said = evaluation.probabilities[None, :] >= thresholds[:, None]
-    found = (said & evaluation.positive).sum(axis=1)
-    recall, total = found / evaluation.positive.sum(), said.sum(axis=1)
+    predicted = evaluation.probabilities[None, :] >= thresholds[:, None]
+    found = (predicted & evaluation.positive).sum(axis=1)
+    recall, total = found / evaluation.positive.sum(), predicted.sum(axis=1)
     precision = np.where(total > 0, found / np.maximum(total, 1), np.nan)
     for values, colour, label, style in (
         (precision, ACCENT, "precision", "-"),
@@ -106,7 +113,7 @@ def threshold(evaluation: Evaluation) -> str:
 
 
 def importance(evaluation: Evaluation) -> str:
-    """Accuracy that is lost when a field is shuffled."""
+    """Draw the loss of accuracy when a field's values are shuffled."""
     ranked = evaluation.importances[::-1]
     drawn = figure(WIDTH, max(1.6, 0.36 * len(ranked) + 0.5))
     axes = drawn.add_subplot()
@@ -114,7 +121,7 @@ def importance(evaluation: Evaluation) -> str:
     values = [max(item.mean, 0) for item in ranked]
     axes.barh(names, values, color=ACCENT, height=0.56)
     axes.errorbar(values, names, xerr=[item.error for item in ranked], fmt="none", ecolor=INK, elinewidth=1)
-    axes.set(xlabel="accuracy lost when the field is shuffled", xlim=(0, None))
+    axes.set(xlabel="loss of accuracy when the field is shuffled", xlim=(0, None))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     _names_at_left(axes)
@@ -123,7 +130,7 @@ def importance(evaluation: Evaluation) -> str:
 
 
 def choice(trials: Sequence[Trial], chosen: Trial) -> str:
-    """Brier score of every estimator tried, with its standard error."""
+    """Draw the Brier score of each estimator with its standard error."""
     ranked = list(trials)[::-1]
     drawn = figure(WIDTH, max(1.6, 0.29 * len(ranked) + 0.5))
     axes = drawn.add_subplot()
@@ -137,7 +144,7 @@ def choice(trials: Sequence[Trial], chosen: Trial) -> str:
         axes.errorbar(
             trial.brier, name, xerr=trial.brier_error, fmt="o", color=colour, elinewidth=2, markersize=7
         )
-    axes.set(xlabel="Brier score, ± one standard error (less is better)", ylim=(-0.6, len(ranked) - 0.4))
+    axes.set(xlabel="Brier score, ± one standard error (lower is better)", ylim=(-0.6, len(ranked) - 0.4))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     _names_at_left(axes)
     axes.get_yticklabels()[ranked.index(chosen)].set_color(ACCENT)
@@ -148,17 +155,17 @@ def choice(trials: Sequence[Trial], chosen: Trial) -> str:
 
 
 def groups(rows: Sequence[Group], overall: float) -> str:
-    """Accuracy for the candidates of each category, with 95% intervals."""
+    """Draw the accuracy for each category, with 95% intervals."""
     ranked = list(rows)[::-1]
     drawn = figure(WIDTH, max(1.6, 0.27 * len(ranked) + 0.5))
     axes = drawn.add_subplot()
-    places = np.arange(len(ranked))
+    positions = np.arange(len(ranked))
     accuracies = np.array([group.accuracy for group in ranked])
-    low, high = wilson(accuracies, np.array([group.rows for group in ranked]))
+    low, high = wilson_interval(accuracies, np.array([group.rows for group in ranked]))
     axes.axvline(overall, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
-    axes.hlines(places, low, high, color=ACCENT, alpha=0.45, linewidth=3)
-    axes.scatter(accuracies, places, color=ACCENT, s=34, zorder=3)
-    axes.set_yticks(places, [f"{group.field} {group.category}" for group in ranked])
+    axes.hlines(positions, low, high, color=ACCENT, alpha=0.45, linewidth=3)
+    axes.scatter(accuracies, positions, color=ACCENT, s=34, zorder=3)
+    axes.set_yticks(positions, [f"{group.field} {group.category}" for group in ranked])
     axes.set(xlabel="accuracy, with 95% interval", ylim=(-0.6, len(ranked) - 0.4), xlim=(None, 1.004))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
@@ -172,23 +179,23 @@ def groups(rows: Sequence[Group], overall: float) -> str:
 
 
 def field(raw: RawField, dataset: Dataset) -> str:
-    """How one raw field is distributed in each class."""
+    """Draw the distribution of one raw field in each class."""
     drawn = figure(2.6, 1.55)
     axes = drawn.add_subplot()
     values = np.array([candidate[raw.name] for candidate in dataset.candidates])
-    truth = np.array(dataset.labels) == dataset.task.positive_class
+    is_positive = np.array(dataset.labels) == dataset.task.positive_class
     if isinstance(raw, Number):
         edges = np.histogram_bin_edges(values, 18)
-        for part, colour in ((truth, POSITIVE), (~truth, NEGATIVE)):
+        for part, colour in ((is_positive, POSITIVE), (~is_positive, NEGATIVE)):
             heights, _ = np.histogram(values[part], edges, density=True)
             axes.stairs(heights, edges, fill=True, color=colour, alpha=0.4)
             axes.stairs(heights, edges, color=colour, linewidth=1.3)
     else:
-        places = np.arange(len(raw.categories))
-        for part, colour, shift in ((truth, POSITIVE, -0.2), (~truth, NEGATIVE, 0.2)):
+        positions = np.arange(len(raw.categories))
+        for part, colour, shift in ((is_positive, POSITIVE, -0.2), (~is_positive, NEGATIVE, 0.2)):
             shares = [np.mean(values[part] == category) for category in raw.categories]
-            axes.bar(places + shift, shares, width=0.38, color=colour, alpha=0.75)
-        axes.set_xticks(places, raw.categories)
+            axes.bar(positions + shift, shares, width=0.38, color=colour, alpha=0.75)
+        axes.set_xticks(positions, raw.categories)
         axes.tick_params(axis="x", length=0)
     axes.yaxis.set_visible(False)
     axes.spines["left"].set_visible(False)
@@ -196,8 +203,8 @@ def field(raw: RawField, dataset: Dataset) -> str:
     return inline(drawn, f"field-{raw.name}", f"Distribution of {raw.name} in each class")
 
 
-def wilson(parts: Floats, counts: npt.NDArray[np.intp]) -> tuple[Floats, Floats]:
-    """95% interval of a part of so many, by Wilson's score: it stays within 0 and 1."""
+def wilson_interval(parts: Floats, counts: npt.NDArray[np.intp]) -> tuple[Floats, Floats]:
+    """95% Wilson score interval of a proportion; its bounds are always between 0 and 1."""
     z, n = 1.96, np.asarray(counts, dtype=float)
     middle = (parts + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * np.sqrt(parts * (1 - parts) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)

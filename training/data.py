@@ -1,8 +1,8 @@
-"""Candidates from CSV files, every value checked against the signature.
+"""Read candidates from CSV files and check every value against the signature.
 
-The first line names the columns, in any order. A column that is neither a field nor the label is passed over
-and named in `Dataset.ignored`. An empty cell takes the field's default where it has one. `Table` reads any
-CSV file by the same rules and row by row; `placement predict` reads with it too.
+The first line names the columns, in any order. A column that is neither a field nor the label is ignored and
+listed in `Dataset.ignored`. An empty cell gets the field's default, if the field has one. `Table` reads any
+CSV file row by row with the same rules; `placement predict` uses it, too.
 """
 
 import csv
@@ -20,27 +20,27 @@ from typing import IO, Any
 from training.candidates import Candidate, Task
 from transformer.bundle.signature import Number, RawField, Signature
 
-#: Problems of one file that its error spells out; the rest is counted.
+#: Maximum number of problems that an error lists; it counts the rest.
 MAX_PROBLEMS = 20
-#: Longest part of a cell that an error repeats.
+#: Maximum length of a cell's text in an error.
 MAX_ECHO = 40
 
 _NO_ROWS = "must have a line of column names and at least one row"
-#: What tables are separated by that are called CSV all the same.
+#: Separators other than a comma that files with the name CSV often have.
 _OTHER_SEPARATORS = (";", "\t", "|")
 
 
 class DataError(Exception):
-    """Data that cannot be used.
+    """Invalid data.
 
     Parameters
     ----------
     source
-        Which data.
+        Name of the data.
     problems
         One sentence for each problem, in the order of the file.
     count
-        Number of problems, where they are more than are given.
+        Number of all problems, if `problems` is not complete.
     """
 
     def __init__(self, source: str, problems: Sequence[str], count: int = 0) -> None:
@@ -60,13 +60,13 @@ class Dataset:
     candidates, labels
         Raw candidates with all fields of the task's signature, and the class of each.
     source
-        Where they came from, in words.
+        Description of the data's origin.
     sha256
         Digest of the file, or of the canonical JSON of generated candidates.
     ignored
-        Columns of the file that were passed over.
+        Columns of the file that were ignored.
     generated
-        Whether the candidates are made up.
+        True if the candidates are generated.
     """
 
     task: Task
@@ -84,7 +84,7 @@ def read_csv(path: str | os.PathLike[str], task: Task) -> Dataset:
     Raises
     ------
     DataError
-        With every problem: a missing column, or
+        With all problems, for example a missing column, or
         ``row 3 (line 4), column 'ssc_p': must be 0 to 100, got '710'``.
     """
     content = _content(path)
@@ -98,7 +98,7 @@ def read_csv(path: str | os.PathLike[str], task: Task) -> Dataset:
 
 
 def read_candidates(path: str | os.PathLike[str], signature: Signature) -> list[Candidate]:
-    """Read candidates without labels; the header decides where each field stands.
+    """Read candidates without labels; the columns can be in any order.
 
     Raises
     ------
@@ -116,11 +116,11 @@ class Row:
     Attributes
     ----------
     number
-        Counts from 1, without the header and without empty lines.
+        Row number from 1, without the header and without empty lines.
     line
-        Line of the file that the row ends in, as an editor counts them.
+        Number of the row's last line in the file, as in an editor.
     values
-        What was read from its cells, by column.
+        Parsed values by column.
     """
 
     number: int
@@ -129,7 +129,7 @@ class Row:
 
     @property
     def place(self) -> str:
-        """Where it stands, in the words of an error message."""
+        """Position of the row, for error messages."""
         return f"row {self.number} (line {self.line})"
 
 
@@ -141,7 +141,7 @@ class Table:
     source
         Name of the file in messages.
     text
-        Its text, see `table_text`.
+        Lines of the file, see `table_text`.
 
     Attributes
     ----------
@@ -151,7 +151,7 @@ class Table:
     Raises
     ------
     DataError
-        If the first line does not name columns, each once.
+        If the first line is missing or names a column twice.
     """
 
     def __init__(self, source: str, text: Iterable[str]) -> None:
@@ -160,12 +160,12 @@ class Table:
         self.header = tuple(next(self._cells(), ()))
         if not self.header:
             raise DataError(source, [_NO_ROWS])
-        twice = sorted({name for name in self.header if self.header.count(name) > 1})
-        if twice:
-            raise DataError(source, [f"column {name!r} stands twice" for name in twice])
+        duplicates = sorted({name for name in self.header if self.header.count(name) > 1})
+        if duplicates:
+            raise DataError(source, [f"duplicate column {name!r}" for name in duplicates])
 
     def require(self, columns: Sequence[str]) -> None:
-        """Refuse a file without one of these columns."""
+        """Raise DataError if a column is missing."""
         missing = [name for name in columns if name not in self.header]
         for separator in _OTHER_SEPARATORS:
             found = {name.strip() for cell in self.header for name in cell.split(separator)}
@@ -175,16 +175,16 @@ class Table:
             raise DataError(self.source, [self.missing(name) for name in missing])
 
     def missing(self, column: str) -> str:
-        """The problem of a column that is not there."""
+        """Error message for a missing column."""
         return f"column {column!r} is missing, found: {_short(', '.join(self.header), 10 * MAX_ECHO)}"
 
     def rows(self, parsers: Mapping[str, Callable[[str], Any]]) -> Iterator[Row]:
-        """Rows with the values of these columns, up to the first row with a problem.
+        """Yield rows with the parsed values of these columns, up to the first row with a problem.
 
         Parameters
         ----------
         parsers
-            Reads a column's cells; what it refuses with ValueError becomes a problem.
+            Parser of each column's cells; a ValueError that it raises becomes a problem.
 
         Raises
         ------
@@ -207,7 +207,7 @@ class Table:
     def _read(
         self, row: Row, cells: list[str], columns: Sequence[tuple[str, int, Callable[[str], Any]]]
     ) -> list[str]:
-        """Fill in a row's values; returns its problems, from left to right."""
+        """Parse a row's cells into its values; return the problems from left to right."""
         if len(cells) != len(self.header):
             return [f"{row.place}: must have {len(self.header)} cells, got {len(cells)}"]
         problems = []
@@ -219,7 +219,7 @@ class Table:
         return [text for _, text in sorted(problems)]
 
     def _cells(self) -> Iterator[list[str]]:
-        """Cells of each row; an empty line has none."""
+        """Yield the cells of each row; an empty line has no cells."""
         try:
             yield from self._reader
         except csv.Error as error:
@@ -237,9 +237,9 @@ class Table:
 
 
 def table_text(file: IO[bytes]) -> io.TextIOWrapper:
-    """Text of a table's bytes: UTF-8, with or without a byte order mark, its lines as they end.
+    """Decode a CSV file as UTF-8, with or without a byte order mark; line ends stay as they are.
 
-    Text is decoded in blocks; a byte that is not UTF-8 is kept, for `Table` to find it in its own line.
+    A byte that is not UTF-8 is kept as a surrogate, so that `Table` can report its line.
     """
     return io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
 
@@ -250,13 +250,13 @@ def finite_number(text: str) -> float:
     Raises
     ------
     ValueError
-        If it is none, or not finite.
+        If the text is not a finite number.
     """
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    # float() also reads 1_000, nan and inf; none of them is what a table of numbers means.
+    # float() accepts 1_000, nan and inf, too; in a table of numbers they are mistakes.
     if "_" in text or not math.isfinite(value):
         raise ValueError(f"must be a finite number, got {_short(repr(text))}")
     return value
@@ -272,7 +272,7 @@ def _content(path: str | os.PathLike[str]) -> bytes:
 def _candidates(
     table: Table, signature: Signature, more: Mapping[str, Callable[[str], Any]]
 ) -> tuple[list[Candidate], list[Row]]:
-    """Candidates of all rows, and the rows with the values of `more` columns."""
+    """Read the candidates of all rows; the rows have the values of the columns in `more`, too."""
     table.require([*(field.name for field in signature.fields if field.default is None), *more])
     parsers = {field.name: partial(_value, field) for field in signature.fields if field.name in table.header}
     rows = list(table.rows({**parsers, **more}))

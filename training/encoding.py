@@ -1,4 +1,4 @@
-"""Candidates as the classifier sees them: DictVectorizer's features, in columns that carry their names."""
+"""Encode candidates with DictVectorizer into a DataFrame with the feature names as columns."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ from sklearn.feature_extraction import DictVectorizer
 from training.candidates import Candidate
 from transformer.bundle.signature import Category, Signature
 
-#: Stands between a category's field and its value in a feature name.
+#: Separator between field and category in a feature name.
 SEPARATOR = "="
 
 
 def fit_vectorizer(signature: Signature, candidates: Sequence[Candidate]) -> DictVectorizer:
-    """Fit on the candidates and on each category that the signature allows, seen or not.
+    """Fit a DictVectorizer on the candidates and on every category of the signature.
 
-    So the features are exactly those that the signature can express, whatever the data happened to hold.
+    The features then depend on the signature only, even if the data lack a category.
     """
     widest = max((len(f.categories) for f in signature.fields if isinstance(f, Category)), default=1)
     examples = [_example(signature, order) for order in range(widest)]
@@ -24,9 +24,9 @@ def fit_vectorizer(signature: Signature, candidates: Sequence[Candidate]) -> Dic
 
 
 def encode(vectorizer: DictVectorizer, candidates: Sequence[Candidate]) -> pd.DataFrame:
-    """Encode candidates into a frame whose columns are the feature names.
+    """Encode candidates into a DataFrame whose columns are the feature names.
 
-    Fitted on such a frame, scikit-learn remembers the names and refuses any others.
+    A model that is fitted on such a DataFrame remembers the names and refuses others.
     """
     return pd.DataFrame(vectorizer.transform(candidates), columns=vectorizer.get_feature_names_out())
 

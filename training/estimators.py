@@ -1,9 +1,10 @@
-"""The classifiers to choose from, by name, fastest to predict first.
+"""The classifiers that training chooses from, by name, fastest prediction first.
 
-All of them unpickle in the stock servers' environments, where numpy may be older than ours. Gradient boosting
-(`GradientBoostingClassifier`, `HistGradientBoostingClassifier`) and neural networks do not: their fitted
-estimators carry numpy's random generator, whose pickles numpy 1.26 cannot read when numpy 2 wrote them. Nor
-are they missed: 92.9 % and 93.9 % of the real candidates right, where the best ones below reach 95 to 96 %.
+The stock servers can unpickle all of them, even with an older numpy than ours. Gradient boosting
+(`GradientBoostingClassifier`, `HistGradientBoostingClassifier`) and neural networks are missing for that
+reason: their fitted estimators hold numpy's random generator, and numpy 1.26 cannot read such a pickle from
+numpy 2. They are also less accurate on the real candidates: 92.9 % and 93.9 %, where the best classifiers
+below reach 95 to 96 %.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,40 +21,40 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-#: Makes every fit repeatable.
+#: Random seed, so that every fit is repeatable.
 SEED = 0
 
 
 class Classifier(Protocol):
-    """What we use of a scikit-learn classifier."""
+    """Interface of the scikit-learn classifiers, as far as this package uses it."""
 
     classes_: npt.NDArray[np.str_]
 
     def fit(self, features: pd.DataFrame, labels: Sequence[str]) -> "Classifier":
-        """Fit and return itself."""
+        """Fit, and return the classifier."""
 
     def predict_proba(self, features: pd.DataFrame) -> npt.NDArray[np.float64]:
-        """Probability of each class, in the order of `classes_`."""
+        """Return the probability of each class, in the order of `classes_`."""
 
     def get_params(self) -> dict[str, Any]:
-        """Its parameters, with those of the steps of a pipeline."""
+        """Return the parameters; a pipeline includes those of its steps."""
 
     def set_params(self, **params: object) -> "Classifier":
-        """Set parameters and return itself."""
+        """Set parameters, and return the classifier."""
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """One way to make a classifier.
+    """A named classifier with fixed parameters.
 
     Attributes
     ----------
     make
-        Makes it, unfitted.
+        Makes the unfitted classifier.
     max_rows
-        More candidates than this take too long to fit; it then takes no part in the automatic choice.
+        Limit for the automatic choice: with more candidates, the fit takes too long.
     automatic
-        Whether it takes part in the automatic choice at all.
+        True if the classifier takes part in the automatic choice.
     """
 
     name: str
@@ -62,10 +63,10 @@ class Estimator:
     automatic: bool = True
 
     def fit(self, features: pd.DataFrame, labels: Sequence[str]) -> Classifier:
-        """Fit a new classifier on all cores; fitted, it predicts on one.
+        """Fit a new classifier on all cores; the result predicts on one core.
 
-        A stock server must not start threads for every request. Nor do we: threads add up a forest's
-        probabilities in changing order, and so in changing last digits.
+        A stock server must not start threads for every request. Threads would also sum a forest's
+        probabilities in changing order, which changes the last digits.
         """
         model = self.make()
         if "n_jobs" not in model.get_params():
@@ -93,22 +94,22 @@ def _extra_trees(trees: int) -> Callable[[], Classifier]:
     return lambda: ExtraTreesClassifier(n_estimators=trees, random_state=SEED)
 
 
-# The order is the order of time to predict, fixed rather than measured at each training, so that the same
-# data always give the same bundle. Measured on the real candidates, median ms for 1 row / 64 rows, two slow
-# virtual cores: logistic regression 0.4 / 0.4, support vectors 0.4 / 0.6, a forest of 50 1.2 / 1.3, of 100
-# 2.2 / 2.3, the tutorial's of 512 8.6 / 10. Extra trees are like forests.
+# The order is by time to predict. It is fixed, not measured at each training, so that the same data always
+# give the same bundle. Measured on the real candidates and two slow virtual cores, median ms for 1 row / 64
+# rows: logistic regression 0.4 / 0.4, support vectors 0.4 / 0.6, forest of 50 trees 1.2 / 1.3, of 100 trees
+# 2.2 / 2.3, the tutorial's forest of 512 trees 8.6 / 10. Extra trees take as long as forests.
 ESTIMATORS: dict[str, Estimator] = {
     estimator.name: estimator
     for estimator in (
         Estimator("logistic-regression", _logistic_regression),
-        # Fitting takes time by the square of the rows, predicting by the rows: at 10,000, 2 s once and 3 ms
-        # for 64.
+        # The time to fit grows with the square of the rows, the time to predict with the rows: at 10,000 rows
+        # 2 s to fit, and 3 ms to predict 64.
         Estimator("support-vectors", _support_vectors, max_rows=10_000),
         Estimator("forest-50", _forest(50)),
         Estimator("forest-100", _forest(100)),
         Estimator("extra-trees-100", _extra_trees(100)),
         Estimator("forest-200", _forest(200)),
-        # The tutorial's own, for those who follow it.
+        # The tutorial's forest, for readers of the tutorial.
         Estimator("tutorial", _forest(512, max_depth=16), automatic=False),
     )
 }

@@ -1,4 +1,4 @@
-"""How good the probabilities are for candidates that the model had not seen."""
+"""Evaluation of the probabilities on candidates that the model was not fitted on."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ from training.estimators import SEED, Classifier
 from training.selection import Floats, Trial, folds
 from transformer.bundle.signature import Category, Signature
 
-#: Probability from which on a candidate counts as positive.
+#: Lowest probability of a positive prediction.
 THRESHOLD = 0.5
-#: Groups of like probability that calibration is judged by.
+#: Number of equal intervals of probability in the calibration.
 CALIBRATION_GROUPS = 10
-#: Times that each field is shuffled within each fold.
+#: Number of times that each field is shuffled in each fold.
 SHUFFLES = 3
 
 Bools = npt.NDArray[np.bool_]
@@ -35,7 +35,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Importance:
-    """Accuracy that is lost when one raw field is shuffled among unseen candidates, as part of 1."""
+    """Loss of accuracy (0 to 1) when the values of one raw field are shuffled among unseen candidates."""
 
     field: str
     mean: float
@@ -44,7 +44,7 @@ class Importance:
 
 @dataclass(frozen=True)
 class Group:
-    """How the unseen candidates with one category fared."""
+    """Accuracy for the unseen candidates of one category."""
 
     field: str
     category: str
@@ -54,20 +54,20 @@ class Group:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that is known of a model's quality.
+    """Quality of a model, measured by cross-validation.
 
     Attributes
     ----------
     positive, probabilities
-        Truth and out-of-fold probability of each candidate.
+        True class and out-of-fold probability of each candidate.
     metrics
-        The figures that the bundle carries.
+        Metrics for the bundle.
     roc
         False positive rates and true positive rates.
     calibration
-        Mean probability, part that is positive and number of candidates, for each group that has any.
+        Mean probability, share of positives and number of candidates, for each interval with candidates.
     confusion
-        Candidates by truth (negative, positive) and by prediction.
+        Number of candidates by true class (negative, positive) and by prediction.
     """
 
     positive: Bools
@@ -81,9 +81,10 @@ class Evaluation:
 
 
 def evaluate(dataset: Dataset, features: pd.DataFrame, trial: Trial) -> Evaluation:
-    """Evaluate the chosen trial on the candidates that each fold's model had not seen.
+    """Evaluate the chosen estimator with the out-of-fold probabilities of its trial.
 
-    The choice was made on the same folds; among so few estimators that flatters it by less than its error.
+    The estimator was chosen on the same folds. With so few estimators, this bias is smaller than the standard
+    error.
     """
     positive = np.array(dataset.labels) == dataset.task.positive_class
     predicted = trial.probabilities >= THRESHOLD
@@ -129,12 +130,12 @@ def _calibration(positive: Bools, probabilities: Floats) -> tuple[Floats, Floats
 def _importances(
     dataset: Dataset, features: pd.DataFrame, trial: Trial, positive: Bools
 ) -> Iterator[Importance]:
-    """Shuffle all features of a raw field together: one at a time would make candidates that cannot exist."""
+    """Shuffle all features of a raw field together, since one at a time would make impossible candidates."""
     random, labels = np.random.default_rng(SEED), np.array(dataset.labels)
     fields = dataset.task.signature.fields
     lost: dict[str, list[float]] = {field.name: [] for field in fields}
     for fit, held_out in folds(positive):
-        # Fitted again, since keeping every trial's models would fill the memory; it is the same model again.
+        # Fitted again, because the models of all trials would fill the memory. The result is the same model.
         model = trial.estimator.fit(features.iloc[fit], labels[fit].tolist())
         unseen, truth = features.iloc[held_out], positive[held_out]
         before = _accuracy(dataset, model, unseen, truth)
@@ -158,11 +159,11 @@ def _shuffled(features: pd.DataFrame, columns: list[str], random: np.random.Gene
     return features.assign(**dict(zip(columns, values.T, strict=True)))
 
 
-def _groups(dataset: Dataset, right: Bools) -> Iterator[Group]:
+def _groups(dataset: Dataset, correct: Bools) -> Iterator[Group]:
     for field in dataset.task.signature.fields:
         if isinstance(field, Category):
             values = np.array([candidate[field.name] for candidate in dataset.candidates])
             for category in field.categories:
-                rows = right[values == category]
+                rows = correct[values == category]
                 if len(rows):
                     yield Group(field.name, category, len(rows), float(rows.mean()))

@@ -1,4 +1,4 @@
-"""A model fitted on all candidates, chosen and evaluated on candidates that it had not seen."""
+"""Choose an estimator by cross-validation, evaluate it, and fit it on all candidates."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ from training.selection import AUTO, Progress, Trial, select
 
 @dataclass(frozen=True)
 class Fitted:
-    """A model, fitted on all candidates, and how its kind did in cross-validation.
+    """A model that is fitted on all candidates, and its cross-validation.
 
     Attributes
     ----------
     chosen, trials
-        The trial that won, and all that took part, fastest estimator first.
+        The trial of the chosen estimator, and all trials, fastest estimator first.
     """
 
     dataset: Dataset
@@ -30,11 +30,17 @@ class Fitted:
 
 
 def fit(dataset: Dataset, estimator: str = AUTO, progress: Progress = lambda _: None) -> Fitted:
-    """Choose among the estimators that the name stands for, evaluate the choice and fit it on all rows."""
+    """Choose an estimator, evaluate it, and fit it on all candidates.
+
+    Parameters
+    ----------
+    estimator
+        A name of `training.estimators.ESTIMATORS`, or ``auto``.
+    """
     task = dataset.task
     progress(f"{len(dataset.labels)} candidates, {dataset.source}")
     if dataset.ignored:
-        progress(f"columns passed over: {', '.join(dataset.ignored)}")
+        progress(f"ignored columns: {', '.join(dataset.ignored)}")
     vectorizer = fit_vectorizer(task.signature, dataset.candidates)
     features = encode(vectorizer, dataset.candidates)
     chosen, trials = select(estimator, features, dataset.labels, task.positive_class, progress)

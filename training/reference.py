@@ -1,7 +1,7 @@
-"""Reference rows: candidates by whose probabilities a model is recognised.
+"""Reference rows: candidates whose probabilities identify a model.
 
-They are made up. A bundle travels to every pod that serves it, so no real person should be found in it: each
-field's value is taken from another candidate, and numbers are cut to three digits.
+The candidates are artificial. A bundle is copied to every pod that serves it, so it must not hold real
+people: each field's value comes from another candidate, and numbers are rounded to three significant digits.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from training.estimators import SEED, Classifier
 from transformer.bundle.format import Reference
 from transformer.bundle.signature import Category, Number, RawField, Signature
 
-#: Rows of a reference, but for those that have to be added to cover every category.
+#: Number of reference rows, before rows are added for missing categories.
 ROWS = 32
-#: Made-up candidates that they are chosen from.
-POOL = 512
+#: Number of artificial candidates that the reference rows are chosen from.
+POOL_SIZE = 512
 
 
 def make_reference(
@@ -28,8 +28,8 @@ def make_reference(
     model: Classifier,
     positive_column: int,
 ) -> Reference:
-    """Choose made-up candidates, spread over the probabilities, that have every category between them."""
-    pool = _pool(signature, candidates)
+    """Choose artificial candidates that spread over the probabilities and cover every category."""
+    pool = _artificial_candidates(signature, candidates)
     order = np.argsort(model.predict_proba(encode(vectorizer, pool))[:, positive_column], kind="stable")
     spread = np.linspace(0, len(order) - 1, min(ROWS, len(order))).round().astype(int)
     chosen = [pool[index] for index in order[spread]]
@@ -41,19 +41,19 @@ def make_reference(
     return Reference(candidates=tuple(chosen), probabilities=tuple(probabilities.tolist()))
 
 
-def _pool(signature: Signature, candidates: Sequence[Candidate]) -> list[Candidate]:
+def _artificial_candidates(signature: Signature, candidates: Sequence[Candidate]) -> list[Candidate]:
     random = np.random.default_rng(SEED)
     columns = []
     for field in signature.fields:
-        values = random.integers(len(candidates), size=POOL)
-        columns.append([_blurred(field, candidates[index][field.name]) for index in values])
+        values = random.integers(len(candidates), size=POOL_SIZE)
+        columns.append([_rounded(field, candidates[index][field.name]) for index in values])
     made = [dict(zip(signature.names, values, strict=True)) for values in zip(*columns, strict=True)]
     real = {tuple(candidate[name] for name in signature.names) for candidate in candidates}
-    # Where there are few fields, chance may put a real candidate together again, and there is no one else.
+    # With few fields, every combination can equal a real candidate; then nothing else is left to use.
     return [candidate for candidate in made if tuple(candidate.values()) not in real] or made
 
 
-def _blurred(field: RawField, value: str | float) -> str | float:
+def _rounded(field: RawField, value: str | float) -> str | float:
     if isinstance(field, Number):
         return min(max(float(f"{value:.3g}"), field.minimum), field.maximum)
     return value

@@ -1,6 +1,6 @@
-"""The report of a version: one HTML file that people would rather look at than read.
+"""Report of a version: one HTML file of charts and figures.
 
-It needs nothing but itself: no script, no font, no image from elsewhere. No candidate can be found in it.
+The file is self-contained: no scripts, no fonts or images from elsewhere. It contains no candidate's values.
 """
 
 import time
@@ -21,7 +21,7 @@ CSS_FILE = Path(__file__).with_name("report.css")
 
 
 def render(bundle: Bundle, fitted: Fitted) -> str:
-    """Content of the report's file."""
+    """Render the HTML of the report."""
     title = escape(f"{bundle.name} {bundle.version}")
     with style():
         parts = [
@@ -53,23 +53,27 @@ def _header(bundle: Bundle, fitted: Fitted) -> str:
     accuracy = bundle.metrics["accuracy"]
     return f"""<header>
 <p class="eyebrow">{escape(bundle.name)} {escape(bundle.version)} · {bundle.created:%-d %B %Y}</p>
-<h1>Right about <em>{accuracy * 100:.1f} of 100</em> candidates that it had not seen.</h1>
+<h1>Correct for <em>{accuracy * 100:.1f} of 100</em> candidates that it was not fitted on.</h1>
 <p class="lead">{escape(fitted.chosen.estimator.name)}, fitted on {_count(bundle.training_data.rows)}
-candidates ({escape(bundle.training_data.source)}). Everything below is measured by cross-validation: each
-candidate was judged by a model that was fitted without them.</p>
+candidates ({escape(bundle.training_data.source)}). All figures below come from cross-validation: each
+candidate is predicted by a model that was fitted on other candidates.</p>
 </header>"""
 
 
 def _tiles(fitted: Fitted) -> str:
     metrics, positive = fitted.evaluation.metrics, fitted.evaluation.positive
-    usual = max(positive.mean(), 1 - positive.mean())
+    majority = max(positive.mean(), 1 - positive.mean())
     label = escape(fitted.dataset.task.positive_class)
     tiles = [
-        ("Accuracy", f"{metrics['accuracy']:.1%}", f"always the same answer: {usual:.1%}"),
-        ("ROC AUC", f"{metrics['roc_auc']:.3f}", "a coin: 0.5, perfect: 1"),
-        ("Brier score", f"{metrics['brier']:.3f}", f"always the same answer: {usual * (1 - usual):.3f}"),
-        ("Precision", f"{metrics['precision']:.1%}", f"of the predicted are {label}"),
-        ("Recall", f"{metrics['recall']:.1%}", f"of the {label} are found"),
+        ("Accuracy", f"{metrics['accuracy']:.1%}", f"baseline, always the same class: {majority:.1%}"),
+        ("ROC AUC", f"{metrics['roc_auc']:.3f}", "random: 0.5, perfect: 1"),
+        (
+            "Brier score",
+            f"{metrics['brier']:.3f}",
+            f"baseline, always the same probability: {majority * (1 - majority):.3f}",
+        ),
+        ("Precision", f"{metrics['precision']:.1%}", f"of those predicted {label} are {label}"),
+        ("Recall", f"{metrics['recall']:.1%}", f"of all {label} are predicted {label}"),
     ]
     cells = (
         f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in tiles
@@ -80,46 +84,56 @@ def _tiles(fitted: Fitted) -> str:
 def _cards(fitted: Fitted) -> Iterator[str]:
     evaluation, task = fitted.evaluation, fitted.dataset.task
     positive, negative = task.positive_class, task.negative_class
-    yield _card("How sure is it?", _sure(evaluation), charts.probabilities(evaluation, positive, negative))
     yield _card(
-        "Does the probability keep its word?",
-        "On the dashed line it does. The larger a dot, the more candidates; the bars are 95% intervals.",
+        "How are the probabilities distributed?",
+        _confident(evaluation),
+        charts.probabilities(evaluation, positive, negative),
+    )
+    yield _card(
+        "Are the probabilities calibrated?",
+        "On the dashed line, they are. Larger dots stand for more candidates; the bars are 95% intervals.",
         charts.calibration(evaluation, positive),
     )
-    yield _card("Where is it wrong?", _wrong(evaluation), _confusion(evaluation, positive, negative))
+    yield _card("Which errors does it make?", _errors(evaluation), _confusion(evaluation, positive, negative))
     yield _card(
-        "Can it tell them apart?", "The nearer to the upper left corner, the better.", charts.roc(evaluation)
+        "How well does it separate the classes?",
+        "Closer to the upper left corner is better.",
+        charts.roc(evaluation),
     )
     yield from _fields_cards(fitted)
     yield _card(
-        "Is the threshold right?",
-        f"Precision: how many that it calls {positive} are so. Recall: how many of the {positive} it finds.",
+        "What if the threshold were different?",
+        f"Precision: share of those predicted {positive} that are {positive}. "
+        f"Recall: share of all {positive} that are predicted {positive}.",
         charts.threshold(evaluation),
     )
-    yield _why(fitted)
+    yield _choice(fitted)
 
 
 def _fields_cards(fitted: Fitted) -> Iterator[str]:
     evaluation = fitted.evaluation
     first = evaluation.importances[0].field
     yield _card(
-        "What does it look at?",
-        f"At {first} most of all: shuffled among the candidates, accuracy falls the furthest.",
+        "Which fields matter most?",
+        f"{first} matters most: shuffling its values among the candidates lowers the accuracy most.",
         charts.importance(evaluation),
     )
     if evaluation.groups:
         accuracy = evaluation.metrics["accuracy"]
         yield _card(
-            "For whom is it right?", _fairness(evaluation), charts.groups(evaluation.groups, accuracy)
+            "How accurate is it for each category?",
+            _lowest_accuracy(evaluation),
+            charts.groups(evaluation.groups, accuracy),
         )
 
 
-def _why(fitted: Fitted) -> str:
+def _choice(fitted: Fitted) -> str:
     if len(fitted.trials) == 1:
-        return _card("Why this model?", "It was asked for by its name; no other was tried.", "")
+        return _card("Why this model?", "It was chosen by name; no other estimator was tried.", "")
     return _card(
         "Why this model?",
-        "Fastest first. The first dot in the shade, which is one standard error about the best, is taken.",
+        "The fastest estimator is first. Training chooses the first one in the shaded area, which is one "
+        "standard error around the best.",
         charts.choice(fitted.trials, fitted.chosen),
     )
 
@@ -128,28 +142,30 @@ def _card(question: str, answer: str, content: str) -> str:
     return f'<section class="card"><h2>{question}</h2><p>{escape(answer)}</p>{content}</section>'
 
 
-def _sure(evaluation: Evaluation) -> str:
-    sure = np.abs(evaluation.probabilities - THRESHOLD) >= 0.4
-    if not sure.any():
+def _confident(evaluation: Evaluation) -> str:
+    confident = np.abs(evaluation.probabilities - THRESHOLD) >= 0.4
+    if not confident.any():
         return "None of the probabilities is below 10% or above 90%."
-    right = ((evaluation.probabilities >= THRESHOLD) == evaluation.positive)[sure].mean()
+    correct = ((evaluation.probabilities >= THRESHOLD) == evaluation.positive)[confident].mean()
     return (
-        f"{sure.mean():.0%} of the probabilities are below 10% or above 90%; of those, {right:.1%} are right."
+        f"{confident.mean():.0%} of the probabilities are below 10% or above 90%; "
+        f"{correct:.1%} of those predictions are correct."
     )
 
 
-def _wrong(evaluation: Evaluation) -> str:
+def _errors(evaluation: Evaluation) -> str:
     (_, false_alarms), (missed, _) = evaluation.confusion.tolist()
     return (
-        f"{false_alarms} false alarms and {missed} missed, of {_count(len(evaluation.positive))} candidates."
+        f"{false_alarms} false positives and {missed} false negatives, "
+        f"of {_count(len(evaluation.positive))} candidates."
     )
 
 
-def _fairness(evaluation: Evaluation) -> str:
+def _lowest_accuracy(evaluation: Evaluation) -> str:
     worst = min(evaluation.groups, key=lambda group: group.accuracy)
     return (
-        f"Least often for {worst.field} {worst.category}: {worst.accuracy:.1%} of {_count(worst.rows)} "
-        "candidates. The dashed line is the accuracy for all."
+        f"Lowest for {worst.field} {worst.category}: {worst.accuracy:.1%} of {_count(worst.rows)} "
+        "candidates. The dashed line is the accuracy for all candidates."
     )
 
 
@@ -165,7 +181,7 @@ def _confusion(evaluation: Evaluation, positive: str, negative: str) -> str:
                 f'<td class="{kind}" style="--part: {part:.3f}">{_count(count)}<small>{part:.1%}</small></td>'
             )
         rows.append(f'<tr><th scope="row">is {escape(name)}</th>{"".join(cells)}</tr>')
-    heads = "".join(f'<th scope="col">said {escape(name)}</th>' for name in (positive, negative))
+    heads = "".join(f'<th scope="col">predicted {escape(name)}</th>' for name in (positive, negative))
     table = f"<thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f'<table class="confusion">{table}</table>'
 
@@ -176,8 +192,8 @@ def _fields(fitted: Fitted) -> str:
         f"<div><h3>{escape(raw.name)}</h3>{charts.field(raw, fitted.dataset)}</div>"
         for raw in task.signature.fields
     )
-    return f"""<section class="card wide"><h2>Whom did it learn from?</h2>
-<p>How each class is spread: <span class="key positive"></span>{escape(task.positive_class)}
+    return f"""<section class="card wide"><h2>What did it learn from?</h2>
+<p>Distribution of each field by class: <span class="key positive"></span>{escape(task.positive_class)}
 <span class="key negative"></span>{escape(task.negative_class)}</p>
 <div class="fields">{"".join(cells)}</div></section>"""
 
@@ -187,34 +203,35 @@ def _facts(bundle: Bundle, fitted: Fitted) -> str:
     data = bundle.training_data
     facts = {
         "Estimator": f"<code>{escape(bundle.model.estimator)}</code>",
-        "Time to predict": f"{one:.1f} ms for one candidate, {many:.1f} ms for 64, where it was trained",
+        "Time to predict": f"{one:.1f} ms for one candidate, {many:.1f} ms for 64, on the training machine",
         "Trained on": f"{_count(data.rows)} candidates, {escape(data.source)}",
-        "Its SHA-256": f"<code>{data.sha256}</code>",
+        "Training data's SHA-256": f"<code>{data.sha256}</code>",
         "Model file": f"<code>{bundle.model.file}</code>, SHA-256 <code>{bundle.model.sha256}</code>",
-        "Answers": f"the probability of {escape(bundle.positive_class)}; from {THRESHOLD:.0%} on it says so",
-        "Takes": f"{len(bundle.signature.fields)} fields, as {len(bundle.vectorizer.feature_names)} features",
+        "Output": f"probability of {escape(bundle.positive_class)}, predicted from {THRESHOLD:.0%} on",
+        "Input": f"{len(bundle.signature.fields)} fields, "
+        f"encoded as {len(bundle.vectorizer.feature_names)} features",
         "Libraries": escape(
             ", ".join(f"{name} {version}" for name, version in bundle.model.libraries.items())
         ),
-        "Remembers": escape(
-            ", ".join(version.version for version in bundle.previous) or "no earlier version"
+        "Earlier versions in the bundle": escape(
+            ", ".join(version.version for version in bundle.previous) or "none"
         ),
-        "More figures": ", ".join(f"{escape(name)} {value:.4f}" for name, value in bundle.metrics.items()),
+        "More metrics": ", ".join(f"{escape(name)} {value:.4f}" for name, value in bundle.metrics.items()),
     }
     items = "".join(f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in facts.items())
     note = (
-        "These candidates are generated from the statistics of real ones. The figures say how well the model "
-        "knows the generator; how well it knows people, only real candidates can tell."
+        "These candidates are generated from the statistics of real ones. The figures show how well the "
+        "model predicts generated candidates; its quality for real ones can only be measured on real data."
         if fitted.dataset.generated
-        else "The model knows candidates like those that it learned from, and repeats what was decided about "
-        "them. Where the probability is near the threshold, or a category stands out, let a person decide."
+        else "The model reproduces the decisions in its training data, for similar candidates. Let a person "
+        "decide if the probability is near the threshold, or if the accuracy for a category is low."
     )
-    return f"""<section class="card wide"><h2>The model's card</h2>
+    return f"""<section class="card wide"><h2>Model card</h2>
 <dl class="facts">{items}</dl><p class="note">{note}</p></section>"""
 
 
 def predict_ms(fitted: Fitted, rows: int) -> float:
-    """Median time in milliseconds to predict so many candidates at once, of 15 calls."""
+    """Median time of 15 calls that predict `rows` candidates at once, in milliseconds."""
     repeated = (fitted.dataset.candidates * (rows // len(fitted.dataset.candidates) + 1))[:rows]
     features, times = encode(fitted.vectorizer, repeated), []
     for _ in range(15):

@@ -1,7 +1,7 @@
-"""Which classifier: the fastest to predict within one standard error of the best in cross-validation.
+"""Choose the classifier: the fastest one within one standard error of the best in cross-validation.
 
-The best is the one with the lowest Brier score, because callers are given a probability and the Brier score
-rewards probabilities that are true; unlike the log loss it stays finite when a forest is certain and wrong.
+The best one has the lowest Brier score: callers get a probability, and the Brier score rewards calibrated
+probabilities. Unlike the log loss, it stays finite when a forest gives 0 or 1 and is wrong.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,9 @@ from sklearn.model_selection import StratifiedKFold
 
 from training.estimators import ESTIMATORS, SEED, Estimator
 
+#: Number of folds of the cross-validation.
 FOLDS = 5
+#: Name for the automatic choice among all estimators.
 AUTO = "auto"
 
 Progress = Callable[[str], None]
@@ -24,15 +26,15 @@ Fold = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
 
 @dataclass(frozen=True)
 class Trial:
-    """How one estimator did in cross-validation.
+    """Result of one estimator in cross-validation.
 
     Attributes
     ----------
     probabilities
-        Of the positive class, for each candidate, by the one model that had not seen them.
+        Out-of-fold probability of the positive class for each candidate.
     brier, brier_error
-        Mean of the candidates' Brier scores and its standard error, over the candidates: five folds are too
-        few to tell how their means spread.
+        Mean of the candidates' Brier scores, and the standard error over the candidates; five folds are too
+        few for a standard error over the folds.
     """
 
     estimator: Estimator
@@ -49,13 +51,13 @@ class UnknownEstimatorError(Exception):
         super().__init__(f"estimator {name!r} is not known, expected {', '.join([AUTO, *ESTIMATORS])}")
 
 
-def candidates_for(name: str, rows: int) -> list[Estimator]:
-    """Estimators that the name stands for, fastest to predict first.
+def estimators_for(name: str, rows: int) -> list[Estimator]:
+    """Return the estimators of a name, fastest prediction first; ``auto`` stands for several.
 
     Raises
     ------
     UnknownEstimatorError
-        If there is none.
+        If the name is unknown.
     """
     if name == AUTO:
         return [e for e in ESTIMATORS.values() if e.automatic and rows <= e.max_rows]
@@ -65,12 +67,12 @@ def candidates_for(name: str, rows: int) -> list[Estimator]:
 
 
 def folds(positive: npt.NDArray[np.bool_]) -> list[Fold]:
-    """Rows to fit on and rows to predict, for each of the `FOLDS`."""
+    """Return the rows to fit on and the rows to predict, for each fold."""
     splitter = StratifiedKFold(FOLDS, shuffle=True, random_state=SEED)
     return list(splitter.split(np.zeros(len(positive)), positive))
 
 
-def try_estimator(
+def cross_validate(
     estimator: Estimator, features: pd.DataFrame, labels: Sequence[str], positive_class: str
 ) -> Trial:
     """Cross-validate one estimator."""
@@ -92,7 +94,7 @@ def try_estimator(
 
 
 def choose(trials: Sequence[Trial]) -> Trial:
-    """Take the first trial, so the fastest estimator, within one standard error of the best."""
+    """Choose the first trial within one standard error of the best; trials are sorted by prediction speed."""
     best = min(trials, key=lambda trial: trial.brier)
     return next(trial for trial in trials if trial.brier <= best.brier + best.brier_error)
 
@@ -104,16 +106,16 @@ def select(
     positive_class: str,
     progress: Progress = lambda _: None,
 ) -> tuple[Trial, list[Trial]]:
-    """Cross-validate what the name stands for; return the chosen trial and all of them.
+    """Cross-validate the estimators of a name; return the chosen trial and all trials.
 
     Parameters
     ----------
     name
-        A name of `ESTIMATORS`, or ``auto`` for the choice among all that are meant for it.
+        A name of `ESTIMATORS`, or ``auto`` for the automatic choice.
     """
     trials = []
-    for estimator in candidates_for(name, len(labels)):
-        trial = try_estimator(estimator, features, labels, positive_class)
+    for estimator in estimators_for(name, len(labels)):
+        trial = cross_validate(estimator, features, labels, positive_class)
         progress(
             f"{estimator.name}: Brier score {trial.brier:.4f} ± {trial.brier_error:.4f}, "
             f"accuracy {trial.accuracy:.1%}"

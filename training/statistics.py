@@ -1,9 +1,9 @@
-"""What the real candidates are like, in numbers: the class-conditional model behind generated candidates.
+"""Statistics of the real candidates: the class-conditional model that generated candidates are drawn from.
 
-The candidates fall into cells: one for each class and each value of one categorical field (work experience).
-Within a cell the numbers are jointly normal, cut off at the signature's bounds, and the categories are
-independent of them and of each other. The committed numbers, ``statistics.json``, are means, deviations,
-correlations and shares over at least 29 people each; they hold no candidate's values. To compute them anew::
+Each pair of a class and a value of one categorical field (work experience) is a cell. Within a cell the
+numbers are jointly normal, cut off at the signature's bounds; the categories are independent of the numbers
+and of each other. The committed file ``statistics.json`` holds means, deviations, correlations and shares
+over at least 29 people each, and no candidate's values. To recompute it::
 
     python -m training.statistics FILE.csv > statistics.json
     mv statistics.json training/
@@ -23,9 +23,9 @@ from training.data import DataError, Dataset, read_csv
 from transformer.bundle.signature import STRICT, Category, Number, RawField
 
 STATISTICS_FILE = Path(__file__).with_name("statistics.json")
-#: The field that best tells apart how the percentages of one class are distributed (see tests: a forest
-#: trained on what this generates gets 93 % of the real candidates right; without cells, 90 %).
-GIVEN = "workex"
+#: Field that defines the cells. It separates the distributions within a class best: a forest that is trained
+#: on generated candidates is right about 93 % of the real ones (see tests), and about 90 % without cells.
+CELL_FIELD = "workex"
 
 _RECOMPUTE = (
     "recompute it with `python -m training.statistics FILE.csv > statistics.json` and put it into training/, "
@@ -34,13 +34,13 @@ _RECOMPUTE = (
 
 
 class Cell(BaseModel):
-    """The candidates of one class that have one value of the field that cells are made by."""
+    """Statistics of the candidates of one class with one value of the cell field."""
 
     model_config = STRICT
 
     label: str
     given: str
-    #: Part of all candidates that belongs to this cell.
+    #: Share of all candidates in this cell.
     share: float
     #: Mean and standard deviation of each number.
     means: dict[str, float]
@@ -49,36 +49,36 @@ class Cell(BaseModel):
     correlations: Annotated[
         tuple[Annotated[tuple[float, ...], Field(strict=False)], ...], Field(strict=False)
     ]
-    #: Part of the cell's candidates that has each category of each field.
+    #: Share of each category of each field within the cell.
     frequencies: dict[str, dict[str, float]]
 
 
 class Statistics(BaseModel):
-    """A description of a population of candidates, cell by cell."""
+    """Statistics of a dataset, cell by cell."""
 
     model_config = STRICT
 
-    #: Number of candidates that were described.
+    #: Number of candidates in the dataset.
     rows: int
-    #: The categorical field that cells are made by.
+    #: Name of the cell field.
     given: str
     cells: Annotated[tuple[Cell, ...], Field(strict=False)]
 
     @classmethod
     def committed(cls) -> "Statistics":
-        """The numbers that this project carries."""
+        """Read the committed statistics."""
         try:
             return cls.model_validate_json(STATISTICS_FILE.read_bytes())
         except (OSError, ValidationError) as error:
             raise DataError(str(STATISTICS_FILE), [f"cannot be read; {_RECOMPUTE}"]) from error
 
     def check(self, task: Task) -> None:
-        """Refuse a task that these numbers do not describe.
+        """Check that the statistics describe a task's candidates.
 
         Raises
         ------
         DataError
-            With every field that differs.
+            With all fields that differ.
         """
         fields = {field.name: field for field in task.signature.fields}
         cell = self.cells[0]
@@ -94,7 +94,7 @@ class Statistics(BaseModel):
             raise DataError(STATISTICS_FILE.name, [*problems, _RECOMPUTE])
 
     def _difference(self, field: RawField) -> str | None:
-        """How a field differs from what these numbers say of it."""
+        """Describe how a field differs from the statistics; None if it does not."""
         for cell in self.cells:
             if isinstance(field, Number):
                 mean = cell.means.get(field.name)
@@ -110,13 +110,15 @@ class Statistics(BaseModel):
         return None
 
 
-def describe(dataset: Dataset, given: str = GIVEN) -> Statistics:
+def describe(dataset: Dataset, given: str = CELL_FIELD) -> Statistics:
     """Compute the statistics of a dataset.
 
     Means and deviations are rounded to 2 decimals, correlations to 2, shares and frequencies to 3.
     """
     if given not in dataset.task.signature.names:
-        raise DataError(dataset.source, [f"cells are made by field {given!r}, which is not there: set GIVEN"])
+        raise DataError(
+            dataset.source, [f"cells need field {given!r}, which the candidates do not have: set CELL_FIELD"]
+        )
     groups: dict[tuple[str, str], list[Candidate]] = {}
     for candidate, label in zip(dataset.candidates, dataset.labels, strict=True):
         groups.setdefault((label, str(candidate[given])), []).append(candidate)

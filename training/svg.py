@@ -1,4 +1,4 @@
-"""Matplotlib figures as inline SVG that takes its colours and its type from the page around it."""
+"""Convert Matplotlib figures to inline SVG with the colours and the font of the page around it."""
 
 import io
 import re
@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-# Matplotlib knows no CSS, so each of the page's colours is drawn as a stand-in that is then replaced.
+# Matplotlib has no CSS variables: each colour is drawn as a placeholder, which `inline` replaces.
 INK, MUTED, LINE, POSITIVE, NEGATIVE, ACCENT = (f"#a1b2c{digit}" for digit in range(1, 7))
 _VARIABLES = {
     INK: "var(--ink)",
@@ -48,26 +48,26 @@ _STYLE: dict[Any, Any] = {
 
 
 def style() -> AbstractContextManager[None]:
-    """Context in which figures must be made and turned into SVG."""
+    """Context manager for making figures and converting them to SVG."""
     return mpl.rc_context(_STYLE)
 
 
 def figure(width: float, height: float) -> Figure:
-    """Make an empty figure, without any of pyplot's global state; sizes in inches."""
+    """Make an empty figure without pyplot's global state; sizes in inches."""
     made = Figure(figsize=(width, height))
     FigureCanvasSVG(made)
     return made
 
 
 def inline(drawn: Figure, name: str, description: str) -> str:
-    """Turn a figure into an ``<svg>`` element that fills its container's width.
+    """Convert a figure to an ``<svg>`` element that fills its container's width.
 
     Parameters
     ----------
     name
-        Unique on the page: it tells this figure's inner references from the others'.
+        Unique name on the page, so that the figures' internal references do not collide.
     description
-        What people hear who do not see the chart.
+        Text for screen readers.
     """
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):
@@ -78,8 +78,8 @@ def inline(drawn: Figure, name: str, description: str) -> str:
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     text = _without_unused_ids(text)
     text = re.sub(r'font: ([0-9.]+)px [^;"]*', r"font-size: \1px", text)
-    for stand_in, variable in _VARIABLES.items():
-        text = text.replace(stand_in, variable)
+    for placeholder, variable in _VARIABLES.items():
+        text = text.replace(placeholder, variable)
     head = re.search(r'viewBox="([^"]*)"', text)
     viewbox = head[1] if head else "0 0 1 1"
     opening = f'<svg role="img" aria-label="{escape(description)}" viewBox="{viewbox}">'
@@ -88,6 +88,6 @@ def inline(drawn: Figure, name: str, description: str) -> str:
 
 
 def _without_unused_ids(text: str) -> str:
-    """Drop Matplotlib's ids but those that are referred to: figures on one page share names like axes_1."""
+    """Remove the ids that nothing refers to, because figures on one page share names like axes_1."""
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
     return re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)

@@ -1,4 +1,4 @@
-"""From candidates to a version in storage: encode, choose, fit, evaluate, bundle, write."""
+"""Train a model on a dataset and write the new version and its report to storage."""
 
 import os
 import re
@@ -20,20 +20,20 @@ from training.bundling import dump, make_bundle
 from training.data import DataError, Dataset
 from training.fitting import fit
 from training.report import render
-from training.selection import AUTO, FOLDS, Progress, candidates_for
+from training.selection import AUTO, FOLDS, Progress, estimators_for
 from transformer.bundle.format import MAX_PREVIOUS, NAME_PATTERN, VERSION_PATTERN, Bundle, Version
 
-#: Fewer of one class leave too few in each fold to tell anything.
+#: Minimum number of candidates per class, so that each fold has at least two.
 MIN_PER_CLASS = 2 * FOLDS
 
 
 class TrainingError(Exception):
-    """Training that cannot begin; the message says what to change."""
+    """Invalid arguments for training; the message says what to change."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A version that has been written.
+    """A trained version in storage.
 
     Attributes
     ----------
@@ -60,48 +60,51 @@ def train(
 ) -> Trained:
     """Train on a dataset and write the version with its report.
 
-    The same data and estimator give the same files, but for the time of creation.
+    The same data and estimator give the same files, except for the creation time.
 
     Parameters
     ----------
     storage
-        Where versions live, see `storage.bundles`.
+        Directory or URI of the versions, see `storage.bundles`.
     version
         Name of the version; by default the next number.
     previous
-        URI of the version that this one is to replace. The new bundle remembers it and what it remembers.
+        URI of the version that the new one will replace. The new bundle also describes that version and the
+        earlier versions in its bundle.
     estimator
         A name of `training.estimators.ESTIMATORS`, or ``auto``.
     progress
-        Is called with one line for each step.
+        Called with one line for each step.
 
     Raises
     ------
     TrainingError
-        If a name is not allowed or `previous` is another model.
+        If a name is invalid, or if `previous` is a version of another model.
     DataError
         If one class has too few candidates.
     UnknownEstimatorError, storage.bundles.StorageError, transformer.bundle.BundleError
         For an unknown estimator, for storage that cannot be used, and for a `previous` that cannot be read.
     """
     _check_names(name, version)
-    candidates_for(estimator, len(dataset.labels))
+    estimators_for(estimator, len(dataset.labels))
     _check_classes(dataset)
     _check_storage(storage, name, version)
-    known = remembered(previous, name)
-    if version in {earlier.version for earlier in known}:
+    earlier_versions = previous_versions(previous, name)
+    if version in {earlier.version for earlier in earlier_versions}:
         raise TrainingError(f"version {version!r} is the name of an earlier version, expected a new one")
     fitted = fit(dataset, estimator, progress)
     model = dump(fitted.model)
     while True:
-        bundle = make_bundle(fitted, name, version or _next(storage, name, known), model, known)
+        bundle = make_bundle(
+            fitted, name, version or _next_version(storage, name, earlier_versions), model, earlier_versions
+        )
         html = render(bundle, fitted)
         try:
             uri = publish(bundle, model, storage)
         except VersionExistsError:
             if version is not None:
                 raise
-            continue  # another writer took the number in the meantime
+            continue  # another writer has used this number
         break
     progress(f"wrote {uri}")
     report = put_beside(uri, ".html", html.encode(), "text/html; charset=utf-8")
@@ -109,38 +112,40 @@ def train(
     return Trained(uri, report, bundle)
 
 
-def remembered(uri: str | None, name: str) -> tuple[Version, ...]:
-    """Versions that a bundle remembers whose `previous` is at `uri`: that one, and those that it remembers.
+def previous_versions(uri: str | None, name: str) -> tuple[Version, ...]:
+    """Return the `previous` versions of a new bundle: the version at `uri`, then those in its bundle.
 
     Raises
     ------
     TrainingError
-        If it is a version of another model.
+        If the URI is a version of another model.
     """
     if uri is None:
         return ()
     bundle = read_bundle(uri)
     if bundle.name != name:
-        raise TrainingError(f"{uri}: is a version of {bundle.name!r}, expected one of {name!r}")
+        raise TrainingError(f"{uri}: is a version of {bundle.name!r}, expected a version of {name!r}")
     return (bundle.as_previous(), *bundle.previous)[:MAX_PREVIOUS]
 
 
-def _next(storage: str | os.PathLike[str], name: str, known: tuple[Version, ...]) -> str:
-    """The next number, of this storage and of the versions that are remembered from another one."""
-    numbers = [int(v.version[1:]) for v in known if re.fullmatch(r"v\d+", v.version)]
+def _next_version(storage: str | os.PathLike[str], name: str, earlier: tuple[Version, ...]) -> str:
+    """Return the next number that is free in the storage and not used by an earlier version."""
+    numbers = [int(v.version[1:]) for v in earlier if re.fullmatch(r"v\d+", v.version)]
     following = f"v{max(numbers, default=0) + 1}"
     return max(next_version(storage, name), following, key=lambda text: int(text[1:]))
 
 
 def _check_names(name: str, version: str | None) -> None:
     if not re.fullmatch(NAME_PATTERN, name):
-        raise TrainingError(f"name {name!r} must be letters, digits, - and _, a letter first")
+        raise TrainingError(f"name {name!r} must be letters, digits, - and _, and begin with a letter")
     if version is not None and not re.fullmatch(VERSION_PATTERN, version):
-        raise TrainingError(f"version {version!r} must be letters, digits, -, _ and ., no sign first")
+        raise TrainingError(
+            f"version {version!r} must be letters, digits, -, _ and ., and begin with a letter or digit"
+        )
 
 
 def _check_storage(storage: str | os.PathLike[str], name: str, version: str | None) -> None:
-    """Refuse storage that could not take the version, before anything is fitted for it."""
+    """Check that the version can be written, before the model is fitted."""
     if version is None:
         next_version(storage, name)
     else:
@@ -151,7 +156,7 @@ def _check_storage(storage: str | os.PathLike[str], name: str, version: str | No
 
 
 def _check_writable(directory: Path) -> None:
-    # What is not there yet will be made, in the nearest directory above.
+    # A missing directory will be created in its nearest existing parent.
     try:
         existing = next(place for place in (directory, *directory.absolute().parents) if place.exists())
     except OSError as error:
@@ -165,7 +170,7 @@ def _check_writable(directory: Path) -> None:
 def _check_classes(dataset: Dataset) -> None:
     counts = Counter(dataset.labels)
     problems = [
-        f"must have at least {MIN_PER_CLASS} candidates of class {label!r}, has {counts[label]}"
+        f"must have at least {MIN_PER_CLASS} candidates of class {label!r}, got {counts[label]}"
         for label in dataset.task.classes
         if counts[label] < MIN_PER_CLASS
     ]

@@ -1,5 +1,5 @@
-"""The other systems: programs in the shape that their documentation gives them.
+"""The other systems, each written as its documentation suggests.
 
-Each is run as a file in an environment of its own, without this project beside it. ``MODEL`` names a pickle
-of vectorizer and classifier.
+Each program runs as a file in a separate environment, without this project. The variable ``MODEL`` names a
+pickle of the vectorizer and the classifier.
 """

@@ -1,4 +1,4 @@
-"""What uvicorn costs by itself: an ASGI application that answers with what it was sent.
+"""ASGI application that answers with the request's body, to measure uvicorn alone.
 
 uvicorn asgi_echo:echo --port PORT
 """

@@ -1,4 +1,4 @@
-"""The tutorial's way: vectorizer and model from one pickle, behind Flask.
+"""The tutorial's Flask app, with vectorizer and model from one pickle.
 
 gunicorn --bind 127.0.0.1:PORT flask_app:app
 """

@@ -1,4 +1,4 @@
-"""What KServe's SDK costs by itself: a model that does nothing.
+"""KServe model that does nothing, to measure KServe's SDK alone.
 
 python kserve_noop.py --model_name placement --http_port PORT
 """
@@ -23,7 +23,7 @@ class Noop(kserve.Model):  # type: ignore[misc]  # the SDK has no types
         headers: dict[str, str] | None = None,
         response_headers: dict[str, str] | None = None,
     ) -> dict[str, Any]:
-        """Answer in the form of the others."""
+        """Answer in the same form as the other systems."""
         prediction = {"placement": True, "placement_probability": 0.75}
         return {"predictions": [prediction for _ in payload["instances"]]}
 

@@ -1,4 +1,4 @@
-"""KServe's way: a custom transformer that encodes, and leaves the call of the predictor to the SDK.
+"""Custom transformer as KServe documents it: it encodes, and the SDK calls the predictor.
 
 python kserve_transformer.py --model_name placement --predictor_host HOST:PORT --http_port PORT
 """
@@ -14,7 +14,7 @@ from kserve.model_server import parser as sdk_arguments
 
 
 class Transformer(kserve.Model):  # type: ignore[misc]  # the SDK has no types
-    """Encodes candidates for whatever is behind the predictor's address."""
+    """Encodes candidates for the predictor, without a check of the predictor's version."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -22,7 +22,7 @@ class Transformer(kserve.Model):  # type: ignore[misc]  # the SDK has no types
         self.ready = True
 
     def preprocess(self, payload: dict[str, Any], headers: dict[str, str] | None = None) -> dict[str, Any]:
-        """Candidates to a V1 request of rows."""
+        """Encode candidates as the rows of a V1 request."""
         return {"instances": self.vectorizer.transform(payload["instances"]).tolist()}
 
     def postprocess(
@@ -31,7 +31,7 @@ class Transformer(kserve.Model):  # type: ignore[misc]  # the SDK has no types
         headers: dict[str, str] | None = None,
         response_headers: dict[str, str] | None = None,
     ) -> dict[str, Any]:
-        """Probabilities to predictions."""
+        """Turn probabilities into predictions."""
         return {
             "predictions": [
                 {"placement": positive >= 0.5, "placement_probability": positive}

@@ -15,14 +15,14 @@ import psutil
 import pytest
 
 from benchmarks import plot, report
-from benchmarks.asking import Judge, NoAnswer, Request, WrongAnswer
-from benchmarks.kinds import KINDS, OURS_2_WORKERS
+from benchmarks.answer_check import AnswerChecker, NoAnswer, Request, WrongAnswer
+from benchmarks.launchers import LAUNCHERS, OURS_2_WORKERS
 from benchmarks.load import Load, load
 from benchmarks.ratios import RATIOS
 from benchmarks.results import Cell, Results
-from benchmarks.run import NAMES, SelectionError, Settings
-from benchmarks.servers import Server, ServerError
-from benchmarks.systems import BOUND, OURS, OURS_CHOSEN, PREDICTOR, SYSTEMS
+from benchmarks.run import MEASUREMENTS, SelectionError, Settings
+from benchmarks.server_process import ServerError, ServerProcess
+from benchmarks.systems import FULL_BATCHES, OURS, OURS_CHOSEN, PREDICTOR, SYSTEMS
 from placement.cli import main
 from predictor.child import ChildProcess
 from predictor.process import free_ports
@@ -103,13 +103,13 @@ def test_names_that_nothing_has_are_refused(capsys):
 def test_a_quick_run_measures_what_the_ratios_need():
     quick = Settings(rounds=1, seconds=1, quick=True).names()
     assert {"tutorial", "documented", "litserve", "bentoml", OURS, OURS_CHOSEN, PREDICTOR} <= set(quick)
-    assert set(quick) < set(NAMES)
+    assert set(quick) < set(MEASUREMENTS)
 
 
 def test_what_a_system_needs_can_be_asked_whether_it_serves():
     asked = {system.server for system in SYSTEMS}
     for system in SYSTEMS:
-        assert set(KINDS[system.server].needs) <= asked | {"stub"}
+        assert set(LAUNCHERS[system.server].needs) <= asked | {"stub"}
 
 
 GENERATORS = [
@@ -135,22 +135,22 @@ def test_load_counts_what_is_answered_and_what_fails(wrk, tmp_path, monkeypatch)
 
 
 def test_wrong_answers_do_not_count():
-    judge = Judge(ROWS, [row["score"] / 100 for row in ROWS])
+    checker = AnswerChecker(ROWS, [row["score"] / 100 for row in ROWS])
     with answering() as port:
-        assert judge.answers(port, RIGHT)
-        judge.warm_up(port, RIGHT, 0.1)
+        assert checker.is_answering(port, RIGHT)
+        checker.warm_up(port, RIGHT, 0.1)
     with answering(off_by=1e-5) as port, pytest.raises(WrongAnswer):
-        judge.answers(port, RIGHT)
+        checker.is_answering(port, RIGHT)
     with answering(500) as port:
-        assert not judge.answers(port, RIGHT)
+        assert not checker.is_answering(port, RIGHT)
         with pytest.raises(NoAnswer, match="500"):
-            judge.warm_up(port, RIGHT, 0.1)
-    assert not judge.answers(free_ports(1)[0], RIGHT)
+            checker.warm_up(port, RIGHT, 0.1)
+    assert not checker.is_answering(free_ports(1)[0], RIGHT)
 
 
 def test_who_is_not_measured_takes_no_processor_time():
     nest = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'while True: pass'])"
-    server = Server("busy", ChildProcess([sys.executable, "-c", nest], env=dict(os.environ)))
+    server = ServerProcess("busy", ChildProcess([sys.executable, "-c", nest], env=dict(os.environ)))
     try:
         family = wait_for_family(server)
         server.pause()
@@ -170,9 +170,9 @@ def test_who_is_not_measured_takes_no_processor_time():
     assert not alive
 
 
-def wait_for_family(server: Server) -> list[psutil.Process]:
+def wait_for_family(server: ServerProcess) -> list[psutil.Process]:
     deadline = time.monotonic() + 20
-    while len(family := list(server._family())) < 2:
+    while len(family := list(server._processes())) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return family
@@ -183,7 +183,9 @@ def seconds(family: list[psutil.Process]) -> float:
 
 
 def test_a_server_that_ends_is_told_with_its_last_lines():
-    server = Server("doomed", ChildProcess([sys.executable, "-c", "exit('no model')"], env=dict(os.environ)))
+    server = ServerProcess(
+        "doomed", ChildProcess([sys.executable, "-c", "exit('no model')"], env=dict(os.environ))
+    )
     with pytest.raises(ServerError, match=r"doomed ended with status 1; its last lines:\n  no model"):
         server.wait(lambda: False)
     server.stop()
@@ -200,7 +202,7 @@ def results() -> Results:
         Cell(OURS, 64, 1): loads(3000, 3100, 2000),
         Cell("tutorial", 64, 1): loads(50, 62, 20, failed=2),
         Cell("litserve", 64, 1): loads(1000, 1000, 1000),
-        Cell(PREDICTOR, *BOUND): loads(100, 100, 100),
+        Cell(PREDICTOR, *FULL_BATCHES): loads(100, 100, 100),
     }
     made.bulk |= {OURS_2_WORKERS: [8000.0, 8000.0, 8000.0]}
     made.ready_s |= {OURS: 2.5, "tutorial": 1.25}

@@ -634,7 +634,7 @@ async def test_a_grpc_call_that_is_given_up_is_cancelled(grpc_transformer, grpc_
 # What reaches the predictor
 
 
-PASSED_ON = {
+INHERITED_VARIABLES = {
     "authorization": "Bearer secret",
     "x-request-id": "7",
     "x-b3-traceid": "80f198ee56343ba864fe8b2a57d3eff7",
@@ -666,18 +666,18 @@ async def ask_over_grpc(service: InProcessTransformer, headers: dict[str, str]) 
 @pytest.mark.parametrize("ask", [ask_over_rest, ask_over_grpc])
 async def test_a_callers_headers_reach_an_http_predictor_and_no_others(ask, transformer, predictor):
     await ask(transformer, {})
-    await ask(transformer, {**PASSED_ON, **KEPT_BACK})
+    await ask(transformer, {**INHERITED_VARIABLES, **KEPT_BACK})
     own, caller = [{name.lower(): v for name, v in r.headers.items()} for r in predictor.requests]
-    assert {name: value for name, value in caller.items() if own.get(name) != value} == PASSED_ON
+    assert {name: value for name, value in caller.items() if own.get(name) != value} == INHERITED_VARIABLES
     assert set(own) <= {"host", "accept", "accept-encoding", "user-agent", "content-length", "content-type"}
 
 
 @pytest.mark.parametrize("ask", [ask_over_rest, ask_over_grpc])
 async def test_a_callers_headers_reach_a_grpc_predictor_as_metadata(ask, grpc_transformer, grpc_predictor):
     await ask(grpc_transformer, {})
-    await ask(grpc_transformer, {**PASSED_ON, **KEPT_BACK})
+    await ask(grpc_transformer, {**INHERITED_VARIABLES, **KEPT_BACK})
     own, caller = grpc_predictor.metadata
-    assert {name: value for name, value in caller.items() if own.get(name) != value} == PASSED_ON
+    assert {name: value for name, value in caller.items() if own.get(name) != value} == INHERITED_VARIABLES
 
 
 async def test_headers_are_forwarded_whatever_their_case(transformer, predictor):

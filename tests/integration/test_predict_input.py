@@ -200,7 +200,7 @@ def test_all_that_is_no_number_is_told_up_to_twenty_and_then_counted(predict, wr
     ("content", "message"),
     [
         (b"", "must have a line of column names and at least one row"),
-        ("ssc_p," + table(ROW), "column 'ssc_p' stands twice"),
+        ("ssc_p," + table(ROW), "duplicate column 'ssc_p'"),
         (table(ROW) + "M,71\n", "row 2 (line 3): must have 12 cells, got 2"),
         (table(ROW).rstrip() + ",more\n", "row 1 (line 2): must have 12 cells, got 13"),
         (table(ROW, separator=";"), "must be separated by commas, got ';'"),

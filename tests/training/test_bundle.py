@@ -147,7 +147,7 @@ def test_a_remembered_number_is_not_given_again(tmp_path, storage, first):
         (
             {"previous": "v1", "name": "other"},
             TrainingError,
-            "is a version of 'placement', expected one of 'other'",
+            "is a version of 'placement', expected a version of 'other'",
         ),
     ],
 )
@@ -206,7 +206,7 @@ def test_storage_that_is_not_there_yet_is_made(tmp_path, monkeypatch):
 def test_too_few_candidates_of_a_class_are_refused(tmp_path):
     few = generate(40)
     labels = ["Placed"] * 37 + ["Not Placed"] * 3
-    with pytest.raises(DataError, match="must have at least 10 candidates of class 'Not Placed', has 3"):
+    with pytest.raises(DataError, match="must have at least 10 candidates of class 'Not Placed', got 3"):
         train(Dataset(PLACEMENT, few.candidates, labels, "few.csv", few.sha256), storage=tmp_path)
 
 

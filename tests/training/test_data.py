@@ -121,7 +121,7 @@ def test_an_empty_cell_or_a_missing_column_takes_the_default(tmp_path):
     [
         (b"", "must have a line of column names and at least one row"),
         (b"age,answer\n", "must have a line of column names and at least one row"),
-        (b"age,age,answer\n1,2,yes\n", "column 'age' stands twice"),
+        (b"age,age,answer\n1,2,yes\n", "duplicate column 'age'"),
         (b"town,answer\nA,yes\n", "column 'age' is missing, found: town, answer"),
         (b"age,answer\n1,yes,more\n", r"row 1 \(line 2\): must have 2 cells, got 3"),
         (b"age,answer\n1,yes\n\xff,yes\n", "line 3: must be UTF-8"),

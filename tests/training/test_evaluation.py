@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from training.candidates import PLACEMENT, SIGNATURE, Candidate
-from training.charts import wilson
+from training.charts import wilson_interval
 from training.data import Dataset
 from training.encoding import encode, fit_vectorizer
 from training.evaluation import evaluate
@@ -79,7 +79,7 @@ def test_evaluating_twice_gives_the_same():
 
 def test_wilsons_interval_holds_the_part_and_stays_within_bounds():
     parts, counts = np.array([0.0, 0.5, 1.0]), np.array([5, 50, 5])
-    low, high = wilson(parts, counts)
+    low, high = wilson_interval(parts, counts)
     assert ((low <= parts + 1e-9) & (parts - 1e-9 <= high)).all()
     assert low.min() >= -1e-9
     assert high.max() <= 1 + 1e-9

@@ -122,5 +122,5 @@ def test_the_command_that_recomputes_the_statistics(tmp_path, capsys):
     assert statistics.main([str(tmp_path / "none.csv")]) == 1
     assert capsys.readouterr().err == f"{tmp_path / 'none.csv'}: No such file or directory\n"
     assert statistics.main([]) == 2
-    with pytest.raises(DataError, match="cells are made by field 'town', which is not there"):
+    with pytest.raises(DataError, match="cells need field 'town', which the candidates do not have"):
         describe(dataset, given="town")

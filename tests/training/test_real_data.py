@@ -12,7 +12,7 @@ from training.data import Dataset, read_candidates, read_csv
 from training.encoding import encode, fit_vectorizer
 from training.estimators import ESTIMATORS
 from training.generator import generate
-from training.selection import select, try_estimator
+from training.selection import cross_validate, select
 from training.statistics import Statistics, describe
 
 DATA = Path(os.environ.get("PLACEMENT_DATA", ROOT.parent / "shared" / "data"))
@@ -57,7 +57,7 @@ def test_the_chosen_model_is_right_about_95_percent_of_unseen_candidates(real):
     for seed in range(4):
         order = np.random.default_rng(seed).permutation(len(real.labels))
         labels = np.array(real.labels)[order].tolist()
-        accuracies.append(try_estimator(chosen.estimator, features.iloc[order], labels, "Placed").accuracy)
+        accuracies.append(cross_validate(chosen.estimator, features.iloc[order], labels, "Placed").accuracy)
     assert np.mean(accuracies) >= 0.95
 
 

@@ -17,7 +17,7 @@ from training.candidates import PLACEMENT, SIGNATURE
 from training.encoding import encode, fit_vectorizer
 from training.estimators import ESTIMATORS, Classifier
 from training.generator import generate
-from training.selection import Trial, UnknownEstimatorError, candidates_for, choose, select
+from training.selection import Trial, UnknownEstimatorError, choose, estimators_for, select
 
 DATASET = generate(200)
 VECTORIZER = fit_vectorizer(SIGNATURE, DATASET.candidates)
@@ -48,20 +48,20 @@ def test_the_fastest_within_one_standard_error_of_the_best_is_chosen(trials, cho
 
 
 def test_auto_tries_forests_and_other_families_and_a_name_only_itself():
-    names = [estimator.name for estimator in candidates_for("auto", 1000)]
+    names = [estimator.name for estimator in estimators_for("auto", 1000)]
     assert {"forest-50", "forest-100", "forest-200"} < set(names)
     assert {name.rstrip("0123456789") for name in names} == {
         "logistic-regression", "support-vectors", "forest-", "extra-trees-",
     }  # fmt: skip
-    assert [estimator.name for estimator in candidates_for("tutorial", 1000)] == ["tutorial"]
-    assert "support-vectors" not in [estimator.name for estimator in candidates_for("auto", 50_000)]
+    assert [estimator.name for estimator in estimators_for("tutorial", 1000)] == ["tutorial"]
+    assert "support-vectors" not in [estimator.name for estimator in estimators_for("auto", 50_000)]
 
 
 def test_an_unknown_estimator_is_told_the_known_ones():
     with pytest.raises(
         UnknownEstimatorError, match="'oracle' is not known, expected auto, logistic-regression,"
     ):
-        candidates_for("oracle", 10)
+        estimators_for("oracle", 10)
 
 
 def test_the_tutorials_forest_is_the_tutorials():

@@ -1,42 +1,42 @@
-"""What a system is asked, how its answer is read, and whether it is right."""
+"""Send prediction requests to a system and compare its answers with scikit-learn's."""
 
 import http.client
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import orjson
 
 from benchmarks.models import ServedModel
 from training.candidates import Candidate
 
-#: How far an answer may be from scikit-learn's: other versions of numpy add up in another order.
-TOLERANCE: Final = 1e-6
-_TIMEOUT_S: Final = 60
-#: Requests at the same time when answers are checked: a batch that is split wrongly shows.
-_AT_ONCE: Final = 16
+#: Largest accepted difference from scikit-learn: other versions of numpy sum in another order.
+TOLERANCE = 1e-6
+_TIMEOUT_S = 60
+#: Concurrent requests of a warm-up, enough to show a batch that is split wrongly.
+_CONCURRENCY = 16
 
 
 class NoAnswer(Exception):
-    """A request without an answer, or with another status than 200."""
+    """No answer to a request, or an answer with another status than 200."""
 
 
 class WrongAnswer(Exception):
-    """An answer that is not scikit-learn's; the numbers of such a system would mean nothing."""
+    """An answer that differs from scikit-learn's; figures of such a system mean nothing."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One way to ask for candidates' probabilities.
+    """One form of a prediction request.
 
     Attributes
     ----------
     body
-        The JSON content that asks for some candidates.
+        Makes the JSON content of a request for some candidates.
     read
-        The positive class's probabilities in an answer's JSON content.
+        Reads the positive class's probabilities from the JSON content of the answer.
     """
 
     path: str
@@ -45,17 +45,17 @@ class Request:
 
 
 def encode(request: Request, candidates: Sequence[Candidate]) -> bytes:
-    """A request's body."""
+    """Encode the body of a request for these candidates."""
     return orjson.dumps(request.body(candidates))
 
 
-def ask(port: int, request: Request, candidates: Sequence[Candidate]) -> list[float]:
-    """The probabilities that a system answers.
+def request_probabilities(port: int, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+    """Send one request and return the probabilities in its answer.
 
     Raises
     ------
     NoAnswer
-        If there is no such answer.
+        If the answer is missing, invalid or has another status than 200.
     """
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT_S)
     try:
@@ -72,8 +72,8 @@ def ask(port: int, request: Request, candidates: Sequence[Candidate]) -> list[fl
         connection.close()
 
 
-class Judge:
-    """Holds a system's answers against scikit-learn's.
+class AnswerChecker:
+    """Compares a system's answers with the expected probabilities.
 
     Parameters
     ----------
@@ -86,17 +86,17 @@ class Judge:
         self._expected = expected
 
     @classmethod
-    def of(cls, model: ServedModel, candidates: Sequence[Candidate]) -> "Judge":
-        """One that expects what the model says."""
+    def for_model(cls, model: ServedModel, candidates: Sequence[Candidate]) -> "AnswerChecker":
+        """Make a checker that expects the probabilities of this model."""
         return cls(candidates, model.probabilities(candidates))
 
-    def answers(self, port: int, request: Request) -> bool:
-        """Whether there is an answer, which is then right.
+    def is_answering(self, port: int, request: Request) -> bool:
+        """Return True if the server answers one request correctly, False if there is no answer.
 
         Raises
         ------
         WrongAnswer
-            If it is not.
+            If the answer is wrong.
         """
         try:
             self._check(port, request, slice(0, 1))
@@ -105,32 +105,34 @@ class Judge:
         return True
 
     def warm_up(self, port: int, request: Request, seconds: float) -> None:
-        """Ask for some time with several requests at once, for single candidates and for all.
+        """Send concurrent requests for single candidates, then one for all, and check every answer.
 
         Raises
         ------
         WrongAnswer
-            If an answer is not scikit-learn's.
+            If an answer differs from scikit-learn's.
         NoAnswer
-            If one does not come.
+            If an answer is missing.
         """
         end = time.monotonic() + seconds
 
-        def keep_asking(first: int) -> None:
+        def send_repeatedly(first: int) -> None:
             number = first
             while number == first or time.monotonic() < end:
                 self._check(port, request, slice(number, number + 1))
-                number = (number + _AT_ONCE) % len(self._candidates)
+                number = (number + _CONCURRENCY) % len(self._candidates)
 
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
-            list(threads.map(keep_asking, range(_AT_ONCE)))
+        with ThreadPoolExecutor(_CONCURRENCY) as threads:
+            list(threads.map(send_repeatedly, range(_CONCURRENCY)))
         self._check(port, request, slice(None))
 
     def _check(self, port: int, request: Request, part: slice) -> None:
-        got = ask(port, request, self._candidates[part])
+        got = request_probabilities(port, request, self._candidates[part])
         expected = self._expected[part]
-        right = len(got) == len(expected) and all(
+        correct = len(got) == len(expected) and all(
             abs(probability - known) <= TOLERANCE for probability, known in zip(got, expected, strict=True)
         )
-        if not right:
-            raise WrongAnswer(f"{request.path} answered {got[:3]}…, scikit-learn says {list(expected[:3])}…")
+        if not correct:
+            raise WrongAnswer(
+                f"{request.path}: wrong probabilities, expected {list(expected[:3])}…, got {got[:3]}…"
+            )

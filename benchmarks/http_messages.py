@@ -1,4 +1,4 @@
-"""HTTP/1.1 messages out of a stream of bytes: as much of it as a load generator and a stub need."""
+"""Small HTTP/1.1 parser for the load generator and the stub predictor."""
 
 from dataclasses import dataclass, field
 
@@ -10,14 +10,14 @@ _CLOSE = b"\r\nconnection: close"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A request or an answer.
+    """A request or a response.
 
     Attributes
     ----------
     head
         Start line and headers, in lower case.
     last
-        Whether the sender closes the connection.
+        True if the sender closes the connection after this message.
     """
 
     head: bytes
@@ -26,28 +26,28 @@ class Message:
 
     @property
     def status(self) -> int:
-        """An answer's status."""
+        """Status code of a response."""
         return int(self.head[9:12])
 
     @property
     def path(self) -> bytes:
-        """A request's path, in lower case."""
+        """Path of a request, in lower case."""
         return self.head.split(b" ", 2)[1]
 
     def header(self, name: bytes) -> bytes | None:
-        """A header's value, if it is there."""
+        """Value of a header, or None if the message has no such header."""
         _, found, rest = self.head.partition(b"\r\n%s:" % name)
         return rest.partition(b"\r\n")[0].strip() if found else None
 
 
 @dataclass(slots=True)
-class Reader:
-    """Takes bytes as they come, and gives each message that is complete."""
+class MessageReader:
+    """Collects bytes as they arrive and returns the complete messages."""
 
     _buffer: bytearray = field(default_factory=bytearray)
 
     def feed(self, data: bytes) -> Message | None:
-        """The next message, if it is complete."""
+        """Add bytes; return the next message, or None if it is incomplete."""
         self._buffer += data
         end = self._buffer.find(_END)
         if end < 0:

@@ -1,44 +1,44 @@
-"""A system's processes: started, awaited, paused while others are measured, weighed, ended."""
+"""Control of one server's processes: wait for it, pause and resume it, measure its memory, stop it."""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Final, Protocol
+from typing import Protocol
 
 import psutil
 
-_POLL_S: Final = 0.05
-_READY_TIMEOUT_S: Final = 60
+_POLL_S = 0.05
+_READY_TIMEOUT_S = 60
 
 
 class ServerError(Exception):
-    """A server that does not serve; the message names it and ends with its last lines."""
+    """A server that did not start; the message ends with the last lines of its log."""
 
 
 class Process(Protocol):
-    """What `predictor.child.ChildProcess` and `predictor.process.PredictorProcess` have in common."""
+    """Common interface of `predictor.child.ChildProcess` and `predictor.process.PredictorProcess`."""
 
     @property
     def pid(self) -> int:
         """Process id."""
 
     def poll(self) -> int | None:
-        """Exit status once it has ended, else None."""
+        """Return the exit status, or None while the process runs."""
 
     def tail(self, lines: int = 20) -> list[str]:
-        """Its last lines."""
+        """Return the last lines of its log."""
 
     def stop(self, grace: float = 10.0) -> int:
-        """End it."""
+        """Stop it."""
 
 
-class Server:
-    """A process that was just started, with all that it starts itself.
+class ServerProcess:
+    """A process that was just started, and its children.
 
     Attributes
     ----------
     ready_s
-        Seconds from its start to its first right answer.
+        Seconds from its start to its first correct answer.
     """
 
     def __init__(self, name: str, process: Process) -> None:
@@ -47,63 +47,63 @@ class Server:
         self._process = process
         self._started = time.monotonic()
 
-    def wait(self, answers: Callable[[], bool]) -> None:
-        """Wait until it answers.
+    def wait(self, is_answering: Callable[[], bool]) -> None:
+        """Wait until the server answers.
 
         Raises
         ------
         ServerError
-            If it ends instead, or takes too long.
+            If the process ends, or does not answer within the time-out.
         """
-        while not answers():
+        while not is_answering():
             status = self._process.poll()
             if status is not None:
                 raise self._failure(f"ended with status {status}")
             if time.monotonic() - self._started > _READY_TIMEOUT_S:
-                raise self._failure(f"does not answer after {_READY_TIMEOUT_S} s")
+                raise self._failure(f"did not answer within {_READY_TIMEOUT_S} s")
             time.sleep(_POLL_S)
         self.ready_s = time.monotonic() - self._started
 
     def pause(self) -> None:
-        """Let it take no processor time, however it spends its idle hours."""
-        for process in self._family():
+        """Suspend all processes, so that they use no processor time."""
+        for process in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.suspend()
 
     def resume(self) -> None:
-        """Go on; children first, so that no parent finds them silent."""
-        for process in reversed(list(self._family())):
+        """Resume all processes, children first, so that a parent never finds a suspended child."""
+        for process in reversed(list(self._processes())):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
 
     def processor_s(self) -> float:
-        """Seconds of processor time that its processes have taken."""
+        """Processor time that all processes have used, in seconds."""
         total = 0.0
-        for process in self._family():
+        for process in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 times = process.cpu_times()
                 total += times.user + times.system
         return total
 
     def memory_mb(self) -> float:
-        """Resident memory of its processes together."""
+        """Resident memory of all processes together."""
         total = 0
-        for process in self._family():
+        for process in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 total += process.memory_info().rss
         return total / 2**20
 
     def stop(self) -> None:
-        """End it at once; there is nothing to drain."""
-        for process in self._family():
+        """Kill all processes; there are no requests to finish."""
+        for process in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self._process.stop(grace=0)
 
-    def _family(self) -> Iterator[psutil.Process]:
+    def _processes(self) -> Iterator[psutil.Process]:
         with contextlib.suppress(psutil.NoSuchProcess):
             parent = psutil.Process(self._process.pid)
-            # Some put their workers into sessions of their own.
+            # Recursive, because some servers start their workers in another session.
             yield from (parent, *parent.children(recursive=True))
 
     def _failure(self, what: str) -> ServerError:

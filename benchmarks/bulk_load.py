@@ -1,36 +1,36 @@
-"""Many candidates through a service: a fixed amount of work, from the first byte sent to the last answer."""
+"""Throughput of large requests: the time that a service takes for a fixed amount of work."""
 
 import http.client
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
-from typing import Final
 from urllib.parse import urlsplit
 
-from benchmarks.asking import NoAnswer
+from benchmarks.answer_check import NoAnswer
 
-#: Connections that share the work, and candidates of each request.
-CONNECTIONS: Final = 8
-CANDIDATES: Final = 1250
-#: How often all the bodies are sent before time is taken, and then.
-WARM_UPS: Final = 4
-TIMES: Final = 6
-_TIMEOUT_S: Final = 120
+#: Connections that share the work.
+CONNECTIONS = 8
+#: Candidates per request.
+CANDIDATES = 1250
+#: Repetitions of all bodies before the measurement, and during it.
+WARM_UPS = 4
+REPETITIONS = 6
+_TIMEOUT_S = 120
 
 
 def candidates_per_second(url: str, bodies: Sequence[bytes]) -> float:
-    """Candidates that are answered in a second, while there is always more to send.
+    """Measure how many candidates are answered per second while every connection is busy.
 
     Raises
     ------
     NoAnswer
-        If a request is not answered, or with another status than 200.
+        If an answer is missing or has another status than 200.
     """
     _send_all(url, bodies, WARM_UPS)
     start = time.perf_counter()
-    _send_all(url, bodies, TIMES)
-    return TIMES * len(bodies) * CANDIDATES / (time.perf_counter() - start)
+    _send_all(url, bodies, REPETITIONS)
+    return REPETITIONS * len(bodies) * CANDIDATES / (time.perf_counter() - start)
 
 
 def _send_all(url: str, bodies: Sequence[bytes], times: int) -> None:
@@ -38,12 +38,12 @@ def _send_all(url: str, bodies: Sequence[bytes], times: int) -> None:
     for body in [*bodies] * times:
         work.put(body)
     with ThreadPoolExecutor(CONNECTIONS) as threads:
-        for done in [threads.submit(_send, url, work) for _ in range(CONNECTIONS)]:
+        for done in [threads.submit(_send_queued, url, work) for _ in range(CONNECTIONS)]:
             done.result()
 
 
-def _send(url: str, work: SimpleQueue[bytes]) -> None:
-    """Send what is left, over one connection."""
+def _send_queued(url: str, work: SimpleQueue[bytes]) -> None:
+    """Send bodies over one connection until the queue is empty."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)
     try:
