@@ -140,7 +140,7 @@ async def test_a_model_of_another_encoding_gives_no_score(
     async with in_process_transformer(tmp_path, *hopping, ready=False) as running:
         response = await running.http.post(V1_PREDICT, json={"instances": candidates})
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-    assert response.json() == {"error": "no verified predictor is there"}
+    assert response.json() == {"error": "no verified predictor connection available"}
 
 
 # How it ends

@@ -31,7 +31,7 @@ MANY = 2000
 #: Answers to each client before the signal.
 SOME = 5
 #: What a gRPC call is told that comes after it, and then finds: nobody has begun it.
-NOT_TAKEN = "^the transformer is being stopped, ask another one$|Connection refused"
+NOT_TAKEN = "^shutting down; retry on another replica$|Connection refused"
 
 
 class Client:

@@ -257,7 +257,7 @@ async def test_over_tls_nobody_else_is_believed_and_the_log_says_why(
                 await wait_until(lambda: re.search(told, caplog.text))
                 answer = await transformer.http.post(V1_PREDICT, json={"instances": candidates})
                 assert answer.status_code == 503
-                assert answer.json() == {"error": "no verified predictor is there"}
+                assert answer.json() == {"error": "no verified predictor connection available"}
                 assert (await transformer.http.get("/v2/health/ready")).status_code == 503
     assert terminator.heard == 0, "it was told nothing"
 

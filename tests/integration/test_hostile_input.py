@@ -346,9 +346,9 @@ def test_a_broken_message_gets_an_answer(message, ask):
     try:
         pb.ModelInferRequest.FromString(message)
     except DecodeError:
-        assert answer == ("invalid", "the message is none of its method's")
+        assert answer == ("invalid", "cannot parse the request message for this method")
     else:
-        assert answer.content != "the message is none of its method's"
+        assert answer.content != "cannot parse the request message for this method"
 
 
 def filled(start: bytes, item: bytes, end: bytes) -> bytes:

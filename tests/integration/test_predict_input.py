@@ -129,7 +129,7 @@ def test_a_request_that_cannot_be_taken_now_is_sent_again(predict, write, monkey
 
     async def sometimes(self, candidates):
         if next(busy):
-            raise Busy("20000 candidates are waiting already", after_s=0.0)
+            raise Busy("the queue is full", after_s=0.0)
         return await real(self, candidates)
 
     monkeypatch.setattr(ValidatingClient, "predict", sometimes)
@@ -139,12 +139,12 @@ def test_a_request_that_cannot_be_taken_now_is_sent_again(predict, write, monkey
 
 def test_a_service_that_stays_busy_is_given_up_on(predict, write, monkeypatch):
     async def never(_, __):
-        raise Busy("20000 candidates are waiting already", after_s=0.0)
+        raise Busy("the queue is full", after_s=0.0)
 
     monkeypatch.setattr(ValidatingClient, "predict", never)
     done = predict(write(table(ROW)))
     assert done.status == 1
-    assert "waiting already" in done.err
+    assert "the queue is full" in done.err
 
 
 @pytest.mark.parametrize(

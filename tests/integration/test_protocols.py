@@ -408,7 +408,11 @@ async def test_lying_binary_sizes_are_refused(size, header, error, transformer):
     [
         (pb.ModelInferRequest(model_name="placement"), "INVALID_ARGUMENT", "inputs: must be one tensor"),
         (pb.ModelInferRequest(model_name="salary"), "NOT_FOUND", "salary"),
-        (pb.ModelInferRequest(model_name="placement", model_version="v0"), "UNIMPLEMENTED", "model_version"),
+        (
+            pb.ModelInferRequest(model_name="placement", model_version="v0"),
+            "NOT_FOUND",
+            "has no version 'v0'",
+        ),
         (
             pb.ModelInferRequest(
                 model_name="placement",

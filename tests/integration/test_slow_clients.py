@@ -100,7 +100,10 @@ def error(responses: list[tuple[int, Any]]) -> tuple[int, str]:
 
 async def test_a_head_that_stops_is_answered_with_408(transformer, client):
     client.send(transformer.request()[:30])
-    assert error(await client.responses()) == (408, f"the request's head did not come within {TIMEOUT_S} s")
+    assert error(await client.responses()) == (
+        408,
+        f"head too slow: limit {TIMEOUT_S} s for a request's head",
+    )
 
 
 async def test_a_head_that_comes_byte_by_byte_is_answered_with_408(transformer, client):

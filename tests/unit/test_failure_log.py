@@ -37,12 +37,12 @@ def lines():
 
 def test_the_first_failure_of_each_kind_is_logged_at_once(lines):
     log = FailureLog(Clock())
-    log.record("503", QueueFull("100 candidates are waiting already"))
-    log.record("503", PredictorUnavailable("no verified predictor is there"))
+    log.record("503", QueueFull("the queue is full"))
+    log.record("503", PredictorUnavailable("no verified predictor connection available"))
     log.record("504", PredictorTooSlow("the predictor did not answer in time"))
     assert lines() == [
-        "503: 100 candidates are waiting already",
-        "503: no verified predictor is there",
+        "503: the queue is full",
+        "503: no verified predictor connection available",
         "504: the predictor did not answer in time",
     ]
 

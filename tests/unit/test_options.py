@@ -1,8 +1,17 @@
 """The transformer's command line: what is wrong with it is told when it starts."""
 
-import pytest
+import dataclasses
+import os
+import re
+import subprocess
+import sys
 
-from transformer.options import parse
+import pytest
+from kserve.constants.constants import KSERVE_TLS_CERT_FILE_ENV
+from kserve.model_server import parser as kserve_parser
+
+from transformer.options import REFUSED, parse
+from transformer.settings import Settings
 from transformer.upstream.client import PredictorAddress, RestClient, host_and_port
 
 HOSTS = {
@@ -57,3 +66,63 @@ def test_an_access_log_format_without_its_package_is_refused_at_the_start(capsys
     with pytest.raises(SystemExit):
         parse(["--predictor_host=a", "--access_log_format=%(R)s"])
     assert "--access_log_format: needs the package asgi-logger" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argument", REFUSED)
+def test_an_argument_of_kserves_that_would_have_no_effect_is_refused(argument, capsys):
+    value = [] if argument == "--enable_predictor_health_check" else ["1"]
+    with pytest.raises(SystemExit) as ended:
+        parse(["--predictor_host=a", argument, *value])
+    assert ended.value.code == 2
+    assert f"{argument}: has no effect here; {REFUSED[argument]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("--workers", "0"),
+        ("--workers", "-1"),
+        ("--max_threads", "0"),
+        ("--max_asyncio_workers", "0"),
+        ("--predictor_request_timeout_seconds", "0"),
+        ("--http_port", "65536"),
+        ("--grpc_port", "0"),
+        ("--timeout-keep-alive", "-1"),
+        ("--max_batch_rows", "0"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_with_what_is_allowed(argument, value, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(["--predictor_host=a", f"{argument}={value}"])
+    assert ended.value.code == 2
+    assert re.search(rf"{argument}: .*must be .*, got {value}$", capsys.readouterr().err.strip())
+
+
+def test_every_setting_is_an_argument_with_the_same_default():
+    settings = parse(["--predictor_host=a"])
+    for field in dataclasses.fields(Settings):
+        if field.default is not dataclasses.MISSING:
+            assert getattr(settings, field.name) == field.default, field.name
+
+
+def test_every_argument_of_kserves_is_a_setting_or_refused():
+    names = {field.name for field in dataclasses.fields(Settings)}
+    refused = {argument.removeprefix("--") for argument in REFUSED}
+    # KServe's server reads this one itself.
+    others = {action.dest for action in kserve_parser._actions} - names - refused
+    assert others == {"configure_logging"}
+
+
+def test_settings_cannot_be_changed():
+    settings = parse(["--predictor_host=a"])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.workers = 2
+
+
+def test_a_certificate_from_kserves_environment_variable_is_used():
+    script = "from transformer.options import parse; print(parse(['--predictor_host=a']).ssl_certfile)"
+    environment = {**os.environ, KSERVE_TLS_CERT_FILE_ENV: "/tls.crt"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "/tls.crt"
