@@ -1,0 +1,278 @@
+"""A caller can ask for one version: versions behind verified connections exist, and only they may answer."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+
+import grpc
+import httpx
+import pytest
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+
+from inferenceservice.local.forwarder import Backend
+from tests.support.endpoints import V1_PREDICT
+from tests.support.fake_mlserver import FakeMLServer
+from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
+from tests.support.load_balancers import balanced_by_connection
+from tests.support.sklearn_reference import SklearnReference
+from tests.support.version_pairs import VersionPair
+from tests.support.waiting import wait_until
+
+MODEL = "/v2/models/placement"
+
+
+@pytest.fixture
+def pair(version_pair) -> VersionPair:
+    return version_pair("category_renamed")
+
+
+@pytest.fixture
+def references(pair) -> dict[str, SklearnReference]:
+    return {"v1": SklearnReference(pair.old), "v2": SklearnReference(pair.new)}
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as entered:
+        yield entered
+
+
+async def predictor_of(
+    stack: AsyncExitStack, served: SklearnReference | Callable[[], SklearnReference]
+) -> FakeMLServer:
+    return await stack.enter_async_context(FakeMLServer(served).running())
+
+
+async def in_front_of(
+    stack: AsyncExitStack, pair: VersionPair, address: str, *arguments: str
+) -> InProcessTransformer:
+    return await stack.enter_async_context(
+        in_process_transformer(
+            pair.new, address, "--predictor_protocol=v2", "--predictor_connections=2", *arguments
+        )
+    )
+
+
+@pytest.fixture(params=["by connection", "by request"])
+async def canary(request, stack, pair, references) -> InProcessTransformer:
+    """A transformer whose predictor is v1 for half of the traffic and v2 for the other half."""
+    if request.param == "by request":
+        either = await predictor_of(stack, lambda: random.choice([*references.values()]))
+        transformer = await in_front_of(stack, pair, either.address, "--verify=request")
+    else:
+        predictors = [await predictor_of(stack, reference) for reference in references.values()]
+        backends = [Backend(predictor.address) for predictor in predictors]
+        _, port = await stack.enter_async_context(balanced_by_connection(*backends))
+        age = "--predictor_connection_age=0.2"
+        transformer = await in_front_of(stack, pair, f"127.0.0.1:{port}", age)
+
+    async def serves_both() -> bool:
+        # Behind a proxy, a version is known once it has answered.
+        await transformer.http.post(V1_PREDICT, json={"instances": pair.candidates[:1]})
+        return set(await versions(transformer)) == {"v1", "v2"}
+
+    await wait_until(serves_both)
+    return transformer
+
+
+async def versions(transformer: InProcessTransformer) -> list[str]:
+    response = await transformer.http.get(MODEL)
+    assert response.status_code == 200
+    found: list[str] = response.json()["versions"]
+    return found
+
+
+def body(pair: VersionPair, number: int) -> dict[str, object]:
+    candidate = pair.candidates[number]
+    fields = SklearnReference(pair.new).bundle.signature.fields
+    return {
+        "inputs": [
+            {"name": one.name, "datatype": one.datatype, "shape": [1], "data": [candidate[one.name]]}
+            for one in fields
+        ]
+    }
+
+
+def message(pair: VersionPair, number: int, version: str) -> pb.ModelInferRequest:
+    request = pb.ModelInferRequest(model_name="placement", model_version=version)
+    for name, value in pair.candidates[number].items():
+        tensor = request.inputs.add(
+            name=name, shape=[1], datatype="BYTES" if isinstance(value, str) else "FP64"
+        )
+        if isinstance(value, str):
+            tensor.contents.bytes_contents.append(value.encode())
+        else:
+            tensor.contents.fp64_contents.append(value)
+    return request
+
+
+async def test_during_a_canary_a_request_for_one_version_is_answered_by_that_version_only(
+    canary, pair, references
+):
+    for number in range(12):
+        version = ("v1", "v2")[number % 2]
+        expected = references[version].probabilities([pair.candidates[number]])
+        # A connection to a version may be missing for a moment; the request then waits for one, or the
+        # version does not exist for that moment.
+        response = await until_it_exists(
+            lambda number=number, version=version: canary.http.post(
+                f"{MODEL}/versions/{version}/infer", json=body(pair, number)
+            )
+        )
+        assert response.status_code == 200, response.text
+        assert response.headers["x-model-version"] == response.json()["model_version"] == version
+        assert response.json()["outputs"][1]["data"] == pytest.approx(expected, abs=1e-12)
+
+
+async def test_over_grpc_too(canary, pair, references):
+    for number in range(12):
+        version = ("v1", "v2")[number % 2]
+        expected = references[version].probabilities([pair.candidates[number]])
+        answer = await until_it_is_found(canary, message(pair, number, version))
+        assert answer.model_version == version
+        assert list(answer.outputs[1].contents.fp64_contents) == pytest.approx(expected, abs=1e-12)
+
+
+async def until_it_is_found(
+    canary: InProcessTransformer, request: pb.ModelInferRequest
+) -> pb.ModelInferResponse:
+    """Ask again while no verified connection leads to the version for a moment."""
+    async with asyncio.timeout(10):
+        while True:
+            call = canary.grpc.ModelInfer(request)
+            if await call.code() is not grpc.StatusCode.NOT_FOUND:
+                return await call
+
+
+async def until_it_exists(ask: Callable[[], object]) -> httpx.Response:
+    found: list[httpx.Response] = []
+
+    async def exists() -> bool:
+        found.append(await ask())  # type: ignore[misc]
+        return found[-1].status_code != 404
+
+    await wait_until(exists)
+    return found[-1]
+
+
+async def test_only_versions_behind_verified_connections_exist(stack, pair, references):
+    predictor = await predictor_of(stack, references["v1"])
+    transformer = await in_front_of(stack, pair, predictor.address)
+    assert await versions(transformer) == ["v1"]
+    assert (await transformer.grpc.ModelMetadata(pb.ModelMetadataRequest(name="placement"))).versions == [
+        "v1"
+    ]
+    ready = await transformer.http.get(f"{MODEL}/versions/v1/ready")
+    assert (ready.status_code, ready.json()) == (200, {"name": "placement", "ready": True})
+    assert (
+        await transformer.grpc.ModelReady(pb.ModelReadyRequest(name="placement", version="v1"))
+    ).ready is True
+    for version in ("v2", "v9", "unverified"):
+        error = {"error": f"model placement has no version '{version}'; versions now: v1"}
+        for response in (
+            await transformer.http.get(f"{MODEL}/versions/{version}"),
+            await transformer.http.get(f"{MODEL}/versions/{version}/ready"),
+            await transformer.http.post(f"{MODEL}/versions/{version}/infer", json=body(pair, 0)),
+        ):
+            assert (response.status_code, response.json()) == (404, error)
+        for call in (
+            transformer.grpc.ModelReady(pb.ModelReadyRequest(name="placement", version=version)),
+            transformer.grpc.ModelMetadata(pb.ModelMetadataRequest(name="placement", version=version)),
+            transformer.grpc.ModelInfer(message(pair, 0, version)),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await call
+            assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+            assert raised.value.details() == error["error"]
+
+
+async def test_rest_and_grpc_give_the_same_metadata(stack, pair, references):
+    predictor = await predictor_of(stack, references["v2"])
+    transformer = await in_front_of(stack, pair, predictor.address)
+    for version in ("", "v2"):
+        rest = (await transformer.http.get(f"{MODEL}/versions/{version}" if version else MODEL)).json()
+        request = pb.ModelMetadataRequest(name="placement", version=version)
+        over_grpc = await transformer.grpc.ModelMetadata(request)
+        assert rest == {
+            "name": over_grpc.name,
+            "versions": list(over_grpc.versions),
+            "platform": over_grpc.platform,
+            "inputs": tensors(over_grpc.inputs),
+            "outputs": tensors(over_grpc.outputs),
+        }
+        assert rest["platform"]
+
+
+def tensors(metadata: object) -> list[dict[str, object]]:
+    return [
+        {"name": one.name, "datatype": one.datatype, "shape": list(one.shape)}
+        for one in metadata  # type: ignore[attr-defined]
+    ]
+
+
+async def test_an_unknown_model_is_not_serving_and_has_no_metadata(stack, pair, references):
+    predictor = await predictor_of(stack, references["v2"])
+    transformer = await in_front_of(stack, pair, predictor.address)
+    assert (await transformer.http.get("/v2/models/salary/ready")).status_code == 404
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await transformer.grpc.ModelReady(pb.ModelReadyRequest(name="salary"))
+    assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_request_for_a_version_that_has_gone_waits_for_it_until_its_deadline(stack, pair, references):
+    predictor = await predictor_of(stack, references["v1"])
+    transformer = await in_front_of(
+        stack,
+        pair,
+        predictor.address,
+        "--predictor_connections=1",
+        "--predictor_request_timeout_seconds=2",
+    )
+    predictor.may_answer.clear()
+    busy = asyncio.create_task(transformer.http.post(V1_PREDICT, json={"instances": pair.candidates[:1]}))
+    await wait_until(lambda: predictor.plain_calls)
+    pinned = asyncio.create_task(transformer.http.post(f"{MODEL}/versions/v1/infer", json=body(pair, 0)))
+    await asyncio.sleep(0.05)
+    predictor.swap(references["v2"])
+    predictor.may_answer.set()
+    assert (await busy).headers["x-model-version"] == "v2"
+    response = await pinned
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert response.json() == {"error": "no predictor of version v1 was available in time"}
+
+
+async def test_a_request_for_a_version_that_returns_is_answered_by_it(stack, pair, references):
+    predictor = await predictor_of(stack, references["v1"])
+    transformer = await in_front_of(stack, pair, predictor.address, "--predictor_connections=1")
+    predictor.may_answer.clear()
+    busy = asyncio.create_task(transformer.http.post(V1_PREDICT, json={"instances": pair.candidates[:1]}))
+    await wait_until(lambda: predictor.plain_calls)
+    pinned = asyncio.create_task(transformer.http.post(f"{MODEL}/versions/v1/infer", json=body(pair, 0)))
+    await asyncio.sleep(0.05)
+    predictor.swap(references["v2"])
+    predictor.may_answer.set()
+    assert (await busy).headers["x-model-version"] == "v2"
+    assert not pinned.done()
+    predictor.swap(references["v1"])
+    response = await pinned
+    assert (response.status_code, response.headers["x-model-version"]) == (200, "v1")
+
+
+async def test_behind_a_proxy_a_version_that_no_longer_answers_is_503_at_the_deadline(
+    stack, pair, references
+):
+    served = [references["v1"]]
+    predictor = await predictor_of(stack, lambda: served[0])
+    transformer = await in_front_of(
+        stack, pair, predictor.address, "--verify=request", "--predictor_request_timeout_seconds=1"
+    )
+    await wait_until(lambda: transformer_ready(transformer))
+    served[0] = references["v2"]
+    response = await transformer.http.post(f"{MODEL}/versions/v1/infer", json=body(pair, 0))
+    assert response.status_code == 503
+    assert response.json() == {"error": "no predictor of version v1 was available in time"}
+
+
+async def transformer_ready(transformer: InProcessTransformer) -> bool:
+    return await versions(transformer) == ["v1"]
