@@ -23,10 +23,10 @@ from inferenceservice.rollout import rollout
 from inferenceservice.rollout_target import Canary, State, TargetError
 from inferenceservice.spec import InferenceService
 from predictor.process import free_ports
-from tests.support.async_processes import RENEWED_SOON
+from tests.support.async_processes import RENEW_SOON
 from tests.support.bundle_copies import damaged
+from tests.support.inference_service import SPEC
 from tests.support.load import Tally, under_load
-from tests.support.sync_processes import SPEC
 from tests.support.version_pairs import VersionPair
 from transformer.bundle.format import BUNDLE_FILE, MODEL_FILE, file_sha256
 
@@ -66,7 +66,7 @@ def unloadable(version: Path, copy: Path) -> Path:
 @contextlib.asynccontextmanager
 async def serving(uri: Path, run: Path, service: InferenceService = SPEC) -> AsyncIterator[LocalService]:
     port, grpc_port = free_ports(2)
-    arguments = (*service.transformer_args, RENEWED_SOON)
+    arguments = (*service.transformer_args, RENEW_SOON)
     async with LocalService(
         dataclasses.replace(service, storage_uri=str(uri), transformer_args=arguments),
         port=port,

@@ -20,18 +20,11 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 
 from inferenceservice.local.launch import TransformerProcess
 from predictor.process import free_ports
+from tests.support.connected_transformer import connected_transformer, transformer_log
 from tests.support.endpoints import V1_PREDICT, V2_INFER
-from tests.support.faulty_predictor import (
-    REFUSED_NAMES,
-    FaultyHttpPredictor,
-    connected_transformer,
-    grpc_request,
-    hangs_up,
-    status,
-    transformer_log,
-    v2_request,
-)
+from tests.support.faulty_predictor import REFUSED_NAMES, FaultyHttpPredictor, hangs_up, status
 from tests.support.inference_service import with_arguments
+from tests.support.request_bodies import grpc_objects, v2_objects
 from tests.support.waiting import wait_until
 from training.candidates import SAMPLE
 
@@ -95,9 +88,9 @@ async def ask_in_every_way(http, stub) -> list[str]:
     for candidate in CANDIDATES.values():
         response = await http.post(V1_PREDICT, json={"instances": [candidate]})
         ended.append(str(response.status_code))
-        response = await http.post(V2_INFER, json=v2_request(candidate))
+        response = await http.post(V2_INFER, json=v2_objects([candidate]))
         ended.append(str(response.status_code))
-        ended.append((await stub.ModelInfer(grpc_request(candidate)).code()).name)
+        ended.append((await stub.ModelInfer(grpc_objects([candidate])).code()).name)
     bad = pb.ModelInferRequest(model_name="placement")
     bad.inputs.add(name=SECRET_TEXT, datatype="BYTES", shape=[3]).contents.bytes_contents.append(b"Zaphod")
     ended.append((await stub.ModelInfer(bad).code()).name)
@@ -252,7 +245,7 @@ async def test_callers_who_share_a_failing_call_are_not_told_each_others_values(
     marks = [40 + (2 * number + 1) / 512 for number in range(60)]
     predictor.always = repeats_what_it_got
     async with connected_transformer(predictor, trained_bundle, hop) as front:
-        calls = [front.grpc.ModelInfer(grpc_request({**SAMPLE, "ssc_p": mark})) for mark in marks[1::2]]
+        calls = [front.grpc.ModelInfer(grpc_objects([{**SAMPLE, "ssc_p": mark}])) for mark in marks[1::2]]
         rest = [
             front.http.post(V1_PREDICT, json={"instances": [{**SAMPLE, "ssc_p": mark}]})
             for mark in marks[::2]
@@ -364,7 +357,7 @@ async def test_a_header_is_told_short_and_escaped(odd, trained_bundle, predictor
     names = (*event, b"content-type", b"content-encoding", b"inference-header-content-length")
     with transformer_log(caplog):
         async with connected_transformer(predictor, trained_bundle, "v2") as front:
-            for path, body in ((V1_PREDICT, {"instances": [SAMPLE]}), (V2_INFER, v2_request(SAMPLE))):
+            for path, body in ((V1_PREDICT, {"instances": [SAMPLE]}), (V2_INFER, v2_objects([SAMPLE]))):
                 for name in names:
                     headers = [(b"content-type", b"application/json"), *event.items()]
                     headers = [*((one, text) for one, text in headers if one != name), (name, value)]

@@ -23,18 +23,12 @@ from tests.support.async_processes import (
     running_transformer,
     wait_until_healthy,
 )
+from tests.support.connected_transformer import CONNECTIONS_EACH, connected_transformer
 from tests.support.endpoints import V1_PREDICT, V2_INFER
-from tests.support.faulty_predictor import (
-    CONNECTIONS_EACH,
-    FaultyHttpPredictor,
-    connected_transformer,
-    grpc_request,
-    instances,
-    predictions,
-    v2_request,
-)
+from tests.support.faulty_predictor import FaultyHttpPredictor, instances, predictions
 from tests.support.in_process_transformer import InProcessTransformer
 from tests.support.load import TRY_AGAIN, Tally, at_once, checker_for, status_of, under_load
+from tests.support.request_bodies import grpc_objects, v2_objects
 from tests.support.waiting import wait_until
 from training.candidates import SAMPLE
 from transformer.server.byte_budget import LONGEST_REQUESTS
@@ -167,12 +161,12 @@ def long_requests(front: InProcessTransformer, size: int) -> list[asyncio.Task[s
         return str((await front.http.post(path, json=body, headers=headers)).status_code)
 
     async def rpc() -> str:
-        code = await front.grpc.ModelInfer(grpc_request(row)).code()
+        code = await front.grpc.ModelInfer(grpc_objects([row])).code()
         return "200" if code is grpc.StatusCode.OK else "503" if "EXHAUSTED" in code.name else code.name
 
     over_rest = [
         (path, body, headers)
-        for path, body in ((V1_PREDICT, {"instances": [row]}), (V2_INFER, v2_request(row)))
+        for path, body in ((V1_PREDICT, {"instances": [row]}), (V2_INFER, v2_objects([row])))
         for headers in ({}, other)
     ]
     return [asyncio.create_task(one) for _ in range(8) for one in (*(rest(*one) for one in over_rest), rpc())]
