@@ -23,7 +23,8 @@ test: .venv/dev.stamp  ## Run all tests (ARGS go to pytest).
 
 fuzz: .venv/dev.stamp  ## Send tens of thousands of random hostile inputs (FUZZ_EXAMPLES=10000 per test).
 	@$(VENV)/python -m predictor install kserve-mlserver
-	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-10000} $(VENV)/python -m pytest tests/integration/test_hostile_input.py tests/integration/test_openapi.py $(ARGS)
+	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-10000} $(VENV)/python -m pytest tests/unit/test_candidate_schema.py tests/e2e/test_hostile_input.py \
+		tests/e2e/test_openapi_conformance.py $(ARGS)
 
 soak: .venv/dev.stamp  ## Test rollouts, canaries, outages and overload under load (ARGS='--minutes 30').
 	@$(VENV)/python -m predictor install kserve-mlserver kserve-sklearnserver

@@ -10,7 +10,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,12 +21,12 @@ import pytest
 
 from placement.cli import main
 from predictor.process import free_ports
+from tests.support.paths import PLACEMENT
 from tests.support.sklearn_reference import SklearnReference
 from training.candidates import SAMPLE
 from training.generator import generate
 from transformer.bundle.format import load_bundle
 
-PLACEMENT = Path(sys.executable).with_name("placement")
 TIMEOUT_S = 120
 PROTOCOLS = ["v1", "v2", "grpc"]
 

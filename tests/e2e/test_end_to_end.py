@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,9 @@ from inferenceservice.local.supervisor import LocalServiceError
 from predictor.process import free_ports
 from tests.support.endpoints import V1_PREDICT
 from tests.support.in_process_transformer import in_process_transformer
-from tests.support.protocol_clients import Answer, over_grpc, over_v1, over_v2, over_v2_binary
-from tests.support.sklearn_reference import SklearnReference
+from tests.support.inference_service import SPEC
+from tests.support.protocol_clients import CLIENTS, over_grpc, over_v1
 from tests.support.sync_processes import (
-    SPEC,
     RunningService,
     process_families,
     running_service,
@@ -87,29 +86,16 @@ def served(
         yield running
 
 
-# The ways to ask
-
-
-WAYS: dict[str, Callable[[RunningService, Sequence[dict[str, Any]], SklearnReference], Answer]] = {
-    "v1": lambda running, rows, sklearn_reference: over_v1(running.url, rows, sklearn_reference),
-    "v2": lambda running, rows, sklearn_reference: over_v2(running.url, rows, sklearn_reference),
-    "v2 binary": lambda running, rows, sklearn_reference: over_v2_binary(
-        running.url, rows, sklearn_reference
-    ),
-    "grpc": lambda running, rows, sklearn_reference: over_grpc(running.grpc_address, rows, sklearn_reference),
-    "grpc raw": lambda running, rows, sklearn_reference: over_grpc(
-        running.grpc_address, rows, sklearn_reference, raw=True
-    ),
-}
-
-
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_every_way_and_every_hop_gives_the_score_of_scikit_learn(way, served, sklearn_reference, candidates):
+@pytest.mark.parametrize("protocol", CLIENTS)
+def test_every_protocol_over_every_hop_gives_the_score_of_scikit_learn(
+    protocol, served, sklearn_reference, candidates
+):
+    bundle = sklearn_reference.bundle
     for rows in (candidates[:1], candidates):
-        placed, probabilities, version = way(served, rows, sklearn_reference)
-        assert probabilities == pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12)
-        assert placed == [probability >= sklearn_reference.bundle.threshold for probability in probabilities]
-        assert version == sklearn_reference.bundle.version
+        answer = CLIENTS[protocol](served.url, served.grpc_address, rows, bundle.signature)
+        assert answer.probabilities == pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12)
+        assert answer.positive == [probability >= bundle.threshold for probability in answer.probabilities]
+        assert answer.version == bundle.version
 
 
 def test_every_hop_tells_what_is_wrong_with_a_candidate(served, candidates):
@@ -176,18 +162,19 @@ def test_several_workers_answer_are_replaced_and_end_cleanly(
 ):
     log = tmp_path / "transformer.log"
     expected = pytest.approx(sklearn_reference.probabilities(candidates), abs=1e-12)
+    signature = sklearn_reference.bundle.signature
     ports = (mlserver.http_port, mlserver.grpc_port)
     with running_transformer(ports, trained_bundle, log, "--workers=2") as process:
         url, address = f"http://127.0.0.1:{process.http_port}", f"127.0.0.1:{process.grpc_port}"
         for _ in range(4):
-            assert over_v1(url, candidates, sklearn_reference)[1] == expected
-            assert over_grpc(address, candidates, sklearn_reference)[1] == expected
+            assert over_v1(url, candidates).probabilities == expected
+            assert over_grpc(address, candidates, signature).probabilities == expected
         processes = process_families(process.pid)
         workers = re.findall(r"worker (\d+) serves REST", log.read_text())
         assert len(workers) == 2, "one that is slow to start is not taken for dead"
         os.kill(int(workers[0]), signal.SIGKILL)
         wait_until_sync(lambda: log.read_text().count("serves REST") == 3)
-        assert over_v1(url, candidates, sklearn_reference)[1] == expected
+        assert over_v1(url, candidates).probabilities == expected
         processes += process_families(process.pid)
         os.kill(process.pid, signal.SIGTERM)
         assert still_running(processes) == []

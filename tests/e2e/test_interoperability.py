@@ -26,8 +26,9 @@ from tritonclient.utils import InferenceServerException
 from predictor.environment import ensure
 from predictor.runtimes import get_runtime
 from tests.support.endpoints import V1_PREDICT, V2_INFER
+from tests.support.inference_service import SPEC
 from tests.support.sklearn_reference import SklearnReference
-from tests.support.sync_processes import SPEC, RunningService, running_service
+from tests.support.sync_processes import RunningService, running_service
 from training.generator import generate
 
 MODEL = "placement"

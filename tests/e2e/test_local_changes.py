@@ -24,7 +24,7 @@ from inferenceservice.local.tracks import Track, TrackRouter
 from inferenceservice.local.version_switch import VersionSwitch
 from inferenceservice.rollout_target import Canary
 from predictor.process import free_ports
-from tests.support.sync_processes import SPEC
+from tests.support.inference_service import SPEC
 
 
 class Standin:

@@ -8,11 +8,8 @@ import json
 import logging
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
-from hmac import compare_digest
 from pathlib import Path
-from typing import Any
 
-import aiohttp
 import psutil
 import pytest
 
@@ -25,10 +22,10 @@ from inferenceservice.rollout import rollout
 from inferenceservice.rollout_target import Canary, State, TargetError
 from inferenceservice.spec import InferenceService
 from predictor.process import free_ports
-from tests.support.async_processes import RENEWED_SOON
+from tests.support.async_processes import RENEW_SOON
 from tests.support.bundle_copies import damaged
+from tests.support.inference_service import SPEC
 from tests.support.load import Tally, under_load
-from tests.support.sync_processes import SPEC
 from tests.support.version_pairs import VersionPair
 from transformer.bundle.format import BUNDLE_FILE, MODEL_FILE, file_sha256
 
@@ -68,7 +65,7 @@ def unloadable(version: Path, copy: Path) -> Path:
 @contextlib.asynccontextmanager
 async def serving(uri: Path, run: Path, service: InferenceService = SPEC) -> AsyncIterator[LocalService]:
     port, grpc_port = free_ports(2)
-    arguments = (*service.transformer_args, RENEWED_SOON)
+    arguments = (*service.transformer_args, RENEW_SOON)
     async with LocalService(
         dataclasses.replace(service, storage_uri=str(uri), transformer_args=arguments),
         port=port,
@@ -210,153 +207,3 @@ async def test_a_service_that_ends_during_a_step_tells_the_client_and_leaves_not
             await step
     assert family() == before
     assert not file.exists()
-
-
-@contextlib.asynccontextmanager
-async def not_started(directory: Path) -> AsyncIterator[LocalService]:
-    port, grpc_port = free_ports(2)
-    async with LocalService(SPEC, port=port, grpc_port=grpc_port, logs=directory, progress=quiet) as local:
-        yield local
-
-
-async def test_a_control_file_that_another_service_has_written_is_left_to_it(tmp_path):
-    file = tmp_path / CONTROL_FILE
-    async with not_started(tmp_path) as local:
-        first, second = ControlServer(local, file), ControlServer(local, file)
-        await first.start()
-        await second.start()
-        written = file.read_text()
-        await first.close()
-        assert file.read_text() == written
-        await second.close()
-        assert not file.exists()
-
-
-# Who may ask the control endpoint
-
-
-@dataclasses.dataclass(frozen=True)
-class Control:
-    """What the control file says."""
-
-    address: str
-    token: str
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"authorization": f"Bearer {self.token}"}
-
-
-@pytest.fixture
-async def control(tmp_path) -> AsyncIterator[Control]:
-    file = tmp_path / CONTROL_FILE
-    async with not_started(tmp_path) as local, ControlServer(local, file):
-        yield Control(**json.loads(file.read_text()))
-
-
-async def ask(control: Control, headers: dict[str, str | None], **how: Any) -> tuple[int, str]:
-    """Status and text of an answer to whoever sends these headers, beside the right ones."""
-    given = {name: value for name, value in {**control.headers, **headers}.items() if value is not None}
-    method, body = how.get("method", "POST"), how.get("body", b"{}")
-    path = how.get("path", "/wait_until_idle")
-    async with (
-        aiohttp.ClientSession() as session,
-        session.request(method, f"http://{control.address}{path}", data=body, headers=given) as response,
-    ):
-        assert not any(name.lower().startswith("access-control-") for name in response.headers)
-        return response.status, await response.text()
-
-
-async def test_the_control_endpoint_listens_on_loopback_alone(control):
-    port = int(control.address.rpartition(":")[2])
-    sockets = psutil.Process().connections(kind="tcp")
-    ours = [one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN and one.laddr.port == port]
-    assert ours == ["127.0.0.1"]
-    assert await ask(control, {}) == (200, '{"result": null}\n')
-
-
-#: Other names by which a browser may be led here, and other origins that its page may have.
-ELSEWHERE = [
-    {"host": "rebound.example:{port}"},
-    {"host": "127.0.0.1.rebound.example:{port}"},
-    {"host": "127.0.0.1@rebound.example:{port}"},
-    {"host": "rebound.example"},
-    {"host": "localhost:{port}"},
-    {"host": "127.0.0.1"},
-    {"host": "[::1]:{port}"},
-    {"origin": "http://rebound.example"},
-    {"origin": "http://127.0.0.1:{port}"},
-    {"origin": "null"},
-    {"origin": ""},
-]
-
-
-@pytest.mark.parametrize("headers", ELSEWHERE, ids=lambda headers: " ".join(*headers.items()))
-async def test_the_control_endpoint_answers_no_web_page(headers, control):
-    port = control.address.rpartition(":")[2]
-    headers = {name: value.format(port=port) for name, value in headers.items()}
-    error = f"the host must be {control.address}, and requests from web pages are refused"
-    told = (403, json.dumps({"error": error}))
-    assert await ask(control, headers) == told
-    assert await ask(control, {**headers, "authorization": None}) == told
-    asked_first = {**headers, "access-control-request-method": "POST", "authorization": None}
-    assert await ask(control, asked_first, method="OPTIONS", body=None) == told
-
-
-WRONG_TOKENS = {
-    "none": lambda _: None,
-    "empty": lambda _: "",
-    "another": lambda token: f"Bearer {token[::-1]}",
-    "its beginning": lambda token: f"Bearer {token[:-1]}",
-    "more": lambda token: f"Bearer {token}x",
-    "another scheme": lambda token: f"Basic {token}",
-    "no scheme": lambda token: token,
-    "no ASCII": lambda token: f"Bearer {token}\u00e9",
-}
-
-
-@pytest.mark.parametrize("wrong", WRONG_TOKENS)
-async def test_the_control_endpoint_answers_nobody_without_its_token(wrong, control, monkeypatch):
-    """Which is compared as a whole, in a time that does not tell how much of it is right."""
-    compared = []
-
-    def compare(given: bytes, expected: bytes) -> bool:
-        compared.append(expected)
-        return compare_digest(given, expected)
-
-    monkeypatch.setattr("inferenceservice.local.control_server.hmac.compare_digest", compare)
-    given = {"authorization": WRONG_TOKENS[wrong](control.token)}
-    told = (401, json.dumps({"error": "authorization: must be the token of the control file"}))
-    assert await ask(control, given) == told
-    assert await ask(control, given, path="/nothing") == told, "nor what there is"
-    assert await ask(control, given, method="GET", body=None) == told
-    assert compared == [f"Bearer {control.token}".encode()] * 3
-
-
-async def test_bytes_that_are_no_text_are_no_token(control):
-    host, port = control.address.split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(f"POST /wait_until_idle HTTP/1.0\r\nhost: {control.address}\r\nauthorization: ".encode())
-    writer.write(b"Bearer \xff\xfe\r\ncontent-length: 0\r\n\r\n")
-    assert (await reader.readline()).split()[1] == b"401"
-    writer.close()
-    await writer.wait_closed()
-
-
-@pytest.mark.parametrize(
-    ("body", "told"), [(b"{", "is not JSON"), (b"\xff", "is not JSON"), (b"[]", "must be an object")]
-)
-async def test_a_step_that_cannot_be_read_is_refused(body, told, control):
-    assert await ask(control, {}, body=body) == (400, json.dumps({"error": f"body: {told}"}))
-
-
-async def test_every_start_has_a_token_of_its_own(tmp_path):
-    file = tmp_path / CONTROL_FILE
-    tokens = []
-    async with not_started(tmp_path) as local:
-        for _ in range(2):
-            async with ControlServer(local, file):
-                tokens.append(json.loads(file.read_text())["token"])
-                assert file.stat().st_mode & 0o777 == 0o600
-    assert len(set(tokens)) == 2
-    assert min(map(len, tokens)) >= 43, "256 bits"

@@ -25,12 +25,13 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 from inferenceservice.local.launch import TransformerProcess
 from tests.support.endpoints import V1_PREDICT, V2_INFER
 from tests.support.paths import ROOT
-from tests.support.protocol_clients import grpc_message, over_grpc, over_v1, over_v2, over_v2_binary
-from tests.support.sklearn_reference import SklearnReference
+from tests.support.protocol_clients import CLIENTS
+from tests.support.request_bodies import grpc_tensors
 from tests.support.sync_processes import running_transformer
 from tests.support.waiting import wait_until_sync
 from training.candidates import SAMPLE
 from training.generator import generate
+from transformer.bundle.signature import Signature
 
 #: What models are made of and loaded with. KServe's own SDK imports pandas.
 NOT_FOR_SERVING = {"cloudpickle", "dill", "joblib", "scipy", "sklearn", "skops", "storage", "training"}
@@ -131,13 +132,12 @@ def test_nothing_is_unpickled_for_a_prediction_whatever_it_carries(watched, skle
     rows = generate(20, seed=3).candidates
     expected = pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12)
     executed = tmp_path / "executed"
+    signature = sklearn_reference.bundle.signature
     for _ in range(4):
-        for over in (over_v1, over_v2, over_v2_binary):
-            assert over(watched.url, rows, sklearn_reference)[1] == expected
-        for raw in (False, True):
-            assert over_grpc(watched.grpc_address, rows, sklearn_reference, raw=raw)[1] == expected
+        for ask in CLIENTS.values():
+            assert ask(watched.url, watched.grpc_address, rows, signature).probabilities == expected
         hostile_over_rest(watched.url, executed)
-        hostile_over_grpc(watched.grpc_address, executed, sklearn_reference)
+        hostile_over_grpc(watched.grpc_address, executed, signature)
     assert watched.record.read_text() == before
     assert not executed.exists()
 
@@ -194,7 +194,7 @@ def one_tensor(name: str, data: list[str] | None, content_type: str, **parameter
     return {"inputs": [tensor if data is None else {**tensor, "data": data}]}
 
 
-def hostile_over_grpc(address: str, executed: Path, sklearn_reference: SklearnReference) -> None:
+def hostile_over_grpc(address: str, executed: Path, signature: Signature) -> None:
     """The same in typed and in raw contents."""
     payload = pickle.dumps(Payload(executed))
     messages = []
@@ -207,7 +207,7 @@ def hostile_over_grpc(address: str, executed: Path, sklearn_reference: SklearnRe
         tensor.contents.bytes_contents.append(payload)
         raw.raw_input_contents.append(len(payload).to_bytes(4, "little") + payload)
         messages += [typed, raw]
-    whole = grpc_message([SAMPLE], sklearn_reference, raw=True)
+    whole = grpc_tensors(signature, [SAMPLE], raw=True)
     whole.raw_input_contents[0] = len(payload).to_bytes(4, "little") + payload
     with grpc.insecure_channel(address) as channel:
         stub = GRPCInferenceServiceStub(channel)
@@ -232,11 +232,11 @@ def test_a_transformer_knows_nothing_that_models_are_loaded_with(watched):
             assert unpickled == []
         else:
             # A worker gets its own server from the process that starts it: proof, too, that the watch works.
-            assert "finds transformer.rest.RestServer" in unpickled
+            assert "finds transformer.server.rest.RestServer" in unpickled
 
 
 def test_only_the_workers_own_start_names_pickle_and_nothing_loads_arrays_from_files():
-    for path in (ROOT / "transformer").glob("*.py"):
+    for path in (ROOT / "transformer").rglob("*.py"):
         tree = ast.parse(path.read_text())
         imported = {
             name.partition(".")[0]

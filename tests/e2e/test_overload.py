@@ -4,16 +4,12 @@ Real processes, but where it is to be seen that a refusal waits for nothing. A c
 answer within its own deadline counts as one without an answer.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
 
-import grpc
 import psutil
 import pytest
 import pytest_asyncio
-from aiohttp import web
 
 from inferenceservice.local.launch import TransformerProcess
 from tests.support.answer_checker import AnswerChecker
@@ -23,21 +19,7 @@ from tests.support.async_processes import (
     running_transformer,
     wait_until_healthy,
 )
-from tests.support.endpoints import V1_PREDICT, V2_INFER
-from tests.support.faulty_predictor import (
-    CONNECTIONS_EACH,
-    FaultyHttpPredictor,
-    connected_transformer,
-    grpc_request,
-    instances,
-    predictions,
-    v2_request,
-)
-from tests.support.in_process_transformer import InProcessTransformer
 from tests.support.load import TRY_AGAIN, Tally, at_once, checker_for, status_of, under_load
-from tests.support.waiting import wait_until
-from training.candidates import SAMPLE
-from transformer.server.byte_budget import MAX_SIZE_REQUESTS
 
 #: Candidates that may wait, and how many a request has: ten times as many come at once.
 WAITING, SIZE = 100, 10
@@ -115,79 +97,3 @@ async def test_hundreds_of_clients_that_do_not_stop_asking_are_all_answered(fron
     print(f"\n{tally}; slowest: {tally.slowest_s}")
     check(tally)
     await check_recovered(front)
-
-
-@pytest.fixture
-def gate(predictor: FaultyHttpPredictor) -> asyncio.Event:
-    """The predictor answers no call before it is set."""
-    gate = asyncio.Event()
-
-    async def waits(request: web.Request) -> web.StreamResponse:
-        await gate.wait()
-        rows = instances(await request.json())
-        return web.json_response(predictions("v1", predictor.probabilities(rows)))
-
-    predictor.always = waits
-    return gate
-
-
-async def test_what_cannot_be_taken_is_refused_before_anything_is_answered(
-    predictor, gate, trained_bundle, sklearn_reference
-):
-    options = (
-        f"--max_waiting_rows={WAITING}",
-        f"--max_batch_rows={WAITING}",
-        "--predictor_request_timeout_seconds=30",
-    )
-    async with connected_transformer(predictor, trained_bundle, "v1", *options) as front:
-        body = {"instances": [SAMPLE] * SIZE}
-        asked = [asyncio.create_task(front.http.post(V1_PREDICT, json=body)) for _ in range(REQUESTS)]
-        # Each connection may carry as many candidates as may wait.
-        taken = (CONNECTIONS_EACH + 1) * WAITING // SIZE
-        await wait_until(lambda: sum(one.done() for one in asked) >= REQUESTS - taken)
-        refused = [one.result() for one in asked if one.done()]
-        assert {one.status_code for one in refused} == {503}
-        assert all(one.headers["retry-after"] for one in refused)
-        gate.set()
-        answers = await asyncio.gather(*asked)
-    assert {one.status_code for one in answers} == {200, 503}
-    right = [one.json()["predictions"] for one in answers if one.status_code == 200]
-    assert len(right) >= WAITING // SIZE
-    probability = sklearn_reference.probabilities([SAMPLE] * SIZE)
-    for rows in right:
-        assert [row["placement_probability"] for row in rows] == pytest.approx(probability, abs=1e-12)
-
-
-def long_requests(front: InProcessTransformer, size: int) -> list[asyncio.Task[str]]:
-    """Requests for one candidate with much beside it, eight over every way, all sent at once."""
-    row = {**SAMPLE, "notes": "x" * size}
-    other = {"content-type": "application/json; charset=utf-8"}
-
-    async def rest(path: str, body: dict[str, Any], headers: dict[str, str]) -> str:
-        return str((await front.http.post(path, json=body, headers=headers)).status_code)
-
-    async def rpc() -> str:
-        code = await front.grpc.ModelInfer(grpc_request(row)).code()
-        return "200" if code is grpc.StatusCode.OK else "503" if "EXHAUSTED" in code.name else code.name
-
-    over_rest = [
-        (path, body, headers)
-        for path, body in ((V1_PREDICT, {"instances": [row]}), (V2_INFER, v2_request(row)))
-        for headers in ({}, other)
-    ]
-    return [asyncio.create_task(one) for _ in range(8) for one in (*(rest(*one) for one in over_rest), rpc())]
-
-
-async def test_more_bytes_than_there_is_room_for_are_refused_and_the_room_is_given_back(
-    predictor, gate, trained_bundle
-):
-    options = ("--max_request_bytes=20000", "--predictor_request_timeout_seconds=30")
-    taken = MAX_SIZE_REQUESTS * 20_000 // 15_000
-    async with connected_transformer(predictor, trained_bundle, "v1", *options) as front:
-        asked = long_requests(front, 15_000)
-        await wait_until(lambda: sum(one.done() for one in asked) >= len(asked) - taken)
-        assert {one.result() for one in asked if one.done()} == {"503"}
-        gate.set()
-        assert set(await asyncio.gather(*asked)) == {"200", "503"}
-        for _ in range(3):
-            assert set(await asyncio.gather(*long_requests(front, 1000))) == {"200"}

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.inference_service import SPEC
 from tests.support.paths import ROOT
-from tests.support.sync_processes import SPEC, RunningService, running_service
+from tests.support.sync_processes import RunningService, running_service
 from training.candidates import PLACEMENT
 from training.generator import generate
 from transformer.options import parser

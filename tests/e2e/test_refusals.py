@@ -14,12 +14,11 @@ import pytest
 from predictor.process import free_ports
 from storage.bundles import fetch, versions
 from tests.support.bundle_copies import damaged
-from tests.support.paths import ROOT
+from tests.support.paths import PLACEMENT, ROOT
 from training.generator import generate
 from training.train import train
 from transformer.bundle.format import BUNDLE_FILE, MODEL_FILE
 
-PLACEMENT = Path(sys.executable).with_name("placement")
 TIMEOUT_S = 120
 
 

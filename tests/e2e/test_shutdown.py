@@ -19,7 +19,7 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 from inferenceservice.local.launch import TransformerProcess
 from predictor.process import PredictorProcess
 from tests.support.endpoints import V1_PREDICT
-from tests.support.protocol_clients import grpc_message
+from tests.support.request_bodies import grpc_tensors
 from tests.support.sklearn_reference import SklearnReference
 from tests.support.sync_processes import process_families, running_transformer, still_running
 from tests.support.waiting import wait_until_sync
@@ -45,7 +45,7 @@ class Client:
 
     def __init__(self, rows: list[dict[str, Any]], sklearn_reference: SklearnReference) -> None:
         self._rows = rows
-        self._truth = sklearn_reference
+        self._signature = sklearn_reference.bundle.signature
         self._expected = pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12)
         self.asked = self.answered = 0
 
@@ -66,7 +66,7 @@ class Client:
 
     def over_grpc(self, process: TransformerProcess) -> None:
         """One channel, until a call is told to go elsewhere."""
-        message = grpc_message(self._rows, self._truth)
+        message = grpc_tensors(self._signature, self._rows)
         with grpc.insecure_channel(f"127.0.0.1:{process.grpc_port}") as channel:
             stub = GRPCInferenceServiceStub(channel)
             while True:

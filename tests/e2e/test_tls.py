@@ -22,8 +22,8 @@ from inferenceservice.local.launch import TransformerProcess
 from predictor.environment import ensure
 from predictor.process import PredictorProcess
 from predictor.runtimes import get_runtime
+from tests.support.connected_transformer import transformer_log
 from tests.support.endpoints import V1_PREDICT
-from tests.support.faulty_predictor import transformer_log
 from tests.support.in_process_transformer import in_process_transformer
 from tests.support.protocol_clients import over_grpc, over_v1
 from tests.support.sync_processes import running_transformer
@@ -222,8 +222,8 @@ def test_over_tls_the_predictor_is_believed_that_the_authority_has_signed(
         with running_transformer(ports, trained_bundle, log, *arguments, env=environment) as process:
             url, address = f"http://{HERE}:{process.http_port}", f"{HERE}:{process.grpc_port}"
             expected = pytest.approx(sklearn_reference.probabilities(candidates), abs=1e-12)
-            assert over_v1(url, candidates, sklearn_reference)[1] == expected
-            assert over_grpc(address, candidates, sklearn_reference)[1] == expected
+            assert over_v1(url, candidates)[1] == expected
+            assert over_grpc(address, candidates, sklearn_reference.bundle.signature)[1] == expected
     assert terminator.heard > 0
 
 
@@ -302,9 +302,12 @@ def test_with_a_certificate_rest_is_https_and_nothing_else(
     with running_transformer(ports, trained_bundle, log, *arguments, ready=is_ready) as process:
         at = f"{HERE}:{process.http_port}"
         expected = pytest.approx(sklearn_reference.probabilities(candidates), abs=1e-12)
-        assert over_v1(f"https://{at}", candidates, sklearn_reference, verify=believes)[1] == expected
-        assert over_grpc(f"{HERE}:{process.grpc_port}", candidates, sklearn_reference)[1] == expected
+        assert over_v1(f"https://{at}", candidates, verify=believes)[1] == expected
+        assert (
+            over_grpc(f"{HERE}:{process.grpc_port}", candidates, sklearn_reference.bundle.signature)[1]
+            == expected
+        )
         with pytest.raises(httpx.TransportError):
-            over_v1(f"http://{at}", candidates, sklearn_reference)
+            over_v1(f"http://{at}", candidates)
         with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
-            over_v1(f"https://{at}", candidates, sklearn_reference)
+            over_v1(f"https://{at}", candidates)

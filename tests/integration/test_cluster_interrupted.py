@@ -1,23 +1,12 @@
 """Ctrl-C in the middle of a rollout to a cluster."""
 
 import asyncio
-import os
-import signal
-import sys
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from inferenceservice.rollout import rollout
-from tests.support.cluster.fixtures import V1, V2, Start, Versions
-from tests.support.cluster.kubernetes_api import Cluster
-
-PLACEMENT = Path(sys.executable).with_name("placement")
-TIMEOUT_S = 60
+from tests.support.cluster.fixtures import V1, V2, Start
 
 
 async def test_an_interrupted_wait_leaves_the_spec_as_patched(start: Start, target: Any) -> None:
@@ -58,111 +47,3 @@ async def test_a_rollout_interrupted_at_any_moment_goes_back(start: Start, targe
         with pytest.raises(asyncio.CancelledError):
             await task
         assert (cluster.uri("transformer"), cluster.uri("predictor")) == (V1, V1), moment
-
-
-Command = Callable[..., Any]
-
-
-@pytest.fixture
-def command(versions: Versions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Start `placement` on the cluster in a process of its own."""
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-    bundles = [f"--bundle={uri}={copy}" for uri, copy in versions.copies.items()]
-
-    @asynccontextmanager
-    async def started(*arguments: str, stderr: int = PIPE) -> AsyncIterator[Process]:
-        process = await asyncio.create_subprocess_exec(
-            *(PLACEMENT, *arguments, "--context=test", *bundles), stdout=PIPE, stderr=stderr
-        )
-        try:
-            async with asyncio.timeout(TIMEOUT_S):
-                yield process
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
-
-    return started
-
-
-async def told(process: Process, text: str) -> str:
-    """The line of progress that has a text."""
-    assert process.stderr is not None
-    async for line in process.stderr:
-        if text in line.decode():
-            return line.decode()
-    raise AssertionError(f"{text} was never told")
-
-
-@asynccontextmanager
-async def stuck(cluster: Cluster, command: Command) -> AsyncIterator[Process]:
-    """A rollout that waits for a transformer in vain."""
-    cluster.reconciles = False
-    async with command("rollout", V2) as process:
-        await told(process, "waiting for KServe to update the Deployment")
-        assert cluster.uri("transformer") == V2
-        yield process
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-async def test_ctrl_c_brings_everything_back(start: Start, command: Command, number: int) -> None:
-    cluster = await start()
-    async with stuck(cluster, command) as process:
-        process.send_signal(number)
-        output, errors = await process.communicate()
-    assert (process.returncode, output) == (130, b"")
-    assert cluster.uri("transformer") == V1
-    lines = [line.split(" s  ")[1] for line in errors.decode().splitlines()]
-    assert lines[:2] == ["interrupted; rolling back", f"transformer: back to {V1}"]
-    assert lines[-1] == "the previous state is restored"
-
-
-async def test_ctrl_c_twice_says_what_mends_it(start: Start, command: Command) -> None:
-    cluster = await start()
-    async with stuck(cluster, command) as process:
-        cluster.hold = asyncio.Event()
-        process.send_signal(signal.SIGINT)
-        await cluster.held.wait()
-        process.send_signal(signal.SIGINT)
-        last = await told(process, "interrupted while rolling back")
-        cluster.hold.set()
-        _, errors = await process.communicate()
-    assert process.returncode == 130
-    assert errors == b"", "no traceback"
-    assert last.rstrip().endswith(
-        "two versions may be serving now: see `placement status`, and run "
-        f"`placement rollout {V1}` to recover"
-    )
-    cluster.hold = None
-    cluster.reconciles = True
-    async with command("rollout", V1) as process:
-        output, _ = await process.communicate()
-    assert output == b"v1 serves\n"
-    assert (cluster.uri("transformer"), cluster.uri("predictor")) == (V1, V1)
-
-
-async def test_a_third_ctrl_c_does_not_wait_for_the_api_server(start: Start, command: Command) -> None:
-    cluster = await start()
-    async with stuck(cluster, command) as process:
-        cluster.hold = asyncio.Event()
-        process.send_signal(signal.SIGINT)
-        await cluster.held.wait()
-        for _ in range(2):
-            process.send_signal(signal.SIGINT)
-            await asyncio.sleep(0.2)
-        _, errors = await process.communicate()
-    cluster.hold.set()
-    assert process.returncode == 130
-    assert b"interrupted while rolling back" in errors
-    assert b"Traceback" not in errors
-
-
-async def test_a_rollout_goes_on_when_nobody_reads_what_it_says(start: Start, command: Command) -> None:
-    cluster = await start()
-    reading, writing = os.pipe()
-    os.close(reading)
-    async with command("rollout", V2, stderr=writing) as process:
-        os.close(writing)
-        output, _ = await process.communicate()
-    assert (process.returncode, output) == (0, b"v2 serves\n")
-    assert (cluster.uri("transformer"), cluster.uri("predictor")) == (V2, V2)

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.support.connected_transformer import connected_transformer
 from tests.support.endpoints import V1_PREDICT, V2_INFER
 from tests.support.faulty_predictor import (
     REFUSED_ORDER,
@@ -15,13 +16,11 @@ from tests.support.faulty_predictor import (
     FaultyHttpPredictor,
     FaultyPredictor,
     aborts,
-    connected_transformer,
-    grpc_request,
     hangs_up,
     status,
-    v2_request,
 )
 from tests.support.in_process_transformer import InProcessTransformer
+from tests.support.request_bodies import grpc_objects, v2_objects
 from training.candidates import SAMPLE
 
 #: Who asks: two with credentials of their own, and one without any.
@@ -50,7 +49,7 @@ async def over_v2(
     transformer: InProcessTransformer, rows: list[dict[str, Any]], credentials: str | None
 ) -> list[float] | None:
     headers = {"authorization": credentials} if credentials else {}
-    response = await transformer.http.post(V2_INFER, json=v2_request(*rows), headers=headers)
+    response = await transformer.http.post(V2_INFER, json=v2_objects(rows), headers=headers)
     return response.json()["outputs"][1]["data"] if response.status_code == 200 else None
 
 
@@ -59,7 +58,7 @@ async def over_grpc(
 ) -> list[float] | None:
     metadata = (("authorization", credentials),) if credentials else ()
     try:
-        answer = await transformer.grpc.ModelInfer(grpc_request(*rows), metadata=metadata)
+        answer = await transformer.grpc.ModelInfer(grpc_objects(rows), metadata=metadata)
     except grpc.aio.AioRpcError:
         return None
     return list(answer.outputs[1].contents.fp64_contents)
@@ -137,13 +136,13 @@ async def test_credentials_are_sent_once_or_refused(hop, predictor, trained_bund
     """An ingress might have looked at others than those that reach the predictor."""
     twice = (("authorization", CALLERS[0]), ("authorization", CALLERS[1]))
     async with connected_transformer(predictor, trained_bundle, hop) as transformer:
-        for path, body in ((V1_PREDICT, {"instances": [SAMPLE]}), (V2_INFER, v2_request(SAMPLE))):
+        for path, body in ((V1_PREDICT, {"instances": [SAMPLE]}), (V2_INFER, v2_objects([SAMPLE]))):
             response = await transformer.http.post(path, json=body, headers=twice)
             assert (response.status_code, response.json()) == (
                 400,
                 {"error": "authorization: must be sent once, got 2"},
             )
-        call = transformer.grpc.ModelInfer(grpc_request(SAMPLE), metadata=twice)
+        call = transformer.grpc.ModelInfer(grpc_objects([SAMPLE]), metadata=twice)
         assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert predictor.carried == []
 
@@ -156,7 +155,7 @@ async def test_credentials_that_grpc_cannot_carry_are_refused_and_never_left_out
     hop, credentials, predictor, trained_bundle
 ):
     async with connected_transformer(predictor, trained_bundle, hop) as transformer:
-        for path, body in ((V1_PREDICT, {"instances": [SAMPLE]}), (V2_INFER, v2_request(SAMPLE))):
+        for path, body in ((V1_PREDICT, {"instances": [SAMPLE]}), (V2_INFER, v2_objects([SAMPLE]))):
             response = await transformer.http.post(path, json=body, headers={b"authorization": credentials})
             if hop == "v1":
                 assert response.status_code == 200

@@ -9,9 +9,15 @@ import httpx
 import pytest
 from aiohttp import web
 
+from tests.support.connected_transformer import (
+    CONNECTIONS_EACH,
+    ConnectedTransformer,
+    connected_transformer,
+    transformer_log,
+    usable_connections,
+)
 from tests.support.endpoints import READINESS, V1_PREDICT, V2_INFER
 from tests.support.faulty_predictor import (
-    CONNECTIONS_EACH,
     GOOD,
     LOADING,
     REFUSED_NAMES,
@@ -20,18 +26,13 @@ from tests.support.faulty_predictor import (
     FaultyGrpcPredictor,
     FaultyHttpPredictor,
     FaultyPredictor,
-    Front,
     aborts,
-    connected_transformer,
-    grpc_request,
     hangs_up,
     predictions,
     status,
-    transformer_log,
-    usable_connections,
-    v2_request,
 )
 from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
+from tests.support.request_bodies import grpc_objects, v2_objects
 from tests.support.sklearn_reference import SklearnReference
 from tests.support.waiting import wait_until
 from training.candidates import SAMPLE
@@ -56,19 +57,19 @@ async def grpc_predictor(sklearn_reference) -> AsyncIterator[FaultyGrpcPredictor
 
 
 @pytest.fixture(params=["v1", "v2"])
-async def transformer(request, trained_bundle, predictor) -> AsyncIterator[Front]:
+async def transformer(request, trained_bundle, predictor) -> AsyncIterator[ConnectedTransformer]:
     """A transformer in front of the HTTP predictor, over each protocol that there is between them."""
     async with connected_transformer(predictor, trained_bundle, request.param) as running:
         yield running
 
 
 @pytest.fixture
-async def grpc_transformer(trained_bundle, grpc_predictor) -> AsyncIterator[Front]:
+async def grpc_transformer(trained_bundle, grpc_predictor) -> AsyncIterator[ConnectedTransformer]:
     async with connected_transformer(grpc_predictor, trained_bundle, "grpc-v2") as running:
         yield running
 
 
-async def recovers(front: Front, predictor: FaultyPredictor) -> None:
+async def recovers(front: ConnectedTransformer, predictor: FaultyPredictor) -> None:
     """Without help: requests are answered, each connection is there again, of the failed ones nothing."""
     predictor.always = None
     await check(front, FINE)
@@ -91,7 +92,7 @@ async def v1_status(service: InProcessTransformer, candidate: dict[str, Any]) ->
 
 
 async def v2_status(service: InProcessTransformer, candidate: dict[str, Any]) -> Outcome:
-    response = await service.http.post(V2_INFER, json=v2_request(candidate, candidate))
+    response = await service.http.post(V2_INFER, json=v2_objects([candidate, candidate]))
     return of_rest(response, lambda content: content["outputs"][1]["data"])
 
 
@@ -102,7 +103,7 @@ def of_rest(response: httpx.Response, probabilities: Callable[[Any], list[float]
 
 
 async def grpc_status(service: InProcessTransformer, candidate: dict[str, Any]) -> Outcome:
-    call = service.grpc.ModelInfer(grpc_request(candidate, candidate))
+    call = service.grpc.ModelInfer(grpc_objects([candidate, candidate]))
     code, details = await call.code(), await call.details()
     if code is grpc.StatusCode.OK:
         details = list((await call).outputs[1].contents.fp64_contents)
@@ -660,7 +661,7 @@ async def ask_over_rest(service: InProcessTransformer, headers: dict[str, str]) 
 
 
 async def ask_over_grpc(service: InProcessTransformer, headers: dict[str, str]) -> None:
-    await service.grpc.ModelInfer(grpc_request(SAMPLE), metadata=tuple(headers.items()))
+    await service.grpc.ModelInfer(grpc_objects([SAMPLE]), metadata=tuple(headers.items()))
 
 
 @pytest.mark.parametrize("ask", [ask_over_rest, ask_over_grpc])
@@ -730,7 +731,7 @@ async def test_tracing_that_no_server_would_take_is_left_out_and_costs_nobody_a_
 
 
 async def test_metadata_of_bytes_does_not_fail_the_request(transformer, predictor):
-    await transformer.grpc.ModelInfer(grpc_request(SAMPLE), metadata=(("x-b3-flags-bin", b"\xff"),))
+    await transformer.grpc.ModelInfer(grpc_objects([SAMPLE]), metadata=(("x-b3-flags-bin", b"\xff"),))
     assert not any(name.lower().startswith("x-b3-") for name in predictor.requests[0].headers)
 
 

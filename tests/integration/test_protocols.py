@@ -1,255 +1,47 @@
-"""Every form of a request, over every protocol, gives the score that scikit-learn gives in process.
-
-The application is the real one inside the test, the predictor a real MLServer in a process of its own.
-"""
+"""Every form of a request gets the score of scikit-learn, and a bad request gets a status and a reason."""
 
 import json
-import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import grpc
-import numpy as np
 import pytest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
-from predictor.process import PredictorProcess
 from tests.support.endpoints import V1_PREDICT, V2_INFER
+from tests.support.fake_mlserver import FakeMLServer
 from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
+from tests.support.request_bodies import field_tensors
+from tests.support.request_forms import FORMS, ask_v2, v1
 from tests.support.sklearn_reference import SklearnReference
-from transformer.bundle.signature import Number
+from training.candidates import SAMPLE
 
-Answer = tuple[list[bool], list[float], str]
-Form = Callable[[InProcessTransformer, Sequence[dict[str, Any]]], Awaitable[Answer]]
+OVER_V2 = ("--predictor_protocol=v2",)
 
 
 @pytest.fixture
-async def transformer(
-    trained_bundle: Path, mlserver: PredictorProcess
-) -> AsyncIterator[InProcessTransformer]:
-    async with in_process_transformer(
-        trained_bundle, f"127.0.0.1:{mlserver.http_port}", "--predictor_protocol=v2"
-    ) as running:
+async def predictor(sklearn_reference: SklearnReference) -> AsyncIterator[FakeMLServer]:
+    async with FakeMLServer(sklearn_reference).running() as predictor:
+        yield predictor
+
+
+@pytest.fixture
+async def transformer(trained_bundle: Path, predictor: FakeMLServer) -> AsyncIterator[InProcessTransformer]:
+    async with in_process_transformer(trained_bundle, predictor.address, *OVER_V2) as running:
         yield running
-
-
-async def v1(service: InProcessTransformer, rows: Sequence[dict[str, Any]], **headers: str) -> Answer:
-    response = await service.http.post(V1_PREDICT, content=json.dumps({"instances": rows}), headers=headers)
-    assert response.status_code == 200, response.text
-    return of_v1(response.json(), response.headers["x-model-version"])
-
-
-def of_v1(content: Any, version: str) -> Answer:
-    predictions = content["predictions"]
-    assert all(set(one) == {"placement", "placement_probability"} for one in predictions)
-    return (
-        [one["placement"] for one in predictions],
-        [one["placement_probability"] for one in predictions],
-        version,
-    )
-
-
-async def v1_with_charset(service: InProcessTransformer, rows: Sequence[dict[str, Any]]) -> Answer:
-    return await v1(service, rows, **{"content-type": "application/json; charset=utf-8"})
-
-
-async def v1_structured_cloudevent(service: InProcessTransformer, rows: Sequence[dict[str, Any]]) -> Answer:
-    event = {
-        "specversion": "1.0",
-        "id": "7",
-        "source": "test",
-        "type": "candidate",
-        "time": "2026-01-01T00:00:00Z",
-        "data": {"instances": rows},
-    }
-    response = await service.http.post(
-        V1_PREDICT, json=event, headers={"content-type": "application/cloudevents+json"}
-    )
-    assert response.headers["content-type"] == "application/cloudevents+json"
-    answer = response.json()
-    assert answer["type"] == "io.kserve.inference.response"
-    return of_v1(answer["data"], response.headers["x-model-version"])
-
-
-async def v1_binary_cloudevent(service: InProcessTransformer, rows: Sequence[dict[str, Any]]) -> Answer:
-    headers = {"ce-specversion": "1.0", "ce-id": "7", "ce-source": "test", "ce-type": "candidate"}
-    response = await service.http.post(V1_PREDICT, json={"instances": rows}, headers=headers)
-    assert response.headers["ce-source"] == "io.kserve.inference.placement"
-    return of_v1(response.json(), response.headers["x-model-version"])
-
-
-def tensors(sklearn_reference: SklearnReference, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One JSON tensor for each field."""
-    return [
-        {
-            "name": field.name,
-            "datatype": field.datatype,
-            "shape": [len(rows)],
-            "data": [row[field.name] for row in rows],
-        }
-        for field in sklearn_reference.bundle.signature.fields
-    ]
-
-
-async def v2(service: InProcessTransformer, request: dict[str, Any]) -> Answer:
-    response = await service.http.post(V2_INFER, json={"id": "mine", **request})
-    assert response.status_code == 200, response.text
-    content = response.json()
-    assert (content["id"], content["model_name"]) == ("mine", "placement")
-    placed, probability = content["outputs"]
-    assert (placed["name"], placed["datatype"]) == ("placement", "BOOL")
-    assert (probability["name"], probability["datatype"]) == ("placement_probability", "FP64")
-    assert placed["shape"] == probability["shape"] == [len(placed["data"])]
-    assert content["model_version"] == response.headers["x-model-version"]
-    return placed["data"], probability["data"], content["model_version"]
-
-
-async def v2_tensor_per_field(
-    service: InProcessTransformer, rows: Sequence[dict[str, Any]], sklearn_reference: SklearnReference
-) -> Answer:
-    return await v2(
-        service, {"parameters": {"content_type": "pd"}, "inputs": tensors(sklearn_reference, rows)}
-    )
-
-
-async def v2_nested_columns(
-    service: InProcessTransformer, rows: Sequence[dict[str, Any]], sklearn_reference: SklearnReference
-) -> Answer:
-    columns = [
-        {**tensor, "shape": [len(rows), 1], "data": [[value] for value in tensor["data"]]}
-        for tensor in tensors(sklearn_reference, rows)
-    ]
-    return await v2(service, {"inputs": columns})
-
-
-async def v2_flat_columns(
-    service: InProcessTransformer, rows: Sequence[dict[str, Any]], sklearn_reference: SklearnReference
-) -> Answer:
-    columns = [{**tensor, "shape": [len(rows), 1]} for tensor in tensors(sklearn_reference, rows)]
-    return await v2(service, {"inputs": columns})
-
-
-async def v2_json_objects(service: InProcessTransformer, rows: Sequence[dict[str, Any]]) -> Answer:
-    tensor = {
-        "name": "candidates",
-        "datatype": "BYTES",
-        "shape": [len(rows)],
-        "data": [json.dumps(row) for row in rows],
-    }
-    return await v2(service, {"inputs": [tensor]})
-
-
-def raw(field: Any, rows: Sequence[dict[str, Any]]) -> bytes:
-    if isinstance(field, Number):
-        return np.array([row[field.name] for row in rows], "<f8").tobytes()
-    return b"".join(struct.pack("<I", len(v)) + v for v in (row[field.name].encode() for row in rows))
-
-
-async def v2_binary(
-    service: InProcessTransformer, rows: Sequence[dict[str, Any]], sklearn_reference: SklearnReference
-) -> Answer:
-    """The binary extension, both ways."""
-    fields = sklearn_reference.bundle.signature.fields
-    data = [raw(field, rows) for field in fields]
-    inputs = [
-        {
-            "name": field.name,
-            "datatype": field.datatype,
-            "shape": [len(rows)],
-            "parameters": {"binary_data_size": len(part)},
-        }
-        for field, part in zip(fields, data, strict=True)
-    ]
-    head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
-    response = await service.http.post(
-        V2_INFER, content=head + b"".join(data), headers={"inference-header-content-length": str(len(head))}
-    )
-    assert response.status_code == 200, response.text
-    assert response.headers["content-type"] == "application/octet-stream"
-    length = int(response.headers["inference-header-content-length"])
-    content = json.loads(response.content[:length])
-    sizes = [output["parameters"]["binary_data_size"] for output in content["outputs"]]
-    assert sizes == [len(rows), 8 * len(rows)]
-    assert len(response.content) == length + sum(sizes)
-    placed = np.frombuffer(response.content[length : length + sizes[0]], "?").tolist()
-    return (
-        placed,
-        np.frombuffer(response.content[length + sizes[0] :], "<f8").tolist(),
-        content["model_version"],
-    )
-
-
-async def call(service: InProcessTransformer, message: pb.ModelInferRequest) -> Answer:
-    asked = service.grpc.ModelInfer(message)
-    answer = await asked
-    metadata = dict(await asked.trailing_metadata())
-    assert metadata["x-model-version"] == answer.model_version
-    assert answer.model_name == "placement"
-    placed, probability = answer.outputs
-    assert (placed.name, placed.datatype) == ("placement", "BOOL")
-    assert (probability.name, probability.datatype) == ("placement_probability", "FP64")
-    if answer.raw_output_contents:
-        bools, floats = answer.raw_output_contents
-        return np.frombuffer(bools, "?").tolist(), np.frombuffer(floats, "<f8").tolist(), answer.model_version
-    return list(placed.contents.bool_contents), list(probability.contents.fp64_contents), answer.model_version
-
-
-async def grpc_typed(
-    service: InProcessTransformer, rows: Sequence[dict[str, Any]], sklearn_reference: SklearnReference
-) -> Answer:
-    message = pb.ModelInferRequest(model_name="placement")
-    for field in sklearn_reference.bundle.signature.fields:
-        tensor = message.inputs.add(name=field.name, datatype=field.datatype, shape=[len(rows)])
-        if isinstance(field, Number):
-            tensor.contents.fp64_contents.extend(row[field.name] for row in rows)
-        else:
-            tensor.contents.bytes_contents.extend(row[field.name].encode() for row in rows)
-    return await call(service, message)
-
-
-async def grpc_raw(
-    service: InProcessTransformer, rows: Sequence[dict[str, Any]], sklearn_reference: SklearnReference
-) -> Answer:
-    message = pb.ModelInferRequest(model_name="placement")
-    for field in sklearn_reference.bundle.signature.fields:
-        message.inputs.add(name=field.name, datatype=field.datatype, shape=[len(rows)])
-        message.raw_input_contents.append(raw(field, rows))
-    return await call(service, message)
-
-
-async def grpc_json_objects(service: InProcessTransformer, rows: Sequence[dict[str, Any]]) -> Answer:
-    message = pb.ModelInferRequest(model_name="placement")
-    tensor = message.inputs.add(name="candidates", datatype="BYTES", shape=[len(rows)])
-    tensor.contents.bytes_contents.extend(json.dumps(row).encode() for row in rows)
-    return await call(service, message)
-
-
-FORMS = (
-    v1,
-    v1_with_charset,
-    v1_structured_cloudevent,
-    v1_binary_cloudevent,
-    v2_tensor_per_field,
-    v2_nested_columns,
-    v2_flat_columns,
-    v2_json_objects,
-    v2_binary,
-    grpc_typed,
-    grpc_raw,
-    grpc_json_objects,
-)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 @pytest.mark.parametrize("count", [1, 32])
-async def test_every_form_gives_the_score_of_scikit_learn(form, count, transformer, sklearn_reference):
-    rows = [dict(row) for row in sklearn_reference.bundle.reference.candidates[:count]]
-    extra = {"truth": sklearn_reference} if "truth" in form.__code__.co_varnames else {}
-    placed, probabilities, version = await form(transformer, rows, **extra)
-    assert probabilities == pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12)
-    assert placed == [p >= sklearn_reference.bundle.threshold for p in probabilities]
-    assert version == sklearn_reference.bundle.version
+async def test_every_form_of_a_request_gives_the_score_of_scikit_learn(
+    form, count, transformer, sklearn_reference
+):
+    bundle = sklearn_reference.bundle
+    rows = [dict(row) for row in bundle.reference.candidates[:count]]
+    answer = await form(transformer, rows, bundle.signature)
+    assert answer.probabilities == pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12)
+    assert answer.positive == [probability >= bundle.threshold for probability in answer.probabilities]
+    assert answer.version == bundle.version
 
 
 async def test_metadata_lists_fields_and_outputs_over_rest_and_grpc(transformer, sklearn_reference):
@@ -281,11 +73,15 @@ async def test_only_the_requested_outputs_are_answered(transformer, sklearn_refe
     rows = [dict(sklearn_reference.bundle.reference.candidates[0])]
     wanted = [{"name": "placement_probability"}]
     response = await transformer.http.post(
-        V2_INFER, json={"inputs": tensors(sklearn_reference, rows), "outputs": wanted}
+        V2_INFER, json={"inputs": field_tensors(sklearn_reference.bundle.signature, rows), "outputs": wanted}
     )
     assert [output["name"] for output in response.json()["outputs"]] == ["placement_probability"]
     response = await transformer.http.post(
-        V2_INFER, json={"inputs": tensors(sklearn_reference, rows), "outputs": [{"name": "salary"}]}
+        V2_INFER,
+        json={
+            "inputs": field_tensors(sklearn_reference.bundle.signature, rows),
+            "outputs": [{"name": "salary"}],
+        },
     )
     assert response.status_code == 400
     assert response.json() == {
@@ -297,9 +93,9 @@ async def test_numbers_may_be_sent_in_narrower_datatypes(transformer, sklearn_re
     rows = [{**sklearn_reference.bundle.reference.candidates[0], "ssc_p": 71.0}]
     columns = [
         {**tensor, "datatype": "INT32", "data": [71]} if tensor["name"] == "ssc_p" else tensor
-        for tensor in tensors(sklearn_reference, rows)
+        for tensor in field_tensors(sklearn_reference.bundle.signature, rows)
     ]
-    _, probabilities, _ = await v2(transformer, {"inputs": columns})
+    _, probabilities, _ = await ask_v2(transformer, {"inputs": columns})
     assert probabilities == pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12)
 
 
@@ -482,13 +278,12 @@ async def test_no_caller_can_unload_the_model(transformer, sklearn_reference):
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await transformer.grpc.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="placement"))
     assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    await v1(transformer, [dict(sklearn_reference.bundle.reference.candidates[0])])
+    await v1(transformer, [SAMPLE], sklearn_reference.bundle.signature)
 
 
-async def test_more_candidates_or_bytes_than_the_limits_are_too_large(trained_bundle, mlserver):
-    host = f"127.0.0.1:{mlserver.http_port}"
+async def test_more_candidates_or_bytes_than_the_limits_are_too_large(trained_bundle, predictor):
     limits = ("--max_candidates=2", "--max_request_bytes=1000")
-    async with in_process_transformer(trained_bundle, host, "--predictor_protocol=v2", *limits) as service:
+    async with in_process_transformer(trained_bundle, predictor.address, *OVER_V2, *limits) as service:
         response = await service.http.post(V1_PREDICT, json={"instances": [{}, {}, {}]})
         assert response.status_code == 413
         assert response.json()["error"] == "too many candidates: limit 2, got 3"
@@ -507,13 +302,12 @@ async def test_more_candidates_or_bytes_than_the_limits_are_too_large(trained_bu
 
 
 async def test_an_unknown_category_is_encoded_as_none_where_asked_for(
-    trained_bundle, mlserver, sklearn_reference
+    trained_bundle, predictor, sklearn_reference
 ):
-    host = f"127.0.0.1:{mlserver.http_port}"
     rows = [{**sklearn_reference.bundle.reference.candidates[0], "hsc_s": "Music"}]
     async with in_process_transformer(
-        trained_bundle, host, "--predictor_protocol=v2", "--unknown_category=ignore"
+        trained_bundle, predictor.address, *OVER_V2, "--unknown_category=ignore"
     ) as service:
-        _, probabilities, _ = await v1(service, rows)
+        _, probabilities, _ = await v1(service, rows, sklearn_reference.bundle.signature)
     # DictVectorizer passes over what it has not seen, too.
     assert probabilities == pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12)

@@ -1,10 +1,6 @@
 """Writers that race or are killed: at every moment a version is whole or not there."""
 
 import os
-import random
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from storage import places
-from storage.bundles import VersionExistsError, fetch, publish, versions
+from storage.bundles import VersionExistsError, publish
 from tests.support.bundle_copies import MODEL, copied
-from tests.support.paths import ROOT
 from transformer.bundle.format import MODEL_FILE, Bundle, load_bundle
 
 
@@ -50,35 +45,6 @@ def test_of_several_writers_exactly_one_wins(tmp_path, make):
     assert (version / MODEL_FILE).read_bytes() == models[won.index(True)]
     assert load_bundle(version).model.sha256 == sha256(models[won.index(True)]).hexdigest()
     assert names(version.parent) == ["v1"]
-
-
-_WRITER = """
-import sys
-from itertools import count
-from storage.bundles import publish
-from tests.support.bundle_copies import copied
-from transformer.bundle.format import load_bundle
-template = load_bundle(sys.argv[1])
-print("ready", flush=True)
-for number in count(int(sys.argv[3])):
-    model = bytes([number % 256]) * 2_000_000
-    publish(copied(template, f"v{number}", model), model, sys.argv[2])
-"""
-
-
-def test_a_writer_killed_at_any_moment_leaves_no_half_version(trained_bundle, tmp_path):
-    for attempt, seconds in enumerate([0.5, *(random.uniform(0.02, 0.25) for _ in range(4))]):
-        arguments = [sys.executable, "-c", _WRITER, str(trained_bundle), str(tmp_path), str(1000 * attempt)]
-        with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE) as writer:
-            assert writer.stdout is not None
-            writer.stdout.readline()
-            time.sleep(seconds)
-            writer.send_signal(signal.SIGKILL)
-    seen = versions(tmp_path, "placement")
-    assert seen
-    for path in (tmp_path / "placement").glob("v*"):
-        assert path.name in seen
-        fetch(path, tmp_path / "mnt" / path.name)  # which compares the model's digest
 
 
 def test_what_a_killed_writer_left_is_removed_in_time(tmp_path, make):

@@ -17,7 +17,6 @@ from typing import Any
 
 import aiohttp
 import grpc
-from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
 from inferenceservice.local.launch import TransformerProcess
@@ -28,6 +27,7 @@ from tests.support.async_processes import addresses
 from tests.support.endpoints import V1_PREDICT, V2_INFER
 from tests.support.faulty_proxy import FaultyProxy, Spoil
 from tests.support.load import TRY_AGAIN, Tally, at_once, checker_for
+from tests.support.request_bodies import grpc_objects, objects_tensor
 from tests.support.sklearn_reference import SklearnReference
 from tests.support.version_pairs import VersionPair
 
@@ -189,7 +189,7 @@ async def leave(scene: Scene) -> None:
     """Clients go: in the middle of their request, right after it, over REST and over gRPC."""
     rows = random.choices(scene.pair.candidates, k=random.choice((1, 40, 400)))
     body = json.dumps({"instances": rows}).encode()
-    head = f"POST /v1/models/placement:predict HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = f"POST {V1_PREDICT} HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n"
     for sent in (random.randrange(len(body)), len(body)):
         _, writer = await asyncio.open_connection("127.0.0.1", scene.transformer.http_port)
         writer.write(head.encode() + body[:sent])
@@ -197,19 +197,11 @@ async def leave(scene: Scene) -> None:
         await asyncio.sleep(random.random() * 0.02)
         writer.transport.abort()
     async with grpc.aio.insecure_channel(addresses(scene.transformer)[1]) as channel:
-        call = GRPCInferenceServiceStub(channel).ModelInfer(of_objects(rows))
+        call = GRPCInferenceServiceStub(channel).ModelInfer(grpc_objects(rows))
         await asyncio.sleep(random.random() * 0.02)
         call.cancel()
         await asyncio.wait([asyncio.ensure_future(call.code())])
     scene.unheard += 2
-
-
-def of_objects(rows: list[dict[str, Any]]) -> pb.ModelInferRequest:
-    """A gRPC request."""
-    message = pb.ModelInferRequest(model_name="placement")
-    tensor = message.inputs.add(name="candidates", datatype="BYTES", shape=[len(rows)])
-    tensor.contents.bytes_contents.extend(json.dumps(row).encode() for row in rows)
-    return message
 
 
 async def send_what_is_wrong(scene: Scene) -> None:
@@ -218,13 +210,11 @@ async def send_what_is_wrong(scene: Scene) -> None:
     good = random.choice(scene.pair.candidates)
     rows = [{**good, **random.choice(WRONG_FIELDS)}]
     expected = {"v1": 400, "v2": 400, "no JSON": 400, "too long": 413, "unknown": 404}
-    tensor = {"name": "candidates", "shape": [1], "datatype": "BYTES", "data": [json.dumps(rows[0])]}
-    v1, v2 = V1_PREDICT, V2_INFER
     bodies = {
-        "v1": (v1, json.dumps({"instances": rows})),
-        "v2": (v2, json.dumps({"inputs": [tensor]})),
-        "no JSON": (v1, json.dumps({"instances": [good]})[: -random.randrange(1, 20)]),
-        "too long": (v2, "[" * (9 * 2**20)),
+        "v1": (V1_PREDICT, json.dumps({"instances": rows})),
+        "v2": (V2_INFER, json.dumps({"inputs": [objects_tensor(rows)]})),
+        "no JSON": (V1_PREDICT, json.dumps({"instances": [good]})[: -random.randrange(1, 20)]),
+        "too long": (V2_INFER, "[" * (9 * 2**20)),
         "unknown": ("/v1/models/nobody:predict", json.dumps({"instances": [good]})),
     }
     async with aiohttp.ClientSession() as session:
@@ -234,7 +224,7 @@ async def send_what_is_wrong(scene: Scene) -> None:
                     scene.bad.append(f"{name} got {response.status} {await response.text()}")
                 scene.tally.failed[f"{response.status}"] += 1
     async with grpc.aio.insecure_channel(grpc_address) as channel:
-        code = await GRPCInferenceServiceStub(channel).ModelInfer(of_objects(rows)).code()
+        code = await GRPCInferenceServiceStub(channel).ModelInfer(grpc_objects(rows)).code()
     scene.tally.failed["400"] += 1
     if code is not grpc.StatusCode.INVALID_ARGUMENT:
         scene.bad.append(f"gRPC got {code.name}")

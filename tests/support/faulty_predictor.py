@@ -1,32 +1,22 @@
 """Predictors that do as a test says, the transformer in front of them, and what is asked of it."""
 
 import asyncio
-import contextlib
 import itertools
-import json
-import logging
 import warnings
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
 import numpy as np
 import pandas as pd
-import pytest
 from aiohttp import web
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 
 from tests.support import fake_mlserver
 from tests.support.endpoints import V1_PREDICT
-from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
 from tests.support.sklearn_reference import SklearnReference
-from tests.support.waiting import wait_until
-from training.candidates import SAMPLE
-from transformer.metrics import CONNECTIONS
 from transformer.upstream.known_versions import known_versions
 
 #: The class columns are in the alphabet's order: "Not Placed", "Placed".
@@ -42,8 +32,6 @@ REFUSED_ORDER = (
 )
 REFUSED_WIDTH = "X has 20 features, but RandomForestClassifier is expecting 21 features as input."
 LOADING = "Model placement is not ready yet."
-#: Of each transformer here: one for each of the three protocols that `outcomes` asks over at once.
-CONNECTIONS_EACH = 3
 
 
 def predictions(protocol: str, rows: Any) -> dict[str, Any]:
@@ -209,75 +197,3 @@ def aborts(code: str, details: str):
         await context.abort(grpc.StatusCode[code], details)
 
     return fault
-
-
-@dataclass
-class Front(InProcessTransformer):
-    """A transformer in front of a scripted predictor, every connection verified.
-
-    Attributes
-    ----------
-    hop
-        Protocol between the two.
-    answer
-        How a request for two of `SAMPLE` ends that ends well.
-    tasks
-        How many there were while nothing happened.
-    """
-
-    hop: str
-    answer: tuple[str, Any, bool]
-    tasks: int
-
-
-@contextlib.asynccontextmanager
-async def connected_transformer(
-    predictor: FaultyPredictor, bundle: Path, hop: str, *arguments: str, connections: int = CONNECTIONS_EACH
-) -> AsyncIterator[Front]:
-    """A transformer whose requests may take a second; `hop` is a protocol, or one `` by request``."""
-    protocol, _, by = hop.partition(" by ")
-    options = [
-        f"--predictor_protocol={protocol}",
-        "--predictor_request_timeout_seconds=1",
-        f"--predictor_connections={connections}",
-        *([f"--verify={by}"] if by else []),
-        *arguments,
-    ]
-    (probability,) = predictor.reference.probabilities([SAMPLE])
-    async with in_process_transformer(bundle, predictor.address, *options) as running:
-        await wait_until(lambda: usable_connections() == connections)
-        answer = ("200", pytest.approx([probability] * 2, abs=1e-12), False)
-        yield Front(**vars(running), hop=protocol, answer=answer, tasks=len(asyncio.all_tasks()))
-
-
-@contextlib.contextmanager
-def transformer_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What the transformer logs, whose loggers do not propagate."""
-    with caplog.at_level(logging.INFO), contextlib.ExitStack() as stack:
-        for logger in map(logging.getLogger, ("kserve", "kserve.trace")):
-            logger.addHandler(caplog.handler)
-            stack.callback(logger.removeHandler, caplog.handler)
-        yield caplog
-
-
-def usable_connections() -> float:
-    """Connections that can carry requests, of all transformers in this process."""
-    samples = (sample for metric in CONNECTIONS.collect() for sample in metric.samples)
-    return sum(sample.value for sample in samples if sample.labels["state"] == "usable")
-
-
-# Requests
-
-
-def grpc_request(*candidates: dict[str, Any]) -> pb.ModelInferRequest:
-    """A gRPC request of candidates as JSON."""
-    request = pb.ModelInferRequest(model_name="placement")
-    tensor = request.inputs.add(name="candidates", datatype="BYTES", shape=[len(candidates)])
-    tensor.contents.bytes_contents.extend(json.dumps(one).encode() for one in candidates)
-    return request
-
-
-def v2_request(*candidates: dict[str, Any]) -> dict[str, Any]:
-    """The same over REST."""
-    data = [json.dumps(one) for one in candidates]
-    return {"inputs": [{"name": "candidates", "datatype": "BYTES", "shape": [len(data)], "data": data}]}

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import random
 import time
 from collections import Counter
@@ -12,11 +11,11 @@ from typing import Any
 
 import aiohttp
 import grpc
-from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
 from tests.support.answer_checker import Answer, AnswerChecker
 from tests.support.endpoints import V1_PREDICT, V2_INFER
+from tests.support.request_bodies import grpc_objects
 from tests.support.sklearn_reference import SklearnReference
 from tests.support.version_pairs import VersionPair
 from tests.support.waiting import wait_until
@@ -172,10 +171,7 @@ def over_grpc(stub: GRPCInferenceServiceStub, give_up_s: float) -> Ask:
     """A gRPC client, with one tensor of JSON objects."""
 
     async def ask(rows: list[dict[str, Any]]) -> tuple[str, list[float]]:
-        message = pb.ModelInferRequest(model_name="placement")
-        tensor = message.inputs.add(name="candidates", datatype="BYTES", shape=[len(rows)])
-        tensor.contents.bytes_contents.extend(json.dumps(row).encode() for row in rows)
-        call = stub.ModelInfer(message, timeout=give_up_s)
+        call = stub.ModelInfer(grpc_objects(rows), timeout=give_up_s)
         try:
             answer = await call
         except grpc.aio.AioRpcError as error:

@@ -1,0 +1,97 @@
+"""A transformer refuses requests beyond its limits at once, and frees what they took."""
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+from aiohttp import web
+
+from tests.support.connected_transformer import CONNECTIONS_EACH, connected_transformer
+from tests.support.endpoints import V1_PREDICT, V2_INFER
+from tests.support.faulty_predictor import FaultyHttpPredictor, instances, predictions
+from tests.support.in_process_transformer import InProcessTransformer
+from tests.support.request_bodies import grpc_objects, v2_objects
+from tests.support.waiting import wait_until
+from training.candidates import SAMPLE
+from transformer.server.byte_budget import MAX_SIZE_REQUESTS
+
+#: Candidates that may wait, and how many a request has: ten times as many come at once.
+WAITING, SIZE = 100, 10
+REQUESTS = 10 * WAITING // SIZE
+
+
+@pytest.fixture
+def gate(predictor: FaultyHttpPredictor) -> asyncio.Event:
+    """The predictor answers no call before it is set."""
+    gate = asyncio.Event()
+
+    async def waits(request: web.Request) -> web.StreamResponse:
+        await gate.wait()
+        rows = instances(await request.json())
+        return web.json_response(predictions("v1", predictor.probabilities(rows)))
+
+    predictor.always = waits
+    return gate
+
+
+async def test_what_cannot_be_taken_is_refused_before_anything_is_answered(
+    predictor, gate, trained_bundle, sklearn_reference
+):
+    options = (
+        f"--max_waiting_rows={WAITING}",
+        f"--max_batch_rows={WAITING}",
+        "--predictor_request_timeout_seconds=30",
+    )
+    async with connected_transformer(predictor, trained_bundle, "v1", *options) as front:
+        body = {"instances": [SAMPLE] * SIZE}
+        asked = [asyncio.create_task(front.http.post(V1_PREDICT, json=body)) for _ in range(REQUESTS)]
+        # Each connection may carry as many candidates as may wait.
+        taken = (CONNECTIONS_EACH + 1) * WAITING // SIZE
+        await wait_until(lambda: sum(one.done() for one in asked) >= REQUESTS - taken)
+        refused = [one.result() for one in asked if one.done()]
+        assert {one.status_code for one in refused} == {503}
+        assert all(one.headers["retry-after"] for one in refused)
+        gate.set()
+        answers = await asyncio.gather(*asked)
+    assert {one.status_code for one in answers} == {200, 503}
+    right = [one.json()["predictions"] for one in answers if one.status_code == 200]
+    assert len(right) >= WAITING // SIZE
+    probability = sklearn_reference.probabilities([SAMPLE] * SIZE)
+    for rows in right:
+        assert [row["placement_probability"] for row in rows] == pytest.approx(probability, abs=1e-12)
+
+
+def long_requests(front: InProcessTransformer, size: int) -> list[asyncio.Task[str]]:
+    """Requests for one candidate with much beside it, eight over every way, all sent at once."""
+    row = {**SAMPLE, "notes": "x" * size}
+    other = {"content-type": "application/json; charset=utf-8"}
+
+    async def rest(path: str, body: dict[str, Any], headers: dict[str, str]) -> str:
+        return str((await front.http.post(path, json=body, headers=headers)).status_code)
+
+    async def rpc() -> str:
+        code = await front.grpc.ModelInfer(grpc_objects([row])).code()
+        return "200" if code is grpc.StatusCode.OK else "503" if "EXHAUSTED" in code.name else code.name
+
+    over_rest = [
+        (path, body, headers)
+        for path, body in ((V1_PREDICT, {"instances": [row]}), (V2_INFER, v2_objects([row])))
+        for headers in ({}, other)
+    ]
+    return [asyncio.create_task(one) for _ in range(8) for one in (*(rest(*one) for one in over_rest), rpc())]
+
+
+async def test_more_bytes_than_there_is_room_for_are_refused_and_the_room_is_given_back(
+    predictor, gate, trained_bundle
+):
+    options = ("--max_request_bytes=20000", "--predictor_request_timeout_seconds=30")
+    taken = MAX_SIZE_REQUESTS * 20_000 // 15_000
+    async with connected_transformer(predictor, trained_bundle, "v1", *options) as front:
+        asked = long_requests(front, 15_000)
+        await wait_until(lambda: sum(one.done() for one in asked) >= len(asked) - taken)
+        assert {one.result() for one in asked if one.done()} == {"503"}
+        gate.set()
+        assert set(await asyncio.gather(*asked)) == {"200", "503"}
+        for _ in range(3):
+            assert set(await asyncio.gather(*long_requests(front, 1000))) == {"200"}

@@ -1,0 +1,107 @@
+"""The checker of served answers tells right answers from wrong and mixed ones."""
+
+import numpy as np
+import pytest
+
+from tests.soak.rollouts import Outcome
+from tests.support.answer_checker import Answer, AnswerChecker
+from tests.support.load import Tally
+from tests.support.version_pairs import PAIRS, VersionPair, differ, misread
+from transformer.upstream.known_versions import UNVERIFIED
+
+
+@pytest.fixture(scope="module")
+def renamed(version_pair) -> VersionPair:
+    return version_pair("category_renamed")
+
+
+@pytest.fixture(scope="module")
+def checker(renamed) -> AnswerChecker:
+    return AnswerChecker(
+        renamed.candidates,
+        {label: [sklearn_reference] for label, sklearn_reference in renamed.references.items()},
+    )
+
+
+def said(pair: VersionPair, version: str, chosen: list[int], *by: str) -> Answer:
+    """An answer that claims a version and has each candidate's score from another one."""
+    scores = [
+        pair.references[one].probabilities([pair.candidates[number]])[0]
+        for one, number in zip(by, chosen, strict=True)
+    ]
+    return Answer(version, scores, [score >= 0.5 for score in scores])
+
+
+@pytest.mark.parametrize(
+    ("version", "by", "verdict"),
+    [
+        ("v1", ("v1", "v1", "v1"), "right"),
+        ("v2", ("v2", "v2", "v2"), "right"),
+        ("v1", ("v2", "v2", "v2"), "wrong"),
+        ("v3", ("v2", "v2", "v2"), "wrong"),
+        ("v1", ("v1", "v2", "v1"), "mixed"),
+        ("v2", ("v1", "v2", "v1"), "mixed"),
+        (UNVERIFIED, ("v1", "v1", "v1"), "unverified"),
+        (UNVERIFIED, ("v1", "v1", "v2"), "mixed"),
+    ],
+)
+def test_the_judge_tells_a_right_answer_from_every_other(version, by, verdict, renamed, checker):
+    chosen = [3, 1, 4]
+    assert checker.verdict(chosen, said(renamed, version, chosen, *by)) == verdict
+
+
+def test_the_judge_holds_each_part_of_an_answer_against_the_model(renamed, checker):
+    chosen = [3, 1, 4]
+    right = said(renamed, "v1", chosen, "v1", "v1", "v1")
+    misread_score = misread(*renamed.references.values(), renamed.candidates)[3]
+    for wrong in (
+        Answer("v1", right.probabilities[:2], right.positive[:2]),
+        Answer("v1", right.probabilities[::-1], right.positive[::-1]),
+        Answer("v1", right.probabilities, [not one for one in right.positive]),
+        Answer("v1", [misread_score, *right.probabilities[1:]], right.positive),
+    ):
+        assert checker.verdict(chosen, wrong) in {"wrong", "mixed"}
+    assert checker.verdict([3], Answer("v1", [misread_score], [misread_score >= 0.5])) == "wrong"
+
+
+def test_unknown_models_answer_as_unverified_only_and_each_for_itself(renamed):
+    old, new = renamed.references.values()
+    checker = AnswerChecker(renamed.candidates, {UNVERIFIED: [old, new]})
+    for by in ("v1", "v2"):
+        assert checker.verdict([0, 1], said(renamed, UNVERIFIED, [0, 1], by, by)) == "right"
+        assert checker.verdict([0, 1], said(renamed, by, [0, 1], by, by)) == "wrong"
+    assert checker.verdict([0, 1], said(renamed, UNVERIFIED, [0, 1], "v1", "v2")) == "mixed"
+    checker = AnswerChecker(renamed.candidates, {UNVERIFIED: [old]}, others=[new])
+    assert checker.verdict([0, 1], said(renamed, UNVERIFIED, [0, 1], "v2", "v2")) == "wrong"
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_every_candidate_tells_which_version_scored_it(name, version_pair):
+    pair = version_pair(name)
+    old, new = (
+        np.array(sklearn_reference.probabilities(pair.candidates))
+        for sklearn_reference in pair.references.values()
+    )
+    assert len(pair.candidates) >= 200
+    assert differ(old, new).all()
+    assert bool(pair.new_only_candidates) == (name != "retrained")
+
+
+def test_many_candidates_tell_through_which_encoding_they_were_scored(renamed):
+    old, new = renamed.references.values()
+    scores = np.array(old.probabilities(renamed.candidates))
+    assert differ(scores, misread(old, new, renamed.candidates)).mean() > 0.3
+
+
+@pytest.mark.parametrize("verdict", ["wrong", "mixed", "unverified"])
+def test_an_outcome_is_not_as_expected_with_a_single_fault(verdict):
+    tally = Tally(several=1, faults={verdict: ["an answer"]})
+    tally.answered["v1"] += 1
+    (unexpected,) = Outcome(tally).unexpected
+    assert unexpected.startswith(f"1 answers were {verdict}")
+
+
+def test_an_outcome_without_requests_of_several_candidates_proves_nothing_about_mixing():
+    tally = Tally()
+    tally.answered["v1"] += 1
+    assert Outcome(tally).unexpected == ["no answer was to several candidates, so none could be mixed"]
