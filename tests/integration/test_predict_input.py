@@ -245,11 +245,12 @@ def test_the_services_problems_are_told_by_row_and_column(predict, write, protoc
     ]
 
 
-def test_the_services_count_of_problems_is_kept(predict, write, protocol):
-    lines = predict(write(table(*[{**ROW, "ssc_p": "710"}] * 50)), protocol=protocol).err.splitlines()
+@pytest.mark.parametrize(("rows", "count"), [(50, "and 30 more problems"), (21, "and 1 more problem")])
+def test_the_services_count_of_problems_is_kept(rows, count, predict, write, protocol):
+    lines = predict(write(table(*[{**ROW, "ssc_p": "710"}] * rows)), protocol=protocol).err.splitlines()
     assert len(lines) == 21
     assert lines[19].endswith("row 20 (line 21), column 'ssc_p': must be 0 to 100, got 710.0")
-    assert lines[20] == "and 30 more problems"
+    assert lines[20] == count
 
 
 def test_a_missing_column_is_named_once(predict, write, protocol):
