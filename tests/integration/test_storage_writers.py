@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from storage import places
+from storage import directories
 from storage.bundles import VersionExistsError, fetch, publish, versions
 from tests.support.bundle_copies import MODEL, copied
 from tests.support.paths import ROOT
@@ -83,7 +83,7 @@ def test_a_writer_killed_at_any_moment_leaves_no_half_version(trained_bundle, tm
 
 def test_what_a_killed_writer_left_is_removed_in_time(tmp_path, make):
     publish(make("v1"), MODEL, tmp_path)
-    for name, age in ((".v2.0.writing", places.STALE_S + 60), (".v3.0.writing", 60)):
+    for name, age in ((".v2.0.writing", directories.STALE_S + 60), (".v3.0.writing", 60)):
         left = tmp_path / "placement" / name
         left.mkdir()
         os.utime(left, (time.time() - age,) * 2)
