@@ -1,1 +1,1 @@
-"""The command `placement`."""
+"""The command `placement`: train, serve, roll out and query a model."""

@@ -1,25 +1,36 @@
-"""Change both components of the local service at once, as `kubectl apply` does in a cluster."""
+"""Change both components of the local service to a spec at once, as `kubectl apply` does in a cluster."""
 
 import argparse
 from pathlib import Path
 
-from placement.target_arguments import add_run_argument, errors, local_target, tell, work
+from placement.command import Command
+from placement.target_arguments import (
+    add_run_argument,
+    connect_local_target,
+    print_result,
+    run_steps,
+    target_errors,
+)
 
-__all__ = ["HELP", "add_arguments", "errors", "run"]
 
-HELP = "change both components of the local service at once"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command's options."""
-    parser.add_argument("-f", "--file", type=Path, required=True, help="the spec, or a kustomize directory")
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-f", "--file", type=Path, required=True, help="spec, or kustomize directory")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_run_argument(parser)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Apply the spec; each component changes over as soon as it is ready, those of one pod together."""
+def _run(options: argparse.Namespace) -> int:
     file = options.file.resolve()
-    work(options, lambda progress: local_target(options).apply(file, progress))
-    tell(options, {"applied": str(file)}, f"{file} is applied")
+    run_steps(lambda progress: connect_local_target(options).apply(file, progress))
+    print_result(options, {"applied": str(file)}, f"{file} is applied")
     return 0
+
+
+COMMAND = Command(
+    name="apply",
+    help="change both components of the local service to a spec at once",
+    description=__doc__,
+    add_arguments=_add_arguments,
+    run=_run,
+    errors=target_errors,
+)

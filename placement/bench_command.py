@@ -1,7 +1,7 @@
-"""Measure this service beside others that do the same, on this machine: throughput, latency, memory.
+"""Compare this service with others that serve the same model: throughput, latency, memory.
 
-The systems are started here and measured in turn, for several rounds. The first run installs the peers'
-environment and trains the models, once.
+The command starts each system on this machine and measures them in turn, for several rounds. The first run
+also installs the environment of the other systems and trains the models.
 """
 
 import argparse
@@ -9,23 +9,23 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from placement.progress import Steps
+from placement.command import Command
+from placement.progress import StepPrinter
 
 if TYPE_CHECKING:
     from benchmarks.results import Results
 
-HELP = "measure this service beside others"
-
-#: Rounds and seconds of a full run, and of one that ends within two minutes.
+#: Rounds, and seconds of each load, of a full run and of one within two minutes.
 _FULL = (3, 2.0)
 _QUICK = (3, 1.0)
 _QUICK_LIMIT_S = 100
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command's options."""
-    parser.add_argument("--quick", action="store_true", help="only the comparisons, within two minutes")
-    parser.add_argument("--rounds", type=_positive, help=f"rounds (default: up to {_FULL[0]})")
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--quick", action="store_true", help="measure only what the ratios need, within two minutes"
+    )
+    parser.add_argument("--rounds", type=_positive, help=f"number of rounds (default: up to {_FULL[0]})")
     parser.add_argument(
         "--seconds", type=float, help=f"seconds of each load (default: {_FULL[1]:g}, quick {_QUICK[1]:g})"
     )
@@ -34,27 +34,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="measure only what has a name that begins so; may be repeated",
+        help="measure only systems whose name starts with NAME; may be repeated",
     )
-    parser.add_argument("--list", action="store_true", help="print the names of what can be measured")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--report", type=Path, metavar="FILE.md", help="write a page, and its plot beside it")
+    parser.add_argument("--list", action="store_true", help="print the names for --only")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE.md", help="write a page, with its plot in FILE.svg"
+    )
     parser.add_argument(
         "--forest",
         type=Path,
         metavar="DIR",
-        help="bundle that all systems serve (default: the tutorial's forest)",
+        help="bundle that all systems serve (default: the forest of the tutorial)",
     )
     parser.add_argument(
-        "--chosen", type=Path, metavar="DIR", help="bundle of our chosen model (default: trained)"
+        "--chosen",
+        type=Path,
+        metavar="DIR",
+        help="bundle of the model that training chooses (default: train one)",
     )
     parser.add_argument(
         "--run", type=Path, default=Path(".run/bench"), metavar="DIR", help="directory for models and logs"
     )
 
 
-def errors() -> tuple[type[Exception], ...]:
-    """What this command tells in one line."""
+def _errors() -> tuple[type[Exception], ...]:
     from benchmarks.load import LoadError
     from benchmarks.run import SelectionError
     from predictor.environment import InstallError
@@ -64,8 +68,8 @@ def errors() -> tuple[type[Exception], ...]:
     return (BundleError, InstallError, LoadError, SelectionError, StorageError)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Measure, and print what came of it; the status is 1 if a system could not be measured."""
+def _run(options: argparse.Namespace) -> int:
+    """Print the results, and return 1 if a system could not be measured."""
     from benchmarks import report
     from benchmarks.run import MEASUREMENTS, Settings, bench
 
@@ -84,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
             chosen=options.chosen,
             work=options.run,
         ),
-        Steps(),
+        StepPrinter(),
     )
     if options.report:
         _write(results, options.report)
@@ -105,3 +109,13 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
     return int(text)
+
+
+COMMAND = Command(
+    name="bench",
+    help="compare this service with others",
+    description=__doc__,
+    add_arguments=_add_arguments,
+    run=_run,
+    errors=_errors,
+)

@@ -1,9 +1,8 @@
-"""The command `placement`: its commands, each in a module of its own, and how their errors are told."""
+"""The command line of `placement`: the table of commands, and the output of their errors."""
 
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from placement import (
     apply_command,
@@ -15,48 +14,64 @@ from placement import (
     train_command,
     up_command,
 )
+from placement.command import Command
 
-COMMANDS: dict[str, Any] = {
-    "train": train_command,
-    "up": up_command,
-    "predict": predict_command,
-    "rollout": rollout_command,
-    "rollback": rollback_command,
-    "status": status_command,
-    "apply": apply_command,
-    "bench": bench_command,
+COMMANDS: dict[str, Command] = {
+    command.name: command
+    for command in (
+        train_command.COMMAND,
+        up_command.COMMAND,
+        predict_command.COMMAND,
+        rollout_command.COMMAND,
+        rollback_command.COMMAND,
+        status_command.COMMAND,
+        apply_command.COMMAND,
+        bench_command.COMMAND,
+    )
 }
+#: Exit status after Ctrl-C, as in shells.
+_INTERRUPTED = 130
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of an option, except of flags and of options without one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of the command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="placement", description="Train, serve and ask a DictVectorizer + scikit-learn model on KServe."
+        prog="placement",
+        description="Train a DictVectorizer + scikit-learn model, serve it on KServe, and send it requests.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module in COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=module.HELP,
-            description=module.__doc__,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS.values():
+        subparser = subparsers.add_parser(
+            command.name,
+            help=command.help,
+            description=command.description,
+            formatter_class=_HelpFormatter,
         )
-        module.add_arguments(command)
+        command.add_arguments(subparser)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; what it cannot do is told in one line, and the exit status is 1."""
+    """Run a command, and return its exit status: 1 after an error, which is printed in one line."""
     options = parser().parse_args(arguments)
+    command = COMMANDS[options.command]
     try:
-        status: int = COMMANDS[options.command].run(options)
+        return command.run(options)
     except KeyboardInterrupt:
-        return 130
+        return _INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the output has seen enough.
+        # The reader of the output has closed it, as `head` does.
         sys.stderr.close()
         return 0
-    except COMMANDS[options.command].errors() as error:
-        print(f"placement {options.command}: {error}", file=sys.stderr)
+    except command.errors() as error:
+        print(f"placement {command.name}: {error}", file=sys.stderr)
         return 1
-    return status

@@ -1,4 +1,4 @@
-"""A client of the served model over V1, V2 or gRPC."""
+"""Client of the served model over V1, V2 or gRPC."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,20 +19,20 @@ _Read = TypeVar("_Read")
 
 
 class ClientError(Exception):
-    """A request without predictions; the message says why."""
+    """A request that got no predictions; the message says why."""
 
 
 class Refused(ClientError):
-    """A request that the service answered with an error; the message is the service's own."""
+    """A request that the service rejected; the message is that of the service."""
 
 
 class Busy(Refused):
-    """A request that the service could not take now, and asks to send again.
+    """A request that the service cannot accept now; retry it later.
 
     Attributes
     ----------
     after_s
-        Seconds after which to do so.
+        Seconds to wait before the retry.
     """
 
     def __init__(self, message: str, after_s: float) -> None:
@@ -42,27 +42,33 @@ class Busy(Refused):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Predictions of one request, a dict of outputs for each candidate, and the version that gave them."""
+    """Predictions for one request, a dict of outputs for each candidate, and the version of the model."""
 
     predictions: list[dict[str, Any]]
     version: str
 
 
 class Client(Protocol):
-    """What each protocol's client does."""
+    """Interface of the clients of all protocols."""
 
     async def fields(self) -> dict[str, str]:
-        """V2 datatype of each raw field, from the model's metadata."""
+        """Return the V2 datatype of each raw field, from the model's metadata."""
 
     async def predict(self, candidates: Sequence[Candidate]) -> Answer:
-        """Predictions of one request."""
+        """Send one request, and return its predictions.
+
+        Raises
+        ------
+        ClientError
+            If the service rejects the request or does not answer.
+        """
 
     async def close(self) -> None:
         """Close the connections."""
 
 
 class RestClient:
-    """V1 or V2 over REST."""
+    """Client for V1 or V2 over REST."""
 
     def __init__(self, url: str, model: str, protocol: str) -> None:
         self._base = url.rstrip("/")
@@ -73,7 +79,7 @@ class RestClient:
 
     async def fields(self) -> dict[str, str]:
         """See `Client`."""
-        self._datatypes = await self._ask(
+        self._datatypes = await self._request(
             "GET",
             f"/v2/models/{self._model}",
             lambda content, _: {tensor["name"]: tensor["datatype"] for tensor in content["inputs"]},
@@ -86,22 +92,22 @@ class RestClient:
             if not self._datatypes:
                 await self.fields()
             body: dict[str, Any] = {"inputs": tensors(candidates, self._datatypes)}
-            return await self._ask("POST", f"/v2/models/{self._model}/infer", _v2_answer, to_json(body))
+            return await self._request("POST", f"/v2/models/{self._model}/infer", _v2_answer, to_json(body))
         body = {"instances": list(candidates)}
-        return await self._ask("POST", f"/v1/models/{self._model}:predict", _v1_answer, to_json(body))
+        return await self._request("POST", f"/v1/models/{self._model}:predict", _v1_answer, to_json(body))
 
     async def close(self) -> None:
         """See `Client`."""
         await self._session.close()
 
-    async def _ask(
+    async def _request(
         self,
         method: str,
         path: str,
         read: Callable[[Any, Mapping[str, str]], _Read],
         body: bytes | None = None,
     ) -> _Read:
-        """What `read` makes of the answer's content and headers."""
+        """Send a request, and return what `read` returns for the content and headers of the response."""
         headers = {"content-type": "application/json"} if body else {}
         try:
             async with self._session.request(method, self._base + path, data=body, headers=headers) as answer:
@@ -114,10 +120,10 @@ class RestClient:
                 f"{self._base} does not answer; start it with `make run`, or set --url"
             ) from error
         except (aiohttp.ClientError, KeyError, TypeError, ValueError) as error:
-            # What came may be anything, and long.
+            # The content is left out of the message: it may be long.
             raise ClientError(
-                f"{self._base}{path} does not answer as a placement service does: --url must be that of its "
-                "REST port (for its gRPC port, add --protocol grpc)"
+                f"the response of {self._base}{path} is not that of a placement service; set --url to its "
+                "REST port (or add --protocol grpc for its gRPC port)"
             ) from error
 
 
@@ -135,7 +141,7 @@ def _v2_answer(content: Any, headers: Mapping[str, str]) -> Answer:  # noqa: ANN
 
 
 class GrpcClient:
-    """V2 over gRPC."""
+    """Client for V2 over gRPC."""
 
     def __init__(self, address: str, model: str) -> None:
         import grpc
@@ -151,7 +157,7 @@ class GrpcClient:
         """See `Client`."""
         from placement.v2_grpc import messages as pb
 
-        metadata = await self._ask(self._stub.ModelMetadata, pb.ModelMetadataRequest(name=self._model))
+        metadata = await self._request(self._stub.ModelMetadata, pb.ModelMetadataRequest(name=self._model))
         return {tensor.name: tensor.datatype for tensor in metadata.inputs}
 
     async def predict(self, candidates: Sequence[Candidate]) -> Answer:
@@ -161,7 +167,7 @@ class GrpcClient:
         request = pb.ModelInferRequest(model_name=self._model)
         tensor = request.inputs.add(name="candidates", datatype="BYTES", shape=[len(candidates)])
         tensor.contents.bytes_contents.extend(to_json(candidate) for candidate in candidates)
-        answer = await self._ask(self._stub.ModelInfer, request)
+        answer = await self._request(self._stub.ModelInfer, request)
         contents = {"BOOL": "bool_contents", "FP64": "fp64_contents"}
         columns = {
             output.name: list(getattr(output.contents, contents[output.datatype]))
@@ -173,7 +179,7 @@ class GrpcClient:
         """See `Client`."""
         await self._channel.close()
 
-    async def _ask(self, method: Any, request: Any) -> Any:  # noqa: ANN401 (gRPC has no types)
+    async def _request(self, method: Any, request: Any) -> Any:  # noqa: ANN401 (gRPC has no types)
         import grpc
 
         try:
@@ -187,22 +193,24 @@ class GrpcClient:
 
 
 def connect(url: str, model: str, protocol: str) -> Client:
-    """A client for ``v1``, ``v2`` or ``grpc``; nothing is sent yet.
+    """Return a client for ``v1``, ``v2`` or ``grpc``. It connects with its first request.
 
     Raises
     ------
     ClientError
-        If the URL is not of the protocol's form.
+        If the URL does not fit the protocol.
     """
     if protocol == "grpc" and not _ADDRESS.fullmatch(url):
-        raise ClientError(f"--url {url}: must be host:port for gRPC, as 127.0.0.1:8081")
+        raise ClientError(f"--url {url}: must be host:port for gRPC, for example 127.0.0.1:8081")
     if protocol != "grpc" and not _URL.fullmatch(url):
-        raise ClientError(f"--url {url}: must start with http:// (or https://), as http://127.0.0.1:8080")
+        raise ClientError(
+            f"--url {url}: must start with http:// or https://, for example http://127.0.0.1:8080"
+        )
     return GrpcClient(url, model) if protocol == "grpc" else RestClient(url, model, protocol)
 
 
 def tensors(candidates: Sequence[Candidate], datatypes: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One input tensor for each field that any of the candidates has."""
+    """Return an input tensor for each field that at least one candidate has."""
     return [
         {
             "name": name,
@@ -216,17 +224,17 @@ def tensors(candidates: Sequence[Candidate], datatypes: Mapping[str, str]) -> li
 
 
 def by_row(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Columns of equal length as one dict for each row."""
+    """Return a dict for each row of columns of equal length."""
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def to_json(value: object) -> bytes:
-    """JSON of a request.
+    """Encode a request as JSON.
 
     Raises
     ------
     ClientError
-        If a candidate holds what JSON or the service cannot take, as values nested hundreds deep.
+        If a candidate cannot be encoded, for example because its values are nested hundreds deep.
     """
     try:
         return orjson.dumps(value)

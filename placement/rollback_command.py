@@ -1,23 +1,30 @@
-"""Undo the rollout that is under way, or go back to the version that served before."""
+"""Undo the rollout in progress, or return to the version that served before the last one."""
 
 import argparse
 
-from placement.target_arguments import add_target_arguments, errors, target_of, tell, work
-
-__all__ = ["HELP", "add_arguments", "errors", "run"]
-
-HELP = "undo a rollout"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command's options."""
-    add_target_arguments(parser)
+from placement.command import Command
+from placement.target_arguments import (
+    add_target_arguments,
+    connect_target,
+    print_result,
+    run_steps,
+    target_errors,
+)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Go back."""
+def _run(options: argparse.Namespace) -> int:
     from inferenceservice.rollout import rollback
 
-    version = work(options, lambda progress: rollback(target_of(options), progress))
-    tell(options, {"version": version}, f"{version} serves")
+    version = run_steps(lambda progress: rollback(connect_target(options), progress))
+    print_result(options, {"version": version}, f"{version} serves")
     return 0
+
+
+COMMAND = Command(
+    name="rollback",
+    help="undo a rollout",
+    description=__doc__,
+    add_arguments=add_target_arguments,
+    run=_run,
+    errors=target_errors,
+)

@@ -1,50 +1,59 @@
-"""Roll a version out: the transformer first, then the predictor; a step that fails is undone."""
+"""Roll a version out: change the transformer first, then the predictor. A failed step is undone."""
 
 import argparse
 
-from placement.target_arguments import add_target_arguments, errors, target_of, tell, work
+from placement.command import Command
+from placement.target_arguments import (
+    add_target_arguments,
+    connect_target,
+    print_result,
+    run_steps,
+    target_errors,
+)
 
-__all__ = ["HELP", "add_arguments", "errors", "run"]
 
-HELP = "roll a version out"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command's options."""
-    parser.add_argument("uri", metavar="URI", help="the version's bundle, as `placement train` prints it")
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("uri", metavar="URI", help="bundle of the version, as `placement train` prints it")
     parser.add_argument(
         "--canary",
         type=_percent,
         metavar="PERCENT",
-        help="give it that part of the traffic for now, and check what it answers; `placement rollout URI` "
-        "finishes, `placement rollback` undoes",
+        help="send only this share of the traffic to the version, and check its answers; "
+        "`placement rollout URI` then completes the rollout, `placement rollback` undoes it",
     )
     parser.add_argument(
         "--force",
         action="store_true",
-        help="even if it does not know the version that serves now: both components change at once, and "
-        "there may be 503s meanwhile",
+        help="continue if the new version does not recognise the one that serves now: both components change "
+        "at once, and requests may get 503 during the change",
     )
     add_target_arguments(parser)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Roll out, or leave everything as it was."""
+def _run(options: argparse.Namespace) -> int:
     from inferenceservice.rollout import rollout
 
-    version = work(
-        options,
+    version = run_steps(
         lambda progress: rollout(
-            target_of(options), options.uri, progress, canary=options.canary, force=options.force
+            connect_target(options), options.uri, progress, canary=options.canary, force=options.force
         ),
     )
     share = f" to {options.canary} % of the traffic" if options.canary else ""
-    tell(options, {"version": version, "canary": options.canary}, f"{version} serves{share}")
+    print_result(options, {"version": version, "canary": options.canary}, f"{version} serves{share}")
     return 0
 
 
 def _percent(text: str) -> int:
-    number = int(text)
-    if not 0 < number < 100:
-        raise argparse.ArgumentTypeError(f"must be 1 to 99, got {text}")
-    return number
+    if not text.isdecimal() or not 0 < int(text) < 100:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 99, got {text}")
+    return int(text)
+
+
+COMMAND = Command(
+    name="rollout",
+    help="roll a version out",
+    description=__doc__,
+    add_arguments=_add_arguments,
+    run=_run,
+    errors=target_errors,
+)

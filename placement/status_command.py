@@ -1,4 +1,4 @@
-"""What serves now: versions, traffic, connections to the predictor and, in a cluster, what KServe says."""
+"""Show versions, traffic, connections to the predictor and, in a cluster, the status that KServe reports."""
 
 import argparse
 import json
@@ -6,42 +6,34 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from placement.status_text import lines
-from placement.target_arguments import add_target_arguments, errors, target_of, work
+from placement.command import Command
+from placement.status_text import status_lines
+from placement.target_arguments import add_target_arguments, connect_target, run_steps, target_errors
 
 if TYPE_CHECKING:
     from inferenceservice.rollout_target import RolloutTarget
 
-__all__ = ["HELP", "add_arguments", "errors", "run"]
 
-HELP = "show what serves now"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command's options."""
-    add_target_arguments(parser)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Print it."""
-    content = work(options, lambda _: _status(target_of(options)))
+def _run(options: argparse.Namespace) -> int:
+    content = run_steps(lambda _: _read_status(connect_target(options)))
     if options.json:
         print(json.dumps(content))
     else:
-        print("\n".join(lines(content)))
+        print("\n".join(status_lines(content)))
     return 0
 
 
-async def _status(target: "RolloutTarget") -> dict[str, Any]:
+async def _read_status(target: "RolloutTarget") -> dict[str, Any]:
     from inferenceservice.cluster.cluster_target import ClusterTarget
 
     content: dict[str, Any] = asdict(await target.state())
-    texts, unknown = await _metrics(target)
+    texts, error = await _read_metrics(target)
     try:
         content["connections"] = _connections(texts)
-    except ValueError as error:
-        content["connections"], unknown = [], f"what answers is not the transformer: {error}"
-    content["connections_unknown"] = unknown
+    except ValueError as invalid:
+        content["connections"] = []
+        error = f"the response is not the metrics of a transformer: {invalid}"
+    content["connections_unknown"] = error
     content["conditions"] = []
     if isinstance(target, ClusterTarget):
         status = asdict(await target.conditions())
@@ -49,8 +41,13 @@ async def _status(target: "RolloutTarget") -> dict[str, Any]:
     return content
 
 
-async def _metrics(target: "RolloutTarget") -> tuple[list[tuple[str, str]], str | None]:
-    """Metrics of each transformer with what it is, and why some are missing."""
+async def _read_metrics(target: "RolloutTarget") -> tuple[list[tuple[str, str]], str | None]:
+    """Read the metrics of each transformer.
+
+    Returns
+    -------
+    A list of component (``transformer`` or ``canary``) and text, and why some are missing.
+    """
     from inferenceservice.cluster.cluster_target import ClusterTarget
     from inferenceservice.local.control_client import LocalTarget
     from inferenceservice.rollout_target import TargetError
@@ -67,7 +64,7 @@ async def _metrics(target: "RolloutTarget") -> tuple[list[tuple[str, str]], str 
 
 
 def _connections(texts: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Connections to the predictor, summed over the transformers."""
+    """Count the connections to the predictor over all transformers."""
     from prometheus_client.parser import text_string_to_metric_families
 
     counts: Counter[tuple[str, str, str]] = Counter()
@@ -82,3 +79,13 @@ def _connections(texts: list[tuple[str, str]]) -> list[dict[str, Any]]:
         for (component, state, version), count in counts.items()
         if count
     ]
+
+
+COMMAND = Command(
+    name="status",
+    help="show the versions that serve, and the traffic",
+    description=__doc__,
+    add_arguments=add_target_arguments,
+    run=_run,
+    errors=target_errors,
+)

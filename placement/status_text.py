@@ -1,4 +1,4 @@
-"""What serves now, for people: a line or a small table for each thing."""
+"""The text of `placement status`: a line or a small table for each topic."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -6,20 +6,20 @@ from typing import Any
 _Rows = Sequence[Sequence[str]]
 
 
-def lines(content: Mapping[str, Any]) -> Iterator[str]:
-    """Describe a status, each thing under its name.
+def status_lines(content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of a status, each topic under its name.
 
     Parameters
     ----------
     content
-        As ``placement status --json`` prints it.
+        Status as `placement status --json` prints it.
     """
-    for name, rows in _things(content):
+    for name, rows in _topics(content):
         for number, line in enumerate(_table(rows)):
             yield f"{name if not number else '':<13}{line}".rstrip()
 
 
-def _things(content: Mapping[str, Any]) -> Iterator[tuple[str, _Rows]]:
+def _topics(content: Mapping[str, Any]) -> Iterator[tuple[str, _Rows]]:
     cluster = content.get("cluster")
     components: Mapping[str, Any] = {}
     if cluster is not None:
@@ -36,13 +36,13 @@ def _things(content: Mapping[str, Any]) -> Iterator[tuple[str, _Rows]]:
     if content["previous_uri"] is not None:
         yield "previous", [[content["previous_uri"]]]
     yield "connections", list(_connections(content))
-    yield "conditions", [[one["type"], one["status"], _why(one)] for one in content["conditions"]]
+    yield "conditions", [[one["type"], one["status"], _reason(one)] for one in content["conditions"]]
     if cluster is not None and cluster["model_failure"] is not None:
         yield "model", [[cluster["model_failure"]]]
 
 
 def _pods(component: Mapping[str, Any] | None) -> _Rows:
-    """A component's replicas, or its revisions and what traffic each gets."""
+    """Return a component's replicas, or its revisions with their shares of the traffic."""
     if component is None:
         return []
     if (pods := component["replicas"]) is not None:
@@ -50,25 +50,25 @@ def _pods(component: Mapping[str, Any] | None) -> _Rows:
         old = pods["total"] - pods["updated"]
         return [[f"{text}, {old} old" if old > 0 else text]]
     return [
-        [f"{share['percent']:>3} %", share["revision"], share["uri"] or "bundle not known"]
+        [f"{share['percent']:>3} %", share["revision"], share["uri"] or "unknown bundle"]
         for share in component["traffic"]
     ]
 
 
 def _connections(content: Mapping[str, Any]) -> Iterator[Sequence[str]]:
     for one in content["connections"]:
-        whose = "canary's" if one["component"] == "canary" else ""
-        yield [f"{one['count']:>3}", one["state"], one["version"], whose]
+        owner = "canary's" if one["component"] == "canary" else ""
+        yield [f"{one['count']:>3}", one["state"], one["version"], owner]
     if (reason := content["connections_unknown"]) is not None:
-        yield [f"not known: {reason}"]
+        yield [f"unknown: {reason}"]
 
 
-def _why(condition: Mapping[str, str]) -> str:
+def _reason(condition: Mapping[str, str]) -> str:
     return ": ".join(part for part in (condition["reason"], condition["message"]) if part)
 
 
 def _table(rows: _Rows) -> list[str]:
-    """Rows with their columns below each other; a row of one cell takes the whole line."""
+    """Align the columns of rows; a row of one cell takes the whole line."""
     wide = [row for row in rows if len(row) > 1]
     widths = [max(map(len, column)) for column in zip(*wide, strict=True)]
     return [

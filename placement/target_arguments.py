@@ -1,4 +1,4 @@
-"""Which InferenceService a command is about: the local one, or one in a cluster."""
+"""Options and helpers of the commands that act on an InferenceService, local or in a cluster."""
 
 import argparse
 import asyncio
@@ -10,54 +10,54 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from placement.progress import Steps
+from placement.progress import StepPrinter
 
 if TYPE_CHECKING:
     from inferenceservice.local.control_client import LocalTarget
     from inferenceservice.rollout_target import Progress, RolloutTarget
 
-#: Where `placement up` keeps its logs and its control file.
+#: Directory in which `placement up` keeps its logs and its control file.
 RUN_DIRECTORY = Path(".run")
-#: Exit status of a command that was interrupted, as of shells.
+#: Exit status of a command that was interrupted, as in shells.
 INTERRUPTED = 130
 
 _Result = TypeVar("_Result")
 
 
 def add_run_argument(parser: argparse.ArgumentParser) -> None:
-    """Describe how the local service is found."""
+    """Add the option that finds the local service."""
     parser.add_argument(
         "--run", type=Path, default=RUN_DIRECTORY, metavar="DIR", help="directory that `placement up` runs in"
     )
 
 
 def add_target_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe how the InferenceService is found."""
+    """Add the options that find the InferenceService."""
     add_run_argument(parser)
     cluster = parser.add_argument_group(
-        "cluster", "an InferenceService in a cluster instead of the local one, with --context or --namespace"
+        "cluster", "with --context or --namespace: an InferenceService in a cluster, not the local service"
     )
     cluster.add_argument("--context", help="kubeconfig context")
-    cluster.add_argument("--namespace", help="namespace (default: the context's)")
+    cluster.add_argument("--namespace", help="namespace (default: that of the context)")
     cluster.add_argument("--name", default="placement", help="name of the InferenceService")
     cluster.add_argument(
         "--bundle",
         action="append",
-        type=_copy,
+        type=_bundle_copy,
         default=[],
         metavar="URI=COPY",
-        help="where a bundle can be read that is out of reach from here, by its URI or the beginning of it: "
+        help="readable copy of a bundle whose URI this machine cannot read, or of all bundles below a URI: "
         "pvc://models=backup/models",
     )
-    cluster.add_argument("--url", help="where to send predictions (default: through the API server)")
+    cluster.add_argument("--url", help="address for predictions (default: through the API server)")
     cluster.add_argument(
         "--timeout", type=float, default=900, help="seconds until a component must serve its new bundle"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
-def errors() -> tuple[type[Exception], ...]:
-    """What these commands tell in one line."""
+def target_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of these commands that are printed in one line."""
     from inferenceservice.rollout import RolloutError
     from inferenceservice.rollout_target import TargetError
     from inferenceservice.spec import SpecError
@@ -65,10 +65,10 @@ def errors() -> tuple[type[Exception], ...]:
     return (RolloutError, SpecError, TargetError)
 
 
-def target_of(options: argparse.Namespace) -> "RolloutTarget":
-    """The InferenceService that the options name."""
+def connect_target(options: argparse.Namespace) -> "RolloutTarget":
+    """Return the InferenceService that the options name."""
     if options.context is None and options.namespace is None:
-        return local_target(options)
+        return connect_local_target(options)
     from inferenceservice.cluster.api_server import ApiServer
     from inferenceservice.cluster.cluster_target import ClusterTarget
 
@@ -82,64 +82,65 @@ def target_of(options: argparse.Namespace) -> "RolloutTarget":
     )
 
 
-def _copy(text: str) -> tuple[str, str]:
-    uri, equals, copy = text.rpartition("=")
-    if not equals or not uri or not copy:
-        raise argparse.ArgumentTypeError(f"must be URI=COPY, got {text}")
-    return uri, copy
-
-
-def local_target(options: argparse.Namespace) -> "LocalTarget":
-    """The local service."""
+def connect_local_target(options: argparse.Namespace) -> "LocalTarget":
+    """Return the local service."""
     from inferenceservice.local.control_client import LocalTarget
     from inferenceservice.local.control_file import CONTROL_FILE
 
     return LocalTarget(options.run / CONTROL_FILE)
 
 
-def work(options: argparse.Namespace, steps: Callable[["Progress"], Awaitable[_Result]]) -> _Result:
-    """Do the steps, with progress on standard error.
+def run_steps(steps: Callable[["Progress"], Awaitable[_Result]]) -> _Result:
+    """Run steps, and print their progress on standard error.
 
-    Ctrl-C and SIGTERM interrupt them, and again while they go back; a third one ends the process as it is.
+    Ctrl-C and SIGTERM cancel the steps, which then roll back; a second signal cancels the rollback, and a
+    third one ends the process immediately.
 
     Raises
     ------
     KeyboardInterrupt
-        If they were interrupted, when they have ended.
+        If the steps were cancelled, once they have ended.
     """
     try:
-        return asyncio.run(_interruptible(steps))
+        return asyncio.run(_run_interruptible(steps))
     except asyncio.CancelledError as interrupted:
         raise KeyboardInterrupt from interrupted
 
 
-async def _interruptible(steps: Callable[["Progress"], Awaitable[_Result]]) -> _Result:
-    steps_told = Steps()
+async def _run_interruptible(steps: Callable[["Progress"], Awaitable[_Result]]) -> _Result:
+    print_step = StepPrinter()
 
     def progress(text: str) -> None:
         try:
-            steps_told(text)
+            print_step(text)
         except OSError:
-            # Nobody is left to read it; that stops no rollout half-way, and is no failure at its end.
+            # The reader of standard error has closed it; that must not stop or fail a rollout.
             with Path(os.devnull).open("w") as nowhere:
                 os.dup2(nowhere.fileno(), sys.stderr.fileno())
 
-    async def work() -> _Result:
+    async def run() -> _Result:
         return await steps(progress)
 
-    working = asyncio.create_task(work())
+    running = asyncio.create_task(run())
 
     def interrupt() -> None:
-        # A thread whose request is not answered would keep the process.
-        if working.done() or working.cancelling() > 1:
+        # A normal exit would wait for a thread whose request is not answered.
+        if running.done() or running.cancelling() > 1:
             os._exit(INTERRUPTED)
-        working.cancel()
+        running.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, interrupt)
-    return await working
+    return await running
 
 
-def tell(options: argparse.Namespace, content: object, text: str) -> None:
-    """Print the result, for people or for programs."""
+def print_result(options: argparse.Namespace, content: object, text: str) -> None:
+    """Print the result: as JSON with `--json`, else as text."""
     print(json.dumps(content) if options.json else text)
+
+
+def _bundle_copy(text: str) -> tuple[str, str]:
+    uri, equals, copy = text.rpartition("=")
+    if not equals or not uri or not copy:
+        raise argparse.ArgumentTypeError(f"must be URI=COPY, got {text}")
+    return uri, copy

@@ -1,33 +1,40 @@
-"""Train a version and write it to storage: fit, choose by cross-validation, evaluate, report, publish."""
+"""Train a version: choose a model by cross-validation, evaluate it, and write its bundle to storage."""
 
 import argparse
 import json
 import sys
 
-from placement.progress import Steps
+from placement.command import Command
+from placement.progress import StepPrinter
 
-HELP = "train a version and write it to storage"
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command's options."""
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--data", metavar="FILE.csv", help="labelled candidates (default: generated ones)")
-    source.add_argument("--rows", type=int, default=2000, help="candidates to generate")
+    source.add_argument(
+        "--data", metavar="FILE.csv", help="labelled candidates (default: generated candidates)"
+    )
+    source.add_argument("--rows", type=int, default=2000, help="number of candidates to generate")
     parser.add_argument(
-        "--task", metavar="FILE.json", help="other fields and classes than the placement's, for --data"
+        "--task", metavar="FILE.json", help="fields and classes of --data, if they are not those of placement"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the generated candidates")
-    parser.add_argument("--storage", metavar="URI", default="models", help="directory, or s3://bucket/prefix")
-    parser.add_argument("--name", default="placement", help="the model's name, and that of its output")
-    parser.add_argument("--version", metavar="vN", help="the version's name (default: the next number)")
-    parser.add_argument("--previous", metavar="URI", help="version that may still serve during the rollout")
-    parser.add_argument("--estimator", metavar="NAME", default="auto", help="auto, or one by name")
+    parser.add_argument(
+        "--storage", metavar="URI", default="models", help="directory or s3://bucket/prefix to write to"
+    )
+    parser.add_argument("--name", default="placement", help="name of the model and of its output")
+    parser.add_argument("--version", metavar="vN", help="name of the version (default: the next number)")
+    parser.add_argument(
+        "--previous",
+        metavar="URI",
+        help="bundle that serves now, so that the new version recognises it in a rollout",
+    )
+    parser.add_argument(
+        "--estimator", metavar="NAME", default="auto", help="auto, or the name of an estimator"
+    )
     parser.add_argument("--json", action="store_true", help="print URI, version and metrics as JSON")
 
 
-def errors() -> tuple[type[Exception], ...]:
-    """What this command tells in one line."""
+def _errors() -> tuple[type[Exception], ...]:
     from storage.bundles import StorageError
     from training.candidates import TaskError
     from training.data import DataError
@@ -38,17 +45,16 @@ def errors() -> tuple[type[Exception], ...]:
     return (BundleError, DataError, StorageError, TaskError, TrainingError, UnknownEstimatorError)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Train, and print where the version is and how good it is."""
-    steps = Steps()
-    steps("loading scikit-learn")
+def _run(options: argparse.Namespace) -> int:
+    print_step = StepPrinter()
+    print_step("loading scikit-learn")
     from training.candidates import PLACEMENT, Task, TaskError
     from training.data import read_csv
     from training.generator import generate
     from training.train import train
 
     if options.task and not options.data:
-        raise TaskError("--task: needs --data; only placement candidates can be generated")
+        raise TaskError("--task needs --data: candidates can be generated only for the placement task")
     task = Task.read(options.task) if options.task else PLACEMENT
     dataset = read_csv(options.data, task) if options.data else generate(options.rows, options.seed)
     trained = train(
@@ -58,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
         version=options.version,
         previous=options.previous,
         estimator=options.estimator,
-        progress=steps,
+        progress=print_step,
     )
     bundle = trained.bundle
     if options.json:
@@ -72,3 +78,13 @@ def run(options: argparse.Namespace) -> int:
         print(f"{name:<10}{value:.4f}")
     sys.stdout.flush()
     return 0
+
+
+COMMAND = Command(
+    name="train",
+    help="train a version and write it to storage",
+    description=__doc__,
+    add_arguments=_add_arguments,
+    run=_run,
+    errors=_errors,
+)

@@ -1,4 +1,4 @@
-"""Run the InferenceService on this machine: storage, stock predictor, transformer and one ingress port."""
+"""Run the InferenceService on this machine: stock predictor, transformer and ingress."""
 
 import argparse
 import asyncio
@@ -10,41 +10,42 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from placement.progress import Steps
-from placement.target_arguments import RUN_DIRECTORY
+from placement.command import Command
+from placement.progress import StepPrinter
+from placement.target_arguments import INTERRUPTED, RUN_DIRECTORY
 
 if TYPE_CHECKING:
     from inferenceservice.local.local_service import LocalService
 
-HELP = "run the InferenceService on this machine"
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command's options."""
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-f",
         "--file",
         type=Path,
         default=Path("inferenceservice/placement.yaml"),
-        help="the spec, or a kustomize directory (then kubectl must be installed)",
+        help="spec, or kustomize directory (needs kubectl)",
     )
-    parser.add_argument("--model", metavar="URI", help="serve this bundle instead of the spec's storageUri")
-    parser.add_argument("--port", type=int, default=8080, help="port of the ingress")
-    parser.add_argument("--grpc-port", type=int, default=8081, help="port of the ingress for gRPC")
-    parser.add_argument("--once", action="store_true", help="stop after the sample candidate's answer")
-    parser.add_argument("--json", action="store_true", help="print URLs and the sample's answer as JSON")
+    parser.add_argument("--model", metavar="URI", help="bundle to serve instead of the spec's storageUri")
+    parser.add_argument("--port", type=int, default=8080, help="REST port of the ingress")
+    parser.add_argument("--grpc-port", type=int, default=8081, help="gRPC port of the ingress")
+    parser.add_argument(
+        "--once", action="store_true", help="stop after the prediction for a sample candidate"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the addresses and the sample's prediction as JSON"
+    )
     parser.add_argument(
         "--run",
         type=Path,
         default=RUN_DIRECTORY,
         metavar="DIR",
-        help="directory of this service alone: its logs, and the control file by which `placement rollout` "
-        "finds it",
+        help="directory for logs and for the control file that `placement rollout` reads; one service at a "
+        "time can use it",
     )
 
 
-def errors() -> tuple[type[Exception], ...]:
-    """What this command tells in one line."""
+def _errors() -> tuple[type[Exception], ...]:
     from inferenceservice.local.ingress import IngressError
     from inferenceservice.local.supervisor import LocalServiceError
     from inferenceservice.spec import SpecError
@@ -66,8 +67,7 @@ def errors() -> tuple[type[Exception], ...]:
     )
 
 
-def run(options: argparse.Namespace) -> int:
-    """Serve until Ctrl-C or SIGTERM (or with --once: until the sample's answer)."""
+def _run(options: argparse.Namespace) -> int:
     from inferenceservice.local.run_directory import locked_run_directory
 
     with locked_run_directory(options.run):
@@ -75,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def _serve(options: argparse.Namespace) -> int:
+    """Serve until Ctrl-C or SIGTERM, or with --once until the sample's prediction."""
     from inferenceservice import spec
     from inferenceservice.local.control_file import CONTROL_FILE
     from inferenceservice.local.control_server import ControlServer
@@ -86,15 +87,15 @@ async def _serve(options: argparse.Namespace) -> int:
 
     def stop() -> None:
         if stopped.is_set():
-            # Whoever asks twice wants it now; the children end by themselves when we do.
-            os._exit(130)
+            # A second signal ends the process immediately; its children then end by themselves.
+            os._exit(INTERRUPTED)
         stopped.set()
-        assert main_task is not None  # noqa: S101 (this is one)
+        assert main_task is not None  # noqa: S101 (this code runs in a task)
         main_task.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop)
-    steps = Steps()
+    print_step = StepPrinter()
     try:
         async with run_local_service(
             spec.read(options.file),
@@ -102,29 +103,29 @@ async def _serve(options: argparse.Namespace) -> int:
             port=options.port,
             grpc_port=options.grpc_port,
             logs=options.run / "logs",
-            progress=steps,
+            progress=print_step,
         ) as (local, bundle):
-            # The tutorial's own candidate, or for another signature any candidate that is valid.
+            # The tutorial's candidate, or for another signature a reference row of the bundle.
             sample = SAMPLE if bundle.signature == SIGNATURE else dict(bundle.reference.candidates[0])
-            answer = (await local.predict([sample]))["predictions"][0]
-            steps("ready")
-            _tell(options, local, bundle.version, sample, answer)
+            prediction = (await local.predict([sample]))["predictions"][0]
+            print_step("ready")
+            _print_ready(options, local, bundle.version, sample, prediction)
             if not options.once:
                 async with ControlServer(local, options.run / CONTROL_FILE):
                     await local.watch()
     except asyncio.CancelledError:
         if not stopped.is_set():
             raise
-    steps("stopped")
+    print_step("stopped")
     return 0
 
 
-def _tell(
+def _print_ready(
     options: argparse.Namespace,
     local: "LocalService",
     version: str,
     sample: dict[str, Any],
-    answer: dict[str, Any],
+    prediction: dict[str, Any],
 ) -> None:
     url = f"{local.url}/v1/models/{local.service.name}:predict"
     if options.json:
@@ -133,15 +134,25 @@ def _tell(
             "grpc": local.grpc_address,
             "version": version,
             "candidate": sample,
-            "prediction": answer,
+            "prediction": prediction,
         }
         print(json.dumps(content), flush=True)
         return
     print(f"ready      {local.url}  (gRPC {local.grpc_address})")
     print(f"version    {version}")
     print(f"candidate  {json.dumps(sample)}")
-    print(f"prediction {json.dumps(answer)}")
+    print(f"prediction {json.dumps(prediction)}")
     if not options.once:
         body = json.dumps({"instances": [sample]})
         print(f"\n  curl {url} -d {shlex.quote(body)}\n\nCtrl-C stops it.")
     sys.stdout.flush()
+
+
+COMMAND = Command(
+    name="up",
+    help="run the InferenceService on this machine",
+    description=__doc__,
+    add_arguments=_add_arguments,
+    run=_run,
+    errors=_errors,
+)

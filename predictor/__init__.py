@@ -1,1 +1,1 @@
-"""The stock scikit-learn runtimes of KServe: what they are, installing one, starting one here."""
+"""The stock scikit-learn runtimes of KServe: a table of them, their installation and their processes."""

@@ -1,6 +1,4 @@
-"""``python -m predictor``: show the stock runtimes, install their environments."""
-
-from __future__ import annotations
+"""The command `python -m predictor`: list the stock runtimes, install their environments."""
 
 import argparse
 import json
@@ -25,8 +23,8 @@ _COLUMNS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one of the commands and return the exit status."""
-    options = _arguments().parse_args(argv)
+    """Run a command, and return the exit status."""
+    options = _parser().parse_args(argv)
     try:
         if options.command == "install":
             for name in options.runtime or [DEFAULT_RUNTIME]:
@@ -34,50 +32,50 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif options.json:
             sys.stdout.write(json.dumps([_row(runtime) for runtime in RUNTIMES.values()], indent=2) + "\n")
         else:
-            _show()
+            _print_table()
     except (InstallError, UnknownRuntimeError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the next install begins anew\n")
+        sys.stderr.write("interrupted; run the command again to start over\n")
         return 130
     return 0
 
 
-def _arguments() -> argparse.ArgumentParser:
-    arguments = argparse.ArgumentParser(
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
         prog="python -m predictor", description="KServe's stock scikit-learn runtimes."
     )
-    commands = arguments.add_subparsers(dest="command", required=True)
-    show = commands.add_parser("list", help="show the runtimes that we support")
-    show.add_argument("--json", action="store_true", help="for programs")
+    commands = parser.add_subparsers(dest="command", required=True)
+    show = commands.add_parser("list", help="list the supported runtimes")
+    show.add_argument("--json", action="store_true", help="print JSON")
     install = commands.add_parser(
-        "install", help="install a runtime's pinned environment, if it is not there"
+        "install", help="install the pinned environment of runtimes, unless it is up to date"
     )
     install.add_argument("runtime", nargs="*", help=f"{' | '.join(RUNTIMES)} (default: {DEFAULT_RUNTIME})")
-    return arguments
+    return parser
 
 
 def _install(runtime: Runtime) -> None:
     start = time.monotonic()
-    python = ensure(runtime, progress=lambda line: _tell(f"{runtime.name}: {line}"))
-    _tell(f"{runtime.name}: {python} ({time.monotonic() - start:.1f} s)")
+    python = ensure(runtime, progress=lambda line: _log(f"{runtime.name}: {line}"))
+    _log(f"{runtime.name}: {python} ({time.monotonic() - start:.1f} s)")
 
 
-def _tell(line: str) -> None:
+def _log(line: str) -> None:
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
 
 def _row(runtime: Runtime) -> dict[str, str | list[str]]:
-    return {column: _plain(getattr(runtime, column)) for column in _COLUMNS}
+    return {column: _as_json(getattr(runtime, column)) for column in _COLUMNS}
 
 
-def _plain(value: str | tuple[str, ...]) -> str | list[str]:
+def _as_json(value: str | tuple[str, ...]) -> str | list[str]:
     return value if isinstance(value, str) else list(value)
 
 
-def _show() -> None:
+def _print_table() -> None:
     rows = [
         {name: value if isinstance(value, str) else " ".join(value) for name, value in _row(runtime).items()}
         for runtime in RUNTIMES.values()

@@ -1,6 +1,4 @@
-"""One child process, with all that it starts, that ends with us however we end."""
-
-from __future__ import annotations
+"""A child process, with all processes that it starts, that never outlives this process."""
 
 import os
 import shutil
@@ -14,49 +12,54 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Final, Self
+from typing import IO, Self
 
-_LIFELINE: Final = Path(__file__).resolve().parent / "lifeline.py"
-_TAIL_LINES: Final = 60
-_TAIL_BYTES: Final = 16_384
+_LIFELINE = Path(__file__).resolve().parent / "lifeline.py"
+_TAIL_LINES = 60
+_TAIL_BYTES = 16_384
 
 Log = Path | Callable[[str], None] | None
 
 
 class ChildStartError(RuntimeError):
-    """The command could not be started at all."""
+    """The command could not be started."""
 
 
 class ChildProcess:
-    """A command, started at once in a process group and a scratch directory of its own.
+    """A command in its own process group and scratch directory; the constructor starts it.
 
-    It ends with ``stop``, with the ``with`` block, and also when this process is killed: it is started by
-    ``lifeline.py``, which waits for the end of a pipe that only we hold.
+    It ends with `stop`, with the ``with`` block, and also when this process is killed: `lifeline.py` starts
+    it, and waits for the end of a pipe that only this process holds.
 
     Parameters
     ----------
     argv
         Command and arguments.
     env
-        All of its environment; nothing of ours is added.
+        The complete environment; nothing of this process's environment is added.
     log
-        Where standard output and error go: a file to append to, or a callable that gets each line (on a
-        thread of its own, without the line's end), or nowhere. ``tail`` knows the last lines in any case.
+        Destination of standard output and error: a file to append to, or a callable that gets each line
+        without its end, on another thread, or None. `tail` returns the last lines in any case.
+
+    Attributes
+    ----------
+    pid
+        Process id of the command, which also leads its process group.
 
     Raises
     ------
     ChildStartError
-        When there is no such command.
+        If the command does not exist or cannot be executed.
     """
 
     def __init__(self, argv: Sequence[str], *, env: Mapping[str, str], log: Log = None) -> None:
-        self._last: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._last_lines: deque[str] = deque(maxlen=_TAIL_LINES)
         self._log_file = log if isinstance(log, Path) else None
-        self._log_from = log.stat().st_size if isinstance(log, Path) and log.exists() else 0
+        self._log_start = log.stat().st_size if isinstance(log, Path) and log.exists() else 0
         self._scratch = Path(tempfile.mkdtemp(prefix="placement-"))
         report, report_write = os.pipe()
         try:
-            self._guard = self._start(argv, env, report_write)
+            self._lifeline = self._start(argv, env, report_write)
         except BaseException:
             os.close(report)
             shutil.rmtree(self._scratch, ignore_errors=True)
@@ -67,39 +70,38 @@ class ChildProcess:
         with os.fdopen(report) as started:
             pid = started.read()
         if not pid:
-            self._finish()
+            self._clean_up()
             raise ChildStartError("\n".join(self.tail()) or f"cannot start {argv[0]}")
-        self.pid: Final = int(pid)
-        """Process id of the command itself, which also leads its process group."""
+        self.pid = int(pid)
 
     def poll(self) -> int | None:
-        """Return the exit status once the command has ended (128 + N after signal N), None before."""
-        return self._guard.poll()
+        """Return the exit status of an ended command (128 + N after signal N), else None."""
+        return self._lifeline.poll()
 
     def tail(self, lines: int = 20) -> list[str]:
-        """Return the last lines that it wrote."""
+        """Return the last lines of the output."""
         if self._log_file is not None:
-            return _end_of(self._log_file, self._log_from)[-lines:]
+            return _last_lines_of(self._log_file, self._log_start)[-lines:]
         if self.poll() is not None and self._reader is not None:
             self._reader.join(timeout=1)
-        return list(self._last)[-lines:]
+        return list(self._last_lines)[-lines:]
 
     def stop(self, grace: float = 10.0) -> int:
-        """End it: SIGTERM to the command, as the cluster does; after ``grace`` seconds SIGKILL to its group.
+        """Send SIGTERM to the command, as a cluster does, and after `grace` seconds SIGKILL to its group.
 
         Returns
         -------
         int
-            Its exit status.
+            Exit status of the command.
         """
-        with suppress(BrokenPipeError, ValueError):  # it has ended by itself, or was stopped before
-            _stdin(self._guard).write(b"%f\n" % grace)
-            _stdin(self._guard).flush()
+        with suppress(BrokenPipeError, ValueError):  # the command has ended already
+            _stdin(self._lifeline).write(b"%f\n" % grace)
+            _stdin(self._lifeline).flush()
         try:
-            self._guard.wait(timeout=grace + 5)
+            self._lifeline.wait(timeout=grace + 5)
         except subprocess.TimeoutExpired:
-            self._guard.kill()
-        return self._finish()
+            self._lifeline.kill()
+        return self._clean_up()
 
     def __enter__(self) -> Self:
         return self
@@ -129,7 +131,7 @@ class ChildProcess:
                 output.close()
 
     def _read_lines(self, consume: Callable[[str], None] | None) -> threading.Thread | None:
-        stream = self._guard.stdout
+        stream = self._lifeline.stdout
         if stream is None:
             return None
 
@@ -137,7 +139,7 @@ class ChildProcess:
             with stream:
                 for raw in stream:
                     line = raw.decode(errors="replace").rstrip("\r\n")
-                    self._last.append(line)
+                    self._last_lines.append(line)
                     if consume is not None:
                         consume(line)
 
@@ -145,14 +147,14 @@ class ChildProcess:
         thread.start()
         return thread
 
-    def _finish(self) -> int:
-        """Reap the guard and release what we hold."""
-        status = self._guard.wait()
-        if status < 0 and hasattr(self, "pid"):  # someone killed the guard, so nobody has ended its group
+    def _clean_up(self) -> int:
+        """Wait for the lifeline, release all resources, and return the exit status."""
+        status = self._lifeline.wait()
+        if status < 0 and hasattr(self, "pid"):  # the lifeline was killed and could not end the group
             with suppress(OSError):
                 os.killpg(self.pid, signal.SIGKILL)
         with suppress(BrokenPipeError):
-            _stdin(self._guard).close()
+            _stdin(self._lifeline).close()
         if self._reader is not None:
             self._reader.join(timeout=5)
         shutil.rmtree(self._scratch, ignore_errors=True)
@@ -160,11 +162,11 @@ class ChildProcess:
 
 
 def _stdin(process: subprocess.Popen[bytes]) -> IO[bytes]:
-    assert process.stdin is not None  # noqa: S101 - opened as a pipe
+    assert process.stdin is not None  # noqa: S101 (opened as a pipe)
     return process.stdin
 
 
-def _end_of(file: Path, start: int) -> list[str]:
+def _last_lines_of(file: Path, start: int) -> list[str]:
     with suppress(OSError), file.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(start, size - _TAIL_BYTES))

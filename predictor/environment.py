@@ -1,6 +1,4 @@
-"""A pinned environment, one for each stock runtime: installed from its lock file, again when that changes."""
-
-from __future__ import annotations
+"""Installation of pinned environments from lock files, once per version of the lock file."""
 
 import ast
 import fcntl
@@ -13,46 +11,47 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Self
 
 from predictor.runtimes import Runtime
 
-HOME: Final = Path(__file__).resolve().parent.parent / ".runtimes"
-"""Where the environments are, one directory each: inside the checkout, ignored by git."""
+#: Directory of all environments: inside the checkout, ignored by git.
+HOME = Path(__file__).resolve().parent.parent / ".runtimes"
 
 Progress = Callable[[str], None]
 
-_PYTHON: Final = (3, 11)
-"""The lock files are resolved for this version of Python."""
-_STAMP: Final = "installed-from"
+#: Version of Python for which the lock files are resolved.
+_PYTHON = (3, 11)
+#: File in an environment with the digest of the lock file that it was installed from.
+_STAMP = "installed-from"
 
-_PIP_TO_UV: Final = {
+#: Variables of uv for pip's settings.
+_PIP_TO_UV = {
     "index-url": "UV_DEFAULT_INDEX",
     "extra-index-url": "UV_INDEX",
     "find-links": "UV_FIND_LINKS",
     "cert": "SSL_CERT_FILE",
 }
-_UV_ALREADY_HAS: Final = {"UV_DEFAULT_INDEX": "UV_INDEX_URL", "UV_INDEX": "UV_EXTRA_INDEX_URL"}
-"""Older names of the same settings."""
+#: Older names of uv's variables.
+_OLD_UV_NAMES = {"UV_DEFAULT_INDEX": "UV_INDEX_URL", "UV_INDEX": "UV_EXTRA_INDEX_URL"}
+
+_CAUSE = re.compile(r"(?:error|cause|caused by): (.+)", re.IGNORECASE)
 
 
-_CAUSE: Final = re.compile(r"(?:error|cause|caused by): (.+)", re.IGNORECASE)
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Environment:
-    """What is to be installed.
+    """Description of an environment to install.
 
     Attributes
     ----------
     name
-        Its directory's.
+        Name of its directory.
     lock
-        Its lock file, with hashes.
+        Lock file with hashes.
     contents
-        What it holds, for people.
+        Contents in a few words, for messages.
     command
-        What installs it, for those whose installation failed.
+        Command that installs it, for the message of a failed installation.
     """
 
     name: str
@@ -62,7 +61,7 @@ class Environment:
 
     @classmethod
     def of(cls, runtime: Runtime) -> Self:
-        """The one that stands in for a stock runtime's image."""
+        """Return the environment with the packages of a stock runtime's image."""
         return cls(
             name=runtime.name,
             lock=runtime.lock,
@@ -77,38 +76,38 @@ class InstallError(RuntimeError):
     def __init__(self, environment: Environment, reason: str) -> None:
         super().__init__(
             f"could not install {environment.name}: {reason}. Check the network, the package index and the "
-            f"disk, then try again: {environment.command}"
+            f"disk, then run: {environment.command}"
         )
 
 
 def ensure(wanted: Runtime | Environment, *, home: Path = HOME, progress: Progress | None = None) -> Path:
-    """Return the interpreter of an environment, installing that first if need be.
+    """Install an environment unless it is up to date, and return its interpreter.
 
-    An interrupted installation is begun anew; of several callers at once, one installs and the others wait.
+    An interrupted installation starts again. Of several concurrent callers one installs, the others wait.
 
     Parameters
     ----------
     wanted
-        The environment, or the runtime whose one it is.
+        The environment, or the runtime that needs it.
     home
         Directory of all environments.
     progress
-        Gets a line for each step, if anything has to be done.
+        Gets a line for each step of an installation.
 
     Raises
     ------
     InstallError
-        When something could not be downloaded or written.
+        If a package cannot be downloaded or written.
     """
     environment = wanted if isinstance(wanted, Environment) else Environment.of(wanted)
     directory = home / environment.name
     if not _is_current(directory, environment):
-        tell = progress or (lambda _line: None)
+        report = progress or (lambda _: None)
         try:
             home.mkdir(parents=True, exist_ok=True)
-            with _one_at_a_time(home / f".{environment.name}.lock", tell) as lock:
+            with _installation_lock(home / f".{environment.name}.lock", report) as lock:
                 if not _is_current(directory, environment):
-                    _install(environment, directory, tell, lock)
+                    _install(environment, directory, report, lock)
         except OSError as error:
             raise InstallError(environment, str(error)) from error
     return _python(directory)
@@ -130,69 +129,70 @@ def _is_current(directory: Path, environment: Environment) -> bool:
 
 
 @contextmanager
-def _one_at_a_time(lock: Path, tell: Progress) -> Iterator[int]:
-    """Hold a file lock, which ends with the last process that has its descriptor."""
+def _installation_lock(lock: Path, progress: Progress) -> Iterator[int]:
+    """Hold a file lock, and yield its descriptor; the last process that has the descriptor releases it."""
     with lock.open("w") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            tell("another process is installing it; waiting")
+            progress("waiting for another process that is installing it")
             fcntl.flock(held, fcntl.LOCK_EX)
         yield held.fileno()
 
 
-def _install(environment: Environment, directory: Path, tell: Progress, lock: int) -> None:
-    tell(f"installing {environment.contents} into {directory}, once; some minutes on a slow network")
+def _install(environment: Environment, directory: Path, progress: Progress, lock: int) -> None:
+    progress(f"installing {environment.contents} into {directory}; takes minutes on a slow network")
     interpreter = sys.executable if sys.version_info[:2] == _PYTHON else ".".join(map(str, _PYTHON))
     env = os.environ | _uv_settings(os.environ)
-    _uv(environment, ["venv", "--quiet", "--clear", "--python", interpreter, str(directory)], env, tell, lock)
+    create = ["venv", "--quiet", "--clear", "--python", interpreter, str(directory)]
+    _run_uv(environment, create, env, progress, lock)
     sync = ["pip", "sync", "--require-hashes", "--python", str(_python(directory))]
-    _uv(environment, [*sync, str(environment.lock)], env, tell, lock)
+    _run_uv(environment, [*sync, str(environment.lock)], env, progress, lock)
     unfinished = directory / f"{_STAMP}.tmp"
     unfinished.write_text(_digest(environment))
     unfinished.replace(directory / _STAMP)
 
 
-def _uv(
-    environment: Environment, command: list[str], env: Mapping[str, str], tell: Progress, lock: int
+def _run_uv(
+    environment: Environment, command: list[str], env: Mapping[str, str], progress: Progress, lock: int
 ) -> None:
     lines: list[str] = []
     with subprocess.Popen(
         [sys.executable, "-m", "uv", *command],
         env=dict(env),
-        pass_fds=(lock,),  # so that nobody begins anew while it goes on without us
+        pass_fds=(lock,),  # keeps the lock until uv ends, even if this process is killed
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
     ) as process:
-        assert process.stdout is not None  # noqa: S101 - opened as a pipe
+        assert process.stdout is not None  # noqa: S101 (opened as a pipe)
         for line in process.stdout:
             lines.append(line.strip())
-            if not lines[-1].startswith("+"):  # the list of all packages, at the end
-                tell(lines[-1])
+            if not lines[-1].startswith("+"):  # not the final list of packages
+                progress(lines[-1])
     if process.returncode != 0:
         raise InstallError(environment, _reason(lines) or f"uv ended with status {process.returncode}")
 
 
 def _reason(lines: list[str]) -> str:
-    """Boil uv's account of an error down to what failed and its deepest cause."""
+    """Reduce uv's error report to the failure and its deepest cause."""
     causes = [match[1].rstrip(".:") for line in lines if (match := _CAUSE.match(line))]
     return " - ".join(dict.fromkeys([causes[0], causes[-1]])) if causes else " ".join(lines[-2:])
 
 
 def _uv_settings(environ: Mapping[str, str]) -> dict[str, str]:
-    """Give uv the package index that pip is set up to use, where uv has no setting of its own."""
+    """Return variables that make uv use pip's settings, except for those that uv has itself."""
     pip = _pip_settings()
     return {
-        theirs: pip[ours]
-        for ours, theirs in _PIP_TO_UV.items()
-        if ours in pip and theirs not in environ and _UV_ALREADY_HAS.get(theirs, theirs) not in environ
+        variable: pip[setting]
+        for setting, variable in _PIP_TO_UV.items()
+        if setting in pip and variable not in environ and _OLD_UV_NAMES.get(variable, variable) not in environ
     }
 
 
 def _pip_settings() -> dict[str, str]:
-    """Read pip's configuration, files and environment; empty where there is no pip."""
+    """Read pip's configuration from its files and environment; empty without pip."""
     listed = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
     )

@@ -1,12 +1,11 @@
-"""Run a command that must not outlive the process that wanted it.
+"""Run a command that must not outlive its parent process.
 
-Started by ``predictor.child`` as ``python lifeline.py REPORT_FD SCRATCH COMMAND...``, it stands between the
-two. Its standard input is a pipe that only the parent holds: a number written there asks for a stop with that
-many seconds of grace; its end, which comes however the parent ended, asks for the same with the default. So
-it works after a SIGKILL, and, unlike Linux's parent-death signal, wherever the parent has threads.
+`predictor.child` starts this script as ``python lifeline.py REPORT_FD SCRATCH COMMAND...``. Its standard
+input is a pipe that only the parent holds. A number on the pipe asks it to stop the command, with that many
+seconds of grace. The end of the pipe, which follows every end of the parent, asks for the same with the
+default grace. So the command also ends after a SIGKILL of the parent. Linux's parent-death signal is no
+alternative: it is sent when the parent's thread ends, not its process.
 """
-
-from __future__ import annotations
 
 import os
 import select
@@ -17,14 +16,15 @@ import sys
 import time
 from contextlib import suppress
 
-ORPHAN_GRACE_SECONDS = 2.0
+#: Grace in seconds when the parent has ended.
+ORPHAN_GRACE_S = 2.0
 
 
 def main(report_fd: int, scratch: str, command: list[str]) -> int:
-    """Run ``command`` in ``scratch`` and return its exit status, 128 + N where signal N ended it."""
-    wake = _wake_on_child_exit()
+    """Run a command in a directory, and return its exit status, or 128 + N after signal N."""
+    wake = _child_exit_descriptor()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # Handlers, not SIG_IGN, which the command would inherit: when to stop is the parent's to say.
+        # The parent decides when to stop. Handlers are used because the command would inherit SIG_IGN.
         signal.signal(number, lambda *_: None)
     try:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=scratch, process_group=0)
@@ -32,21 +32,21 @@ def main(report_fd: int, scratch: str, command: list[str]) -> int:
         sys.stderr.write(f"cannot start {command[0]}: {error.strerror}\n")
         return 127
     try:
-        with suppress(BrokenPipeError):  # the parent is gone already, as the first wait will find
+        with suppress(BrokenPipeError):  # the parent has ended; the wait below finds that
             os.write(report_fd, b"%d\n" % child.pid)
         os.close(report_fd)
         if not _wait(child, wake, None):
             child.terminate()
             _wait(child, wake, _grace())
     finally:
-        with suppress(OSError):  # what is left of its group; the number is not reused while any of it lives
+        with suppress(OSError):  # the rest of its group; the id is not reused while a member lives
             os.killpg(child.pid, signal.SIGKILL)
     status = child.wait()
     return status if status >= 0 else 128 - status
 
 
-def _wake_on_child_exit() -> int:
-    """Make a file descriptor that is readable after SIGCHLD."""
+def _child_exit_descriptor() -> int:
+    """Return a file descriptor that becomes readable after SIGCHLD."""
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     os.set_blocking(read_end, False)
@@ -56,7 +56,7 @@ def _wake_on_child_exit() -> int:
 
 
 def _wait(child: subprocess.Popen[bytes], wake: int, grace: float | None) -> bool:
-    """Wait until the child has ended (True), or until ``grace`` is over or, without one, the parent asks."""
+    """Return True when the child has ended, False when the grace is over or (if None) the parent asks."""
     end = None if grace is None else time.monotonic() + grace
     while True:
         if child.poll() is not None:
@@ -72,11 +72,11 @@ def _wait(child: subprocess.Popen[bytes], wake: int, grace: float | None) -> boo
 
 
 def _grace() -> float:
-    """Read what the parent wrote, if it did."""
+    """Return the grace that the parent wrote, or the default if the parent has ended."""
     try:
         return float(os.read(0, 64))
     except (OSError, ValueError):
-        return ORPHAN_GRACE_SECONDS
+        return ORPHAN_GRACE_S
 
 
 if __name__ == "__main__":

@@ -1,32 +1,29 @@
-"""The table of stock runtimes: what each one is and how its ClusterServingRuntime starts it."""
-
-from __future__ import annotations
+"""The table of stock runtimes: each image's versions, and how its ClusterServingRuntime starts it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
 
-HERE: Final = Path(__file__).resolve().parent
-MODEL_MOUNT: Final = "/mnt/models"
-"""Where the cluster mounts the model; it stands for the model directory in arguments and variables."""
+HERE = Path(__file__).resolve().parent
+#: Directory where a cluster mounts the model; in arguments and variables it stands for the model directory.
+MODEL_MOUNT = "/mnt/models"
 
 
 class UnknownRuntimeError(ValueError):
-    """No stock runtime that we support has this name."""
+    """The name is not that of a supported stock runtime."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"unknown runtime {name!r}; known are: {', '.join(RUNTIMES)}")
+        super().__init__(f"unknown runtime {name!r}; supported: {', '.join(RUNTIMES)}")
 
 
 class LaunchError(ValueError):
-    """The arguments or variables given to a runtime cannot start it."""
+    """The arguments or variables given to a runtime are invalid."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Launch:
-    """What to start on this machine, and where it will listen once the spec's own settings have won."""
+    """The command to start on this machine, and the ports and the name that result from all settings."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
@@ -35,45 +32,59 @@ class Launch:
     grpc_port: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Runtime:
     """One ClusterServingRuntime of KServe v0.20 that serves scikit-learn models.
 
-    The versions are those of the image; fit models with the same scikit-learn.
-    In ``command``, ``args``, ``env`` and ``local_env`` the fields of ``launch`` stand in braces.
+    In `command`, `args`, `env` and `local_env`, names in braces stand for parameters of `launch`.
+
+    Attributes
+    ----------
+    version
+        Tag of the image: `runtimeVersion` in an InferenceService.
+    protocols
+        Supported protocols, by the names of `--predictor_protocol`.
+    python, scikit_learn, numpy, joblib
+        Versions in the image. Fit models with the same version of scikit-learn.
+    probability_output
+        V2 output with the probabilities, one column per class.
+    readiness_path
+        Path that answers 200 once the model is loaded.
+    model_name_setting, http_port_setting, grpc_port_setting
+        Argument or variable that sets the value.
+    command
+        Command of the image.
+    local_env
+        Variables that are needed only on a machine that is shared with other processes.
+    probability_env
+        Variables that `predictor.model.env` must set to get probabilities.
+    args_replace_command
+        True if `predictor.model.args` replace the image's command, because the image has no entry point.
     """
 
     name: str
     image: str
     version: str
-    """The image's tag: ``runtimeVersion`` in an InferenceService."""
     protocols: tuple[str, ...]
-    """Protocols to it, as ``--predictor_protocol`` names them."""
     python: str
     scikit_learn: str
     numpy: str
     joblib: str
     probability_output: str
-    """The V2 output that holds the probabilities, one column per class."""
-    probability_env: Mapping[str, str] = field(default_factory=dict)
-    """What the InferenceService must set in ``predictor.model.env`` to get probabilities."""
     readiness_path: str
-    """Answers 200 once the model is loaded."""
     model_name_setting: str
     http_port_setting: str
     grpc_port_setting: str
     command: tuple[str, ...]
-    """The image's own command."""
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     local_env: Mapping[str, str] = field(default_factory=dict)
-    """What a machine shared with others needs beyond the cluster's settings."""
+    probability_env: Mapping[str, str] = field(default_factory=dict)
     args_replace_command: bool = False
-    """Whether ``predictor.model.args`` take the place of the image's command (it has no entry point)."""
 
     @property
     def lock(self) -> Path:
-        """The lock file of the environment that stands in for the image on this machine."""
+        """Lock file of the environment that replaces the image on this machine."""
         return HERE / "environments" / f"{self.name}.txt"
 
     def launch(
@@ -88,28 +99,28 @@ class Runtime:
         args: Sequence[str] = (),
         env: Mapping[str, str] = MappingProxyType({}),
     ) -> Launch:
-        """Say what KServe's controller would start, for this machine.
+        """Return the command that KServe's controller would start, adapted to this machine.
 
         Parameters
         ----------
         python
-            The interpreter of the runtime's environment (``environment.ensure``).
+            Interpreter of the runtime's environment (`environment.ensure`).
         model_name, model_dir
-            The InferenceService's name and the directory that holds one model file.
+            Name of the InferenceService, and directory with one model file.
         http_port, grpc_port, metrics_port
-            Where to listen; a metrics port is needed only by MLServer, whose default is one fixed port.
+            Ports to listen on. Only MLServer uses the metrics port; its default is a fixed port.
         args, env
-            ``predictor.model.args`` and ``.env`` of the InferenceService. They win, as in the cluster:
-            arguments come after the runtime's own, variables replace those of the same name. ``/mnt/models``
-            in them becomes ``model_dir``.
+            `predictor.model.args` and `.env` of the InferenceService. They override the runtime's own, as in
+            a cluster: arguments are appended, variables replaced. ``/mnt/models`` in them becomes
+            `model_dir`.
 
         Raises
         ------
         LaunchError
-            When a setting in ``args`` or ``env`` cannot work: a port that is none, arguments to MLServer
-            that are not a command.
+            If `args` or `env` are invalid: a port out of range, or arguments to MLServer that are not a
+            command.
         """
-        facts = {
+        values = {
             "python": str(python),
             "bin": str(python.parent),
             "here": str(HERE),
@@ -121,11 +132,11 @@ class Runtime:
         }
         given_args = tuple(arg.replace(MODEL_MOUNT, str(model_dir)) for arg in args)
         given_env = {name: value.replace(MODEL_MOUNT, str(model_dir)) for name, value in env.items()}
-        variables = _filled({**self.env, **self.local_env}, facts) | given_env
+        variables = _fill_templates({**self.env, **self.local_env}, values) | given_env
         if self.args_replace_command and given_args:
             argv = self._command_of(given_args, python)
         else:
-            argv = tuple(part.format(**facts) for part in (*self.command, *self.args)) + given_args
+            argv = tuple(part.format(**values) for part in (*self.command, *self.args)) + given_args
         return Launch(
             argv=argv,
             env=MappingProxyType(variables),
@@ -136,21 +147,20 @@ class Runtime:
 
     def _command_of(self, args: tuple[str, ...], python: Path) -> tuple[str, ...]:
         if args[0].startswith("-"):
-            msg = (
-                f"{self.name}: model.args take the place of the image's command, so {args[0]!r} would be run "
-                f"as a program; set what you need in model.env (for example {self.http_port_setting})"
+            raise LaunchError(
+                f"{self.name}: model.args replace the image's command, so {args[0]!r} would be run as a "
+                f"program; use model.env instead (for example {self.http_port_setting})"
             )
-            raise LaunchError(msg)
         return (str(python.parent / args[0]), *args[1:])
 
 
 def get_runtime(name: str) -> Runtime:
-    """Return the stock runtime of this name.
+    """Return the stock runtime with this name.
 
     Raises
     ------
     UnknownRuntimeError
-        When we support none of this name; the message names those that we do.
+        If the name is unknown; the message lists the supported ones.
     """
     try:
         return RUNTIMES[name]
@@ -158,18 +168,18 @@ def get_runtime(name: str) -> Runtime:
         raise UnknownRuntimeError(name) from None
 
 
-def _filled(templates: Mapping[str, str], facts: Mapping[str, str | None]) -> dict[str, str]:
-    """Fill in the templates, leaving out those whose fact is unknown."""
-    unknown = [f"{{{fact}}}" for fact, value in facts.items() if value is None]
+def _fill_templates(templates: Mapping[str, str], values: Mapping[str, str | None]) -> dict[str, str]:
+    """Fill in templates, and omit those whose value is None."""
+    unknown = [f"{{{name}}}" for name, value in values.items() if value is None]
     return {
-        name: template.format(**facts)
+        name: template.format(**values)
         for name, template in templates.items()
-        if not any(field_ in template for field_ in unknown)
+        if not any(placeholder in template for placeholder in unknown)
     }
 
 
 def _setting(name: str, argv: Sequence[str], env: Mapping[str, str]) -> str:
-    """Return what the runtime will read: the last such argument, or the variable."""
+    """Return the value of a setting: the last argument of that name, or the variable."""
     if not name.startswith("--"):
         return env[name]
     found = ""
@@ -184,12 +194,11 @@ def _setting(name: str, argv: Sequence[str], env: Mapping[str, str]) -> str:
 def _port(name: str, argv: Sequence[str], env: Mapping[str, str]) -> int:
     value = _setting(name, argv, env)
     if not value.isdecimal() or not 0 < int(value) < 65536:
-        msg = f"{name} must be a port from 1 to 65535, got {value!r}"
-        raise LaunchError(msg)
+        raise LaunchError(f"{name} must be a port from 1 to 65535, got {value!r}")
     return int(value)
 
 
-_MLSERVER: Final = Runtime(
+_MLSERVER = Runtime(
     name="kserve-mlserver",
     image="seldonio/mlserver",
     version="1.7.1",
@@ -217,7 +226,7 @@ _MLSERVER: Final = Runtime(
     local_env={"MLSERVER_HOST": "127.0.0.1", "MLSERVER_METRICS_PORT": "{metrics_port}"},
 )
 
-_SKLEARNSERVER: Final = Runtime(
+_SKLEARNSERVER = Runtime(
     name="kserve-sklearnserver",
     image="kserve/sklearnserver",
     version="v0.20.0",
@@ -237,11 +246,11 @@ _SKLEARNSERVER: Final = Runtime(
         "--model_name={model_name}",
         "--model_dir={model_dir}",
         "--http_port={http_port}",
-        "--grpc_port={grpc_port}",  # the cluster leaves this one at the SDK's default
+        "--grpc_port={grpc_port}",  # a cluster keeps the SDK's default
     ),
 )
 
-DEFAULT_RUNTIME: Final = _MLSERVER.name
-RUNTIMES: Final[Mapping[str, Runtime]] = MappingProxyType(
+DEFAULT_RUNTIME = _MLSERVER.name
+RUNTIMES: Mapping[str, Runtime] = MappingProxyType(
     {runtime.name: runtime for runtime in (_MLSERVER, _SKLEARNSERVER)}
 )

@@ -1,1 +1,1 @@
-"""Where bundles live: local directories and S3-compatible storage."""
+"""Storage of versions: local directories and S3-compatible servers."""

@@ -13,8 +13,8 @@ from storage.bundles import (
     local_path,
     next_version,
     publish,
-    put_beside,
     read_bundle,
+    write_beside,
 )
 from training.bundling import dump, make_bundle
 from training.data import DataError, Dataset
@@ -107,7 +107,7 @@ def train(
             continue  # another writer has used this number
         break
     progress(f"wrote {uri}")
-    report = put_beside(uri, ".html", html.encode(), "text/html; charset=utf-8")
+    report = write_beside(uri, ".html", html.encode(), "text/html; charset=utf-8")
     progress(f"wrote {report}")
     return Trained(uri, report, bundle)
 

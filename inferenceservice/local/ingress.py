@@ -1,6 +1,6 @@
-"""The local ingress: one HTTP port, and one for gRPC, in front of the InferenceService.
+"""Local ingress: one HTTP port and one gRPC port in front of the InferenceService.
 
-Requests are routed by `Host` as KServe's ingress does it; bodies are streamed through in both directions.
+It routes requests by `Host`, like KServe's ingress, and streams bodies in both directions.
 """
 
 import asyncio
@@ -10,18 +10,20 @@ import socket
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
 
-import aiohttp
 from tornado import httputil
 from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import HTTPServer
+from tornado.tcpclient import TCPClient
 
+from inferenceservice.local.backend_connection import BackendError
 from inferenceservice.local.forwarder import Backend, Forwarder, choose_backend
-from inferenceservice.local.proxied_request import ProxiedRequest
+from inferenceservice.local.proxied_request import ProxiedRequest, UnknownHostError
 
-#: KServe's default domain; `<name>-<namespace>.<domain>` is the InferenceService's host.
+#: KServe's default domain; the InferenceService's host is `<name>-<namespace>.<domain>`.
 DOMAIN = "example.com"
-#: The ingress itself sets no limit on a body; the transformer does.
-_MAX_BODY = 2**40
+#: The transformer limits the size of a body; the ingress does not.
+_MAX_BODY_BYTES = 2**40
+_MAX_BUFFER_BYTES = 2**20
 _BACKLOG = 128
 
 
@@ -30,7 +32,7 @@ class IngressError(Exception):
 
 
 def components_by_host(name: str, namespace: str) -> dict[str, str]:
-    """Component behind each host name of an InferenceService, beside the loopback names of this machine."""
+    """Return the component for each host name of an InferenceService and each loopback name."""
     return {
         f"{name}-{namespace}.{DOMAIN}": "transformer",
         f"{name}-transformer-{namespace}.{DOMAIN}": "transformer",
@@ -40,19 +42,19 @@ def components_by_host(name: str, namespace: str) -> dict[str, str]:
 
 
 class Ingress(httputil.HTTPServerConnectionDelegate):
-    """Listens on loopback and forwards.
+    """Listens on loopback and forwards requests to the components.
 
     Parameters
     ----------
     name, namespace
-        Of the InferenceService, for its host names.
+        Name and namespace of the InferenceService, for its host names.
 
     Attributes
     ----------
     transformer, predictor
-        Where requests go, read at each of them: set it to shift new requests.
+        Backends of each component. Set them at any time: new requests use the new value.
     transformer_grpc
-        The same for gRPC, connection by connection.
+        Forwarder for gRPC; set its `backends` likewise. It chooses a backend per connection.
     """
 
     def __init__(self, name: str, namespace: str) -> None:
@@ -61,69 +63,61 @@ class Ingress(httputil.HTTPServerConnectionDelegate):
         self.transformer_grpc = Forwarder()
         self._components = components_by_host(name, namespace)
         self._http: HTTPServer | None = None
+        self._backends: TCPClient | None = None
         self._in_flight: Counter[str] = Counter()
-        self._session: aiohttp.ClientSession | None = None
-        self._running: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, port: int, grpc_port: int) -> None:
-        """Listen.
+        """Listen on both ports.
 
         Raises
         ------
         IngressError
             If a port is in use.
         """
-        self._session = aiohttp.ClientSession(
-            # A connection for each request: one that is kept may be closed just when it is used again.
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
-            # What one client's answer sets is not to be sent with another's request.
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-        )
         with _explain_bind_error(port, "--port"):
             listener = socket.create_server(("127.0.0.1", port), backlog=_BACKLOG)
         listener.setblocking(False)
-        self._http = HTTPServer(self, max_body_size=_MAX_BODY, max_buffer_size=2**20)
+        self._backends = TCPClient()
+        self._http = HTTPServer(self, max_body_size=_MAX_BODY_BYTES, max_buffer_size=_MAX_BUFFER_BYTES)
         self._http.add_socket(listener)
         with _explain_bind_error(grpc_port, "--grpc-port"):
             await self.transformer_grpc.start(grpc_port)
 
     def requests_in_flight(self, address: str) -> int:
-        """How many of our requests a backend has."""
+        """Return the number of requests that a backend is processing."""
         return self._in_flight[address]
 
     async def close(self) -> None:
-        """Stop listening and close what is open."""
+        """Stop listening and close all connections."""
         await self.transformer_grpc.close()
         if self._http is not None:
             self._http.stop()
             await self._http.close_all_connections()
-        for task in self._running:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._backends is not None:
+            self._backends.close()
 
     def start_request(
         self, server_conn: object, request_conn: httputil.HTTPConnection
     ) -> httputil.HTTPMessageDelegate:
-        """Take a request that comes in; see `tornado.httputil.HTTPServerConnectionDelegate`."""
-        assert isinstance(request_conn, HTTP1Connection)  # noqa: S101 (what HTTPServer makes)
-        assert self._session is not None  # noqa: S101 (made before it listened)
-        return ProxiedRequest(request_conn, self._choose_backend, self._session, self._start_task)
+        """Return the receiver of a new request; see `tornado.httputil.HTTPServerConnectionDelegate`."""
+        assert isinstance(request_conn, HTTP1Connection)  # noqa: S101 (HTTPServer makes no other)
+        assert self._backends is not None  # noqa: S101 (made before it listens)
+        return ProxiedRequest(request_conn, self._choose_backend, self._backends, self._start_task)
 
     @contextlib.contextmanager
-    def _choose_backend(self, host: str) -> Iterator[str | None]:
-        """Address of the backend for a `Host`, if there is one; it has a request while this lasts."""
+    def _choose_backend(self, host: str) -> Iterator[str]:
+        """Choose a backend for a `Host`, and count the request as in flight there while this is open."""
         component = self._components.get(httputil.split_host_and_port(host.lower())[0].strip("[]"))
         if component is None:
-            yield None
-            return
+            raise UnknownHostError(f"no InferenceService has the host {host[:80]!a}")
         backends: Sequence[Backend] = getattr(self, component)
-        # None yet: nobody can be reached there.
-        address = choose_backend(backends).address if backends else ""
+        if not backends:
+            raise BackendError(f"the {component} has no backend yet")
+        address = choose_backend(backends).address
         self._in_flight[address] += 1
         try:
             yield address
@@ -131,16 +125,16 @@ class Ingress(httputil.HTTPServerConnectionDelegate):
             self._in_flight[address] -= 1
 
     def _start_task(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Do it until it ends or we close."""
+        """Start a task that is cancelled when the ingress closes."""
         task = asyncio.create_task(work)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return task
 
 
 @contextlib.contextmanager
 def _explain_bind_error(port: int, option: str) -> Iterator[None]:
-    """Say what to do about a port that cannot be listened to."""
+    """Raise IngressError with advice if a port cannot be bound."""
     if not 0 < port < 2**16:
         raise IngressError(f"port {port}: must be 1 to 65535; choose another with {option}")
     try:

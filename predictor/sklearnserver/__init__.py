@@ -1,4 +1,4 @@
-"""The local stand-in for the image kserve/sklearnserver, which no package index carries.
+"""Local replacement for the image kserve/sklearnserver, which is on no package index.
 
-It is started by its path, in an environment of its own, and so imports nothing else of this project.
+It runs in its own environment, started by its path, so it imports no other package of this project.
 """

@@ -1,11 +1,9 @@
-"""Serve one scikit-learn model as the image kserve/sklearnserver of KServe v0.20 does.
+"""Serve one scikit-learn model like the image kserve/sklearnserver of KServe v0.20.
 
-Same arguments (``--model_name --model_dir`` and those of KServe's SDK), same variable ``PREDICT_PROBA``,
-same answers over V1, V2 and gRPC. One thing differs on purpose: a directory without a model file is an error,
-where the image starts a server that never has a model.
+It has the same arguments (`--model_name`, `--model_dir` and those of KServe's SDK), the same variable
+`PREDICT_PROBA`, and the same responses over V1, V2 and gRPC. One difference is intended: a directory without
+a model file is an error here, while the image starts a server that never becomes ready.
 """
-
-from __future__ import annotations
 
 import argparse
 import logging
@@ -31,14 +29,14 @@ class ModelFileError(RuntimeError):
 
 
 class SKLearnModel(kserve.Model):  # type: ignore[misc]  # the SDK has no types
-    """A fitted estimator behind KServe's protocols.
+    """A fitted estimator, served over KServe's protocols.
 
     Parameters
     ----------
     name
-        The name that it is served under.
+        Name in the endpoints.
     model_dir
-        A local directory with exactly one ``*.joblib``, ``*.pkl`` or ``*.pickle``.
+        Local directory with exactly one ``*.joblib``, ``*.pkl`` or ``*.pickle`` file.
     """
 
     def __init__(self, name: str, model_dir: Path) -> None:
@@ -52,7 +50,7 @@ class SKLearnModel(kserve.Model):  # type: ignore[misc]  # the SDK has no types
         Raises
         ------
         ModelFileError
-            When there is none, or more than one.
+            If the directory does not hold exactly one.
         """
         self.estimator = joblib.load(model_file(self.model_dir))
         self.ready = True
@@ -60,16 +58,16 @@ class SKLearnModel(kserve.Model):  # type: ignore[misc]  # the SDK has no types
 
     def predict(
         self,
-        payload: Any,  # noqa: ANN401 - a V1 dict or an InferRequest, as the SDK hands it over
+        payload: Any,  # noqa: ANN401 (a V1 dict or an InferRequest of the SDK)
         headers: dict[str, str] | None = None,
         response_headers: dict[str, str] | None = None,
     ) -> Any:  # noqa: ANN401
-        """Answer with classes, or with probabilities if ``PREDICT_PROBA`` is true and there are any.
+        """Return classes, or probabilities if `PREDICT_PROBA` is true and the estimator has them.
 
         Raises
         ------
         InferenceError
-            For whatever the estimator refuses; the SDK makes it 500, over gRPC INVALID_ARGUMENT.
+            If the estimator raises any error. The SDK answers 500, or INVALID_ARGUMENT over gRPC.
         """
         try:
             rows = get_predict_input(payload)
@@ -86,18 +84,18 @@ class SKLearnModel(kserve.Model):  # type: ignore[misc]  # the SDK has no types
 def model_file(model_dir: Path) -> Path:
     """Return the one model file of a directory."""
     if not model_dir.is_dir():
-        msg = f"--model_dir must be a directory on this machine, got {model_dir}"
-        raise ModelFileError(msg)
+        raise ModelFileError(f"--model_dir must be a directory on this machine, got {model_dir}")
     found = sorted(path for path in model_dir.iterdir() if path.is_file() and path.suffix in MODEL_SUFFIXES)
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
-        msg = f"{model_dir} must hold exactly one model file (*{', *'.join(MODEL_SUFFIXES)}), found {names}"
-        raise ModelFileError(msg)
+        raise ModelFileError(
+            f"{model_dir} must hold exactly one model file (*{', *'.join(MODEL_SUFFIXES)}), found {names}"
+        )
     return found[0]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Load the model and serve it until a signal ends the process."""
+    """Load the model, and serve it until a signal ends the process."""
     arguments = argparse.ArgumentParser(prog="sklearnserver", parents=[sdk_arguments], description=__doc__)
     arguments.add_argument(
         "--model_dir", required=True, type=Path, help="local directory with one model file"

@@ -160,7 +160,7 @@ def test_train_refuses_a_version_that_exists(trained_bundle):
     storage = trained_bundle.parent.parent
     before = {path: path.read_bytes() for path in trained_bundle.iterdir()}
     told = refusal(placement("train", "--storage", storage, "--version", "v1"), "train")
-    assert told == f"{trained_bundle}: this version exists; versions never change, write another one"
+    assert told == f"{trained_bundle}: this version exists and cannot be overwritten; choose another name"
     assert {path: path.read_bytes() for path in trained_bundle.iterdir()} == before
 
 

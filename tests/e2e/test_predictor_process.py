@@ -147,7 +147,7 @@ def model_dir(tmp_path: Path) -> Path:
 def test_a_port_in_use_is_one_line_that_says_what_to_do(model_dir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(PredictorError, match=rf"cannot use port {port} \(.*in use\); stop what uses it"):
+        with pytest.raises(PredictorError, match=rf"cannot use port {port} \(.*in use\); stop the process"):
             PredictorProcess(MLSERVER, model_dir, python=PYTHON, model_name="placement", http_port=port)
 
 

@@ -162,7 +162,7 @@ def test_up_does_not_load_a_model_that_is_not_the_bundles(small, tmp_path):
     done = placement("up", "--model", version, "--run", tmp_path, "--port", port, "--grpc-port", grpc_port)
     told = refusal(done)
     assert told.startswith(f"{version}/{MODEL_FILE}: SHA-256 is ")
-    assert told.endswith(": the file was changed")
+    assert told.endswith(": the file was changed; restore it, or write a new version with `placement train`")
 
 
 # Storage that breaks while a version is written

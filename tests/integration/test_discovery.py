@@ -67,7 +67,7 @@ async def test_another_method_than_post_is_not_allowed_and_the_answer_says_to_po
         assert response.json() == {"error": f"{method} {path}: Method Not Allowed; use POST"}
 
 
-@pytest.mark.parametrize("path", [*POST_ONLY, *READINESS, SERVER_LIVE, "/v2", "/v1/models", "/metrics"])
+@pytest.mark.parametrize("path", [*POST_ONLY, *READINESS, SERVER_LIVE, "/v1/models", "/metrics"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_a_trailing_slash_never_redirects(method, path, transformer):
     response = await transformer.http.request(

@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from placement import cli, predict_command
+from placement import candidate_file, cli, predict_command
 from placement.client import Answer, Busy, ClientError, Refused, connect, tensors, to_json
 from training.candidates import SAMPLE, SIGNATURE
 from training.data import DataError
@@ -292,10 +292,10 @@ def test_whatever_a_value_looks_like_it_stays_one_problem(predict, write, protoc
 
 
 def test_field_names_are_taken_as_they_are():
-    source = predict_command.Source("a.json", iter(()), 0, {"a": "FP64", "a.b": "FP64", "(": "BYTES"})
-    chunk = [predict_command.Located("candidate 1, field", {})]
+    source = candidate_file.CandidateFile("a.json", iter(()), 0, {"a": "FP64", "a.b": "FP64", "(": "BYTES"})
+    chunk = [candidate_file.LocatedCandidate("candidate 1, field", {})]
     text = "instances[0].a.b: is required; inputs.([0]: is required; inputs.candidates[0].a: is required"
-    assert predict_command.in_the_file(text, chunk, source).splitlines() == [
+    assert candidate_file.locate_problems(text, chunk, source).splitlines() == [
         "a.json: candidate 1, field 'a.b': is required",
         "a.json: candidate 1, field '(': is required",
         "a.json: candidate 1, field 'a': is required",
@@ -306,8 +306,8 @@ def test_field_names_are_taken_as_they_are():
     "message", ["the predictor is not ready: see instances[0].ssc_p: x", "instances[7].ssc_p: x", ""]
 )
 def test_a_message_about_no_candidate_stays_as_it_is(message):
-    source = predict_command.Source("a.json", iter(()), 0, FIELDS)
-    assert predict_command.in_the_file(message, [], source) == message
+    source = candidate_file.CandidateFile("a.json", iter(()), 0, FIELDS)
+    assert candidate_file.locate_problems(message, [], source) == message
 
 
 # JSON
@@ -357,7 +357,7 @@ def test_a_long_table_is_read_in_constant_memory(write):
     path = write(table(*[ROW] * 20_000))
     size = path.stat().st_size
     with ExitStack() as stack:
-        source = predict_command.read(str(path), FIELDS, stack)
+        source = candidate_file.open_candidates(str(path), FIELDS, stack)
         tracemalloc.start()
         try:
             assert sum(1 for _ in source.candidates) == source.total == 20_000
@@ -371,16 +371,16 @@ def test_predictions_come_while_the_file_is_read(write, monkeypatch):
     async def first() -> int:
         read = []
         with ExitStack() as stack:
-            source = predict_command.read(str(write(table(*[ROW] * 9000))), FIELDS, stack)
+            source = candidate_file.open_candidates(str(write(table(*[ROW] * 9000))), FIELDS, stack)
             rows = (read.append(None) or located for located in source.candidates)
-            counted = predict_command.Source("", rows, None, FIELDS, source.table)
+            counted = candidate_file.CandidateFile("", rows, None, FIELDS, source.table)
             async with contextlib.aclosing(
                 predict_command._answers(ValidatingClient("v1", SIGNATURE), counted)
             ) as answers:
                 await anext(answers)
         return len(read)
 
-    assert asyncio.run(first()) == predict_command.CHUNK * predict_command.IN_FLIGHT
+    assert asyncio.run(first()) == predict_command.CHUNK_SIZE * predict_command.IN_FLIGHT
 
 
 def test_predicting_and_reading_need_no_data_science():
@@ -406,13 +406,15 @@ def test_requests_that_fail_together_are_all_accounted_for(write, caplog, predic
 
 @pytest.mark.parametrize("url", ["localhost:8180", "http://", "ftp://host", "127.0.0.1", "http:/host"])
 def test_a_rest_url_needs_its_scheme(url):
-    with pytest.raises(ClientError, match=rf"--url {url}: must start with http:// \(or https://\), as"):
+    with pytest.raises(ClientError, match=rf"--url {url}: must start with http:// or https://, for example"):
         connect(url, "placement", "v1")
 
 
 @pytest.mark.parametrize("url", ["http://localhost:8081", "localhost", "grpc://host:1", "host:port"])
 def test_a_grpc_address_has_none(url):
-    with pytest.raises(ClientError, match=f"--url {url}: must be host:port for gRPC, as 127.0.0.1:8081"):
+    with pytest.raises(
+        ClientError, match=f"--url {url}: must be host:port for gRPC, for example 127.0.0.1:8081"
+    ):
         connect(url, "placement", "grpc")
 
 
@@ -444,8 +446,8 @@ async def refusal(url: str, protocol: str = "v1") -> str:
 async def test_a_port_that_is_not_http_is_named_without_what_it_said():
     async with answering(b"SSH-2.0-OpenSSH_9.6\r\n\x00\xff\r\n\r\n") as address:
         assert await refusal(f"http://{address}") == (
-            f"http://{address}/v2/models/placement does not answer as a placement service does: --url must "
-            "be that of its REST port (for its gRPC port, add --protocol grpc)"
+            f"the response of http://{address}/v2/models/placement is not that of a placement service; set "
+            "--url to its REST port (or add --protocol grpc for its gRPC port)"
         )
         told = await refusal(address, "grpc")
     assert told == f"{address} does not answer over gRPC; set --url"
@@ -463,7 +465,7 @@ async def test_another_http_service_is_named_too(content, status):
     application.router.add_route("*", "/{path:.*}", answer)
     async with TestServer(application) as server:
         url = str(server.make_url("")).rstrip("/")
-        assert "does not answer as a placement service does" in await refusal(url)
+        assert "is not that of a placement service; set --url" in await refusal(url)
 
 
 async def test_nobody_at_the_address_is_told():
@@ -474,6 +476,6 @@ async def test_nobody_at_the_address_is_told():
 
 
 def test_data_errors_are_among_what_the_command_tells():
-    assert set(predict_command.errors()) == {ClientError, DataError, predict_command.InputError}
+    assert set(predict_command.COMMAND.errors()) == {ClientError, DataError, candidate_file.InputError}
     assert issubclass(Refused, ClientError)
     assert all(isinstance(field, Number) == (FIELDS[field.name] == "FP64") for field in SIGNATURE.fields)

@@ -10,7 +10,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from storage import places
+from storage import directories
 from storage.bundles import (
     StorageError,
     VersionExistsError,
@@ -19,10 +19,10 @@ from storage.bundles import (
     local_path,
     next_version,
     publish,
-    put_beside,
     read_bundle,
     version_uri,
     versions,
+    write_beside,
 )
 from tests.support.bundle_copies import MODEL, copied
 from transformer.bundle.format import BUNDLE_FILE, MODEL_FILE, Bundle, load_bundle
@@ -97,15 +97,15 @@ def test_versions_are_numbered_one_after_another(storage, make):
 def test_the_slower_of_two_uploads_is_refused(s3, make, monkeypatch):
     faster = make("v1", b"faster")
 
-    class Slow(places.S3Place):
+    class Slow(directories.S3Directory):
         def create(self, version, contents):
             with monkeypatch.context() as unslowed:
-                unslowed.setattr("storage.bundles.S3Place", places.S3Place)
+                unslowed.setattr("storage.bundles.S3Directory", directories.S3Directory)
                 publish(faster, b"faster", s3)
             super().create(version, contents)
 
-    monkeypatch.setattr("storage.bundles.S3Place", Slow)
-    with pytest.raises(VersionExistsError, match="another writer has just taken this version"):
+    monkeypatch.setattr("storage.bundles.S3Directory", Slow)
+    with pytest.raises(VersionExistsError, match="another writer has created this version just now"):
         publish(make("v1"), MODEL, s3)
     assert read_bundle(version_uri(s3, "placement", "v1")) == faster
 
@@ -115,7 +115,7 @@ def test_an_interrupted_upload_is_no_version_and_says_so(s3, make):
     boto3.client("s3").put_object(Bucket=bucket, Key=f"{prefix}/placement/v1/{MODEL_FILE}", Body=b"half")
     assert versions(s3, "placement") == []
     with pytest.raises(
-        VersionExistsError, match=rf"holds {MODEL_FILE} but no {BUNDLE_FILE}: its upload is under"
+        VersionExistsError, match=rf"holds {MODEL_FILE} but no {BUNDLE_FILE}: its upload is in"
     ):
         check_free(s3, "placement", "v1")
     with pytest.raises(StorageError, match=f"no version here, {BUNDLE_FILE} is missing"):
@@ -125,11 +125,11 @@ def test_an_interrupted_upload_is_no_version_and_says_so(s3, make):
 
 def test_the_bundle_is_uploaded_last(s3, make, monkeypatch):
     written = []
-    place = places.S3Place(s3 + "/placement")
+    directory = directories.S3Directory(s3 + "/placement")
     monkeypatch.setattr(
-        place._s3, "pipe_file", lambda path, *_, **__: written.append(path.rpartition("/")[2])
+        directory._s3, "pipe_file", lambda path, *_, **__: written.append(path.rpartition("/")[2])
     )
-    monkeypatch.setattr("storage.bundles.S3Place", lambda _: place)
+    monkeypatch.setattr("storage.bundles.S3Directory", lambda _: directory)
     monkeypatch.setattr("storage.bundles.check_free", lambda *_: None)
     publish(make("v1"), MODEL, s3)
     assert written == [MODEL_FILE, BUNDLE_FILE]
@@ -169,7 +169,7 @@ def test_a_directory_with_another_model_in_it_is_refused(tmp_path, make):
 def test_a_file_beside_a_version_is_replaced_whole(storage, make):
     uri = publish(make("v1"), MODEL, storage)
     for content in (b"first", b"second"):
-        assert put_beside(uri, ".html", content, "text/html") == uri + ".html"
+        assert write_beside(uri, ".html", content, "text/html") == uri + ".html"
     if not storage.startswith("s3"):
         assert Path(uri + ".html").read_bytes() == b"second"
         assert names(Path(storage, "placement")) == ["v1", "v1.html"]

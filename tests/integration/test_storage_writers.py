@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from storage import places
+from storage import directories
 from storage.bundles import VersionExistsError, publish
 from tests.support.bundle_copies import MODEL, copied
 from transformer.bundle.format import MODEL_FILE, Bundle, load_bundle
@@ -49,7 +49,7 @@ def test_of_several_writers_exactly_one_wins(tmp_path, make):
 
 def test_what_a_killed_writer_left_is_removed_in_time(tmp_path, make):
     publish(make("v1"), MODEL, tmp_path)
-    for name, age in ((".v2.0.writing", places.STALE_S + 60), (".v3.0.writing", 60)):
+    for name, age in ((".v2.0.writing", directories.STALE_S + 60), (".v3.0.writing", 60)):
         left = tmp_path / "placement" / name
         left.mkdir()
         os.utime(left, (time.time() - age,) * 2)

@@ -55,7 +55,7 @@ def test_the_default_runtime_is_mlserver() -> None:
 
 def test_an_unknown_runtime_is_refused_with_the_known_names() -> None:
     with pytest.raises(
-        UnknownRuntimeError, match="'kserve-xgbserver'; known are: kserve-mlserver, kserve-skl"
+        UnknownRuntimeError, match="'kserve-xgbserver'; supported: kserve-mlserver, kserve-skl"
     ):
         get_runtime("kserve-xgbserver")
 

@@ -64,6 +64,9 @@ class RestRoutes:
         }
         get: dict[str, _Endpoint] = {
             "/": self.live_v1,
+            "/v2": self.server_metadata,
+            # The path in the Open Inference Protocol's description.
+            "/v2/": self.server_metadata,
             "/v2/health/live": self.live,
             "/v2/health/ready": self.ready,
             v1: self.model_ready,
@@ -78,6 +81,10 @@ class RestRoutes:
     async def live_v1(self, _: Request) -> Response:
         """V1: the process is alive."""
         return JSONResponse({"status": "alive"})
+
+    async def server_metadata(self, _: Request) -> Response:
+        """V2: name, version and extensions of the server."""
+        return JSONResponse(self._dataplane.metadata())
 
     async def live(self, _: Request) -> Response:
         """V2: the process is alive."""

@@ -1,4 +1,4 @@
-"""The kinds of storage: a local directory and a prefix of an S3 bucket."""
+"""Kinds of storage directories: local ones, and prefixes of S3 buckets."""
 
 import contextlib
 import errno
@@ -10,54 +10,60 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-#: Hidden directories that a killed writer left behind are removed when they are this old.
+#: Age at which the hidden files of a killed writer are removed.
 STALE_S = 24 * 3600
 
 
-class TakenError(Exception):
-    """A version's place is taken by another writer."""
+class VersionTakenError(Exception):
+    """Another writer has created the version first."""
 
 
-class Place(Protocol):
-    """One directory of a storage that holds the versions of one model, or the files of one version."""
+class StorageDirectory(Protocol):
+    """A directory with the versions of one model, or with the files of one version."""
 
     def files(self) -> set[str]:
-        """Paths of the files in here and one level below, hidden ones left out."""
+        """Return the paths of the files in the directory and one level below, without hidden files."""
 
     def read(self, file: str) -> bytes:
-        """Content of a file."""
+        """Return the content of a file."""
 
     def download(self, file: str, to: Path) -> None:
         """Copy a file to a local path."""
 
     def create(self, version: str, contents: Mapping[str, bytes]) -> None:
-        """Write a version's files so that the last one is seen last, or raise TakenError."""
+        """Write the files of a version so that the last one appears last.
+
+        Raises
+        ------
+        VersionTakenError
+            If another writer has created the version first.
+        """
 
     def replace(self, file: str, content: bytes, media_type: str) -> None:
-        """Write one file, whether or not it is there."""
+        """Write or overwrite one file."""
 
 
-class LocalPlace:
+class LocalDirectory:
     """A local directory."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def files(self) -> set[str]:
-        """See `Place`."""
+        """See `StorageDirectory`."""
         found = [*self._path.glob("*"), *self._path.glob("[!.]*/*")]
         return {str(path.relative_to(self._path)) for path in found if path.is_file() and path.name[0] != "."}
 
     def read(self, file: str) -> bytes:
-        """See `Place`."""
+        """See `StorageDirectory`."""
         return (self._path / file).read_bytes()
 
     def download(self, file: str, to: Path) -> None:
-        """See `Place`."""
+        """See `StorageDirectory`."""
         shutil.copyfile(self._path / file, to)
 
     def create(self, version: str, contents: Mapping[str, bytes]) -> None:
-        """See `Place`. The files are written and synced in a hidden sibling, which is then renamed."""
+        """See `StorageDirectory`. Writes and syncs the files in a hidden directory, then renames it."""
         self._path.mkdir(parents=True, exist_ok=True)
         self._remove_stale()
         hidden = self._path / f".{version}.{secrets.token_hex(8)}.writing"
@@ -70,14 +76,14 @@ class LocalPlace:
                 hidden.rename(self._path / version)
             except OSError as error:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                    raise TakenError(version) from error
+                    raise VersionTakenError(version) from error
                 raise
             _sync(self._path)
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
 
     def replace(self, file: str, content: bytes, media_type: str) -> None:
-        """See `Place`."""
+        """See `StorageDirectory`."""
         hidden = self._path / f".{file}.{secrets.token_hex(8)}.writing"
         try:
             _write_synced(hidden, content)
@@ -92,49 +98,49 @@ class LocalPlace:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-class S3Place:
-    """A prefix of a bucket."""
+class S3Directory:
+    """A prefix of an S3 bucket."""
 
     def __init__(self, prefix: str) -> None:
-        import s3fs  # half a second that local storage need not pay
+        import s3fs  # takes half a second, so only S3 storage imports it
 
         self._prefix = prefix.removeprefix("s3://")
         self._s3: Any = s3fs.S3FileSystem(endpoint_url=_s3_endpoint(), use_listings_cache=False)
 
     def files(self) -> set[str]:
-        """See `Place`."""
+        """See `StorageDirectory`."""
         start = len(self._prefix) + 1
         return {path[start:] for path in self._s3.find(self._prefix + "/", maxdepth=2)}
 
     def read(self, file: str) -> bytes:
-        """See `Place`."""
+        """See `StorageDirectory`."""
         content: bytes = self._s3.cat_file(f"{self._prefix}/{file}")
         return content
 
     def download(self, file: str, to: Path) -> None:
-        """See `Place`."""
+        """See `StorageDirectory`."""
         self._s3.get_file(f"{self._prefix}/{file}", str(to))
 
     def create(self, version: str, contents: Mapping[str, bytes]) -> None:
-        """See `Place`. Whoever creates the first object has the version; the last one makes it exist."""
+        """See `StorageDirectory`. The writer of the first object wins; the last one completes it."""
         for file, content in contents.items():
             path = f"{self._prefix}/{version}/{file}"
             try:
                 self._s3.pipe_file(path, content, mode="create")
             except OSError as error:
                 if _s3_code(error) in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
-                    raise TakenError(path) from error
+                    raise VersionTakenError(path) from error
                 if error.errno != errno.ENOSYS:
                     raise
                 self._s3.pipe_file(path, content)  # a server without conditional writes
 
     def replace(self, file: str, content: bytes, media_type: str) -> None:
-        """See `Place`."""
+        """See `StorageDirectory`."""
         self._s3.pipe_file(f"{self._prefix}/{file}", content, ContentType=media_type)
 
 
 def _s3_endpoint() -> str | None:
-    """Endpoint that the environment names; None leaves it to botocore and its files."""
+    """Return the endpoint in the environment; with None, botocore reads its own files."""
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         if url := os.environ.get(name):
             return url

@@ -1,0 +1,168 @@
+"""Candidates of a JSON or CSV file, and the place in the file of each problem that the service reports.
+
+A CSV file is read by the rules of training: columns in any order, unknown columns ignored, an empty cell a
+missing value. The client rejects only files that are not tables and cells that are not numbers; the service
+validates everything else. That includes missing columns, because the metadata does not tell which fields have
+a default: if the service requires a field without a column, the message names the column, not every row.
+"""
+
+import codecs
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from placement.client import Candidate
+from training.data import Table, finite_number, table_text
+
+_V1_INSTANCES = "instances"
+
+#: A value of the request in a problem, as the service repeats it: quoted, and truncated if it is long.
+_REPEATED_VALUE = r"""got [a-z ]*(?:'(?:[^'\\…]|\\[^…])*(?:'|\\?…)|"(?:[^"\\…]|\\[^…])*(?:"|\\?…))"""
+
+
+class InputError(Exception):
+    """A file without candidates; the message says where the problem is and what is expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocatedCandidate:
+    """A candidate and its place in the file: ``row 3 (line 4), column`` or ``candidate 3, field``."""
+
+    place: str
+    candidate: Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateFile:
+    """An open file of candidates.
+
+    Attributes
+    ----------
+    name
+        Name of the file in messages.
+    candidates
+        Iterator over the candidates; it reads the file.
+    total
+        Number of candidates, or None if it is unknown before they are read.
+    fields
+        V2 datatype of each raw field of the model.
+    table
+        The table, if the file is a CSV file.
+    """
+
+    name: str
+    candidates: Iterator[LocatedCandidate]
+    total: int | None
+    fields: dict[str, str]
+    table: Table | None = None
+
+
+def open_candidates(file: str, fields: dict[str, str], stack: ExitStack) -> CandidateFile:
+    """Open a file of candidates until the stack closes; ``-`` is JSON on standard input.
+
+    Raises
+    ------
+    InputError, training.data.DataError
+        If the file has no candidates. An invalid row of a table raises only when it is read.
+    """
+    if not file.lower().endswith(".csv"):
+        name = "standard input" if file == "-" else file
+        candidates = _read_json(file, name)
+        located = (
+            LocatedCandidate(f"candidate {number}, field", candidate)
+            for number, candidate in enumerate(candidates, start=1)
+        )
+        return CandidateFile(name, located, len(candidates), fields)
+    path = Path(file)
+    try:
+        total = _count_rows(path) if path.is_file() else None
+        table = Table(file, stack.enter_context(table_text(path.open("rb"))))
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}") from error
+    if not set(fields) & set(table.header):
+        table.require(list(fields))
+    parsers = {
+        field: _parse_text if datatype == "BYTES" else _parse_number
+        for field, datatype in fields.items()
+        if field in table.header
+    }
+    rows = (LocatedCandidate(f"{row.place}, column", row.values) for row in table.rows(parsers))
+    return CandidateFile(file, rows, total, fields, table)
+
+
+def locate_problems(message: str, chunk: list[LocatedCandidate], file: CandidateFile) -> str:
+    """Translate the service's message about one request: a line per problem, with its place in the file.
+
+    A message without a candidate stays unchanged.
+    """
+    lines, missing = [], {}
+    for row, field, text in _problems(message, file.fields):
+        if row is None:
+            lines.append(text)
+        elif row >= len(chunk):
+            return message
+        else:
+            lines.append(f"{file.name}: {chunk[row].place} {field!r}: {text}")
+            if file.table and field not in file.table.header:
+                # Every row has this problem; report it once, and the others after it is fixed.
+                missing[field] = f"{file.name}: {file.table.missing(field)}"
+    return "\n".join(missing.values() or lines) or message
+
+
+def _problems(message: str, fields: Iterable[str]) -> Iterator[tuple[int | None, str, str]]:
+    """Yield row, field and text of each problem, and finally the number of further ones with the row None."""
+    name = "|".join(re.escape(field) for field in fields)
+    by_row = rf"(?:instances|inputs\.candidates)\[(?P<row>\d+)\]\.(?P<field>{name}): "
+    by_column = rf"inputs\.(?P<tensor>{name})\[(?P<element>\d+)\]: "
+    # A repeated value may look like a problem, so it is matched and skipped together with its quotes.
+    token = re.compile(
+        rf"{_REPEATED_VALUE}|(?:^|; )(?:{by_row}|{by_column})|; (?P<more>and \d+ more problems?)$"
+    )
+    found = [match for match in token.finditer(message) if match.lastgroup]
+    if not found or found[0].start() > 0:
+        return
+    ends = [*(match.start() for match in found[1:]), len(message)]
+    for match, end in zip(found, ends, strict=True):
+        if match["more"]:
+            yield None, "", match["more"]
+        else:
+            row, field = match["row"] or match["element"], match["field"] or match["tensor"]
+            yield int(row), field, message[match.end() : end]
+
+
+def _count_rows(path: Path) -> int:
+    """Return the number of lines after the first one, which is close enough for a progress bar."""
+    with path.open("rb") as file:
+        return max(sum(1 for _ in file) - 1, 0)
+
+
+def _parse_text(cell: str) -> str | None:
+    return cell or None
+
+
+def _parse_number(cell: str) -> float | None:
+    return finite_number(cell) if cell else None
+
+
+def _read_json(file: str, name: str) -> list[Candidate]:
+    try:
+        text = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        content: Any = orjson.loads(text.removeprefix(codecs.BOM_UTF8))
+    except OSError as error:
+        raise InputError(f"{name}: {error.strerror}") from error
+    except orjson.JSONDecodeError as error:
+        raise InputError(f"{name}: is not JSON: {error}") from error
+    if isinstance(content, dict):
+        content = content.get(_V1_INSTANCES, [content])
+    if not isinstance(content, list):
+        raise InputError(f"{name}: must be a candidate, a list of them, or a V1 request")
+    for number, candidate in enumerate(content, start=1):
+        if not isinstance(candidate, dict):
+            raise InputError(f"{name}: candidate {number}: must be an object with the candidate's fields")
+    return content
