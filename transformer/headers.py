@@ -1,7 +1,7 @@
 """Rules for request headers (gRPC: metadata): which go to the predictor, and how credentials are checked."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from transformer.errors import InvalidRequest
 
@@ -19,7 +19,7 @@ MAX_TRACING = 2048
 MAX_CREDENTIALS = 4096
 
 
-def forwarded(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+def forwarded(headers: Sequence[tuple[str, str]]) -> dict[str, str]:
     """Return the headers of a request that go to the predictor, names in lower case.
 
     Tracing headers that are too large are left out: the predictor would refuse the call.
@@ -35,7 +35,8 @@ def forwarded(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
         if name not in _FORWARDED and not _B3.fullmatch(name):
             continue
         if name == AUTHORIZATION and name in some:
-            raise InvalidRequest(f"{AUTHORIZATION}: must be sent once")
+            count = sum(other.lower() == AUTHORIZATION for other, _ in headers)
+            raise InvalidRequest(f"{AUTHORIZATION}: must be sent once, got {count}")
         some[name] = value
     tracing = sum(len(name) + len(value) for name, value in some.items() if name != AUTHORIZATION)
     if tracing > MAX_TRACING:

@@ -802,7 +802,7 @@ UNVERIFIED = [
     ),
     pytest.param(
         talks_nonsense,
-        "the predictor's answer is not HTTP; then the predictor closed the connection",
+        "invalid response from the predictor: not HTTP; then the predictor closed the connection",
         id="not HTTP",
     ),
     pytest.param(status(204), "the predictor answered with status 204", id="nothing said"),

@@ -4,7 +4,7 @@ A rule that holds for every request is written here, once: the byte budget, the 
 version that may answer, the metrics.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from time import perf_counter
 from typing import Any, TypeVar
@@ -95,7 +95,7 @@ class Handler:
         self,
         decode: Callable[[], _Request],
         encode: Callable[[_Request, Prediction], _Answer],
-        headers: Iterable[tuple[str, str]],
+        headers: Sequence[tuple[str, str]],
         size: int,
     ) -> tuple[_Answer, str]:
         """Answer one request.

@@ -1,7 +1,8 @@
-"""One connection to an HTTP/1.1 server: one request at a time, and never another connection in its place.
+"""A connection to an HTTP/1.1 server: one request at a time, and no silent reconnect.
 
-Whatever could put one answer in the place of another ends it: a call that is given up, an answer that cannot
-be read, bytes that nobody asked for.
+HTTP libraries reconnect silently, and then a call may reach a version that was not verified. Here the
+connection closes after anything that could put one response in the place of another: a cancelled call, an
+invalid response, unexpected bytes.
 """
 
 import asyncio
@@ -15,25 +16,25 @@ from typing import Self
 
 import httptools
 
-#: Largest answer that is read, in bytes as they come: 10,000 candidates' probabilities are 400 KB.
+#: Maximum bytes of a response, with its head: the probabilities of 10,000 candidates are 400 KB.
 MAX_RESPONSE = 64 * 2**20
-#: Largest head of one, with the informational answers before it.
+#: Maximum bytes of its head, with the informational responses before it.
 MAX_HEAD = 64 * 2**10
-#: Seconds that one of several addresses has, before the next one is tried.
+#: Seconds to connect to one of several addresses before the next one is tried.
 OTHERS_S = 1
-# What headers are made of (RFC 9110, 5.1 and 5.5): with no CR, LF or NUL, one cannot become two.
+# Valid names and values of headers (RFC 9110, 5.1 and 5.5): without CR, LF and NUL, one cannot become two.
 _NAME = re.compile(r"[0-9A-Za-z!#$%&'*+.^_`|~-]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
-# Those that an answer may have.
+# The encodings that a response may have.
 _ENCODINGS = {b"content-encoding": b"identity", b"transfer-encoding": b"chunked"}
 
 
 class BadResponse(Exception):
-    """What came cannot be read as an answer; the message says what is wrong with it."""
+    """A response that cannot be read; the message says why."""
 
 
 class HttpConnection(asyncio.Protocol):
-    """One TCP or TLS connection, made by `open`; without redirects, proxies, cookies and compression.
+    """One TCP or TLS connection, made by `open`. No redirects, proxies, cookies or compression.
 
     Parameters
     ----------
@@ -43,7 +44,7 @@ class HttpConnection(asyncio.Protocol):
     Attributes
     ----------
     closed
-        Whether it carries no further request.
+        True if the connection carries no further request.
     """
 
     def __init__(self, host: str) -> None:
@@ -51,21 +52,21 @@ class HttpConnection(asyncio.Protocol):
         self._host = host
         self._transport: asyncio.Transport
         self._parser = httptools.HttpResponseParser(self)
-        #: Status and body of the answer that is waited for.
+        #: Status and body of the response, while a request is in flight.
         self._answer: asyncio.Future[tuple[int, bytes]] | None = None
         self._received = 0
         self._begin()
 
     @classmethod
     async def open(cls, host: str, port: int, context: ssl.SSLContext | None = None) -> Self:
-        """Connect to a host, over TLS where there is a `context`.
+        """Connect to a host, over TLS if there is a `context`.
 
         Raises
         ------
         OSError
-            If it cannot be reached, or its certificate is another's.
+            If the host cannot be reached, or its certificate is not valid for it.
         """
-        # A dot at the end is for the resolver alone.
+        # A dot at the end is only for the resolver.
         name = host.rstrip(".")
         shown = _host_header(name, port, 443 if context else 80)
 
@@ -85,23 +86,23 @@ class HttpConnection(asyncio.Protocol):
     async def request(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> tuple[int, bytes]:
-        """Status and body of the answer. To cancel it closes the connection.
+        """Send a request, and return status and body of the response. Cancelling closes the connection.
 
         Parameters
         ----------
         path
-            As it is to be sent.
+            The request's target, already quoted.
         headers
-            Beside Host and those that describe the body's length.
+            Headers besides Host and those that describe the body's length.
 
         Raises
         ------
         ValueError
-            If a header cannot be sent; nothing has been.
+            If a header is not valid. Nothing was sent.
         OSError
-            If the connection is closed, or was before the answer was complete.
+            If the connection is closed, or closes before the response is complete.
         BadResponse
-            If the answer cannot be read.
+            If the response cannot be read.
         """
         if self._answer is not None:
             raise RuntimeError("a connection carries one request at a time")
@@ -124,19 +125,19 @@ class HttpConnection(asyncio.Protocol):
         lines = [f"{method} {path} HTTP/1.1", f"host: {self._host}", "accept-encoding: identity"]
         for name, value in headers.items():
             if not (_NAME.fullmatch(name) and _VALUE.fullmatch(value)):
-                raise ValueError(f"the header {name!r} cannot be sent")
+                raise ValueError(f"header {name!r} has invalid characters")
             lines.append(f"{name}: {value}")
         if body is not None:
             lines.append(f"content-length: {len(body)}")
-        # Byte for byte as an ASGI server has read it.
+        # The same bytes as an ASGI server has read.
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
     def close(self) -> None:
-        """Close at once; what waits for an answer is told so."""
+        """Close at once. A request in flight fails."""
         self.closed = True
         self._transport.abort()
 
-    # What the transport says.
+    # Callbacks of the transport.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
@@ -149,14 +150,14 @@ class HttpConnection(asyncio.Protocol):
             return
         self._received += len(data)
         if self._received > MAX_RESPONSE:
-            self._fail(BadResponse(f"has more than {MAX_RESPONSE} bytes"))
+            self._fail(BadResponse(f"limit {MAX_RESPONSE} bytes, got more"))
             return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(BadResponse("is not HTTP"), error)
+            self._fail(BadResponse("not HTTP"), error)
         if self._received > MAX_HEAD and not self._in_body:
-            self._fail(BadResponse(f"has a head of more than {MAX_HEAD} bytes"))
+            self._fail(BadResponse(f"head limit {MAX_HEAD} bytes, got more"))
 
     def eof_received(self) -> None:
         """See `asyncio.Protocol`; the transport closes next."""
@@ -166,33 +167,33 @@ class HttpConnection(asyncio.Protocol):
         """See `asyncio.Protocol`."""
         if exc is None and not self.closed and self._until_close and self._in_body:
             self._complete()
-        self._fail(ConnectionResetError("the connection was closed before the answer was complete"), exc)
+        self._fail(ConnectionResetError("the connection was closed before the response was complete"), exc)
 
-    # What the parser finds.
+    # Callbacks of the parser.
 
     def on_message_begin(self) -> None:
-        """Nothing may follow the answer."""
+        """Close if a message follows the response."""
         if self._answer is not None and self._answer.done():
             self.close()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Learn how the body comes."""
+        """Read how the body is sent."""
         name, value = name.lower(), value.strip().lower()
         if name in {b"content-length", b"transfer-encoding"}:
             self._until_close = False
         if _ENCODINGS.get(name, value) != value:
-            self._fail(BadResponse("is encoded in a way that was not asked for"))
+            self._fail(BadResponse("an encoding that was not requested"))
 
     def on_headers_complete(self) -> None:
-        """The body is next."""
+        """Note that the body is next."""
         self._in_body = True
 
     def on_body(self, body: bytes) -> None:
-        """Keep a piece."""
+        """Keep a piece of the body."""
         self._body.append(body)
 
     def on_message_complete(self) -> None:
-        """Unless it was informational, that was the answer."""
+        """Complete the response, unless it was informational."""
         if 100 <= self._parser.get_status_code() < 200:
             self._begin()
         else:
@@ -222,19 +223,19 @@ def _host_header(name: str, port: int, default_port: int) -> str:
 
 
 async def _addresses(host: str, port: int) -> list[str]:
-    """A host's addresses as they are now, in the order in which to try them."""
+    """Return a host's present addresses, in the order in which to try them."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except UnicodeError as error:
-        raise OSError(f"{host!r} is no host's name") from error
-    return _mixed([(family, str(address[0])) for family, _, _, _, address in found])
+        raise OSError(f"{host!r} is not a valid host name") from error
+    return _shuffled([(family, str(address[0])) for family, _, _, _, address in found])
 
 
-def _mixed(found: list[tuple[int, str]]) -> list[str]:
-    """Addresses in random order, so that a headless Service's replicas share the connections.
+def _shuffled(found: list[tuple[int, str]]) -> list[str]:
+    """Shuffle addresses, so that a headless Service's replicas share the connections.
 
-    What the resolver prefers, IPv4 or IPv6, still comes first.
+    The family that the resolver prefers, IPv4 or IPv6, still comes first.
     """
     preferred = found[0][0]
-    mixed = random.sample(found, len(found))
-    return [address for _, address in sorted(mixed, key=lambda one: one[0] != preferred)]
+    shuffled = random.sample(found, len(found))
+    return [address for _, address in sorted(shuffled, key=lambda one: one[0] != preferred)]

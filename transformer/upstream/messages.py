@@ -1,7 +1,8 @@
-"""What is said to a stock predictor, and what its answer means: messages without a connection.
+"""Messages to and from a stock predictor, without a connection.
 
-The forms are those that both stock servers understand; see the table of runtimes in ``predictor/``. A named
-message carries the feature names: scikit-learn, fitted on a DataFrame, refuses other names or another order.
+All forms are understood by both stock servers; see the table of runtimes in ``predictor/``. A message with
+named columns is refused by a model that was fitted on other feature names or another order (scikit-learn,
+fitted on a DataFrame).
 """
 
 from collections.abc import Callable, Sequence
@@ -25,26 +26,26 @@ from transformer.errors import (
 
 Matrix = npt.NDArray[np.float64]
 
-#: What scikit-learn 1.5 says of a frame or an array that its model was not fitted on.
+#: Parts of scikit-learn 1.5's errors about a frame or an array that does not fit the model.
 _REFUSALS = ("feature names should match", "features as input")
-#: Statuses of a predictor that is not there yet, or not any more.
+#: Statuses of a predictor that is starting or stopping.
 _UNAVAILABLE = {404, 429, 502, 503}
 _UNAVAILABLE_CODES = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
-#: What MLServer 1.7 says of a model that it has not loaded yet.
+#: Part of MLServer 1.7's error about a model that is still loading.
 _LOADING = "is not ready yet"
-#: How far from 1 the classes' probabilities of one row may add up to.
+#: Maximum difference from 1 of the sum of one row's probabilities.
 _SUM_TOLERANCE = 1e-3
-#: Longest part of a predictor's own words that is kept, and most feature names of its refusal.
+#: Maximum characters of a predictor's error text, and feature names of its refusal, that are kept.
 MAX_DETAIL = 200
 MAX_NAMES = 5
 
 
 def v1_body(matrix: Matrix, feature_names: Sequence[str] | None) -> bytes:
-    """A V1 request: a plain array, or one dict of named columns where `feature_names` are given."""
+    """Return a V1 request: a plain array, or named columns if `feature_names` are given."""
     if feature_names is None:
         return orjson.dumps({"instances": matrix}, option=orjson.OPT_SERIALIZE_NUMPY)
     columns = {name: matrix[:, column].tolist() for column, name in enumerate(feature_names)}
@@ -52,7 +53,7 @@ def v1_body(matrix: Matrix, feature_names: Sequence[str] | None) -> bytes:
 
 
 def v2_body(matrix: Matrix, feature_names: Sequence[str] | None, output: str) -> bytes:
-    """A V2 REST request: one tensor, or one for each named column with the content type ``pd``."""
+    """Return a V2 REST request: one tensor, or one per named column with the content type ``pd``."""
     request: dict[str, Any] = {"outputs": [{"name": output}]}
     if feature_names is None:
         request["inputs"] = [
@@ -80,7 +81,7 @@ def v2_body(matrix: Matrix, feature_names: Sequence[str] | None, output: str) ->
 def v2_message(
     model_name: str, matrix: Matrix, feature_names: Sequence[str] | None, output: str
 ) -> pb.ModelInferRequest:
-    """The same over gRPC, with typed contents: kserve-sklearnserver reads no raw ones with names."""
+    """Return a gRPC request, with typed contents: kserve-sklearnserver cannot read raw named columns."""
     message = pb.ModelInferRequest(model_name=model_name)
     message.outputs.add(name=output)
     if feature_names is None:
@@ -95,7 +96,7 @@ def v2_message(
 
 
 def v1_probabilities(body: bytes, rows: int, classes: int) -> Matrix:
-    """Read `predict_proba` out of a V1 answer.
+    """Read the probabilities from a V1 response.
 
     Returns
     -------
@@ -104,15 +105,15 @@ def v1_probabilities(body: bytes, rows: int, classes: int) -> Matrix:
     Raises
     ------
     InvalidPredictorResponse
-        If it is anything else.
+        If the response holds anything else.
     """
     return _probabilities(lambda: _json(body)["predictions"], rows, classes)
 
 
 def v2_probabilities(body: bytes, rows: int, classes: int, output: str) -> Matrix:
-    """Read `predict_proba` out of a V2 REST answer; see `v1_probabilities`."""
+    """Read the probabilities from a V2 REST response; see `v1_probabilities`."""
 
-    def read() -> Any:  # noqa: ANN401 (whatever the predictor sent)
+    def read() -> Any:  # noqa: ANN401 (JSON of any shape)
         tensor = next(tensor for tensor in _json(body)["outputs"] if tensor["name"] == output)
         return np.reshape(tensor["data"], tensor["shape"])
 
@@ -120,9 +121,9 @@ def v2_probabilities(body: bytes, rows: int, classes: int, output: str) -> Matri
 
 
 def message_probabilities(message: pb.ModelInferResponse, rows: int, classes: int, output: str) -> Matrix:
-    """Read `predict_proba` out of a gRPC answer; see `v1_probabilities`."""
+    """Read the probabilities from a gRPC response; see `v1_probabilities`."""
 
-    def read() -> Any:  # noqa: ANN401 (whatever the predictor sent)
+    def read() -> Any:  # noqa: ANN401 (JSON of any shape)
         number = next(number for number, tensor in enumerate(message.outputs) if tensor.name == output)
         tensor = message.outputs[number]
         if tensor.datatype != "FP64":
@@ -136,38 +137,38 @@ def message_probabilities(message: pb.ModelInferResponse, rows: int, classes: in
     return _probabilities(read, rows, classes)
 
 
-def _json(body: bytes) -> Any:  # noqa: ANN401 (whatever the predictor sent)
+def _json(body: bytes) -> Any:  # noqa: ANN401 (JSON of any shape)
     return orjson.loads(body)
 
 
 def _probabilities(read: Callable[[], object], rows: int, classes: int) -> Matrix:
-    # Not how many rows: they may be other callers', too.
+    # Without the number of rows, because some may be other callers'.
     expected = f"expected the probabilities of {classes} classes for each candidate"
     try:
         matrix = np.asarray(read())
     except (ArithmeticError, LookupError, TypeError, ValueError, StopIteration, AttributeError) as error:
-        raise InvalidPredictorResponse(f"the predictor's answer cannot be read, {expected}") from error
+        raise InvalidPredictorResponse(
+            f"invalid response from the predictor: cannot be read, {expected}"
+        ) from error
     if matrix.shape != (rows, classes):
-        raise InvalidPredictorResponse(f"the predictor's answer has another shape, {expected}")
+        raise InvalidPredictorResponse(f"invalid response from the predictor: wrong shape, {expected}")
     if matrix.dtype.kind not in "fi":
-        raise InvalidPredictorResponse(f"the predictor answered with other things than numbers, {expected}")
+        raise InvalidPredictorResponse(f"invalid response from the predictor: not numbers, {expected}")
     matrix = matrix.astype(np.float64, copy=False)
     in_range = np.all(matrix >= 0) and np.all(matrix <= 1)
     if not (in_range and np.all(abs(matrix.sum(axis=1) - 1) <= _SUM_TOLERANCE)):
-        raise InvalidPredictorResponse(
-            f"the predictor answered with other numbers than probabilities, {expected}"
-        )
+        raise InvalidPredictorResponse(f"invalid response from the predictor: not probabilities, {expected}")
     return matrix
 
 
 def failure(status: int, body: bytes) -> ServiceError:
-    """What an HTTP answer other than 200 means for the request."""
+    """Return the error that an HTTP response with another status than 200 means for the request."""
     text = body.decode(errors="replace")
     if any(refusal in text for refusal in _REFUSALS):
         return EncodingRefused(_differences(text))
-    # MLServer says 400 while it loads its model, and 500 with a traceback as plain text while it stops.
+    # MLServer answers 400 while it loads its model, and 500 with a plain-text traceback while it stops.
     stopping = status == HTTPStatus.INTERNAL_SERVER_ERROR and not text.startswith("{")
-    detail = _said(text)
+    detail = _shorten(text)
     if status in _UNAVAILABLE or stopping or _LOADING in text:
         message = f"the predictor is not ready: it answered with status {status}"
         return PredictorUnavailable(message, detail=detail)
@@ -176,8 +177,8 @@ def failure(status: int, body: bytes) -> ServiceError:
     return InvalidPredictorResponse(f"the predictor answered with status {status}", detail=detail)
 
 
-def _said(text: str) -> str:
-    """A predictor's own words; of many the first and the last, which in gRPC's are the cause."""
+def _shorten(text: str) -> str:
+    """Shorten a predictor's error text to its beginning and its end, where gRPC has the cause."""
     if len(text) > MAX_DETAIL:
         half = MAX_DETAIL // 2 - 1
         text = f"{printable(text[:half], half)}…{printable(text[-half:], half)}"
@@ -185,7 +186,7 @@ def _said(text: str) -> str:
 
 
 def _differences(text: str) -> str:
-    """Feature names that only one side has, out of scikit-learn's refusal, which lists no more than these."""
+    """Return the feature names that differ, from scikit-learn's refusal, which lists only these."""
     lines = text.replace("\\n", "\n").split("\n")
     found: dict[str, list[str]] = {}
     section = ""
@@ -201,16 +202,16 @@ def _differences(text: str) -> str:
         f"its model does not know {', '.join(unknown[:MAX_NAMES])}" if unknown else "",
         f"its model needs {', '.join(missing[:MAX_NAMES])}" if missing else "",
     ]
-    return " and ".join(filter(None, parts)) or "its model takes other features, or in another order"
+    return " and ".join(filter(None, parts)) or "its model takes other features, or another order"
 
 
 def grpc_failure(code: grpc.StatusCode, details: str) -> ServiceError:
-    """What a gRPC status other than OK means for the request."""
+    """Return the error that a gRPC status other than OK means for the request."""
     if any(refusal in details for refusal in _REFUSALS):
         return EncodingRefused(_differences(details))
-    # MLServer says INVALID_ARGUMENT while it loads its model, and INTERNAL with a bare number while it stops.
+    # MLServer answers INVALID_ARGUMENT while it loads, and INTERNAL with a bare number while it stops.
     stopping = code is grpc.StatusCode.INTERNAL and details.isdigit()
-    detail = _said(details)
+    detail = _shorten(details)
     if code in _UNAVAILABLE_CODES or stopping or _LOADING in details:
         message = f"the predictor is not ready: it answered with {code.name}"
         return PredictorUnavailable(message, detail=detail)
