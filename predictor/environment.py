@@ -131,13 +131,13 @@ def _is_current(directory: Path, environment: Environment) -> bool:
 @contextmanager
 def _installation_lock(lock: Path, progress: Progress) -> Iterator[int]:
     """Hold a file lock, and yield its descriptor; the last process that has the descriptor releases it."""
-    with lock.open("w") as held:
+    with lock.open("w") as file:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             progress("waiting for another process that is installing it")
-            fcntl.flock(held, fcntl.LOCK_EX)
-        yield held.fileno()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
 
 
 def _install(environment: Environment, directory: Path, progress: Progress, lock: int) -> None:

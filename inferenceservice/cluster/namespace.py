@@ -59,7 +59,7 @@ class Namespace:
         return revision_uri(revision) if revision is not None else None
 
     def history(self, workload: str, mode: Mode) -> list[str]:
-        """Return the bundles that a Deployment or Knative Service had, oldest first, as far as listed."""
+        """Return the bundles that a Deployment or Knative Service had, oldest first."""
         if mode is Mode.STANDARD:
             path, label = f"apps/v1/namespaces/{self.name}/replicasets", f"app=isvc.{workload}"
             return history_of_replica_sets(self._list(path, label), workload)

@@ -54,7 +54,7 @@ class BackendConnection:
         self._stream.close()
 
     async def send_head(self, method: str, target: str, headers: list[tuple[str, str]]) -> None:
-        """Send the start line and the headers; those of a request with a body tell how it is framed.
+        """Send the start line and the headers, which must include the framing of a body.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Control server of `placement up`: `placement rollout` and the like change the local service through it.
+"""Control server of `placement up`, through which `placement rollout` and others change the local service.
 
 It listens on loopback only, and requires the token of the control file, which only the user can read. A
 response is lines of JSON: progress messages, then the result or the error.

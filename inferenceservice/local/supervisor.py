@@ -42,7 +42,7 @@ class RunningProcess:
     process: _Process
     component: str
     log: Path
-    #: Exit status; set when the process is told to stop.
+    #: Exit status; set when `stop` is called.
     exit_status: asyncio.Future[int] | None = None
 
     @property
