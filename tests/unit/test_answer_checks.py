@@ -19,7 +19,6 @@ from inferenceservice.rollout_target import Canary, Scores, TargetError
 from tests.support.in_memory_target import InMemoryTarget, as_its_bundle_says, quiet
 from tests.support.version_pairs import takes
 from transformer.bundle.format import Bundle, load_bundle
-from transformer.upstream import known_versions
 
 
 @pytest.fixture
@@ -54,10 +53,6 @@ def unverified(every: int) -> Any:
         return Scores(right.probabilities, "unverified") if next(count) % every == every - 1 else right
 
     return scores
-
-
-def test_unverified_is_what_the_transformer_calls_it():
-    assert answer_checks.UNVERIFIED == known_versions.UNVERIFIED
 
 
 def test_both_versions_take_every_row_that_is_sent(pair):
