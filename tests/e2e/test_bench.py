@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import psutil
 import pytest
@@ -28,7 +29,7 @@ from predictor.child import ChildProcess
 from predictor.process import free_ports
 
 TO = "\N{EN DASH}"
-ROWS = [{"score": number} for number in range(20)]
+ROWS: list[Any] = [{"score": number} for number in range(20)]
 RIGHT = Request("/", lambda rows: {"rows": rows}, lambda content: content["probabilities"])
 
 

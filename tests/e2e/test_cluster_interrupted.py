@@ -28,7 +28,7 @@ def command(versions: Versions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     @asynccontextmanager
     async def started(*arguments: str, stderr: int = PIPE) -> AsyncIterator[Process]:
         process = await asyncio.create_subprocess_exec(
-            *(PLACEMENT, *arguments, "--context=test", *bundles), stdout=PIPE, stderr=stderr
+            PLACEMENT, *arguments, "--context=test", *bundles, stdout=PIPE, stderr=stderr
         )
         try:
             async with asyncio.timeout(TIMEOUT_S):

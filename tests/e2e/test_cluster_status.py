@@ -35,7 +35,7 @@ def status(versions: Versions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     async def run(*arguments: str) -> str:
         process = await asyncio.create_subprocess_exec(
-            *(PLACEMENT, "status", "--context=test", *arguments), stdout=asyncio.subprocess.PIPE
+            PLACEMENT, "status", "--context=test", *arguments, stdout=asyncio.subprocess.PIPE
         )
         output, _ = await process.communicate()
         assert process.returncode == 0

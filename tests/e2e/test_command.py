@@ -287,7 +287,7 @@ def test_up_stops_every_child_even_before_it_is_ready(number, trained_bundle, tm
 
 
 def test_the_curl_line_of_up_works_as_it_stands(trained_bundle, up, sklearn_reference):
-    lines = []
+    lines: list[str] = []
     assert up.process.stdout is not None
     while not lines or "curl" not in lines[-1]:
         lines.append(up.process.stdout.readline())

@@ -269,7 +269,7 @@ def rewritten(draw: st.DrawFn, document: Any) -> Any:
         return draw(anything)
     keys = list(document) if isinstance(document, dict) else range(len(document))
     key = draw(st.sampled_from(keys))
-    copy = document.copy()
+    copy: Any = document.copy()
     match draw(st.sampled_from(["in", "in", "in", "drop", "add"])):
         case "in":
             copy[key] = draw(rewritten(document[key]))
@@ -305,9 +305,8 @@ def requests(draw: st.DrawFn) -> tuple[str, bytes, dict[str, str | bytes]]:
         headers["inference-header-content-length"] = str(len(head))
     if draw(st.integers(0, 4)) == 0:
         length = st.integers(-1, len(head) + len(binary) + 1).map(str)
-        headers["inference-header-content-length"] = draw(
-            length | st.sampled_from(["", "1e3", "9" * 30, b"\xb2"])
-        )
+        strange: list[str | bytes] = ["", "1e3", "9" * 30, b"\xb2"]
+        headers["inference-header-content-length"] = draw(length | st.sampled_from(strange))
     if draw(st.integers(0, 2)) == 0:
         headers |= dict(draw(st.lists(st.sampled_from(HEADERS), max_size=6)))
     body = head + binary

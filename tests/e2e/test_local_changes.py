@@ -232,6 +232,7 @@ async def test_a_change_goes_to_its_end_and_back(versions, tmp_path):
         await serving.change_both(versions.new, quiet)
         assert serving.history == [versions.old], "the same once more is no step"
         await serving.change_canary(Canary(versions.old, 10), quiet)
+        assert serving.canary is not None
         pids = [one.process.pid for one in serving.canary.processes]
         await serving.change_both(versions.old, quiet)
         assert [one.process.pid for one in serving.stable.processes] == pids, "the canary itself serves"

@@ -7,8 +7,9 @@ import gc
 import json
 import logging
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -163,7 +164,7 @@ async def test_a_canary_has_its_transformer_and_takes_over_with_it(unrelated, tm
         assert await target.state() == State(new, new, old), "it was not loaded"
 
 
-async def leave(step: Callable[[Callable[[str], None]], Awaitable[None]]) -> None:
+async def leave(step: Callable[[Callable[[str], None]], Coroutine[Any, Any, None]]) -> None:
     """Begin a step as a client, and leave at its first word, as with Ctrl-C."""
     begun = asyncio.Event()
     client = asyncio.create_task(step(lambda _: begun.set()))

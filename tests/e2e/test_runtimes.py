@@ -13,7 +13,7 @@ import grpc
 import joblib
 import numpy as np
 import pandas as pd
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub

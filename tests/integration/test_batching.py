@@ -259,6 +259,12 @@ async def test_a_request_that_is_cancelled_leaves_its_place(start, pair):
     assert sum(len(matrix) for matrix, _ in predictor.plain_calls) == 6
 
 
+async def wait_for_calls(predictor: FakeMLServer, calls: int) -> None:
+    """Wait until so many more calls have come."""
+    enough = len(predictor.plain_calls) + calls
+    await wait_until(lambda: len(predictor.plain_calls) >= enough)
+
+
 async def test_a_large_request_is_answered_by_one_model_while_another_takes_over(start, pair):
     references = pair.references
     transformer, predictor = await start("--predictor_connections=2", "--max_batch_rows=16")
@@ -266,8 +272,7 @@ async def test_a_large_request_is_answered_by_one_model_while_another_takes_over
     versions = set()
     for number in range(6):
         asking = asked(transformer, many)
-        calls = len(predictor.plain_calls)
-        await wait_until(lambda calls=calls: len(predictor.plain_calls) > calls + 3)
+        await wait_for_calls(predictor, 4)
         predictor.swap(references["v1" if number % 2 else "v2"])
         response = await asking
         version = response.headers["x-model-version"]

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -98,11 +99,15 @@ class Served:
 
     @property
     def connections(self) -> list[ClientConnection]:
-        return list(self.state.connections)
+        return ours(self.state)
+
+
+def ours(state: ServerState) -> list[ClientConnection]:
+    return [connection for connection in state.connections if isinstance(connection, ClientConnection)]
 
 
 @asynccontextmanager
-async def serving(timeout_s: float = LONG, **settings: object) -> AsyncIterator[Served]:
+async def serving(timeout_s: float = LONG, **settings: Any) -> AsyncIterator[Served]:
     config = Config(_answer, log_config=None, lifespan="off", **settings)
     config.load()
     served = Served(timeouts=ClientTimeouts(timeout_s))
@@ -454,7 +459,7 @@ async def test_an_answer_that_is_read_slowly_is_not():
 
 
 async def test_a_client_that_does_not_read_does_not_hold_up_the_end_of_the_server():
-    config = Config(_answer, log_config=None, lifespan="off", host="127.0.0.1", port=0)
+    config: Any = Config(_answer, log_config=None, lifespan="off", host="127.0.0.1", port=0)
     config.http = partial(ClientConnection, timeouts=ClientTimeouts(0.4))
     server = Server(config)
     serving = asyncio.create_task(server.serve())
@@ -462,9 +467,7 @@ async def test_a_client_that_does_not_read_does_not_hold_up_the_end_of_the_serve
     port = server.servers[0].sockets[0].getsockname()[1]
     _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
     writer.write(asked("GET", "/large", last=True))
-    await wait_until(
-        lambda: any(connection.flow.write_paused for connection in server.server_state.connections)
-    )
+    await wait_until(lambda: any(one.flow.write_paused for one in ours(server.server_state)))
     server.should_exit = True
     await asyncio.wait_for(serving, 10)
     writer.close()

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,10 +172,10 @@ async def test_readiness_follows_the_connections(stack, renamed, old, monkeypatc
         assert (await transformer.http.get(path)).status_code == 200
     predictor.swap(None)
     for path in READINESS:
-        await wait_until(lambda path=path: answers(transformer, path, 503))
+        await wait_until(partial(answers, transformer, path, 503))
     predictor.swap(old)
     for path in READINESS:
-        await wait_until(lambda path=path: answers(transformer, path, 200))
+        await wait_until(partial(answers, transformer, path, 200))
 
 
 async def test_requests_outlast_the_moment_without_a_connection(stack, renamed, old):

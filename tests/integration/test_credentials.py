@@ -17,7 +17,7 @@ from tests.support.faulty_predictor import (
     FaultyPredictor,
     aborts,
     hangs_up,
-    status,
+    has_status,
 )
 from tests.support.in_process_transformer import InProcessTransformer
 from tests.support.request_bodies import grpc_objects, v2_objects
@@ -73,8 +73,8 @@ HOPS = {
 FAULTS = {
     FaultyHttpPredictor: [
         hangs_up,
-        status(500, {"error": "KeyError"}),
-        status(500, {"error": REFUSED_ORDER}),
+        has_status(500, {"error": "KeyError"}),
+        has_status(500, {"error": REFUSED_ORDER}),
     ],
     FaultyGrpcPredictor: [
         aborts("UNAVAILABLE", ""),

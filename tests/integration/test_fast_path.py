@@ -50,7 +50,9 @@ async def ways(pair) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient
                 pair.new, predictor.address, "--predictor_protocol=v2", "--max_request_bytes=20000"
             )
         )
-        served = transformer.http._transport.app
+        transport = transformer.http._transport
+        assert isinstance(transport, httpx.ASGITransport)
+        served = transport.app
         assert isinstance(served, FastPath)
         assert isinstance(served._app, BodyLimit)
         long_way = httpx.ASGITransport(served._app)

@@ -28,8 +28,8 @@ from tests.support.faulty_predictor import (
     FaultyPredictor,
     aborts,
     hangs_up,
+    has_status,
     predictions,
-    status,
 )
 from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
 from tests.support.request_bodies import grpc_objects, v2_objects
@@ -139,6 +139,7 @@ async def check(
     assert [(status, again) for status, _, again in ended] == expected
     for _, told, _ in ended:
         if expected is FINE:
+            assert isinstance(service, ConnectedTransformer)
             assert told == service.answer[1]
         else:
             assert "predictor" in told
@@ -159,6 +160,7 @@ async def breaks_off(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers={"content-length": "1000"})
     await response.prepare(request)
     await response.write(b'{"predictions": [[0.25, 0')
+    assert request.transport is not None
     request.transport.close()
     return response
 
@@ -185,26 +187,26 @@ HTTP_FAULTS = [
     pytest.param(breaks_off, DROPPED, id="breaks off"),
     pytest.param(never_answers, SLOW, id="never answers"),
     pytest.param(never_ends, SLOW, id="never ends"),
-    pytest.param(status(504, text="upstream request timeout"), SLOW, id="504"),
-    pytest.param(status(404, {"error": "Model placement not found"}), DROPPED, id="404"),
-    pytest.param(status(429, text="slow down"), DROPPED, id="429"),
-    pytest.param(status(502, text="bad gateway"), DROPPED, id="502"),
-    pytest.param(status(503, text="no healthy upstream"), DROPPED, id="503"),
-    pytest.param(status(400, {"error": LOADING}), DROPPED, id="400 while loading"),
-    pytest.param(status(500, text="Internal Server Error"), DROPPED, id="500 while stopping"),
-    pytest.param(status(500, {"error": REFUSED_NAMES}), REFUSED, id="other feature names"),
-    pytest.param(status(500, {"error": REFUSED_ORDER}), REFUSED, id="another order"),
-    pytest.param(status(500, {"error": REFUSED_WIDTH}), REFUSED, id="another width"),
-    pytest.param(status(500, {"error": "KeyError: 'x'"}), WRONG, id="500"),
-    pytest.param(status(400, {"error": "no"}), WRONG, id="400"),
-    pytest.param(status(403, text="RBAC: access denied"), WRONG, id="403"),
+    pytest.param(has_status(504, text="upstream request timeout"), SLOW, id="504"),
+    pytest.param(has_status(404, {"error": "Model placement not found"}), DROPPED, id="404"),
+    pytest.param(has_status(429, text="slow down"), DROPPED, id="429"),
+    pytest.param(has_status(502, text="bad gateway"), DROPPED, id="502"),
+    pytest.param(has_status(503, text="no healthy upstream"), DROPPED, id="503"),
+    pytest.param(has_status(400, {"error": LOADING}), DROPPED, id="400 while loading"),
+    pytest.param(has_status(500, text="Internal Server Error"), DROPPED, id="500 while stopping"),
+    pytest.param(has_status(500, {"error": REFUSED_NAMES}), REFUSED, id="other feature names"),
+    pytest.param(has_status(500, {"error": REFUSED_ORDER}), REFUSED, id="another order"),
+    pytest.param(has_status(500, {"error": REFUSED_WIDTH}), REFUSED, id="another width"),
+    pytest.param(has_status(500, {"error": "KeyError: 'x'"}), WRONG, id="500"),
+    pytest.param(has_status(400, {"error": "no"}), WRONG, id="400"),
+    pytest.param(has_status(403, text="RBAC: access denied"), WRONG, id="403"),
     pytest.param(redirects, WRONG, id="redirect"),
-    pytest.param(status(204, text=""), WRONG, id="204"),
-    pytest.param(status(200, text=""), WRONG, id="empty"),
-    pytest.param(status(200, text="<html>"), WRONG, id="not JSON"),
-    pytest.param(status(200, []), WRONG, id="a list"),
-    pytest.param(status(200, {"predictions": None, "outputs": None}), WRONG, id="null"),
-    pytest.param(status(200, {"error": "oh"}), WRONG, id="an error as success"),
+    pytest.param(has_status(204, text=""), WRONG, id="204"),
+    pytest.param(has_status(200, text=""), WRONG, id="empty"),
+    pytest.param(has_status(200, text="<html>"), WRONG, id="not JSON"),
+    pytest.param(has_status(200, []), WRONG, id="a list"),
+    pytest.param(has_status(200, {"predictions": None, "outputs": None}), WRONG, id="null"),
+    pytest.param(has_status(200, {"error": "oh"}), WRONG, id="an error as success"),
 ]
 
 
@@ -222,10 +224,10 @@ async def test_a_fault_of_the_predictor_has_its_status_and_passes(fault, expecte
     ("fault", "expected"),
     [
         pytest.param(hangs_up, DROPPED, id="hangs up"),
-        pytest.param(status(400, {"error": LOADING}), DROPPED, id="400 while loading"),
-        pytest.param(status(500, {"error": REFUSED_NAMES}), REFUSED, id="other feature names"),
+        pytest.param(has_status(400, {"error": LOADING}), DROPPED, id="400 while loading"),
+        pytest.param(has_status(500, {"error": REFUSED_NAMES}), REFUSED, id="other feature names"),
         pytest.param(never_answers, SLOW, id="never answers"),
-        pytest.param(status(500, {"error": "KeyError: 'x'"}), WRONG, id="500"),
+        pytest.param(has_status(500, {"error": "KeyError: 'x'"}), WRONG, id="500"),
     ],
 )
 async def test_a_fault_has_the_same_status_where_each_request_is_verified(
@@ -257,7 +259,7 @@ ROWS = [
 
 @pytest.mark.parametrize("rows", ROWS)
 async def test_only_probabilities_of_each_class_for_each_candidate_are_taken(rows, transformer, predictor):
-    predictor.always = status(200, predictions(transformer.hop, rows))
+    predictor.always = has_status(200, predictions(transformer.hop, rows))
     # As many rows as one request has.
     await check(transformer, NONSENSE, together=False)
     check_asked(len(predictor.requests), 1)
@@ -267,7 +269,7 @@ async def test_only_probabilities_of_each_class_for_each_candidate_are_taken(row
 @pytest.mark.parametrize("transformer", ["v1"], indirect=True)
 @pytest.mark.parametrize("labels", [[0, 1], ["Placed", "Not Placed"], [True, False]])
 async def test_a_v1_predictor_without_predict_proba_is_told_from_one_with(labels, transformer, predictor):
-    predictor.always = status(200, {"predictions": labels})
+    predictor.always = has_status(200, {"predictions": labels})
     # As many rows as one request has.
     await check(transformer, NONSENSE, together=False)
     check_asked(len(predictor.requests), 1)
@@ -289,7 +291,7 @@ OUTPUTS = [
 @pytest.mark.parametrize("transformer", ["v2"], indirect=True)
 @pytest.mark.parametrize("outputs", OUTPUTS)
 async def test_a_v2_answer_without_the_asked_output_is_nonsense(outputs, transformer, predictor):
-    predictor.always = status(200, {"model_name": "placement", "outputs": outputs})
+    predictor.always = has_status(200, {"model_name": "placement", "outputs": outputs})
     # As many rows as one request has.
     await check(transformer, NONSENSE, together=False)
     check_asked(len(predictor.requests), 1)
@@ -337,7 +339,7 @@ async def test_a_predictor_that_goes_and_comes_back_is_missed_and_found_without_
         await recovers(transformer, behind)
 
 
-ONCE = [hangs_up, breaks_off, status(503, text="moving"), status(500, text="Internal Server Error")]
+ONCE = [hangs_up, breaks_off, has_status(503, text="moving"), has_status(500, text="Internal Server Error")]
 
 
 @pytest.mark.parametrize("fault", ONCE, ids=["hangs up", "breaks off", "503", "500 while stopping"])
@@ -409,19 +411,19 @@ REFUSALS = [REFUSED_NAMES, REFUSED_ORDER, REFUSED_WIDTH]
 @pytest.mark.parametrize("refusal", REFUSALS, ids=["other feature names", "another order", "another width"])
 @pytest.mark.parametrize("transformer", ["v1", "v2", "v2 by request"], indirect=True)
 async def test_a_call_that_was_refused_is_sent_again_until_a_model_takes_it(refusal, transformer, predictor):
-    predictor.faults += [status(500, {"error": refusal})] * 3
+    predictor.faults += [has_status(500, {"error": refusal})] * 3
     assert await v1_status(transformer, SAMPLE) == transformer.answer
     assert len(predictor.requests) == 4
 
 
 async def test_a_call_that_was_refused_once_and_then_takes_too_long_is_too_slow(transformer, predictor):
-    predictor.faults += [status(500, {"error": REFUSED_WIDTH}), never_answers]
+    predictor.faults += [has_status(500, {"error": REFUSED_WIDTH}), never_answers]
     assert (await v1_status(transformer, SAMPLE))[0] == "504"
     assert len(predictor.requests) == 2
 
 
 @pytest.mark.parametrize(
-    "fault", [status(500, {"error": "KeyError"}), status(200, {})], ids=["500", "nonsense"]
+    "fault", [has_status(500, {"error": "KeyError"}), has_status(200, {})], ids=["500", "nonsense"]
 )
 async def test_an_answer_that_would_be_the_same_again_is_not_asked_for_again(fault, transformer, predictor):
     predictor.faults.append(fault)
@@ -432,7 +434,7 @@ async def test_an_answer_that_would_be_the_same_again_is_not_asked_for_again(fau
 
 async def test_a_caller_whose_requests_bring_nonsense_does_not_keep_others_waiting(transformer, predictor):
     """Connections are not suspected more with every such answer, or nobody would get one in the end."""
-    predictor.faults += [status(500, {"error": "KeyError"})] * 30
+    predictor.faults += [has_status(500, {"error": "KeyError"})] * 30
     ended = [(await v1_status(transformer, SAMPLE))[0] for _ in range(30)]
     assert ended == ["502"] * 30
     assert await v1_status(transformer, SAMPLE) == transformer.answer
@@ -775,23 +777,24 @@ async def says_no_and_closes(request: web.Request) -> web.StreamResponse:
 
 
 async def talks_nonsense(request: web.Request) -> web.StreamResponse:
+    assert isinstance(request.transport, asyncio.Transport)
     request.transport.write(b"SSH-2.0-OpenSSH_9.2\r\n")
     return web.Response()
 
 
 UNVERIFIED = [
     pytest.param(
-        status(400, text="no such output: \x1b[31m\r\n" + "odds" * 100),
+        has_status(400, text="no such output: \x1b[31m\r\n" + "odds" * 100),
         r"the predictor answered with status 400: no such output: \x1b[31m\r\noddsodds",
         id="escaped and cut",
     ),
     pytest.param(
-        status(403, text="RBAC: access denied"),
+        has_status(403, text="RBAC: access denied"),
         "the predictor answered with status 403: RBAC: access denied",
         id="a mesh",
     ),
     pytest.param(
-        status(503, text="no healthy upstream"),
+        has_status(503, text="no healthy upstream"),
         "the predictor is not ready: it answered with status 503: no healthy upstream",
         id="not ready",
     ),
@@ -805,7 +808,7 @@ UNVERIFIED = [
         "invalid response from the predictor: not HTTP; then the predictor closed the connection",
         id="not HTTP",
     ),
-    pytest.param(status(204), "the predictor answered with status 204", id="nothing said"),
+    pytest.param(has_status(204), "the predictor answered with status 204", id="nothing said"),
 ]
 
 
@@ -847,7 +850,7 @@ async def test_why_a_grpc_predictor_cannot_be_verified_is_logged(
 
 
 async def test_what_a_predictor_says_of_a_callers_candidate_is_not_logged(transformer, predictor, caplog):
-    predictor.always = status(400, text="bad: 67.8901")
+    predictor.always = has_status(400, text="bad: 67.8901")
     with transformer_log(caplog):
         await check(transformer, NONSENSE)
     assert "the predictor answered with status 400" in caplog.text

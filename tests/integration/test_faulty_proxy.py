@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ async def ask(faulty: FaultyProxy, request: bytes = ASKED) -> bytes:
     return came
 
 
-def told(came: bytes) -> object:
+def told(came: bytes) -> Any:
     """The body that came, which its head tells the length of."""
     head, _, body = came.partition(b"\r\n\r\n")
     assert int(head.lower().rpartition(b"content-length: ")[2]) == len(body)

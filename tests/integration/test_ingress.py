@@ -33,6 +33,8 @@ Conversation = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[
 class Backends:
     """Sets where an ingress sends what comes: one address for each component."""
 
+    ingress: Ingress
+
     def __init__(self, ingress: Ingress) -> None:
         self.__dict__["ingress"] = ingress
         self.transformer = self.predictor = self.transformer_grpc = NOBODY

@@ -35,7 +35,7 @@ async def test_an_interrupted_rollout_goes_back(pair):
     assert told[-1] == "the previous state is restored"
 
 
-async def test_what_an_interrupted_step_still_does_is_waited_for_and_undone(pair):
+async def test_what_an_interrupted_step_still_does_is_waited_for_and_undone(pair, monkeypatch):
     """The local service finishes a step whose caller has gone."""
     target = InMemoryTarget(pair.old)
     interrupted_during(target, "transformer v2")
@@ -44,14 +44,14 @@ async def test_what_an_interrupted_step_still_does_is_waited_for_and_undone(pair
         if target.steps:
             target.now = replace(target.now, predictor_uri=str(pair.new))
 
-    target.wait_until_idle = finishes
+    monkeypatch.setattr(target, "wait_until_idle", finishes)
     with pytest.raises(asyncio.CancelledError):
         await rollout(target, str(pair.new), print)
     assert target.steps == ["transformer v2", "predictor v1", "transformer v1"]
 
 
 @pytest.mark.parametrize("change", [rollout, lambda target, _, progress: rollback(target, progress)])
-async def test_what_someone_else_was_interrupted_in_is_waited_for(change, pair):
+async def test_what_someone_else_was_interrupted_in_is_waited_for(change, pair, monkeypatch):
     """`placement rollout` right after the one that was interrupted twice."""
     target = InMemoryTarget(pair.old)
     target.now = replace(target.now, transformer_uri=str(pair.new))
@@ -59,7 +59,7 @@ async def test_what_someone_else_was_interrupted_in_is_waited_for(change, pair):
     async def finishes() -> None:
         target.now = replace(target.now, predictor_uri=str(pair.new), previous_uri=str(pair.old))
 
-    target.wait_until_idle = finishes
+    monkeypatch.setattr(target, "wait_until_idle", finishes)
     assert await change(target, str(pair.old), print) == "v1"
     assert target.steps == ["predictor v1", "transformer v1"]
 

@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 
 import grpc
 import httpx
@@ -115,11 +116,8 @@ async def test_during_a_canary_a_request_for_one_version_is_answered_by_that_ver
         expected = references[version].probabilities([pair.candidates[number]])
         # A connection to a version may be missing for a moment; the request then waits for one, or the
         # version does not exist for that moment.
-        response = await until_it_exists(
-            lambda number=number, version=version: canary.http.post(
-                f"{MODEL}/versions/{version}/infer", json=body(pair, number)
-            )
-        )
+        path = f"{MODEL}/versions/{version}/infer"
+        response = await until_it_exists(partial(canary.http.post, path, json=body(pair, number)))
         assert response.status_code == 200, response.text
         assert response.headers["x-model-version"] == response.json()["model_version"] == version
         assert response.json()["outputs"][1]["data"] == pytest.approx(expected, abs=1e-12)

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from tests.support.connected_transformer import CONNECTIONS_EACH, connected_transformer
 from tests.support.endpoints import V1_PREDICT, V2_INFER
-from tests.support.faulty_predictor import FaultyHttpPredictor, instances, predictions
+from tests.support.faulty_predictor import FaultyHttpPredictor, predictions, v1_rows
 from tests.support.in_process_transformer import InProcessTransformer
 from tests.support.request_bodies import grpc_objects, v2_objects
 from tests.support.waiting import wait_until
@@ -28,7 +28,7 @@ def gate(predictor: FaultyHttpPredictor) -> asyncio.Event:
 
     async def waits(request: web.Request) -> web.StreamResponse:
         await gate.wait()
-        rows = instances(await request.json())
+        rows = v1_rows(await request.json())
         return web.json_response(predictions("v1", predictor.probabilities(rows)))
 
     predictor.always = waits

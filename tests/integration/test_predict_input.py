@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import csv
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from types import SimpleNamespace
+from typing import Any
 
 import orjson
 import pytest
@@ -71,7 +73,11 @@ class ValidatingClient:
                 {"name": "candidates", "datatype": "BYTES", "shape": [len(objects)], "data": objects},
             ]
         body = to_json({"inputs": inputs})
-        named = {"model_name": "placement", "output_name": "placement", "fields": self._signature.names}
+        named: dict[str, Any] = {
+            "model_name": "placement",
+            "output_name": "placement",
+            "fields": self._signature.names,
+        }
         return v2.decode(body, None, **named, max_candidates=10_000).candidates
 
 
@@ -369,16 +375,16 @@ def test_a_long_table_is_read_in_constant_memory(write):
 
 def test_predictions_come_while_the_file_is_read(write, monkeypatch):
     async def first() -> int:
-        read = []
+        read = itertools.count()
         with ExitStack() as stack:
             source = candidate_file.open_candidates(str(write(table(*[ROW] * 9000))), FIELDS, stack)
-            rows = (read.append(None) or located for located in source.candidates)
+            rows = (located for located, _ in zip(source.candidates, read, strict=False))
             counted = candidate_file.CandidateFile("", rows, None, FIELDS, source.table)
             async with contextlib.aclosing(
                 predict_command._answers(ValidatingClient("v1", SIGNATURE), counted)
             ) as answers:
                 await anext(answers)
-        return len(read)
+        return next(read)
 
     assert asyncio.run(first()) == predict_command.CHUNK_SIZE * predict_command.IN_FLIGHT
 

@@ -58,7 +58,7 @@ class Scene:
     pair: VersionPair
     transformer: TransformerProcess
     proxy: FaultyProxy
-    predictors: PredictorProcess
+    predictor: PredictorProcess
     start_predictor: Callable[[], Awaitable[PredictorProcess]]
     acts: int = 0
     unheard: int = 0
@@ -126,22 +126,22 @@ def spoiled(name: str, spoil: Spoil, *statuses: str, everywhere: bool = False, l
 @contextlib.asynccontextmanager
 async def killed(scene: Scene) -> AsyncIterator[None]:
     """SIGKILL; after a while the predictor is there again."""
-    os.killpg(scene.serving.pid, signal.SIGKILL)
-    await asyncio.to_thread(scene.serving.stop)
+    os.killpg(scene.predictor.pid, signal.SIGKILL)
+    await asyncio.to_thread(scene.predictor.stop)
     scene.acts += 1
     yield
-    scene.serving = await scene.start_predictor()
+    scene.predictor = await scene.start_predictor()
 
 
 @contextlib.asynccontextmanager
 async def frozen(scene: Scene) -> AsyncIterator[None]:
     """SIGSTOP, and after a while SIGCONT."""
-    os.killpg(scene.serving.pid, signal.SIGSTOP)
+    os.killpg(scene.predictor.pid, signal.SIGSTOP)
     scene.acts += 1
     try:
         yield
     finally:
-        os.killpg(scene.serving.pid, signal.SIGCONT)
+        os.killpg(scene.predictor.pid, signal.SIGCONT)
 
 
 @contextlib.asynccontextmanager

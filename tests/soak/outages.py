@@ -148,12 +148,12 @@ async def outages(pair: VersionPair, run: Path, some: int, faults: Sequence[Faul
                 running_predictor(pair.old, run / "predictor.log", http_port=port)
             )
 
-        predictors = await start_predictor()
+        started = await start_predictor()
         await faulty.start()
         try:
             log = run / "transformer.log"
             async with running_transformer(pair.old, faulty.port, log, *options) as transformer:
-                scene = Scene(pair, transformer, faulty, predictors, start_predictor)
+                scene = Scene(pair, transformer, faulty, started, start_predictor)
                 for fault in CLIENTS:
                     await one_fault(scene, fault, survived)
                 before = await left_over(scene, None)

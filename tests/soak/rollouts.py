@@ -88,6 +88,12 @@ async def some_more(tally: Tally, requests: int) -> None:
     await tally.reach(lambda now: now.requests >= enough)
 
 
+async def answers_of(tally: Tally, version: str, answers: int) -> None:
+    """Let the load go on until a version has given so many answers more."""
+    enough = tally.answered[version] + answers
+    await tally.reach(lambda now: now.answered[version] >= enough)
+
+
 def rollout_and_rollback(*arguments: str, name: str) -> Situation:
     """`placement rollout` and `placement rollback`: no request fails."""
 
@@ -273,8 +279,7 @@ async def killed_and_replaced(pair: VersionPair, run: Path, some: int) -> Outcom
                 os.killpg(predictor.pid, signal.SIGKILL)
                 await asyncio.to_thread(predictor.stop)
                 predictor = await serve(bundle, log)
-                enough = tally.answered[version] + some
-                await tally.reach(lambda now, v=version, n=enough: now.answered[v] >= n)
+                await answers_of(tally, version, some)
     outcome = Outcome(tally)
     # A call that the killed one had is known to be lost at once: none is too late (504).
     outcome.expect_no_failure_but_to_try_again()
@@ -287,12 +292,12 @@ async def unknown_models(pair: VersionPair, run: Path, some: int) -> Outcome:
     known = {"v2": [pair.references["v2"]]}
     async with contextlib.AsyncExitStack() as stack:
         new = await stack.enter_async_context(running_predictor(pair.new, run / "new.log"))
-        strangers = [
+        unknown = [
             await stack.enter_async_context(running_predictor(bundle, run / f"{bundle.name}.log"))
             for bundle in bundles
         ]
         address, port = await stack.enter_async_context(
-            balanced_by_connection(*map(backend, [new, *strangers]))
+            balanced_by_connection(*map(backend, [new, *unknown]))
         )
         may_answer = {**known, UNVERIFIED: [SklearnReference(bundle) for bundle in bundles]}
         async with (
@@ -300,14 +305,14 @@ async def unknown_models(pair: VersionPair, run: Path, some: int) -> Outcome:
             under_load(pair, *addresses(transformer), may_answer=may_answer) as served,
         ):
             await some_more(served, 2 * some)
-        address.backends = [*map(backend, strangers)]
+        address.backends = [*map(backend, unknown)]
         refusing = ("--unknown_model=refuse", SHORT_LIVES)
         async with running_transformer(
             pair.new, port, run / "refuses.log", *refusing, ready=False
         ) as transformer:
             async with under_load(pair, *addresses(transformer), may_answer={}) as refused:
                 await some_more(refused, some)
-            address.backends = [*map(backend, [new, *strangers])]
+            address.backends = [*map(backend, [new, *unknown])]
             async with under_load(pair, *addresses(transformer), may_answer=known) as chosen:
                 await chosen.reach(lambda now: now.answered["v2"] >= some)
     outcome = Outcome(served)
@@ -343,7 +348,7 @@ async def control_experiment(pair: VersionPair, run: Path, requests: int) -> int
             async with at_once, session.post(url, json=body) as response:
                 assert response.status == 200, await response.text()
                 ((_, probability),) = (await response.json())["predictions"]
-            return abs(probability - new_scores[chosen]) > TOLERANCE
+            return bool(abs(probability - new_scores[chosen]) > TOLERANCE)
 
         # Several at once, or all would share one connection, and so one predictor.
         at_once = asyncio.Semaphore(16)

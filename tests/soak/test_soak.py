@@ -8,7 +8,7 @@ import pytest
 
 from tests.soak import run
 from tests.soak.outages import Record, Survived
-from tests.soak.rollouts import Outcome
+from tests.soak.rollouts import Outcome, Situation
 from tests.support.load import TRY_AGAIN, Tally
 from tests.support.version_pairs import VersionPair
 
@@ -52,14 +52,14 @@ def all_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     state = random.getstate()
     monkeypatch.setattr(run, "make_pair", lambda name, storage: PAIR)
     monkeypatch.setattr(run, "control_experiment", no_control)
-    monkeypatch.setattr(run.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(run.signal, "signal", lambda *_: None)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("signal.signal", lambda *_: None)
 
-    def main(*situations: run.Situation, arguments: tuple[str, ...] = ()) -> tuple[int, dict[str, object]]:
+    def main(*situations: Situation, arguments: tuple[str, ...] = ()) -> tuple[int, dict[str, object]]:
         monkeypatch.setattr(run, "SITUATIONS", situations)
         file = tmp_path / "figures.json"
         once = ("--only=category_renamed", "--requests=5", "--seed=7", f"--json={file}", "--once")
-        monkeypatch.setattr(run.sys, "argv", ["soak", *once, *arguments])
+        monkeypatch.setattr("sys.argv", ["soak", *once, *arguments])
         return run.main(), json.loads(file.read_text())
 
     yield main

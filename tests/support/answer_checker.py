@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from tests.support.sklearn_reference import SklearnReference
 from transformer.upstream.known_versions import UNVERIFIED
@@ -12,6 +13,7 @@ from transformer.upstream.known_versions import UNVERIFIED
 #: Two models that agree to this are the same; those of the pairs differ by far more.
 TOLERANCE = 1e-9
 
+Scores = npt.NDArray[np.float64]
 Verdict = Literal["right", "wrong", "mixed", "unverified"]
 
 
@@ -75,5 +77,6 @@ class AnswerChecker:
         return "mixed" if by_model.any(axis=0).all() else "wrong"
 
 
-def _same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    return np.abs(one - other) <= TOLERANCE
+def _same(one: Scores, other: Scores) -> npt.NDArray[np.bool_]:
+    same: npt.NDArray[np.bool_] = np.abs(one - other) <= TOLERANCE
+    return same

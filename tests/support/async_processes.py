@@ -46,7 +46,7 @@ async def running_service(pair: VersionPair, run: Path, *arguments: str) -> Asyn
 
 @contextlib.asynccontextmanager
 async def running_predictor(
-    bundle: Path, log: Path, runtime_name: str = MLSERVER, **ports: int
+    bundle: Path, log: Path, runtime_name: str = MLSERVER, http_port: int | None = None
 ) -> AsyncIterator[PredictorProcess]:
     """Run a stock model server with a version."""
     runtime = get_runtime(runtime_name)
@@ -59,7 +59,7 @@ async def running_predictor(
             model_name="placement",
             env=runtime.probability_env,
             log=log,
-            **ports,
+            http_port=http_port,
         )
     )
     try:

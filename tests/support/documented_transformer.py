@@ -18,7 +18,7 @@ from tests.support.sklearn_reference import vectorizer_of
 from transformer.bundle.format import load_bundle
 
 
-class DocumentedTransformer(kserve.Model):
+class DocumentedTransformer(kserve.Model):  # type: ignore[misc]
     """Preprocesses; the SDK's own `predict` calls the predictor."""
 
     def __init__(self, name: str, directory: Path) -> None:

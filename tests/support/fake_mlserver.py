@@ -1,4 +1,4 @@
-"""A stock server in the test's own loop: real models, the stock servers' manners, and versions to swap."""
+"""A fake MLServer in the test's event loop: it scores with real models, and a test can swap them."""
 
 import asyncio
 import contextlib
@@ -7,44 +7,45 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from aiohttp import web
 
-from tests.support.endpoints import V2_INFER
+from tests.support.endpoints import SERVER_LIVE, V2_INFER
 from tests.support.sklearn_reference import SklearnReference
 
 
 class FakeMLServer:
-    """Speaks V2 over REST as MLServer does: named columns are checked by scikit-learn, plain ones by width.
+    """Speaks V2 over REST as MLServer does: scikit-learn checks names, order and number of columns.
 
     Attributes
     ----------
-    serving
-        The version that answers, or what chooses one for each call; None while there is none (connections are
-        then refused work with 404).
+    served
+        The version that scores, or a function that chooses one for each call. None while there is none: calls
+        then get 404.
     calls, connections
-        How many calls came, and over how many connections.
-    plain
-        Plain arrays that came, each with its headers.
+        Number of calls, and of the connections that they came over.
+    plain_calls
+        Each call with a plain array: the array and the headers.
     refuses
-        Whether the model cannot score an array.
-    open
-        Answers are held back while it is not set.
+        Returns True for an array that the model cannot score.
+    may_answer
+        Responses wait until it is set.
     """
 
     def __init__(self, served: SklearnReference | Callable[[], SklearnReference] | None) -> None:
         self.served = served
         self.calls = 0
         self.connections = 0
-        self.plain_calls: list[tuple[np.ndarray, Mapping[str, str]]] = []
-        self.refuses: Callable[[np.ndarray], bool] = lambda _: False
+        self.plain_calls: list[tuple[npt.NDArray[Any], Mapping[str, str]]] = []
+        self.refuses: Callable[[npt.NDArray[Any]], bool] = lambda _: False
         self.may_answer = asyncio.Event()
         self.may_answer.set()
         self.address = ""
         self._transports: set[asyncio.BaseTransport] = set()
 
     def swap(self, served: SklearnReference | None) -> None:
-        """Another pod takes over: what was connected to the old one is cut off."""
+        """Replace the pod: close all connections, and serve another version."""
         self.served = served
         for transport in self._transports:
             transport.close()
@@ -54,7 +55,7 @@ class FakeMLServer:
     async def running(self) -> AsyncIterator["FakeMLServer"]:
         """Listen on a free port."""
         application = web.Application(client_max_size=2**26)
-        application.router.add_get("/v2/health/live", self._live)
+        application.router.add_get(SERVER_LIVE, self._live)
         application.router.add_post(V2_INFER, self._infer)
         runner = web.AppRunner(application, access_log=None)
         await runner.setup()
@@ -82,16 +83,12 @@ class FakeMLServer:
             return web.json_response({"error": "Model placement not found"}, status=404)
         body = await request.json()
         if "parameters" not in body:
-            self.plain_calls.append((features(body), request.headers))
+            self.plain_calls.append((v2_rows(body), request.headers))
         await self.may_answer.wait()
-        if "parameters" not in body and self.refuses(features(body)):
+        if "parameters" not in body and self.refuses(v2_rows(body)):
             return web.json_response({"error": "builtins.ValueError: Input is too large"}, status=500)
         try:
-            with warnings.catch_warnings():
-                # What scikit-learn says of every plain array.
-                warnings.filterwarnings("ignore", "X does not have valid feature names")
-                reference = self.served if isinstance(self.served, SklearnReference) else self.served()
-                scores = reference.model.predict_proba(features(body))
+            scores = self._score(v2_rows(body))
         except ValueError as error:
             return web.json_response({"error": f"builtins.ValueError: {error}"}, status=500)
         output = {
@@ -102,9 +99,17 @@ class FakeMLServer:
         }
         return web.json_response({"model_name": "placement", "outputs": [output]})
 
+    def _score(self, rows: Any) -> Any:
+        served = self.served() if callable(self.served) else self.served
+        assert served is not None
+        with warnings.catch_warnings():
+            # scikit-learn warns about every plain array.
+            warnings.filterwarnings("ignore", "X does not have valid feature names")
+            return served.model.predict_proba(rows)
 
-def features(body: dict[str, Any]) -> Any:
-    """The frame or the array of a V2 request."""
+
+def v2_rows(body: dict[str, Any]) -> Any:
+    """Return the frame or the array of a V2 request."""
     if body.get("parameters", {}).get("content_type") == "pd":
         return pd.DataFrame({tensor["name"]: tensor["data"] for tensor in body["inputs"]})
     (tensor,) = body["inputs"]

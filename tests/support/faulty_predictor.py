@@ -1,26 +1,30 @@
-"""Predictors that do as a test says, the transformer in front of them, and what is asked of it."""
+"""Predictors with the trained model that give faulty responses when a test asks for them."""
 
 import asyncio
 import itertools
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from aiohttp import web
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 
-from tests.support import fake_mlserver
 from tests.support.endpoints import V1_PREDICT
+from tests.support.fake_mlserver import v2_rows
 from tests.support.sklearn_reference import SklearnReference
 from transformer.upstream.known_versions import known_versions
 
-#: The class columns are in the alphabet's order: "Not Placed", "Placed".
+#: Valid probabilities of the classes, which are in alphabetical order: "Not Placed", "Placed".
 GOOD = (0.25, 0.75)
+#: Called with a request (REST), or with the call's context and a good response (gRPC).
+Fault = Callable[..., Awaitable[Any]]
+
 REFUSED_NAMES = (
     "The feature names should match those that were passed during fit.\n"
     "Feature names unseen at fit time:\n- hsc_s=Music\n"
@@ -35,7 +39,7 @@ LOADING = "Model placement is not ready yet."
 
 
 def predictions(protocol: str, rows: Any) -> dict[str, Any]:
-    """An answer with these probabilities, one list for each candidate, in the predictor's protocol."""
+    """Return a response with one list of probabilities for each candidate, in the predictor's protocol."""
     if protocol == "v1":
         return {"predictions": rows}
     data = [value for row in rows for value in row]
@@ -44,82 +48,93 @@ def predictions(protocol: str, rows: Any) -> dict[str, Any]:
 
 
 class FaultyPredictor:
-    """The trained model, unless a fault is to come first.
+    """The trained model, which answers well unless a fault is set.
 
-    Verification is the reference rows with their names and nothing else; every other call scores.
+    A call with named columns and the reference rows verifies a connection; every other call scores.
 
     Attributes
     ----------
     faults, always
-        What the next calls that score meet, one each; and what all others do.
+        Faults of the next scoring calls, one each; and the fault of all scoring calls after them.
     unverified
-        What a verification meets.
+        The fault of verifications.
     carried
-        What came with each call that scored: its rows, and its headers or metadata.
+        Rows and headers (or metadata) of each scoring call.
     """
 
-    def __init__(self, sklearn_reference: SklearnReference) -> None:
-        self.faults: deque[Callable[..., Any]] = deque()
-        self.always: Callable[..., Any] | None = None
-        self.unverified: Callable[..., Any] | None = None
-        self.carried: list[tuple[np.ndarray, Mapping[str, str]]] = []
+    def __init__(self, reference: SklearnReference) -> None:
+        self.faults: deque[Fault | None] = deque()
+        self.always: Fault | None = None
+        self.unverified: Fault | None = None
+        self.carried: list[tuple[npt.NDArray[Any], Mapping[str, str]]] = []
         self.address = ""
-        self.reference = sklearn_reference
-        self._reference = known_versions(sklearn_reference.bundle)[0].reference
-        #: What each of many verifications is answered.
+        self.reference = reference
+        self._reference_rows = known_versions(reference.bundle)[0].reference
+        #: Probabilities of the reference rows, which many verifications ask for.
         self._verified: list[list[float]] | None = None
+
+    async def start(self, port: int = 0) -> None:
+        """Listen on a port of this machine."""
+        raise NotImplementedError
+
+    async def stop(self) -> None:
+        """Close all connections and refuse new ones."""
+        raise NotImplementedError
 
     @property
     def metadata(self) -> list[Mapping[str, str]]:
-        """Headers or metadata of the calls that scored."""
+        """Headers or metadata of the scoring calls."""
         return [headers for _, headers in self.carried]
 
     def verifies(self, rows: Any) -> bool:
-        return isinstance(rows, pd.DataFrame) and np.array_equal(rows.to_numpy(), self._reference)
+        """Return True if the rows of a call verify a connection."""
+        return isinstance(rows, pd.DataFrame) and np.array_equal(rows.to_numpy(), self._reference_rows)
 
-    def fault(self, rows: Any, headers: Mapping[str, str]) -> Callable[..., Any] | None:
-        """What a call meets, if it is not answered well."""
+    def fault(self, rows: Any, headers: Mapping[str, str]) -> Fault | None:
+        """Record a call, and return its fault if it has one."""
         if self.verifies(rows):
             return self.unverified
         self.carried.append((np.asarray(rows), headers))
         return self.faults.popleft() if self.faults else self.always
 
     def probabilities(self, rows: Any) -> list[list[float]]:
+        """Return the model's probabilities of each class for each row."""
         if not self.verifies(rows):
-            return self._scored(rows)
+            return self._score(rows)
         if self._verified is None:
-            self._verified = self._scored(rows)
+            self._verified = self._score(rows)
         return self._verified
 
-    def _scored(self, rows: Any) -> list[list[float]]:
+    def _score(self, rows: Any) -> list[list[float]]:
         with warnings.catch_warnings():
-            # What scikit-learn says of every plain array.
+            # scikit-learn warns about every plain array.
             warnings.filterwarnings("ignore", "X does not have valid feature names")
-            return self.reference.model.predict_proba(rows).tolist()
+            scores: list[list[float]] = self.reference.model.predict_proba(rows).tolist()
+            return scores
 
 
 class FaultyHttpPredictor(FaultyPredictor):
-    """Speaks V1 and V2; a fault is a function of the request.
+    """A faulty predictor that speaks V1 and V2 over REST.
 
     Attributes
     ----------
     calls
-        What came: a request, and whether it scored.
+        Each request, and True if it was a scoring call.
     """
 
-    def __init__(self, sklearn_reference: SklearnReference) -> None:
-        super().__init__(sklearn_reference)
+    def __init__(self, reference: SklearnReference) -> None:
+        super().__init__(reference)
         self.calls: list[tuple[web.Request, bool]] = []
         self.transports: set[asyncio.BaseTransport] = set()
 
     @property
     def requests(self) -> list[web.Request]:
-        """Those that scored."""
+        """Requests of the scoring calls."""
         return [request for request, scored in self.calls if scored]
 
     @property
     def connections(self) -> int:
-        """How many are open."""
+        """Number of open connections."""
         return sum(not transport.is_closing() for transport in self.transports)
 
     async def start(self, port: int = 0) -> None:
@@ -138,24 +153,26 @@ class FaultyHttpPredictor(FaultyPredictor):
         return web.json_response({"live": True})
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
         self.transports.add(request.transport)
         body = await request.json()
         hop = "v1" if request.path == V1_PREDICT else "v2"
-        rows = instances(body) if hop == "v1" else fake_mlserver.features(body)
+        rows = v1_rows(body) if hop == "v1" else v2_rows(body)
         self.calls.append((request, not self.verifies(rows)))
         if fault := self.fault(rows, request.headers):
-            return await fault(request)
+            response: web.StreamResponse = await fault(request)
+            return response
         return web.json_response(predictions(hop, self.probabilities(rows)))
 
 
-def instances(body: dict[str, Any]) -> Any:
-    """The frame or the array of a V1 request."""
+def v1_rows(body: dict[str, Any]) -> Any:
+    """Return the frame or the array of a V1 request."""
     first = body["instances"][0]
     return pd.DataFrame(first) if isinstance(first, dict) else np.array(body["instances"])
 
 
-class FaultyGrpcPredictor(services.GRPCInferenceServiceServicer, FaultyPredictor):
-    """Speaks gRPC; a fault is a function of the call's context and of a good answer."""
+class FaultyGrpcPredictor(services.GRPCInferenceServiceServicer, FaultyPredictor):  # type: ignore[misc]
+    """A faulty predictor that speaks gRPC."""
 
     async def start(self, port: int = 0) -> None:
         self._server = grpc.aio.server()
@@ -166,10 +183,10 @@ class FaultyGrpcPredictor(services.GRPCInferenceServiceServicer, FaultyPredictor
     async def stop(self) -> None:
         await self._server.stop(None)
 
-    async def ServerLive(self, request, context):  # noqa: N802 (the service's own name)
+    async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802 (gRPC's name)
         return pb.ServerLiveResponse(live=True)
 
-    async def ModelInfer(self, request, context):  # noqa: N802
+    async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         columns = {tensor.name: list(tensor.contents.fp64_contents) for tensor in request.inputs}
         rows = pd.DataFrame(columns)
         answer = pb.ModelInferResponse(model_name="placement")
@@ -180,7 +197,9 @@ class FaultyGrpcPredictor(services.GRPCInferenceServiceServicer, FaultyPredictor
         return answer
 
 
-def status(code: int, body: Any = None, text: str | None = None) -> Callable[..., Any]:
+def has_status(code: int, body: Any = None, text: str | None = None) -> Fault:
+    """Return a fault that responds with a status, and with JSON or a text."""
+
     async def fault(request: web.Request) -> web.Response:
         return web.json_response(body, status=code) if text is None else web.Response(status=code, text=text)
 
@@ -188,12 +207,16 @@ def status(code: int, body: Any = None, text: str | None = None) -> Callable[...
 
 
 async def hangs_up(request: web.Request) -> web.StreamResponse:
+    """Close the connection without a response."""
+    assert request.transport is not None
     request.transport.close()
     return web.Response()
 
 
-def aborts(code: str, details: str):
-    async def fault(context, answer):
+def aborts(code: str, details: str) -> Fault:
+    """Return a fault that ends a gRPC call with a status code."""
+
+    async def fault(context: Any, answer: Any) -> None:
         await context.abort(grpc.StatusCode[code], details)
 
     return fault

@@ -5,10 +5,10 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
-import uvicorn
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 from uvicorn.server import ServerState
 
@@ -102,7 +102,8 @@ def _create(directory: Path, predictor_host: str, *arguments: str) -> Transforme
     return TransformerServer(load_bundle(directory), settings)
 
 
-def _rest_config(server: TransformerServer) -> uvicorn.Config:
+def _rest_config(server: TransformerServer) -> Any:
+    """Return uvicorn's configuration with the REST application and our protocol class."""
     rest = server.rest_server()
     rest.create_application()
     return rest.config

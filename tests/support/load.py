@@ -118,7 +118,7 @@ class Refused(Exception):
 def over_v1(session: aiohttp.ClientSession, url: str) -> Ask:
     """A V1 client."""
 
-    async def ask(rows: list[dict[str, Any]]) -> tuple[str, list[float]]:
+    async def ask(rows: list[dict[str, Any]]) -> Answer:
         async with session.post(url + V1_PREDICT, json={"instances": rows}) as response:
             predictions = (await checked(response))["predictions"]
             return Answer(
@@ -133,7 +133,7 @@ def over_v1(session: aiohttp.ClientSession, url: str) -> Ask:
 def over_v2(session: aiohttp.ClientSession, url: str) -> Ask:
     """A V2 client, with one tensor for each field."""
 
-    async def ask(rows: list[dict[str, Any]]) -> tuple[str, list[float]]:
+    async def ask(rows: list[dict[str, Any]]) -> Answer:
         inputs = [
             {
                 "name": name,
@@ -170,7 +170,7 @@ async def checked(response: aiohttp.ClientResponse) -> Any:
 def over_grpc(stub: GRPCInferenceServiceStub, give_up_s: float) -> Ask:
     """A gRPC client, with one tensor of JSON objects."""
 
-    async def ask(rows: list[dict[str, Any]]) -> tuple[str, list[float]]:
+    async def ask(rows: list[dict[str, Any]]) -> Answer:
         call = stub.ModelInfer(grpc_objects(rows), timeout=give_up_s)
         try:
             answer = await call

@@ -88,9 +88,12 @@ class Client:
 
     def rest(self, path: str, body: bytes, headers: Mapping[str, str | bytes] | None = None) -> Outcome:
         """Post a body. The content is that of the answer, or its error."""
-        response = self._http.post(
-            path, content=body, headers={"content-type": "application/json", **(headers or {})}
-        )
+        given = {"content-type": "application/json", **(headers or {})}
+        encoded = [
+            (name.encode(), value if isinstance(value, bytes) else value.encode("ascii"))
+            for name, value in given.items()
+        ]
+        response = self._http.post(path, content=body, headers=encoded)
         assert response.status_code in OVER_REST, (response.status_code, response.text)
         if response.status_code == 200:
             assert response.headers["x-model-version"]

@@ -2,18 +2,21 @@
 
 import itertools
 import json
+from typing import Any
 
+import httpx
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
 from tests.support.endpoints import V1_PREDICT, V2_INFER
-from tests.support.faulty_predictor import REFUSED_NAMES, hangs_up, status
+from tests.support.faulty_predictor import REFUSED_NAMES, hangs_up, has_status
 from tests.support.request_bodies import grpc_objects, v2_objects
 from training.candidates import SAMPLE
 
 #: Values that stand nowhere else, each a field of one candidate.
 SECRETS = {"ssc_p": 67.8901, "hsc_p": 84.3219, "degree_p": 71.7171, "mba_p": 63.6363}
 SECRET_TEXT = "Zaphodshire"
-CANDIDATES = {
+CANDIDATES: dict[str, dict[str, Any]] = {
     "fine": {**SAMPLE, **SECRETS},
     "unknown category": {**SAMPLE, **SECRETS, "ssc_b": SECRET_TEXT},
     "out of range": {**SAMPLE, **SECRETS, "etest_p": 8765.4321},
@@ -33,7 +36,7 @@ PATHS = [
     "/v1/models/other:predict",
     f"{V2_INFER[:-6]}/versions/1/infer",
 ]
-TEXTS = [
+TEXTS: list[str | bytes] = [
     json.dumps({"instances": [SECRETS]})[:-3],
     json.dumps({"instances": [SECRETS]}),
     json.dumps([SECRETS]),
@@ -56,7 +59,7 @@ HEADERS = [
 ]
 
 
-async def ask_in_every_way(http, stub) -> list[str]:
+async def ask_in_every_way(http: httpx.AsyncClient, stub: GRPCInferenceServiceStub) -> list[str]:
     """Statuses of good candidates and of bad ones, over every protocol."""
     ended = []
     for candidate in CANDIDATES.values():
@@ -71,7 +74,7 @@ async def ask_in_every_way(http, stub) -> list[str]:
     return ended
 
 
-async def ask_oddly(http) -> set[int]:
+async def ask_oddly(http: httpx.AsyncClient) -> set[int]:
     """Statuses of requests that are none."""
     odd = itertools.product(PATHS, TEXTS, HEADERS)
     return {(await http.post(path, content=text, headers=more)).status_code for path, text, more in odd}
@@ -79,10 +82,10 @@ async def ask_oddly(http) -> set[int]:
 
 LOGGED = {
     "fine": None,
-    "unavailable": status(503, text=f"no: {SECRETS}"),
-    "nonsense": status(200, {"predictions": [[67.8901, 84.3219]], "outputs": [SECRETS]}),
-    "refused": status(500, {"error": f"ValueError: could not convert {SECRETS}"}),
-    "other feature names": status(500, {"error": REFUSED_NAMES + SECRET_TEXT}),
+    "unavailable": has_status(503, text=f"no: {SECRETS}"),
+    "nonsense": has_status(200, {"predictions": [[67.8901, 84.3219]], "outputs": [SECRETS]}),
+    "refused": has_status(500, {"error": f"ValueError: could not convert {SECRETS}"}),
+    "other feature names": has_status(500, {"error": REFUSED_NAMES + SECRET_TEXT}),
     "hangs up": hangs_up,
 }
 

@@ -59,7 +59,8 @@ def over_grpc(address: str, rows: Candidates, signature: Signature, *, raw: bool
     with grpc.insecure_channel(address) as channel:
         answer = GRPCInferenceServiceStub(channel).ModelInfer(message, timeout=30)
     if raw:
-        return _of_raw(*answer.raw_output_contents, answer.model_version)
+        placed, probability = answer.raw_output_contents
+        return _of_raw(placed, probability, answer.model_version)
     placed, probability = (output.contents for output in answer.outputs)
     return Answer(list(placed.bool_contents), list(probability.fp64_contents), answer.model_version)
 

@@ -37,4 +37,5 @@ class SklearnReference:
         """Probability of the positive class for each candidate."""
         frame = pd.DataFrame(self.encode(candidates), columns=self._vectorizer.feature_names_)
         scores: np.ndarray = self.model.predict_proba(frame)
-        return scores[:, self.bundle.positive_column].tolist()
+        probabilities: list[float] = scores[:, self.bundle.positive_column].tolist()
+        return probabilities

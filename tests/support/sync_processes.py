@@ -95,4 +95,5 @@ def process_families(*pids: int) -> list[psutil.Process]:
 
 def still_running(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Return the processes that do not end."""
-    return psutil.wait_procs(processes, timeout=10)[1]
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    return list(alive)

@@ -26,7 +26,7 @@ from transformer.errors import InvalidCandidates
 ROWS = 400
 ESTIMATOR = "forest-50"
 #: Seeds of the data: the old version's, the new one's, the candidates', unknown models'.
-OLD, NEW, CANDIDATES, STRANGERS = 0, 1, 9, (5, 6)
+OLD, NEW, CANDIDATES, UNKNOWN = 0, 1, 9, (5, 6)
 #: How many candidates a pair has at most.
 MOST = 300
 #: Scores that differ by less tell nothing apart.
@@ -78,11 +78,11 @@ class VersionPair:
         return old.bundle.vectorizer == new.bundle.vectorizer
 
     @cached_property
-    def strangers(self) -> list[Path]:
+    def unknown_models(self) -> list[Path]:
         """Two models with the new version's encoding that no bundle describes; trained when asked for."""
         return [
-            Path(train(data, storage=self.new.parent, estimator=ESTIMATOR, version=f"stranger-{seed}").uri)
-            for seed in STRANGERS
+            Path(train(data, storage=self.new.parent, estimator=ESTIMATOR, version=f"unknown-{seed}").uri)
+            for seed in UNKNOWN
             for data in [PAIRS[self.name](seed)]
         ]
 

@@ -3,8 +3,8 @@
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar, overload
 
 #: Seconds until a condition counts as failed. It is long because the machine may be busy with other work.
 TIMEOUT_S = 60.0
@@ -13,9 +13,19 @@ POLL_S = 0.01
 T = TypeVar("T")
 
 
+@overload
 async def wait_until(
-    condition: Callable[[], T | Awaitable[T]], *, timeout_s: float = TIMEOUT_S, poll_s: float = POLL_S
-) -> T:
+    condition: Callable[[], Coroutine[Any, Any, T]], *, timeout_s: float = ..., poll_s: float = ...
+) -> T: ...
+
+
+@overload
+async def wait_until(condition: Callable[[], T], *, timeout_s: float = ..., poll_s: float = ...) -> T: ...
+
+
+async def wait_until(
+    condition: Callable[[], Any], *, timeout_s: float = TIMEOUT_S, poll_s: float = POLL_S
+) -> Any:
     """Return the first true result of a condition, which may be a coroutine function.
 
     Raises

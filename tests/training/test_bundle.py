@@ -118,7 +118,8 @@ def test_the_same_data_give_the_same_bundle_but_for_its_time(tmp_path, first, st
 
 
 def test_a_bundle_remembers_the_last_three_versions(tmp_path):
-    uri, known = None, []
+    known: list[str] = []
+    uri = None
     for number in range(1, 6):
         trained = train(DATASET, storage=tmp_path, previous=uri, estimator="logistic-regression")
         assert trained.bundle.version == f"v{number}"
@@ -154,7 +155,7 @@ def test_a_remembered_number_is_not_given_again(tmp_path, storage, first):
 def test_what_cannot_be_trained_is_refused_before_anything_is_fitted(storage, first, options, error, message):
     if options.get("previous") == "v1":
         options = {**options, "previous": str(storage / "placement" / "v1")}
-    lines = []
+    lines: list[str] = []
     with pytest.raises(error, match=message):
         train(DATASET, storage=storage, progress=lines.append, **options)
     assert not lines
@@ -189,7 +190,7 @@ def test_storage_that_cannot_be_written_is_refused_before_anything_is_fitted(
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     s3fs.S3FileSystem.clear_instance_cache()
-    lines = []
+    lines: list[str] = []
     with pytest.raises(StorageError, match=message):
         train(DATASET, storage=place.format(tmp_path), version=version, progress=lines.append)
     assert not lines

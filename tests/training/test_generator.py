@@ -24,7 +24,7 @@ def test_generated_candidates_are_repeatable_and_valid(rows, seed):
         assert label in PLACEMENT.classes
         for field in SIGNATURE.fields:
             if isinstance(field, Number):
-                assert field.minimum <= candidate[field.name] <= field.maximum
+                assert field.minimum <= float(candidate[field.name]) <= field.maximum
             else:
                 assert candidate[field.name] in field.categories
 
@@ -114,8 +114,10 @@ def test_statistics_that_cannot_be_read_are_told(tmp_path, monkeypatch):
 
 def test_the_command_that_recomputes_the_statistics(tmp_path, capsys):
     dataset, path = generate(300), tmp_path / "a.csv"
-    rows = [[*c.values(), label] for c, label in zip(dataset.candidates, dataset.labels, strict=True)]
-    lines = [[*SIGNATURE.names, "status"], *rows]
+    rows: list[list[object]] = [
+        [*c.values(), label] for c, label in zip(dataset.candidates, dataset.labels, strict=True)
+    ]
+    lines: list[list[object]] = [[*SIGNATURE.names, "status"], *rows]
     path.write_text("\n".join(",".join(map(str, line)) for line in lines))
     assert statistics.main([str(path)]) == 0
     assert Statistics.model_validate_json(capsys.readouterr().out) == describe(dataset)

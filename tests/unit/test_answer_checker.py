@@ -53,7 +53,8 @@ def test_the_judge_tells_a_right_answer_from_every_other(version, by, verdict, r
 def test_the_judge_holds_each_part_of_an_answer_against_the_model(renamed, checker):
     chosen = [3, 1, 4]
     right = said(renamed, "v1", chosen, "v1", "v1", "v1")
-    misread_score = misread(*renamed.references.values(), renamed.candidates)[3]
+    old, new = renamed.references.values()
+    misread_score = float(misread(old, new, renamed.candidates)[3])
     for wrong in (
         Answer("v1", right.probabilities[:2], right.positive[:2]),
         Answer("v1", right.probabilities[::-1], right.positive[::-1]),

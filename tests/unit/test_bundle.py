@@ -41,7 +41,7 @@ def test_what_later_bundles_keep_is_all_it_takes_to_recognise_and_feed_a_version
     assert kept.reference.probabilities == bundle.reference.probabilities
 
 
-BROKEN = {
+BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "another format": ({"format": 2}, "format: must be 1, got 2; "),
     "no format number": ({"format": "one"}, "format: must be 1, got 'one'; "),
     "an unknown key": ({"colour": "red"}, "colour: Extra inputs are not permitted"),

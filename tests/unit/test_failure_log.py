@@ -26,9 +26,13 @@ class Clock:
 @pytest.fixture
 def lines():
     """What has been logged so far."""
-    handler = logging.Handler()
     said: list[str] = []
-    handler.emit = lambda record: said.append(record.getMessage())
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    handler = Handler()
     logger = logging.getLogger("kserve.transformer")
     logger.addHandler(handler)
     yield lambda: said

@@ -116,7 +116,7 @@ def test_every_argument_of_kserves_is_a_setting_or_refused():
 def test_settings_cannot_be_changed():
     settings = parse(["--predictor_host=a"])
     with pytest.raises(dataclasses.FrozenInstanceError):
-        settings.workers = 2
+        settings.workers = 2  # type: ignore[misc]
 
 
 def test_a_certificate_from_kserves_environment_variable_is_used():

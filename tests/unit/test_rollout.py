@@ -74,7 +74,7 @@ async def test_strangers_are_taken_back_at_once(fail, steps, pair, tmp_path):
     assert (target.now.transformer_uri, target.now.predictor_uri) == (str(pair.new), str(pair.new))
 
 
-async def test_what_is_half_changed_comes_back_in_one_step(pair, tmp_path):
+async def test_what_is_half_changed_comes_back_in_one_step(pair, tmp_path, monkeypatch):
     """Both were to change at once, and one of them did."""
     target = InMemoryTarget(pair.new)
 
@@ -82,7 +82,7 @@ async def test_what_is_half_changed_comes_back_in_one_step(pair, tmp_path):
         target.now = replace(target.now, transformer_uri=uri)
         raise TargetError("the predictor does not get ready")
 
-    target.set_both = only_one
+    monkeypatch.setattr(target, "set_both", only_one)
     with pytest.raises(RolloutError, match="the previous state is restored"):
         await rollout(target, str(stranger(pair.new, tmp_path / "v9")), quiet, force=True)
     assert target.steps == ["transformer v2"]
@@ -159,12 +159,12 @@ async def test_a_rollout_that_died_half_way_is_finished_or_undone(pair):
 
 
 @pytest.mark.parametrize("percent", [None, 50])
-async def test_a_step_that_fails_leaves_the_canary_that_was_there(percent, pair):
+async def test_a_step_that_fails_leaves_the_canary_that_was_there(percent, pair, monkeypatch):
     target = InMemoryTarget(pair.old)
     await rollout(target, str(pair.new), quiet, canary=20)
     before, target.steps = target.now, []
     # Nothing answers: the last step of all fails.
-    target.score = failing("no answer")
+    monkeypatch.setattr(target, "score", failing("no answer"))
     with pytest.raises(RolloutError, match="the previous state is restored: no answer"):
         await rollout(target, str(pair.new), quiet, canary=percent)
     assert replace(target.now, previous_uri=None) == before
@@ -247,7 +247,7 @@ def failing(message: str) -> Any:
     return fail
 
 
-async def test_a_way_back_that_fails_is_told_as_well(pair):
+async def test_a_way_back_that_fails_is_told_as_well(pair, monkeypatch):
     target = InMemoryTarget(str(pair.old), "predictor v2")
     failing = iter(["transformer v1"])
 
@@ -256,7 +256,7 @@ async def test_a_way_back_that_fails_is_told_as_well(pair):
             raise TargetError(f"{next(failing)} failed")
         target.now = State(uri, target.now.predictor_uri)
 
-    target.set_transformer = set_transformer
+    monkeypatch.setattr(target, "set_transformer", set_transformer)
     with pytest.raises(RolloutError) as failed:
         await rollout(target, str(pair.new), quiet)
     assert str(failed.value) == (

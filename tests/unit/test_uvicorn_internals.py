@@ -75,7 +75,7 @@ def test_no_other_internal_is_used():
     """Attributes of `self` that a class of ours does not define itself, or of a cycle or the flow control."""
     (connection,) = _classes("client_connection.py", "ClientConnection")
     own = _defined(connection)
-    used = {node.attr for node in ast.walk(connection) if _is_attribute_of(node, "self")}
+    used = {node.attr for node in _attributes(connection) if _is_attribute_of(node, "self")}
     assert used - own <= set(PROTOCOL), "list these in uvicorn_internals.PROTOCOL"
     names = ("cycle", "_answering")
     of_cycles = {
@@ -98,13 +98,17 @@ def _classes(file: str, name: str) -> list[ast.ClassDef]:
     return [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
 
 
+def _attributes(of: ast.ClassDef) -> list[ast.Attribute]:
+    return [node for node in ast.walk(of) if isinstance(node, ast.Attribute)]
+
+
 def _defined(of: ast.ClassDef) -> set[str]:
     """Methods of a class, and attributes that it sets on `self`, without those that it extends."""
     methods = {node.name for node in of.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     assigned = {
         node.attr
-        for node in ast.walk(of)
-        if _is_attribute_of(node, "self") and isinstance(node.ctx, ast.Store)  # type: ignore[attr-defined]
+        for node in _attributes(of)
+        if _is_attribute_of(node, "self") and isinstance(node.ctx, ast.Store)
     }
     return (methods | assigned) - set(PROTOCOL)
 

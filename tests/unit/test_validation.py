@@ -1,6 +1,7 @@
 """The signature holds: every problem of every candidate is found, and named as the caller wrote it."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_an_unknown_category_can_be_ignored_but_no_other_problem():
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "i8", "u1", "u8"])
 def test_numbers_may_come_as_arrays_of_any_numeric_type(dtype):
-    columns = {"mark": np.array([1, 100], dtype), "board": ["Central", "Others"]}
+    columns: dict[str, Any] = {"mark": np.array([1, 100], dtype), "board": ["Central", "Others"]}
     valid = validate(Columns(2, columns), SIGNATURE)
     assert valid.numbers["mark"].tolist() == [1.0, 100.0]
 
@@ -119,7 +120,7 @@ def test_bad_values_in_arrays_are_named_by_their_position():
 
 
 def test_boolean_arrays_are_not_numbers():
-    columns = {"mark": np.array([True]), "board": ["Central"]}
+    columns: dict[str, Any] = {"mark": np.array([True]), "board": ["Central"]}
     with pytest.raises(InvalidCandidates, match="must be a number"):
         validate(Columns(1, columns), SIGNATURE)
 

@@ -77,7 +77,7 @@ class Controllers:
             uri: str = self.isvc["spec"]["predictor"]["model"]["storageUri"]
             return uri
         env = self.isvc["spec"]["transformer"]["containers"][0]["env"]
-        return next(one["value"] for one in env if one["name"] == "STORAGE_URI")
+        return str(next(one["value"] for one in env if one["name"] == "STORAGE_URI"))
 
     def touch(self) -> None:
         """Write the object without changing what it asks for."""

@@ -89,7 +89,8 @@ def _side(
 
 def _types(spec: Mapping[str, Any]) -> Sequence[str]:
     default = ["Ingress", "Egress"] if spec.get("egress") else ["Ingress"]
-    return spec.get("policyTypes", default)
+    types: Sequence[str] = spec.get("policyTypes", default)
+    return types
 
 
 def _names(peers: Sequence[Mapping[str, Any]] | None, other: Peer, pod: Peer) -> bool:
