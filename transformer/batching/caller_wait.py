@@ -1,4 +1,4 @@
-"""How long a call waits for callers that send their next request as soon as they are answered.
+"""Waiting of a call for callers that send their next request as soon as they are answered.
 
 Without it, two groups of such callers alternate for ever, in calls that are half full.
 """
