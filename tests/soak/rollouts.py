@@ -39,7 +39,7 @@ from tests.support.load_balancers import (
 from tests.support.prometheus_samples import read_samples, sum_of
 from tests.support.sklearn_reference import SklearnReference
 from tests.support.version_pairs import VersionPair
-from transformer.upstream.known_versions import UNVERIFIED
+from transformer.bundle.format import UNVERIFIED
 
 #: Connections that live shortly are many, so that the shares can be told.
 SHORT_LIVES = "--predictor_connection_age=0.3"

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tests.support.sklearn_reference import SklearnReference
-from transformer.upstream.known_versions import UNVERIFIED
+from transformer.bundle.format import UNVERIFIED
 
 #: Two models that agree to this are the same; those of the pairs differ by far more.
 TOLERANCE = 1e-9

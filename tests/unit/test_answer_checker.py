@@ -7,7 +7,7 @@ from tests.soak.rollouts import Outcome
 from tests.support.answer_checker import Answer, AnswerChecker
 from tests.support.load import Tally
 from tests.support.version_pairs import PAIRS, VersionPair, differ, misread
-from transformer.upstream.known_versions import UNVERIFIED
+from transformer.bundle.format import UNVERIFIED
 
 
 @pytest.fixture(scope="module")

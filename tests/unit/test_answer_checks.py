@@ -18,9 +18,7 @@ from inferenceservice.rollout import RolloutError, rollout
 from inferenceservice.rollout_target import Canary, Scores, TargetError
 from tests.support.in_memory_target import InMemoryTarget, as_its_bundle_says, quiet
 from tests.support.version_pairs import takes
-from transformer.bundle import format as bundle_format
 from transformer.bundle.format import Bundle, load_bundle
-from transformer.upstream import known_versions
 
 
 @pytest.fixture
@@ -55,10 +53,6 @@ def unverified(every: int) -> Any:
         return Scores(right.probabilities, "unverified") if next(count) % every == every - 1 else right
 
     return scores
-
-
-def test_rollouts_and_the_transformer_have_the_same_label_for_unknown_models():
-    assert bundle_format.UNVERIFIED == known_versions.UNVERIFIED
 
 
 def test_both_versions_take_every_row_that_is_sent(pair):

@@ -7,15 +7,12 @@ import numpy.typing as npt
 
 from transformer.bundle.candidates import Candidates, Rows
 from transformer.bundle.encoder import Encoder
-from transformer.bundle.format import REFERENCE_TOLERANCE, Bundle, Version
+from transformer.bundle.format import UNVERIFIED, Bundle, Version, same_probabilities
 from transformer.bundle.prediction import Prediction
 from transformer.bundle.signature import Signature
 from transformer.bundle.validation import UnknownCategory
 from transformer.errors import InvalidCandidates
 from transformer.upstream.messages import Matrix
-
-#: Label of answers whose model matches no known version.
-UNVERIFIED = "unverified"
 
 
 class KnownVersion:
@@ -60,7 +57,7 @@ class KnownVersion:
     def matches(self, probabilities: Matrix) -> bool:
         """Return True if these scores of the reference rows identify this version's model."""
         scores = probabilities[:, self._version.positive_column]
-        return bool(np.allclose(scores, self._expected, rtol=0, atol=REFERENCE_TOLERANCE))
+        return same_probabilities(scores, self._expected)
 
     def prediction(self, probabilities: Matrix, label: str) -> Prediction:
         """Turn the model's probabilities into predictions of the version that `label` names."""
@@ -97,9 +94,7 @@ class UpstreamModel:
         """Return True if both are the same model, so that one response may hold answers of both."""
         if self.version is not other.version or self.verified != other.verified:
             return False
-        return self.verified or bool(
-            np.allclose(self.fingerprint, other.fingerprint, rtol=0, atol=REFERENCE_TOLERANCE)
-        )
+        return self.verified or same_probabilities(self.fingerprint, other.fingerprint)
 
 
 def known_versions(bundle: Bundle, unknown_category: UnknownCategory = "refuse") -> tuple[KnownVersion, ...]:
