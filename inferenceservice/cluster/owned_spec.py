@@ -68,7 +68,8 @@ class OwnedSpec:
         if isvc.desired not in self._expected:
             raise TargetError(
                 f"another client changed the InferenceService {self._name} during the rollout "
-                f"({self._expected[-1].difference(isvc.desired)}); that change was not overwritten"
+                f"({self._expected[-1].difference(isvc.desired)}); that change was not overwritten; "
+                "check it, then run the command again"
             )
         return isvc
 
@@ -93,4 +94,6 @@ class OwnedSpec:
                 else:
                     self._expected = (changed.desired,)
                     return
-        raise TargetError(f"the InferenceService {self._name} could not be changed: {last}") from last
+        raise TargetError(
+            f"the InferenceService {self._name} could not be changed: {last}; try again"
+        ) from last

@@ -35,7 +35,7 @@ async def post(url: str, content: object) -> Response:
         ):
             return Response(response.status, response.headers, await response.read())
     except (aiohttp.ClientError, TimeoutError) as error:
-        raise TargetError(f"{url} does not answer: {error or type(error).__name__}") from error
+        raise TargetError(f"{url} does not answer: {error or type(error).__name__}; check --url") from error
 
 
 def read_scores(response: Response, name: str) -> Scores:

@@ -104,9 +104,13 @@ class LocalTarget:
                         progress(message["progress"])
         except aiohttp.ClientError as error:
             raise NotRunningError(
-                f"the local service at {self._control.address} does not answer: {error}"
+                f"the local service at {self._control.address} does not answer: {error}; restart it "
+                "with `make run`"
             ) from error
-        raise NotRunningError(f"the local service at {self._control.address} was stopped during {operation}")
+        raise NotRunningError(
+            f"the local service at {self._control.address} was stopped during {operation}; start it with "
+            "`make run`"
+        )
 
     async def _messages(self, operation: str, arguments: object) -> AsyncGenerator[dict[str, Any], None]:
         """Send a request, and yield each line of the response."""

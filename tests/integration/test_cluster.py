@@ -116,7 +116,8 @@ async def test_a_change_by_someone_else_is_not_overwritten(start: Start, target:
         await rollout(target(), V2, progress)
     assert str(failed.value.__cause__) == (
         "another client changed the InferenceService placement during the rollout (the predictor's "
-        f"storageUri is {V3} instead of {V1}); that change was not overwritten"
+        f"storageUri is {V3} instead of {V1}); that change was not overwritten; check it, then run "
+        "the command again"
     )
     assert (cluster.uri("transformer"), cluster.uri("predictor")) == (V2, V3)
 
