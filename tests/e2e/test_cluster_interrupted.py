@@ -69,7 +69,7 @@ async def test_ctrl_c_brings_everything_back(start: Start, command: Command, num
     assert (process.returncode, output) == (130, b"")
     assert cluster.uri("transformer") == V1
     lines = [line.split(" s  ")[1] for line in errors.decode().splitlines()]
-    assert lines[:2] == ["interrupted; going back", f"transformer: back to {V1}"]
+    assert lines[:2] == ["interrupted; rolling back", f"transformer: back to {V1}"]
     assert lines[-1] == "the previous state is restored"
 
 
@@ -80,14 +80,14 @@ async def test_ctrl_c_twice_says_what_mends_it(start: Start, command: Command) -
         process.send_signal(signal.SIGINT)
         await cluster.held.wait()
         process.send_signal(signal.SIGINT)
-        last = await told(process, "interrupted while going back")
+        last = await told(process, "interrupted while rolling back")
         cluster.hold.set()
         _, errors = await process.communicate()
     assert process.returncode == 130
     assert errors == b"", "no traceback"
     assert last.rstrip().endswith(
-        "what serves now may be of two versions: `placement status` shows it, "
-        f"`placement rollout {V1}` mends it"
+        "two versions may be serving now: see `placement status`, and run "
+        f"`placement rollout {V1}` to recover"
     )
     cluster.hold = None
     cluster.reconciles = True
@@ -109,7 +109,7 @@ async def test_a_third_ctrl_c_does_not_wait_for_the_api_server(start: Start, com
         _, errors = await process.communicate()
     cluster.hold.set()
     assert process.returncode == 130
-    assert b"interrupted while going back" in errors
+    assert b"interrupted while rolling back" in errors
     assert b"Traceback" not in errors
 
 

@@ -76,7 +76,7 @@ async def test_people_see_what_each_revision_gets(start: Start, target: Any, sta
     await start("Knative")
     await rollout(target(), V2, print, canary=5)
     lines = (await status()).splitlines()
-    assert lines[: lines.index("connections  not known: no pod of the transformer is running")] == [
+    assert lines[: lines.index("connections  unknown: no pod of the transformer is running")] == [
         "mode         Knative",
         f"transformer  {V2}",
         f"             100 %  placement-transformer-00002  {V2}",
@@ -118,7 +118,7 @@ async def test_whoever_may_not_see_the_pods_sees_the_rest(
     cluster.listed = [pod("t-1")]
     cluster.errors[f"/api/v1/namespaces/scoring/pods{path}"] = (403, "Forbidden", said)
     lines = (await status()).splitlines()
-    assert f"connections  not known: {said} (Forbidden)" in lines
+    assert f"connections  unknown: {said} (Forbidden)" in lines
     assert any(line.split() == ["TransformerReady", "True", "NewReplicaSetAvailable"] for line in lines)
     content = json.loads(await status("--json"))
     assert (content["connections"], content["connections_unknown"]) == ([], f"{said} (Forbidden)")
@@ -127,4 +127,4 @@ async def test_whoever_may_not_see_the_pods_sees_the_rest(
 async def test_what_is_not_the_transformer_is_told(start: Start, status: Status) -> None:
     cluster = await start()
     cluster.listed, cluster.metrics = [pod("t-1")], {"t-1:8080": "<html>a proxy</html>"}
-    assert "connections  not known: what answers is not the transformer: " in await status()
+    assert "connections  unknown: the response is not the metrics of a transformer: " in await status()

@@ -35,7 +35,7 @@ MODEL = "placement"
 PROBABILITY = "placement_probability"
 OUT_OF_RANGE = "inputs.ssc_p[0]: must be 0 to 100, got 710.5"
 NO_OUTPUT = "outputs: must be one of placement, placement_probability, got 'salary'"
-NO_VERSION = "model_version: cannot be asked for; each answer names the one that gave it"
+NO_VERSION = "model placement has no version '1'; versions now: v1"
 SHAPES = [pytest.param(lambda rows: [rows], id="[n]"), pytest.param(lambda rows: [rows, 1], id="[n, 1]")]
 
 
@@ -217,7 +217,7 @@ async def test_kserves_grpc_client_is_told_what_is_wrong(grpc_client, columns, b
     versioned = kserve_request(columns, [len(rows)], "list", model_version="1")
     with pytest.raises(grpc.RpcError) as raised:
         await grpc_client.infer(versioned)
-    assert (raised.value.code(), raised.value.details()) == (grpc.StatusCode.UNIMPLEMENTED, NO_VERSION)
+    assert (raised.value.code(), raised.value.details()) == (grpc.StatusCode.NOT_FOUND, NO_VERSION)
 
 
 # Triton's HTTP clients
@@ -307,7 +307,7 @@ def test_tritons_http_client_is_told_what_is_wrong(triton_client, columns, bad_c
             MODEL, good, outputs=[triton.InferRequestedOutput("salary")]
         ),
         ("404", "Model with name salary does not exist."): lambda: triton_client.infer("salary", good),
-        ("501", NO_VERSION): lambda: triton_client.infer(MODEL, good, model_version="1"),
+        ("404", NO_VERSION): lambda: triton_client.infer(MODEL, good, model_version="1"),
         ("415", "content-encoding: must be identity, got 'gzip'"): lambda: triton_client.infer(
             MODEL, good, request_compression_algorithm="gzip"
         ),
@@ -377,7 +377,7 @@ def test_tritons_grpc_client_is_told_what_is_wrong(over_triton_grpc):
     assert answers["bad value"] == ["StatusCode.INVALID_ARGUMENT", OUT_OF_RANGE]
     assert over_triton_grpc["aio"]["bad value"] == ["StatusCode.INVALID_ARGUMENT", OUT_OF_RANGE]
     assert answers["no output"] == ["StatusCode.INVALID_ARGUMENT", NO_OUTPUT]
-    assert answers["a version"] == ["StatusCode.UNIMPLEMENTED", NO_VERSION]
+    assert answers["a version"] == ["StatusCode.NOT_FOUND", NO_VERSION]
     for name in ("no model", "no metadata"):
         assert answers[name] == ["StatusCode.NOT_FOUND", "Model with name salary does not exist."]
     assert answers["no config"][0] == "StatusCode.UNIMPLEMENTED"

@@ -193,7 +193,11 @@ def reason(error: grpc.aio.AioRpcError) -> str:
     if "retry-after" in dict(error.trailing_metadata() or ()):
         return TRY_AGAIN
     # The client's own library says DEADLINE_EXCEEDED, too, when nobody has answered.
-    told = OF_THE_PREDICTOR if details.startswith("the predictor") else {}
+    told = (
+        OF_THE_PREDICTOR
+        if details.startswith(("the predictor", "invalid response from the predictor"))
+        else {}
+    )
     return f"{told.get(code) or STATUSES.get(code, NO_ANSWER)} {code.name} {details}"
 
 
