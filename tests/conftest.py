@@ -1,6 +1,7 @@
 """Versions and processes that many tests share, because they take seconds to make."""
 
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from predictor.runtimes import get_runtime
 from tests.support.faulty_predictor import FaultyHttpPredictor
 from tests.support.sklearn_reference import SklearnReference
 from tests.support.sync_processes import running_transformer
-from tests.support.trained_versions import TrainedVersions
+from tests.support.trained_versions import TrainedVersions, digest_of_sources
 from tests.support.version_pairs import VersionPair
 
 # The same examples in every run, so that what fails for one fails for all.
@@ -27,12 +28,18 @@ pytest_plugins = ["tests.support.cluster.fixtures"]
 
 
 @pytest.fixture(scope="session")
-def trained_versions(tmp_path_factory: pytest.TempPathFactory) -> TrainedVersions:
-    """Versions that the workers of pytest-xdist share."""
+def trained_versions(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> TrainedVersions:
+    """Versions that the processes of pytest-xdist share, and later runs as long as the code is the same."""
+    cache = request.config.cache.mkdir(f"versions-{digest_of_sources()}")
+    for other in cache.parent.glob("versions-*"):
+        if other != cache:
+            shutil.rmtree(other, ignore_errors=True)
     own = tmp_path_factory.getbasetemp()
     directory = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "versions"
     directory.mkdir(exist_ok=True)
-    return TrainedVersions(directory)
+    return TrainedVersions(cache, directory)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from tests.support.sklearn_reference import SklearnReference, vectorizer_of
 from training.candidates import PLACEMENT, Candidate, Task
 from training.data import Dataset
 from training.generator import generate
-from training.train import train
 from transformer.bundle.candidates import Rows
 from transformer.bundle.format import load_bundle
 from transformer.bundle.signature import Category, Number, Signature
@@ -27,8 +26,10 @@ ROWS = 400
 ESTIMATOR = "forest-50"
 #: Seeds of the data: the old version's, the new one's, the candidates', unknown models'.
 OLD, NEW, CANDIDATES, UNKNOWN = 0, 1, 9, (5, 6)
-#: How many candidates a pair has at most.
+#: Maximum number of candidates of a pair.
 MOST = 300
+#: File of a pair's candidates, in the storage of its new version.
+CANDIDATES_FILE = "candidates.json"
 #: Scores that differ by less tell nothing apart.
 TOLD_APART = 1e-6
 
@@ -40,10 +41,9 @@ class VersionPair:
     Attributes
     ----------
     candidates
-        Both versions take them, so that a rollout has no reason to refuse any; and each tells by its score
-        which version gave it.
-    newcomers
-        Candidates that only the new version takes.
+        Candidates that both versions accept, and that get different scores from them.
+    new_only_candidates
+        Candidates that only the new version accepts.
     """
 
     name: str
@@ -53,15 +53,10 @@ class VersionPair:
     new_only_candidates: list[dict[str, Any]]
 
     @classmethod
-    def from_json(cls, text: str) -> "VersionPair":
-        """Read a pair that `to_json` has written."""
-        content = json.loads(text)
-        return cls(**{**content, "old": Path(content["old"]), "new": Path(content["new"])})
-
-    def to_json(self) -> str:
-        """Write the pair for another process."""
-        content = {one.name: getattr(self, one.name) for one in fields(self)}
-        return json.dumps({**content, "old": str(self.old), "new": str(self.new)})
+    def read(cls, name: str, old: Path, storage: Path) -> "VersionPair":
+        """Read a pair whose new version `train_new` has written."""
+        candidates = json.loads((storage / CANDIDATES_FILE).read_text())
+        return cls(name, old, storage / "placement" / "v2", **candidates)
 
     @cached_property
     def references(self) -> dict[str, SklearnReference]:
@@ -81,7 +76,7 @@ class VersionPair:
     def unknown_models(self) -> list[Path]:
         """Two models with the new version's encoding that no bundle describes; trained when asked for."""
         return [
-            Path(train(data, storage=self.new.parent, estimator=ESTIMATOR, version=f"unknown-{seed}").uri)
+            _train(data, self.new.parent, version=f"unknown-{seed}")
             for seed in UNKNOWN
             for data in [PAIRS[self.name](seed)]
         ]
@@ -143,28 +138,49 @@ PAIRS: dict[str, Callable[[int], Dataset]] = {
 }
 
 
-def make_old(storage: Path) -> Path:
-    """Train the old version, which is the same in every pair, unless it exists."""
-    version = storage / "old" / "placement" / "v1"
-    if not version.exists():
-        train(generate(ROWS, OLD), storage=storage / "old", estimator=ESTIMATOR)
-    return version
-
-
 def make_pair(name: str, storage: Path) -> VersionPair:
-    """Train both versions of a pair."""
-    old = make_old(storage)
+    """Train both versions of a pair; the old version is the same for all pairs of a storage."""
+    old = storage / "old" / "placement" / "v1"
+    if not old.exists():
+        train_old(storage / "old")
+    train_new(name, old, storage / name)
+    return VersionPair.read(name, old, storage / name)
+
+
+def train_single(storage: Path) -> None:
+    """Train a version that belongs to no pair."""
+    _train(generate(500), storage)
+
+
+def train_old(storage: Path) -> None:
+    """Train the old version of all pairs."""
+    _train(generate(ROWS, OLD), storage)
+
+
+def train_new(name: str, old: Path, storage: Path) -> None:
+    """Train the new version of a pair, and write its candidates beside it."""
     data = PAIRS[name](NEW)
-    new = train(data, storage=storage / name, estimator=ESTIMATOR, previous=str(old))
-    old_signature, new_signature = load_bundle(old).signature, new.bundle.signature
+    new = _train(data, storage, previous=str(old))
+    old_signature, new_signature = load_bundle(old).signature, load_bundle(new).signature
     offered = generate(2 * ROWS, CANDIDATES).candidates + data.candidates
-    taken = [(one, takes(old_signature, one)) for one in offered if takes(new_signature, one)]
-    pair = VersionPair(name, old, Path(new.uri), [], [one for one, by_old in taken if not by_old])
+    taken = [(one, accepts(old_signature, one)) for one in offered if accepts(new_signature, one)]
     both = [one for one, by_old in taken if by_old]
-    return replace(pair, candidates=most_telling(both, *pair.references.values()))
+    content = {
+        "candidates": most_telling(both, SklearnReference(old), SklearnReference(new)),
+        "new_only_candidates": [one for one, by_old in taken if not by_old],
+    }
+    (storage / CANDIDATES_FILE).write_text(json.dumps(content))
 
 
-def takes(signature: Signature, candidate: Candidate) -> bool:
+def _train(data: Dataset, storage: Path, *, previous: str | None = None, version: str | None = None) -> Path:
+    # Tests that find their versions in the cache do without this import, which takes a second.
+    from training.train import train
+
+    trained = train(data, storage=storage, estimator=ESTIMATOR, previous=previous, version=version)
+    return Path(trained.uri)
+
+
+def accepts(signature: Signature, candidate: Candidate) -> bool:
     """Whether a candidate is valid for a signature."""
     try:
         validate(Rows([candidate], "candidates"), signature)

@@ -17,7 +17,7 @@ from inferenceservice.answer_checks import (
 from inferenceservice.rollout import RolloutError, rollout
 from inferenceservice.rollout_target import Canary, Scores, TargetError
 from tests.support.in_memory_target import InMemoryTarget, as_its_bundle_says, quiet
-from tests.support.version_pairs import takes
+from tests.support.version_pairs import accepts
 from transformer.bundle.format import Bundle, load_bundle
 
 
@@ -63,7 +63,7 @@ def test_both_versions_take_every_row_that_is_sent(pair):
         own = [dict(row) for row in bundle.reference.candidates]
         assert any(row in request.candidates for row in own)
         assert not all(row in request.candidates for row in own), "a renamed category is in one version only"
-        assert all(takes(bundle.signature, row) for row in request.candidates)
+        assert all(accepts(bundle.signature, row) for row in request.candidates)
 
 
 @pytest.mark.parametrize("percent", [1, 10, 50, 99])
@@ -151,7 +151,7 @@ def test_a_canary_that_is_there_is_missed_once_in_a_million(percent, requests):
 async def test_versions_that_take_no_row_of_each_other_are_not_compared(pair):
     old, new = load_bundle(pair.old), load_bundle(pair.new)
     reference = new.reference
-    only = [i for i, row in enumerate(reference.candidates) if not takes(old.signature, row)]
+    only = [i for i, row in enumerate(reference.candidates) if not accepts(old.signature, row)]
     reference = reference.model_copy(
         update={
             name: tuple(getattr(reference, name)[i] for i in only) for name in ("candidates", "probabilities")
