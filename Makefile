@@ -2,8 +2,12 @@
 PYTHON ?= python3.11
 VENV := .venv/bin
 ARGS ?=
+# Processes that run tests. They often wait, so there may be more than cores.
+WORKERS ?= 3
+# Each process that tests start would otherwise compile all modules, where the environment turns bytecode off.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(VENV)/python -m pytest
 
-.PHONY: help setup run test fuzz soak bench check lint lock audit clean
+.PHONY: help setup run test quick fuzz soak bench check lint lock audit clean
 
 help:  ## List the commands.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/ /' | sort | awk '{printf "make %-8s %s\n", $$1, substr($$0, index($$0, $$2))}'
@@ -19,12 +23,18 @@ models/placement/v1/bundle.json: | .venv/service.stamp
 
 test: .venv/dev.stamp  ## Run all tests (ARGS go to pytest).
 	@$(VENV)/python -m predictor install kserve-mlserver kserve-sklearnserver
-	@$(VENV)/python -m pytest $(ARGS)
+	@$(PYTEST) -n $(WORKERS) --dist loadfile $(ARGS)
+
+quick: .venv/dev.stamp  ## Check changed files, run unit and integration tests (ARGS go to pytest).
+	@changed=$$(git diff --name-only --diff-filter=d HEAD -- '*.py'; git ls-files --others --exclude-standard -- '*.py'); \
+	if [ -n "$$changed" ]; then $(VENV)/ruff check $$changed && $(VENV)/ruff format --check $$changed; fi
+	@$(VENV)/mypy
+	@$(PYTEST) -n $(WORKERS) --dist worksteal tests/unit tests/integration $(ARGS)
 
 fuzz: .venv/dev.stamp  ## Send tens of thousands of random hostile inputs (FUZZ_EXAMPLES=10000 per test).
 	@$(VENV)/python -m predictor install kserve-mlserver
-	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-10000} $(VENV)/python -m pytest tests/unit/test_candidate_schema.py tests/e2e/test_hostile_input.py \
-		tests/e2e/test_openapi_conformance.py $(ARGS)
+	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-10000} $(PYTEST) tests/unit/test_candidate_schema.py \
+		tests/e2e/test_hostile_input.py tests/e2e/test_openapi_conformance.py $(ARGS)
 
 soak: .venv/dev.stamp  ## Test rollouts, canaries, outages and overload under load (ARGS='--minutes 30').
 	@$(VENV)/python -m predictor install kserve-mlserver kserve-sklearnserver

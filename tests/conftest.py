@@ -13,6 +13,7 @@ from predictor.environment import ensure
 from predictor.process import PredictorProcess
 from predictor.runtimes import get_runtime
 from tests.support.faulty_predictor import FaultyHttpPredictor
+from tests.support.ports import keep_ports_apart
 from tests.support.sklearn_reference import SklearnReference
 from tests.support.sync_processes import running_transformer
 from tests.support.trained_versions import TrainedVersions, digest_of_sources
@@ -22,6 +23,8 @@ from tests.support.version_pairs import VersionPair
 # HYPOTHESIS_PROFILE=default draws others.
 settings.register_profile("repeatable", derandomize=True, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+keep_ports_apart()
 
 #: Fixtures of the tests against an imitated cluster.
 pytest_plugins = ["tests.support.cluster.fixtures"]
