@@ -15,15 +15,17 @@ from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import HTTPServer
 from tornado.tcpclient import TCPClient
 
-from inferenceservice.local.backend_connection import BackendError
 from inferenceservice.local.forwarder import Backend, Forwarder, choose_backend
-from inferenceservice.local.proxied_request import ProxiedRequest, UnknownHostError
+from inferenceservice.local.proxied_request import (
+    MAX_BODY_BYTES,
+    MAX_BUFFER_BYTES,
+    NoBackendError,
+    ProxiedRequest,
+    UnknownHostError,
+)
 
 #: KServe's default domain; the InferenceService's host is `<name>-<namespace>.<domain>`.
 DOMAIN = "example.com"
-#: The transformer limits the size of a body; the ingress does not.
-_MAX_BODY_BYTES = 2**40
-_MAX_BUFFER_BYTES = 2**20
 _BACKLOG = 128
 
 
@@ -79,7 +81,7 @@ class Ingress(httputil.HTTPServerConnectionDelegate):
             listener = socket.create_server(("127.0.0.1", port), backlog=_BACKLOG)
         listener.setblocking(False)
         self._backends = TCPClient()
-        self._http = HTTPServer(self, max_body_size=_MAX_BODY_BYTES, max_buffer_size=_MAX_BUFFER_BYTES)
+        self._http = HTTPServer(self, max_body_size=MAX_BODY_BYTES, max_buffer_size=MAX_BUFFER_BYTES)
         self._http.add_socket(listener)
         with _explain_bind_error(grpc_port, "--grpc-port"):
             await self.transformer_grpc.start(grpc_port)
@@ -91,11 +93,12 @@ class Ingress(httputil.HTTPServerConnectionDelegate):
     async def close(self) -> None:
         """Stop listening and close all connections."""
         await self.transformer_grpc.close()
+        # Before the connections: each waits until a backend has taken its request's body.
+        for task in self._tasks:
+            task.cancel()
         if self._http is not None:
             self._http.stop()
             await self._http.close_all_connections()
-        for task in self._tasks:
-            task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._backends is not None:
             self._backends.close()
@@ -116,7 +119,7 @@ class Ingress(httputil.HTTPServerConnectionDelegate):
             raise UnknownHostError(f"no InferenceService has the host {host[:80]!a}")
         backends: Sequence[Backend] = getattr(self, component)
         if not backends:
-            raise BackendError(f"the {component} has no backend yet")
+            raise NoBackendError(f"the {component} has no backend yet")
         address = choose_backend(backends).address
         self._in_flight[address] += 1
         try:

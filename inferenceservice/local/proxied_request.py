@@ -1,38 +1,34 @@
-"""One request through the ingress: its body and the response's are passed on while they arrive."""
+"""One request through the ingress: its body and its response are passed on while they arrive."""
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterable
-from contextlib import AbstractContextManager, suppress
+import string
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
 from http import HTTPStatus
+from urllib.parse import quote
 
 from tornado import httputil
-from tornado.http1connection import HTTP1Connection
-from tornado.iostream import StreamClosedError
+from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters
 from tornado.tcpclient import TCPClient
 
-from inferenceservice.local.backend_connection import BackendConnection, BackendError
+from inferenceservice.local.proxied_response import ProxiedResponse, end_to_end
 
-#: Headers that belong to one connection and are not passed on (RFC 9110, section 7.6.1). `expect` is among
-#: them because the ingress itself answers `100-continue`.
-HOP_BY_HOP = frozenset(
-    {
-        "connection",
-        "expect",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
+#: The transformer limits the size of a body; the ingress does not.
+MAX_BODY_BYTES = 2**40
+MAX_BUFFER_BYTES = 2**20
+_CONNECT_TIMEOUT_S = 5
+#: For these methods, tornado sends a body without Content-Length in chunks, and announces it even if the
+#: request has none. For other methods it does neither.
+_CHUNKED_BY_TORNADO = frozenset({"POST", "PUT", "PATCH"})
 
 
 class UnknownHostError(Exception):
     """A `Host` that belongs to no component of the InferenceService."""
+
+
+class NoBackendError(Exception):
+    """A component that has no backend yet."""
 
 
 class ProxiedRequest(httputil.HTTPMessageDelegate):
@@ -40,11 +36,11 @@ class ProxiedRequest(httputil.HTTPMessageDelegate):
 
     Parameters
     ----------
-    connection
+    client
         Connection to the client.
     choose_backend
         Gives the address of a backend for a `Host`, and counts the request as in flight there while the
-        context is open. Raises UnknownHostError or BackendError.
+        context is open. Raises UnknownHostError or NoBackendError.
     backends
         Opens connections to backends.
     start_task
@@ -53,22 +49,22 @@ class ProxiedRequest(httputil.HTTPMessageDelegate):
 
     def __init__(
         self,
-        connection: HTTP1Connection,
+        client: HTTP1Connection,
         choose_backend: Callable[[str], AbstractContextManager[str]],
         backends: TCPClient,
         start_task: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
     ) -> None:
-        self._connection = connection
+        self._client = client
         self._choose_backend = choose_backend
         self._backends = backends
         self._start_task = start_task
-        self._task: asyncio.Task[None] | None = None
-        #: The chunk of the request's body that the backend has not taken yet; None is the end of the body.
-        self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._chunk_taken = asyncio.Event()
-        self._chunk_taken.set()
-        self._request_received = asyncio.Event()
-        self._head_sent = self._response_sent = False
+        self._start: httputil.RequestStartLine
+        self._headers: httputil.HTTPHeaders
+        self._chunked_here = False
+        #: Ends when the response is complete or has failed.
+        self._exchange: asyncio.Task[None]
+        #: Connection to the backend, as soon as the request's body can be written to it.
+        self._backend: asyncio.Future[HTTP1Connection] = asyncio.get_running_loop().create_future()
 
     def headers_received(
         self,
@@ -77,111 +73,93 @@ class ProxiedRequest(httputil.HTTPMessageDelegate):
     ) -> None:
         """Start to forward the request."""
         assert isinstance(start_line, httputil.RequestStartLine)  # noqa: S101 (we are a server)
-        self._connection.set_close_callback(self.on_connection_close)
-        self._task = self._start_task(self._serve(start_line, headers))
+        self._start, self._headers = start_line, headers
+        self._chunked_here = "Transfer-Encoding" in headers and start_line.method not in _CHUNKED_BY_TORNADO
+        self._client.set_close_callback(self.on_connection_close)
+        self._exchange = self._start_task(self._serve())
 
     async def data_received(self, chunk: bytes) -> None:
-        """Queue a chunk of the body when the previous one is sent; drop it after the response."""
-        await self._chunk_taken.wait()
-        if not self._response_sent:
-            self._chunk_taken.clear()
-            self._chunks.put_nowait(chunk)
+        """Send a chunk of the body to the backend; drop it after the response."""
+        await asyncio.wait((self._exchange, self._backend), return_when=asyncio.FIRST_COMPLETED)
+        if not self._exchange.done():
+            data = b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked_here else chunk
+            # A backend may respond and close before it has read the request; the response decides.
+            sent = self._backend.result().write(data)
+            await asyncio.wait((self._exchange, sent), return_when=asyncio.FIRST_COMPLETED)
 
     def finish(self) -> None:
-        """Note the end of the request."""
-        self._chunks.put_nowait(None)
-        self._request_received.set()
+        """End the request to the backend, and the response to the client after its last chunk."""
+        self._backend.add_done_callback(self._finish_request)
+        # Closing while the client still sends would reset the connection and lose the response.
+        self._exchange.add_done_callback(lambda _: self._client.finish())
 
     def on_connection_close(self) -> None:
         """Stop, because the client has disconnected."""
-        if self._task is not None:
-            self._task.cancel()
+        self._exchange.cancel()
 
-    async def _serve(self, start: httputil.RequestStartLine, headers: httputil.HTTPHeaders) -> None:
-        finished = False
+    def _finish_request(self, backend: asyncio.Future[HTTP1Connection]) -> None:
+        if self._chunked_here:
+            backend.result().write(b"0\r\n\r\n")
+        backend.result().finish()
+
+    async def _serve(self) -> None:
+        complete = False
         try:
-            await self._respond(start, headers)
-            self._response_sent = True
-            self._chunk_taken.set()
-            # Closing while the client still sends would reset the connection and lose the response.
-            await self._request_received.wait()
-            self._connection.finish()
-            finished = True
-        except (BackendError, StreamClosedError):
-            pass  # the client sees an incomplete response and the end of the connection
+            complete = await self._respond()
         finally:
-            if not finished:
-                self._connection.close()
+            if not complete:
+                self._client.close()
 
-    async def _respond(self, start: httputil.RequestStartLine, headers: httputil.HTTPHeaders) -> None:
-        if not start.path.startswith("/"):
-            await self._send_error(HTTPStatus.BAD_REQUEST, "the request's target must be a path")
-            return
+    async def _respond(self) -> bool:
+        """Send the backend's response or an error; return True if it is complete."""
+        if not self._start.path.startswith("/"):
+            return self._send_error(HTTPStatus.BAD_REQUEST, "the request's target must be a path")
+        response = ProxiedResponse(self._client)
         try:
-            with self._choose_backend(headers.get("host", "")) as address:
-                backend = await BackendConnection.open(self._backends, address)
-                try:
-                    await self._forward(backend, start, headers)
-                finally:
-                    backend.close()
+            with self._choose_backend(self._headers.get("Host", "")) as address:
+                await self._forward(address, response)
         except UnknownHostError as error:
-            await self._send_error(HTTPStatus.NOT_FOUND, str(error))
-        except BackendError:
-            if self._head_sent:
-                raise
-            await self._send_error(
-                HTTPStatus.SERVICE_UNAVAILABLE, "the service cannot be reached", retry_after_s=1
-            )
+            return self._send_error(HTTPStatus.NOT_FOUND, str(error))
+        except (NoBackendError, OSError):
+            pass  # `response` is not complete
+        if response.started:
+            return response.complete
+        return self._send_error(
+            HTTPStatus.SERVICE_UNAVAILABLE, "the service cannot be reached", {"Retry-After": "1"}
+        )
 
-    async def _forward(
-        self, backend: BackendConnection, start: httputil.RequestStartLine, headers: httputil.HTTPHeaders
-    ) -> None:
-        sending = self._start_task(self._send_request(backend, start, headers))
+    async def _forward(self, address: str, response: ProxiedResponse) -> None:
+        host, _, port = address.rpartition(":")
+        stream = await self._backends.connect(
+            host, int(port), max_buffer_size=MAX_BUFFER_BYTES, timeout=_CONNECT_TIMEOUT_S
+        )
+        parameters = HTTP1ConnectionParameters(no_keep_alive=True, max_body_size=MAX_BODY_BYTES)
+        backend = HTTP1Connection(stream, is_client=True, params=parameters)
         try:
-            head, response_headers = await backend.read_head()
-            await self._send_head(head.code, head.reason, _end_to_end(response_headers.get_all()))
-            async for chunk in backend.read_body(head, response_headers):
-                await self._connection.write(chunk)
+            # Tornado writes the target as UTF-8, which would change bytes that are not ASCII.
+            target = quote(self._start.path.encode("latin-1"), safe=string.punctuation)
+            backend.write_headers(self._start._replace(path=target), self._forwarded_headers())
+            self._backend.set_result(backend)
+            await response.read_from(backend)
         finally:
-            sending.cancel()
+            backend.close()
 
-    async def _send_request(
-        self, backend: BackendConnection, start: httputil.RequestStartLine, headers: httputil.HTTPHeaders
-    ) -> None:
-        forwarded = [*_end_to_end(headers.get_all()), ("Connection", "close")]
-        if "transfer-encoding" in headers:
-            forwarded.append(("Transfer-Encoding", "chunked"))
-        # A backend may respond and close before it has read the request; the response decides.
-        with suppress(BackendError):
-            await backend.send_head(start.method, start.path, forwarded)
-            while (chunk := await self._chunks.get()) is not None:
-                self._chunk_taken.set()
-                await backend.send(chunk)
-            await backend.send_end()
+    def _forwarded_headers(self) -> httputil.HTTPHeaders:
+        headers = end_to_end(self._headers)
+        headers["Connection"] = "close"
+        if "Transfer-Encoding" in self._headers:
+            headers["Transfer-Encoding"] = "chunked"
+        elif "Content-Length" not in headers and self._start.method in _CHUNKED_BY_TORNADO:
+            headers["Content-Length"] = "0"
+        return headers
 
-    async def _send_error(self, status: HTTPStatus, error: str, retry_after_s: int | None = None) -> None:
+    def _send_error(self, status: HTTPStatus, error: str, headers: dict[str, str] | None = None) -> bool:
         body = json.dumps({"error": error}).encode()
-        headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
-        if retry_after_s is not None:
-            headers.append(("retry-after", str(retry_after_s)))
-        await self._send_head(status, status.phrase, headers)
-        await self._connection.write(body)
-
-    async def _send_head(self, status: int, reason: str, headers: list[tuple[str, str]]) -> None:
-        self._head_sent = True
-        head = httputil.HTTPHeaders()
-        for name, value in headers:
-            head.add(name, value)
-        await self._connection.write_headers(httputil.ResponseStartLine("HTTP/1.1", status, reason), head)
-
-
-def _end_to_end(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the headers without those that belong to one connection."""
-    pairs = list(headers)
-    named = {
-        token.strip().lower()
-        for name, value in pairs
-        if name.lower() == "connection"
-        for token in value.split(",")
-    }
-    return [(name, value) for name, value in pairs if name.lower() not in HOP_BY_HOP | named]
+        self._client.write_headers(
+            httputil.ResponseStartLine("HTTP/1.1", status, status.phrase),
+            httputil.HTTPHeaders(
+                {"Content-Type": "application/json", "Content-Length": str(len(body))} | (headers or {})
+            ),
+            b"" if self._start.method == "HEAD" else body,
+        )
+        return True

@@ -1,4 +1,4 @@
-"""The local ingress passes on what it gets, to the right component, as it comes, and nothing else."""
+"""The local ingress forwards requests and responses, unchanged and while they arrive."""
 
 import asyncio
 import contextlib
@@ -23,21 +23,21 @@ from tests.support.endpoints import V1_PREDICT
 SERVICE = "placement-default.example.com"
 PREDICTOR = "placement-predictor-default.example.com"
 TIMEOUT_S = 20
-#: A port that nobody can listen to: a connection to it is refused at once.
-NOBODY = "127.0.0.1:1"
+#: A port without a server: it refuses connections at once.
+UNREACHABLE = "127.0.0.1:1"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Conversation = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Backends:
-    """Sets where an ingress sends what comes: one address for each component."""
+    """Sets the backends of an ingress: one address for each component."""
 
     ingress: Ingress
 
     def __init__(self, ingress: Ingress) -> None:
         self.__dict__["ingress"] = ingress
-        self.transformer = self.predictor = self.transformer_grpc = NOBODY
+        self.transformer = self.predictor = self.transformer_grpc = UNREACHABLE
 
     def __setattr__(self, component: str, address: str) -> None:
         backends = [Backend(address)]
@@ -48,7 +48,7 @@ class Backends:
 
 
 class Front:
-    """An ingress, and where it listens."""
+    """An ingress and its ports."""
 
     def __init__(self) -> None:
         self.port, self.grpc_port = free_ports(2)
@@ -72,8 +72,8 @@ async def front() -> AsyncIterator[Front]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_went_wrong_unseen(caplog):
-    """Whatever a client or a backend does, the ingress itself never fails."""
+def nothing_is_logged(caplog):
+    """Check that the ingress logs no warning and no error, whatever a client or a backend does."""
     caplog.set_level(logging.WARNING)
     yield
     assert [record.getMessage() for record in caplog.records] == []
@@ -88,7 +88,7 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
 
 @contextlib.asynccontextmanager
 async def backend(handler: Handler) -> AsyncIterator[str]:
-    """A web server with one handler for everything."""
+    """Web server with one handler for all requests."""
     application = web.Application(client_max_size=2**30)
     application.router.add_route("*", "/{path:.*}", handler)
     async with TestServer(application) as server:
@@ -97,8 +97,7 @@ async def backend(handler: Handler) -> AsyncIterator[str]:
 
 @contextlib.asynccontextmanager
 async def raw_backend(conversation: Conversation) -> AsyncIterator[str]:
-    """A server that says what it is told to, byte by byte."""
-
+    """Server that reads and writes bytes itself."""
     talks: set[asyncio.Task[None]] = set()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -174,7 +173,7 @@ async def test_new_requests_follow_a_changed_backend(front, client):
 
 
 async def seen(request: web.Request) -> web.Response:
-    """The request as the backend got it."""
+    """Respond with the request as the backend receives it."""
     body = await request.read()
     return web.json_response(
         {
@@ -245,7 +244,7 @@ async def test_end_to_end_headers_reach_the_backend_and_no_others(front):
         answer = await exchange(front, request)
     assert sorted(json.loads(answer.partition("\r\n\r\n")[2])["headers"]) == [
         ["authorization", "Bearer x"],
-        # The ingress' own: it keeps no connection to a backend.
+        # Added by the ingress: it opens one connection to a backend per request.
         ["connection", "close"],
         ["content-length", "2"],
         ["content-type", "application/json"],
@@ -257,18 +256,61 @@ async def test_end_to_end_headers_reach_the_backend_and_no_others(front):
     ]
 
 
-async def test_a_body_of_unknown_length_stays_one(front, client):
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "GET"])
+async def test_a_body_of_unknown_length_stays_one(method, front, client):
     async def chunks():
         yield b"one "
         yield b"two"
 
     async with (
         backend(seen) as front.backends.transformer,
-        client.post(front.url, data=chunks()) as response,
+        client.request(method, front.url, data=chunks()) as response,
     ):
         request = await response.json()
     assert request["body"] == "one two"
-    assert ["transfer-encoding", "chunked"] in request["headers"]
+    assert request["headers"].count(["transfer-encoding", "chunked"]) == 1
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "GET", "HEAD"])
+async def test_a_request_without_a_body_announces_none(method, front):
+    received: list[str] = []
+
+    async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received.append((await reader.readuntil(b"\r\n\r\n")).decode().lower())
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        received.append((await reader.read()).decode())
+
+    async with raw_backend(conversation) as front.backends.transformer:
+        await exchange(front, f"{method} /x HTTP/1.1\r\nhost: localhost\r\n\r\n")
+    head, rest = received
+    assert rest == ""
+    assert "transfer-encoding" not in head
+    assert re.findall("content-length: (.*)\r", head) in ([], ["0"])
+
+
+async def test_a_connection_option_cannot_remove_the_length_of_the_body(front):
+    request = (
+        "POST /x HTTP/1.1\r\nHost: localhost\r\nConnection: close, Content-Length\r\n"
+        "Content-Length: 2\r\n\r\n{}"
+    )
+    async with backend(seen) as front.backends.transformer:
+        answer = await exchange(front, request)
+    assert json.loads(answer.partition("\r\n\r\n")[2])["body"] == "{}"
+
+
+async def test_a_length_that_is_given_twice_is_one_length(front):
+    request = "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\n{}"
+    async with backend(seen) as front.backends.transformer:
+        answer = await exchange(front, request)
+    assert json.loads(answer.partition("\r\n\r\n")[2])["body"] == "{}"
+
+
+async def test_bytes_of_a_path_that_are_not_ascii_are_escaped(front):
+    async with backend(seen) as front.backends.transformer:
+        answer = await exchange(
+            front, "GET /\u00e9?\u00e9=%C3 HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+        )
+    assert json.loads(answer.partition("\r\n\r\n")[2])["path"] == "/%C3%A9?%C3%A9=%C3"
 
 
 async def test_one_clients_cookies_are_not_sent_for_another(front, client):
@@ -286,7 +328,7 @@ async def test_one_clients_cookies_are_not_sent_for_another(front, client):
 
 
 async def test_a_client_that_waits_for_100_continue_need_not_wait_for_the_backend(front):
-    """The backend here is one that never heard of it."""
+    """The backend here does not know `Expect`."""
 
     async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -370,6 +412,49 @@ async def test_head_gets_the_headers_alone(front, client):
             assert await response.text() == "0123456789"
 
 
+VALID = {
+    "informational responses before": (
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n"
+        b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
+    ),
+    "chunks": b"HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n",
+    "lines that end with LF": b"HTTP/1.1 200 OK\ncontent-length: 5\n\nhello",
+    "no length": b"HTTP/1.1 200 OK\r\n\r\nhello",
+}
+
+
+@pytest.mark.parametrize("response", VALID.values(), ids=VALID)
+async def test_every_framing_of_a_response_reaches_the_client(response, front, client):
+    async with (
+        raw_backend(responding(response)) as front.backends.transformer,
+        client.get(front.url) as answer,
+    ):
+        assert (answer.status, await answer.read()) == (200, b"hello")
+        assert "link" not in answer.headers
+
+
+def responding(response: bytes) -> Conversation:
+    """Respond with these bytes, and close."""
+
+    async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(response)
+        await writer.drain()
+
+    return conversation
+
+
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 204), ("GET", 304)])
+@pytest.mark.parametrize("framing", ["content-length: 5", "transfer-encoding: chunked"])
+async def test_a_response_that_has_no_body_is_complete_with_its_head(method, status, framing, front, client):
+    head = f"HTTP/1.1 {status} Reason\r\n{framing}\r\n\r\n".encode()
+    async with (
+        raw_backend(responding(head)) as front.backends.transformer,
+        client.request(method, front.url) as response,
+    ):
+        assert (response.status, await response.read()) == (status, b"")
+
+
 async def test_a_connection_carries_many_requests(front):
     async with backend(saying("ok")) as front.backends.transformer:
         reader, writer = await front.connect()
@@ -437,7 +522,7 @@ async def test_a_body_of_50_mb_flows_through_and_does_not_sit_in_memory(front, c
         nonlocal sent
         for number in range(count):
             if number == count // 2:
-                # The backend has part of it while we still hold the rest.
+                # The backend has a part before we send the rest.
                 await in_time(first.wait())
             sent += len(chunk)
             yield chunk
@@ -448,7 +533,7 @@ async def test_a_body_of_50_mb_flows_through_and_does_not_sit_in_memory(front, c
             first.set()
             most = max(most, sent - received)
             received += len(part)
-            for _ in range(10):  # whoever sends is much faster
+            for _ in range(10):  # the sender is much faster
                 await asyncio.sleep(0)
         return web.Response(text=str(received))
 
@@ -498,6 +583,8 @@ async def test_a_backend_that_is_down_is_503_and_try_again(front, client):
         async with client.post(front.url, data=body) as response:
             assert (response.status, response.headers["retry-after"]) == (503, "1")
             assert await response.json() == {"error": "the service cannot be reached"}
+    async with client.head(front.url) as response:
+        assert (response.status, response.headers["retry-after"]) == (503, "1")
 
 
 async def test_a_service_that_is_still_starting_is_503(front, client):
@@ -537,14 +624,48 @@ async def test_an_answer_that_breaks_off_breaks_off_for_the_client_too(framing, 
             await response.read()
 
 
-async def test_an_answer_that_is_not_http_is_503(front, client):
-    async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
-        await writer.drain()
+INVALID_HEAD = {
+    "nothing": b"",
+    "another protocol": b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
+    "a head that breaks off": b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n",
+    "a head without end": b"HTTP/1.1 200 OK\r\nx: " + b"x" * 2**17,
+    "a header without a name": b"HTTP/1.1 200 OK\r\n: value\r\n\r\n",
+    "informational responses alone": b"HTTP/1.1 100 Continue\r\n\r\n" * 2,
+    "a length that is no number": b"HTTP/1.1 200 OK\r\ncontent-length: five\r\n\r\nhello",
+    "a negative length": b"HTTP/1.1 200 OK\r\ncontent-length: -5\r\n\r\nhello",
+    "two lengths": b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello!",
+}
 
-    async with raw_backend(conversation) as front.backends.transformer, client.get(front.url) as response:
-        assert response.status == 503
+
+@pytest.mark.parametrize("response", INVALID_HEAD.values(), ids=INVALID_HEAD)
+async def test_an_answer_that_is_not_http_is_503(response, front, client):
+    async with raw_backend(responding(response)) as front.backends.transformer:
+        for method in ("GET", "POST"):
+            async with client.request(method, front.url) as answer:
+                assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+INVALID_BODY = {
+    "a length and chunks": (
+        b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"
+    ),
+    "another encoding": b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\nhello",
+    "a chunk without a size": CHUNKED + b"hello\r\n0\r\n\r\n",
+    "a chunk that breaks off": CHUNKED + b"5\r\nhell",
+    "trailers": CHUNKED + b"5\r\nhello\r\n0\r\nx: 1\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("response", INVALID_BODY.values(), ids=INVALID_BODY)
+async def test_a_body_that_is_not_http_breaks_off(response, front, client):
+    async with (
+        raw_backend(responding(response)) as front.backends.transformer,
+        client.get(front.url) as answer,
+    ):
+        assert answer.status == 200
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await answer.read()
 
 
 # Clients that leave
@@ -554,6 +675,7 @@ LEAVING = {
     "before its body is sent": b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\nhalf",
     "before the answer": b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 4\r\n\r\nbody",
     "within the answer": b"GET /stream HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    "without reading the answer": b"GET /endless HTTP/1.1\r\nhost: localhost\r\n\r\n",
 }
 
 
@@ -567,8 +689,14 @@ async def test_a_client_that_leaves_ends_the_backends_request(request_, front, c
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nfirst")
             await writer.drain()
         begun.set()
-        while await reader.read(100):
-            pass
+        with contextlib.suppress(ConnectionError):
+            if b"/endless" in head:
+                writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            while b"/endless" in head:
+                writer.write(bytes(2**16))
+                await writer.drain()
+            while await reader.read(100):
+                pass
         left.set()
 
     async with raw_backend(conversation) as front.backends.transformer:
@@ -653,7 +781,7 @@ async def test_a_grpc_backend_that_is_down_is_unavailable(front):
 
 
 async def test_a_backend_that_ends_ends_its_grpc_connections(front):
-    """So that the client connects anew, and to the backend of now."""
+    """The client then reconnects, to the current backend."""
 
     async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"bye")
@@ -694,7 +822,7 @@ async def test_only_this_machine_can_connect(front):
     assert listening == {"127.0.0.1"}
     for port in (front.port, front.grpc_port):
         with socket.socket() as other:
-            other.bind(("127.0.0.2", port))  # free, since nobody listens on every address
+            other.bind(("127.0.0.2", port))  # free, because no server listens on all addresses
 
 
 async def test_closing_ends_what_is_under_way_and_frees_the_ports(front):
@@ -718,3 +846,25 @@ async def test_closing_ends_what_is_under_way_and_frees_the_ports(front):
             await again.start(front.port, front.grpc_port)
             front.ingress, front.backends = again, Backends(again)
             front.backends.transformer = front.backends.transformer_grpc = address
+
+
+@pytest.mark.parametrize("side", ["request", "response"])
+async def test_closing_does_not_wait_for_a_body_that_is_not_read(side, front):
+    begun = asyncio.Event()
+
+    async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if side == "response":
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 50000000\r\n\r\n" + bytes(5 * 10**7))
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with raw_backend(conversation) as front.backends.transformer:
+        _, writer = await front.connect()
+        with contextlib.closing(writer):
+            writer.write(b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 50000000\r\n\r\n")
+            if side == "request":
+                writer.write(bytes(5 * 10**7))
+            await in_time(begun.wait())
+            await asyncio.sleep(0.1)  # until the buffers are full
+            await in_time(front.ingress.close())
