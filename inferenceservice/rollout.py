@@ -1,9 +1,7 @@
 """Rollout and rollback of a version: the steps, the check of the answers, and the undo after a failure.
 
 The components change in an order in which the transformer recognises the predictor's version at every
-moment: transformer first in a rollout, because its new bundle lists the old version in `previous`; predictor
-first in a rollback. Both change at once where neither bundle recognises the other version, and where both
-components share a pod. The steps are the same for every `RolloutTarget`.
+moment; see `rollout_plan`. The steps are the same for every `RolloutTarget`.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Roll a version out: change the transformer first, then the predictor. A failed step is undone."""
+"""Roll a version out, in the order that keeps every request answered. A failed step is undone."""
 
 import argparse
 

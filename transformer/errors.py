@@ -12,7 +12,7 @@ MAX_PROBLEMS = 20
 #: Maximum bytes of an error over gRPC, percent-encoded as gRPC sends it. Clients accept 8 KiB of metadata in
 #: all by default, and replace the status of a call that sends more by RESOURCE_EXHAUSTED.
 MAX_GRPC_DETAILS = 4096
-#: Default for the header ``retry-after``, in seconds.
+#: Seconds in the header ``retry-after`` of every 503.
 RETRY_AFTER_S = 1
 
 

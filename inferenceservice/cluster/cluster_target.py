@@ -11,7 +11,7 @@ from typing import Any
 
 from inferenceservice.cluster import bundle_copies as copies
 from inferenceservice.cluster.api_server import ApiServer, ApiServerError
-from inferenceservice.cluster.component_rollout import ComponentRollout, condition_before, rollout_status
+from inferenceservice.cluster.component_progress import ComponentRollout, condition_before, rollout_status
 from inferenceservice.cluster.inference_service import (
     PREDICTOR,
     TRANSFORMER,
@@ -21,7 +21,7 @@ from inferenceservice.cluster.inference_service import (
 )
 from inferenceservice.cluster.namespace import Namespace
 from inferenceservice.cluster.owned_spec import OwnedSpec
-from inferenceservice.cluster.pods import PodMetrics, read_metrics
+from inferenceservice.cluster.pod_metrics import PodMetrics, read_metrics
 from inferenceservice.cluster.prediction import Response, post, read_scores
 from inferenceservice.cluster.status import ClusterStatus, read_status
 from inferenceservice.cluster.workloads import Object, RolloutStatus, previous_uri

@@ -1,4 +1,4 @@
-"""An InferenceService object of the API server: the desired state in its spec, a patch of it, its status."""
+"""An InferenceService of the API server: the only place that writes its spec, with a canary's traffic."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

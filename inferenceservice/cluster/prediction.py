@@ -1,4 +1,4 @@
-"""Predictions over V1 by a service in a cluster, sent as a client sends them."""
+"""Predictions over V1 by a service in a cluster, by which a rollout checks what serves."""
 
 import json
 from collections.abc import Mapping

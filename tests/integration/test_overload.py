@@ -14,7 +14,7 @@ from tests.support.in_process_transformer import InProcessTransformer
 from tests.support.request_bodies import grpc_objects, v2_objects
 from tests.support.waiting import wait_until
 from training.candidates import SAMPLE
-from transformer.server.byte_budget import MAX_SIZE_REQUESTS
+from transformer.server.byte_budget import BUDGET_IN_MAX_REQUESTS
 
 #: Candidates that may wait, and how many a request has: ten times as many come at once.
 WAITING, SIZE = 100, 10
@@ -86,7 +86,7 @@ async def test_more_bytes_than_there_is_room_for_are_refused_and_the_room_is_giv
     predictor, gate, trained_bundle
 ):
     options = ("--max_request_bytes=20000", "--predictor_request_timeout_seconds=30")
-    taken = MAX_SIZE_REQUESTS * 20_000 // 15_000
+    taken = BUDGET_IN_MAX_REQUESTS * 20_000 // 15_000
     async with connected_transformer(predictor, trained_bundle, "v1", *options) as front:
         asked = long_requests(front, 15_000)
         await wait_until(lambda: sum(one.done() for one in asked) >= len(asked) - taken)

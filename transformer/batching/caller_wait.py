@@ -1,6 +1,6 @@
-"""Waiting of a call for callers that send their next request as soon as they are answered.
+"""Delays a batch briefly for callers that resend as soon as they are answered.
 
-Without it, two groups of such callers alternate for ever, in calls that are half full.
+They then share one full call. Without the delay, two groups of them alternate for ever, in half-full calls.
 """
 
 import asyncio

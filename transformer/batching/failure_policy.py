@@ -1,4 +1,4 @@
-"""Retries: what happens to the parts of a batch that a call brought no answer for.
+"""Decides which parts of a failed call are sent again, and when.
 
 Scoring is idempotent, so retries are safe; the retry budget and each request's deadline bound them.
 """
@@ -18,9 +18,9 @@ from transformer.errors import (
 from transformer.metrics import RETRIES
 from transformer.upstream.client import Reconnected
 
-#: Retries of a dropped call. Requests that shared it are then each sent once alone.
+#: How often a dropped call is retried. If it is dropped again, each of its requests is sent once more, alone.
 MAX_DROPS = 1
-#: First and longest pause of a request that only reached models of other encodings; doubled each time.
+#: First and longest pause before a request is resent that every model so far has refused; doubled each time.
 REFUSED_PAUSE_S = 0.01
 LAST_REFUSED_PAUSE_S = 0.5
 
@@ -55,7 +55,7 @@ class FailurePolicy:
             self._rejected(left, error)
 
     def resend(self, parts: Collection[Part], reason: str) -> None:
-        """Send parts again at once, over a connection that is verified from now on.
+        """Send parts again at once, over a connection whose verification ends after this moment.
 
         Parameters
         ----------

@@ -1,7 +1,7 @@
 """The queue of requests, and how batches are made of it.
 
-No timer makes a batch: when a connection is free, everything in the queue goes, up to a limit. The one
-exception are callers that resend as soon as they are answered: see `caller_wait`.
+A free connection takes everything in the queue, up to a limit, so an idle service adds no latency. The one
+exception: a batch waits briefly for callers that resend as soon as they are answered, see `caller_wait`.
 """
 
 import asyncio
@@ -35,7 +35,8 @@ class RequestQueue:
     max_batch_rows
         Maximum candidates per call.
     max_waiting_rows
-        Maximum candidates in the queue, and as many that wait for a version that can express them.
+        Maximum candidates in the queue. Parked candidates, which no version can express now, have the same
+        limit of their own.
     splits
         Split large requests. False where each call may reach another model, since one model must answer all
         of a request.

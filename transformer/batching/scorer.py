@@ -1,4 +1,4 @@
-"""Scores the candidates of one request, whatever protocol it came in: validate, encode, queue."""
+"""Scores the candidates of one request of any protocol, and says which versions a caller may ask for."""
 
 from collections.abc import Mapping
 
@@ -50,14 +50,14 @@ class Scorer:
         return () if self._pool is None else self._pool.models.verified_versions()
 
     def check_version(self, version: str | None) -> None:
-        """Check that a version, if one is asked for, exists: a verified connection leads to it.
+        """Refuse a version that no verified connection leads to.
 
-        While there is no verified connection at all, every version that the bundle knows may exist.
+        While there is no verified connection at all, every version in the bundle is accepted.
 
         Raises
         ------
         UnknownVersion
-            If it does not exist.
+            If the version is refused.
         """
         if version is None:
             return

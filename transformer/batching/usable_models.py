@@ -1,4 +1,4 @@
-"""The models behind the connections that can carry requests now."""
+"""Counts usable connections by the model behind them, and lists the versions that callers may ask for."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence

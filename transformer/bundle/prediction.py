@@ -1,4 +1,4 @@
-"""Request and prediction, independent of the protocol."""
+"""The types between the protocols and the scorer: a decoded request, and its prediction."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol

@@ -1,4 +1,4 @@
-"""Tensors of the V2 inference protocol: reading JSON and binary data, and conversion to candidates."""
+"""Tensors of the V2 inference protocol: limits on them, their JSON and binary data, and their candidates."""
 
 import struct
 from collections.abc import Collection, Iterable, Sequence
@@ -38,7 +38,7 @@ _RANGES = {
 _NARROW = {"FP16", "FP32"}
 #: Maximum characters of a tensor's name, which errors repeat.
 MAX_NAME_LENGTH = 128
-#: Maximum tensors of a request besides one per field; they are ignored.
+#: Maximum extra tensors of a request, beyond one per field. Extra tensors are ignored.
 MAX_OTHER_TENSORS = 1_000
 #: Name, datatype and shape of a tensor.
 TensorMetadata = tuple[str, str, Sequence[int]]

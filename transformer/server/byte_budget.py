@@ -7,7 +7,7 @@ parsed form takes several times its bytes until it is answered.
 from transformer.errors import QueueFull
 
 #: The budget, in requests of the maximum size. Parsed JSON takes up to eight times its bytes.
-MAX_SIZE_REQUESTS = 4
+BUDGET_IN_MAX_REQUESTS = 4
 
 
 class ByteBudget:

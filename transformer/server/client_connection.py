@@ -84,14 +84,17 @@ class ClientConnection(HttpToolsProtocol):
         self._timer = ProgressTimer()
         self._state = State.IDLE
         self._stopping = False
-        #: The request being answered, while later ones may have been read already, and its task.
+        #: The request being answered. Later ones may have been read already.
         self._answering: RequestResponseCycle | None = None
+        #: The task that answers it.
         self._task: asyncio.Task[object] | None = None
-        #: Number of requests that have begun, bytes received, and bytes received at the last progress.
+        #: Number of requests that have begun.
         self._requests = 0
+        #: Bytes received.
         self._received = 0
+        #: Bytes that had been received when a request last made progress.
         self._progress = 0
-        #: True if a head that ends in the present data cannot be too large.
+        #: True if a head that ends in this data is surely within the limit, so that it need not be measured.
         self._head_fits = True
         #: True while the parser is fed a head that replaces the client's; see `_stay_with_http`.
         self._resuming = False
@@ -357,7 +360,9 @@ class ClientConnection(HttpToolsProtocol):
             )
         elif waits is WaitsFor.READ:
             self.transport.abort()
-        elif waits in {WaitsFor.REST, WaitsFor.CLOSE} or (waits is WaitsFor.REQUEST and self.cycle is None):
+        elif waits in {WaitsFor.REMAINDER, WaitsFor.CLOSE} or (
+            waits is WaitsFor.REQUEST and self.cycle is None
+        ):
             self.transport.close()
 
 
@@ -365,7 +370,7 @@ class ClientConnection(HttpToolsProtocol):
 _WAITS_FOR = {
     State.IDLE: WaitsFor.REQUEST,
     State.HEAD: WaitsFor.HEAD,
-    State.BODY: WaitsFor.REST,
+    State.BODY: WaitsFor.REMAINDER,
     State.REFUSING: WaitsFor.NOTHING,
 }
 

@@ -1,4 +1,4 @@
-"""Timeouts for slow clients: to send a head, to send a body, and to read responses."""
+"""Decides when a slow client's time is up; `client_connection` then answers 408 or disconnects it."""
 
 import asyncio
 from enum import Enum
@@ -24,7 +24,7 @@ class WaitsFor(Enum):
     #: The rest of a body.
     BODY = "body"
     #: The rest of a body that was answered already.
-    REST = "rest"
+    REMAINDER = "remainder"
     #: Reading of responses.
     READ = "read"
     #: Closing by the client, after a refusal.
@@ -33,7 +33,7 @@ class WaitsFor(Enum):
 
 #: Waits that belong to the connection and not to the request that is being read.
 _OF_CONNECTION = {WaitsFor.NOTHING, WaitsFor.READ, WaitsFor.CLOSE}
-_LINGERING = {WaitsFor.REST, WaitsFor.CLOSE}
+_LINGERING = {WaitsFor.REMAINDER, WaitsFor.CLOSE}
 
 
 def linger_s(timeout_s: float) -> float:

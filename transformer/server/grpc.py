@@ -30,8 +30,8 @@ logger = logging.getLogger("kserve.transformer")
 
 #: Seconds after which gRPC clients are asked to reconnect; no call is lost by it.
 CONNECTION_AGE_S = 5
-#: Seconds in which calls that arrive during a shutdown are refused with UNAVAILABLE. After that gRPC cancels
-#: them, and a client does not take that for a reason to retry on another replica.
+#: For this many seconds of a shutdown, new calls get UNAVAILABLE, which clients retry on another replica.
+#: After that gRPC cancels new calls, and clients do not retry those.
 LATE_S = 1.0
 #: Interval in which a client that watches the health learns of a change.
 HEALTH_INTERVAL_S = 0.5
@@ -246,10 +246,10 @@ class StatusInterceptor(ExceptionToStatusInterceptor):  # type: ignore[misc]
 
 
 def _end(error: ServiceError, context: grpc.aio.ServicerContext) -> None:
-    """Give a call the error's status. Its method's return value is not sent then.
+    """Give a call the error's status. The return value of its method is then not sent.
 
-    `context.abort` would raise an error that the call keeps, and with its traceback the request, until the
-    next garbage collection.
+    `context.abort` is not used: the traceback of its error would keep the request in memory until the next
+    garbage collection.
     """
     context.set_trailing_metadata(tuple(error.headers.items()))
     context.set_code(grpc.StatusCode[error.grpc_code])

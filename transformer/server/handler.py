@@ -19,7 +19,7 @@ from transformer.bundle.format import Bundle
 from transformer.bundle.prediction import Prediction, Request
 from transformer.headers import forwarded
 from transformer.protocols import grpc_messages, openapi, v1, v2
-from transformer.server.byte_budget import MAX_SIZE_REQUESTS, ByteBudget
+from transformer.server.byte_budget import BUDGET_IN_MAX_REQUESTS, ByteBudget
 from transformer.settings import Settings
 
 _Request = TypeVar("_Request", bound=Request)
@@ -50,7 +50,7 @@ class Handler:
         self._settings = settings
         self._bundle = bundle
         self._fields = self.scorer.fields
-        self._budget = ByteBudget(MAX_SIZE_REQUESTS * settings.max_request_bytes)
+        self._budget = ByteBudget(BUDGET_IN_MAX_REQUESTS * settings.max_request_bytes)
 
     def decode_v1(self, payload: object) -> v1.V1Request:
         """Decode a V1 request; see `transformer.protocols.v1.decode`."""

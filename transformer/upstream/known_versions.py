@@ -1,4 +1,4 @@
-"""The versions that the transformer knows: how to encode for each, and how to recognise its model."""
+"""The versions in the bundle: how to encode for each, and how to recognise its model."""
 
 from dataclasses import dataclass
 
@@ -47,7 +47,7 @@ class KnownVersion:
     def try_encode(self, candidates: Candidates) -> Matrix | None:
         """Encode candidates that a newer version accepts; return None if this version cannot express them.
 
-        It cannot where its signature is stricter than the newest: a new category, a wider range.
+        It cannot if the newest signature allows more: a new category or a wider range.
         """
         try:
             return self._encoder.encode(candidates)
