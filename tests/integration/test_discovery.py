@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import grpc
 import pytest
+import pytest_asyncio
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
@@ -13,6 +14,7 @@ from tests.support.endpoints import READINESS, SERVER_LIVE, V1_PREDICT, V2_INFER
 from tests.support.fake_mlserver import FakeMLServer
 from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
 from tests.support.waiting import wait_until
+from transformer.batching import connection_worker
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -39,11 +41,28 @@ async def transformer(trained_bundle, predictor) -> AsyncIterator[InProcessTrans
         yield transformer
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_transformer(trained_bundle, sklearn_reference) -> AsyncIterator[InProcessTransformer]:
+    """A transformer for tests that only ask."""
+    async with (
+        FakeMLServer(sklearn_reference).running() as predictor,
+        in_process_transformer(trained_bundle, predictor.address, "--predictor_protocol=v2") as transformer,
+    ):
+        yield transformer
+
+
+@pytest.fixture
+def frequent_heartbeats(monkeypatch):
+    """Let connections notice sooner that the predictor has gone."""
+    monkeypatch.setattr(connection_worker, "HEARTBEAT_S", 0.05)
+
+
 async def stop(predictor: FakeMLServer) -> None:
     predictor.swap(None)
 
 
 @pytest.mark.parametrize("path", ["/", SERVER_LIVE, *READINESS, "/v2/models/placement/versions/v1/ready"])
+@pytest.mark.usefixtures("frequent_heartbeats")
 async def test_head_tells_health_like_get_without_a_body(path, transformer, predictor):
     get, head = await transformer.http.get(path), await transformer.http.head(path)
     assert (head.status_code, head.headers) == (200, get.headers)
@@ -58,19 +77,23 @@ async def not_ready(transformer: InProcessTransformer, path: str) -> bool:
     return statuses == [503, 503]
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("path", POST_ONLY)
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"])
-async def test_another_method_than_post_is_not_allowed_and_the_answer_says_to_post(method, path, transformer):
-    response = await transformer.http.request(method, path)
+async def test_another_method_than_post_is_not_allowed_and_the_answer_says_to_post(
+    method, path, shared_transformer
+):
+    response = await shared_transformer.http.request(method, path)
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
     if method != "HEAD":
         assert response.json() == {"error": f"{method} {path}: Method Not Allowed; use POST"}
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("path", [*POST_ONLY, *READINESS, SERVER_LIVE, "/v1/models", "/metrics"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_trailing_slash_never_redirects(method, path, transformer):
-    response = await transformer.http.request(
+async def test_a_trailing_slash_never_redirects(method, path, shared_transformer):
+    response = await shared_transformer.http.request(
         method, f"{path}/", headers={"host": "elsewhere.example", "x-forwarded-proto": "https"}
     )
     assert response.status_code in {404, 405}
@@ -82,6 +105,7 @@ def health(transformer: InProcessTransformer) -> health_pb2_grpc.HealthStub:
 
 
 @pytest.mark.parametrize("service", ["", SERVICE])
+@pytest.mark.usefixtures("frequent_heartbeats")
 async def test_the_standard_health_check_follows_readiness(service, transformer, predictor):
     stub, request = health(transformer), health_pb2.HealthCheckRequest(service=service)
     assert (await stub.Check(request)).status == SERVING
@@ -100,6 +124,7 @@ async def test_a_health_check_of_an_unknown_service_is_not_found(transformer):
     assert SERVICE in raised.value.details()
 
 
+@pytest.mark.usefixtures("frequent_heartbeats")
 async def test_every_client_that_watches_the_health_learns_of_each_change(
     transformer, predictor, sklearn_reference
 ):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import pytest_asyncio
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from tests.support.endpoints import V1_PREDICT, V2_INFER
@@ -16,16 +17,18 @@ from tests.support.request_forms import FORMS, ask_v2, v1
 from tests.support.sklearn_reference import SklearnReference
 from training.candidates import SAMPLE
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 OVER_V2 = ("--predictor_protocol=v2",)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def predictor(sklearn_reference: SklearnReference) -> AsyncIterator[FakeMLServer]:
     async with FakeMLServer(sklearn_reference).running() as predictor:
         yield predictor
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def transformer(trained_bundle: Path, predictor: FakeMLServer) -> AsyncIterator[InProcessTransformer]:
     async with in_process_transformer(trained_bundle, predictor.address, *OVER_V2) as running:
         yield running

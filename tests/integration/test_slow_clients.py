@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from uvicorn.server import ServerState
 
 from tests.support.endpoints import V1_PREDICT, V2_INFER
@@ -63,6 +64,12 @@ async def served_over_rest(pair: VersionPair, *arguments: str) -> AsyncIterator[
 
 @pytest.fixture
 async def transformer(pair) -> AsyncIterator[Served]:
+    async with served_over_rest(pair) as served:
+        yield served
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_transformer(pair) -> AsyncIterator[Served]:
     async with served_over_rest(pair) as served:
         yield served
 
@@ -269,7 +276,8 @@ EVENT_HEADERS = ("ce-specversion: 1.0", "ce-id: 7", "ce-source: here", "ce-type:
 
 @pytest.mark.parametrize("form", ["fast path", "KServe's route", "event", "binary event", "V2", "V2 object"])
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
-async def test_hostile_json_gets_a_short_error(transformer, client, content, form):
+@pytest.mark.asyncio(loop_scope="module")
+async def test_hostile_json_gets_a_short_error(shared_transformer, content, form):
     headers, how = ["connection: close"], {}
     match form:
         case "KServe's route":
@@ -286,8 +294,9 @@ async def test_hostile_json_gets_a_short_error(transformer, client, content, for
             tensor = {"name": "candidates", "datatype": "BYTES", "shape": [1], "data": [""]}
             text = json.dumps(content.decode("latin-1"))[1:-1].encode()
             content = json.dumps({"inputs": [tensor]}).encode().replace(b'""', b'"%s"' % text)[: 8 * M]
-    client.send(post_request(content, *headers, **how))
-    ((status, told),) = await client.responses()
+    async with raw_connection(shared_transformer.port) as client:
+        client.send(post_request(content, *headers, **how))
+        ((status, told),) = await client.responses()
     too_many_values = content.count(b"[") + content.count(b"{") > 8 * M // 8
     assert status == (413 if len(content) > 8 * M or too_many_values else 400)
     assert len(json.dumps(told)) < 2500

@@ -1,5 +1,6 @@
 """The InferenceService and its overlays as a cluster would get them, and what is in them."""
 
+import copy
 import functools
 import shutil
 import subprocess
@@ -42,6 +43,11 @@ def rendered(name: str) -> str:
 
 
 def documents(name: str) -> list[Manifest]:
+    return copy.deepcopy(_parsed(name))
+
+
+@functools.cache
+def _parsed(name: str) -> list[Manifest]:
     return [document for document in yaml.safe_load_all(rendered(name)) if document]
 
 
