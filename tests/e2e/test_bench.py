@@ -1,4 +1,4 @@
-"""The benchmark: it measures only what answers rightly, and reports what it measured."""
+"""The benchmark measures only systems whose answers are right, and reports what it measured."""
 
 import json
 import os
@@ -94,20 +94,20 @@ def test_the_command_measures_systems_side_by_side(trained_bundle, tmp_path, cap
     assert "round 1 of 1: front-end" in output.err
 
 
-def test_names_that_nothing_has_are_refused(capsys):
+def test_unknown_names_of_systems_are_refused(capsys):
     assert main(["bench", "--only=nothing"]) == 1
     assert "--only nothing: must be the beginning of one of tutorial," in capsys.readouterr().err
     with pytest.raises(SelectionError):
         Settings(rounds=1, seconds=1, only=("tutorial", "nothing")).names()
 
 
-def test_a_quick_run_measures_what_the_ratios_need():
+def test_a_quick_run_measures_all_systems_of_the_ratios():
     quick = Settings(rounds=1, seconds=1, quick=True).names()
     assert {"tutorial", "documented", "litserve", "bentoml", OURS, OURS_CHOSEN, PREDICTOR} <= set(quick)
     assert set(quick) < set(MEASUREMENTS)
 
 
-def test_what_a_system_needs_can_be_asked_whether_it_serves():
+def test_every_part_of_a_system_has_a_readiness_check():
     asked = {system.server for system in SYSTEMS}
     for system in SYSTEMS:
         assert set(LAUNCHERS[system.server].needs) <= asked | {"stub"}
@@ -120,7 +120,7 @@ GENERATORS = [
 
 
 @pytest.mark.parametrize("wrk", GENERATORS)
-def test_load_counts_what_is_answered_and_what_fails(wrk, tmp_path, monkeypatch):
+def test_the_load_generator_counts_answers_and_failures(wrk, tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.load.has_wrk", lambda: wrk)
     bodies = tmp_path / "bodies"
     bodies.write_text("\n".join(json.dumps({"rows": ROWS[:count]}) for count in (1, 2, 3)))
@@ -135,7 +135,7 @@ def test_load_counts_what_is_answered_and_what_fails(wrk, tmp_path, monkeypatch)
     assert broken.failed > 10
 
 
-def test_wrong_answers_do_not_count():
+def test_wrong_answers_end_a_measurement():
     checker = AnswerChecker(ROWS, [row["score"] / 100 for row in ROWS])
     with answering() as port:
         assert checker.is_answering(port, RIGHT)
@@ -149,7 +149,7 @@ def test_wrong_answers_do_not_count():
     assert not checker.is_answering(free_ports(1)[0], RIGHT)
 
 
-def test_who_is_not_measured_takes_no_processor_time():
+def test_systems_that_are_not_measured_use_no_cpu():
     nest = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'while True: pass'])"
     server = ServerProcess("busy", ChildProcess([sys.executable, "-c", nest], env=dict(os.environ)))
     try:
@@ -183,7 +183,7 @@ def seconds(family: list[psutil.Process]) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in family)
 
 
-def test_a_server_that_ends_is_told_with_its_last_lines():
+def test_the_error_for_a_server_that_ends_has_its_last_lines():
     server = ServerProcess(
         "doomed", ChildProcess([sys.executable, "-c", "exit('no model')"], env=dict(os.environ))
     )
@@ -214,7 +214,7 @@ def results() -> Results:
     return made
 
 
-def test_ratios_are_made_round_by_round(results):
+def test_ratios_are_computed_for_each_round(results):
     content = report.content(results)
     assert content["ratios"] == {
         "tutorial_64": 60,
@@ -252,14 +252,14 @@ def test_the_tables_show_medians_spread_failures_and_problems(results):
     assert "bentoml bentoml ended with status 1; no space" in text
 
 
-def test_who_answered_wrongly_has_no_ratio(results):
+def test_a_system_with_wrong_answers_has_no_ratio(results):
     results.problems[OURS] = "answered nonsense"
     content = report.content(results)
     assert content["ratios"]["tutorial_64"] is None
     assert content["ratios"]["memory"] is None
 
 
-def test_the_page_tells_the_machine_and_the_command(results, tmp_path):
+def test_the_page_names_the_machine_and_the_command(results, tmp_path):
     page = report.markdown(results, "benchmarks.svg", "make bench")
     assert "| processor | abacus |" in page
     assert "Written by `make bench`" in page

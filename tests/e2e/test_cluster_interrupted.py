@@ -61,7 +61,7 @@ async def stuck(cluster: Cluster, command: Command) -> AsyncIterator[Process]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-async def test_ctrl_c_brings_everything_back(start: Start, command: Command, number: int) -> None:
+async def test_ctrl_c_undoes_the_rollout(start: Start, command: Command, number: int) -> None:
     cluster = await start()
     async with stuck(cluster, command) as process:
         process.send_signal(number)
@@ -73,7 +73,7 @@ async def test_ctrl_c_brings_everything_back(start: Start, command: Command, num
     assert lines[-1] == "the previous state is restored"
 
 
-async def test_ctrl_c_twice_says_what_mends_it(start: Start, command: Command) -> None:
+async def test_a_second_ctrl_c_prints_the_command_to_recover(start: Start, command: Command) -> None:
     cluster = await start()
     async with stuck(cluster, command) as process:
         cluster.hold = asyncio.Event()
@@ -113,7 +113,7 @@ async def test_a_third_ctrl_c_does_not_wait_for_the_api_server(start: Start, com
     assert b"Traceback" not in errors
 
 
-async def test_a_rollout_goes_on_when_nobody_reads_what_it_says(start: Start, command: Command) -> None:
+async def test_a_rollout_continues_when_its_output_is_closed(start: Start, command: Command) -> None:
     cluster = await start()
     reading, writing = os.pipe()
     os.close(reading)

@@ -44,7 +44,7 @@ def status(versions: Versions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return run
 
 
-async def test_people_read_it_in_columns(start: Start, status: Status) -> None:
+async def test_the_text_output_has_aligned_columns(start: Start, status: Status) -> None:
     cluster = await start()
     cluster.listed = [pod("t-1"), pod("t-2", "--http_port", "9000")]
     cluster.metrics = {"t-1:8080": METRICS % (4, 0), "t-2:9000": METRICS % (3, 1)}
@@ -72,7 +72,9 @@ async def test_people_read_it_in_columns(start: Start, status: Status) -> None:
     )
 
 
-async def test_people_see_what_each_revision_gets(start: Start, target: Any, status: Status) -> None:
+async def test_the_text_output_shows_the_traffic_of_each_revision(
+    start: Start, target: Any, status: Status
+) -> None:
     await start("Knative")
     await rollout(target(), V2, print, canary=5)
     lines = (await status()).splitlines()
@@ -87,7 +89,7 @@ async def test_people_see_what_each_revision_gets(start: Start, target: Any, sta
     ]
 
 
-async def test_programs_read_all_of_it(start: Start, target: Any, status: Status) -> None:
+async def test_the_json_output_has_everything(start: Start, target: Any, status: Status) -> None:
     cluster = await start()
     await rollout(target(), V2, print)
     cluster.listed, cluster.metrics = [pod("t-1")], {"t-1:8080": METRICS % (4, 0)}
@@ -111,7 +113,7 @@ async def test_programs_read_all_of_it(start: Start, target: Any, status: Status
         pytest.param("/t-1:8080/proxy", 'pods "t-1:8080" is forbidden: User "eve" cannot get', id="no proxy"),
     ],
 )
-async def test_whoever_may_not_see_the_pods_sees_the_rest(
+async def test_without_permission_for_pods_the_rest_is_shown(
     start: Start, status: Status, path: str, said: str
 ) -> None:
     cluster = await start()
@@ -124,7 +126,7 @@ async def test_whoever_may_not_see_the_pods_sees_the_rest(
     assert (content["connections"], content["connections_unknown"]) == ([], f"{said} (Forbidden)")
 
 
-async def test_what_is_not_the_transformer_is_told(start: Start, status: Status) -> None:
+async def test_a_response_that_is_not_the_transformers_is_reported(start: Start, status: Status) -> None:
     cluster = await start()
     cluster.listed, cluster.metrics = [pod("t-1")], {"t-1:8080": "<html>a proxy</html>"}
     assert "connections  unknown: the response is not the metrics of a transformer: " in await status()

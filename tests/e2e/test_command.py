@@ -1,4 +1,4 @@
-"""The command `placement` does what its help says, and tells in one line what it cannot do."""
+"""The command `placement` does what its help says; its errors are one line each."""
 
 import contextlib
 import csv
@@ -99,7 +99,7 @@ def test_help_names_commands_and_options(arguments, words, capsys):
         assert "--json" in text
 
 
-def test_the_installed_command_is_this_one():
+def test_the_command_is_installed():
     done = placement_process("--help")
     assert done.returncode == 0
     assert done.stdout.startswith("usage: placement ")
@@ -108,7 +108,7 @@ def test_the_installed_command_is_this_one():
 @pytest.mark.parametrize(
     "arguments", [[], ["fly"], ["up", "--port", "http"], ["predict", "--protocol", "v3"]]
 )
-def test_a_wrong_command_line_is_status_2(arguments, capsys):
+def test_a_wrong_command_line_exits_with_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
@@ -118,7 +118,7 @@ def test_a_wrong_command_line_is_status_2(arguments, capsys):
 # train
 
 
-def test_train_writes_a_version_and_tells_where_and_how_good_it_is(tmp_path):
+def test_train_writes_a_version_and_prints_its_uri_and_metrics(tmp_path):
     done = placement_process(
         "train", "--rows", 100, "--storage", tmp_path, "--estimator", "forest-50", "--json"
     )
@@ -164,7 +164,7 @@ def test_train_refuses_a_version_that_exists(trained_bundle):
     assert {path: path.read_bytes() for path in trained_bundle.iterdir()} == before
 
 
-def test_train_names_row_and_column_of_a_broken_csv(tmp_path):
+def test_train_names_the_row_and_column_of_a_wrong_value(tmp_path):
     file = labelled_csv(tmp_path / "broken.csv", change=(41, "ssc_p", "710"))
     told = refusal(placement("train", "--storage", tmp_path, "--data", file), "train")
     assert told == f"{file}: row 42 (line 43), column 'ssc_p': must be 0 to 100, got '710'"
@@ -184,7 +184,7 @@ def test_train_names_row_and_column_of_a_broken_csv(tmp_path):
         ("--previous models/none", "models/none: no version here"),
     ],
 )
-def test_train_tells_what_it_cannot_do(arguments, error, tmp_path, monkeypatch):
+def test_train_reports_what_it_cannot_do(arguments, error, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert error in refusal(placement("train", *arguments.split()), "train")
     assert list(tmp_path.rglob("*.joblib")) == []
@@ -245,7 +245,7 @@ def up(trained_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield running
 
 
-def test_up_once_ends_after_the_samples_answer(trained_bundle, sklearn_reference, tmp_path):
+def test_up_once_ends_after_the_answer_to_the_sample(trained_bundle, sklearn_reference, tmp_path):
     with Up(trained_bundle, tmp_path / "up", "--once", "--json") as up:
         output, _ = up.process.communicate(timeout=TIMEOUT_S)
         assert up.process.returncode == 0, up.told()
@@ -276,7 +276,7 @@ def test_ctrl_c_stops_every_child_of_up(trained_bundle, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_up_stops_every_child_even_before_it_is_ready(number, trained_bundle, tmp_path):
+def test_a_signal_before_up_is_ready_stops_every_child(number, trained_bundle, tmp_path):
     with Up(trained_bundle, tmp_path / "up") as up:
         up.wait_for("is loading placement")
         family = up.family()
@@ -286,7 +286,7 @@ def test_up_stops_every_child_even_before_it_is_ready(number, trained_bundle, tm
         assert "Traceback" not in up.told()
 
 
-def test_the_curl_line_of_up_works_as_it_stands(trained_bundle, up, sklearn_reference):
+def test_the_printed_curl_command_works(trained_bundle, up, sklearn_reference):
     lines: list[str] = []
     assert up.process.stdout is not None
     while not lines or "curl" not in lines[-1]:
@@ -297,7 +297,7 @@ def test_the_curl_line_of_up_works_as_it_stands(trained_bundle, up, sklearn_refe
 
 
 @pytest.mark.parametrize("option", ["--port", "--grpc-port"])
-def test_up_names_a_port_in_use(option, trained_bundle, tmp_path):
+def test_up_reports_a_port_in_use(option, trained_bundle, tmp_path):
     other = "--port" if option == "--grpc-port" else "--grpc-port"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
@@ -308,7 +308,7 @@ def test_up_names_a_port_in_use(option, trained_bundle, tmp_path):
     assert refusal(done, "up") == f"port {number} is in use; free it, or choose another with {option}"
 
 
-def test_up_leaves_a_directory_to_the_service_that_runs_there(trained_bundle, up):
+def test_up_refuses_the_directory_of_a_running_service(trained_bundle, up):
     control = (up.directory / "control.json").read_text()
     done = placement_process(
         *("up", "--model", trained_bundle, "--run", up.directory),
@@ -329,7 +329,7 @@ def test_up_leaves_a_directory_to_the_service_that_runs_there(trained_bundle, up
     ],
     ids=["spec", "model"],
 )
-def test_up_tells_what_is_missing(arguments, error, tmp_path):
+def test_up_reports_a_missing_spec_or_model(arguments, error, tmp_path):
     port, grpc_port = free_ports(2)
     done = placement_process("up", *arguments, "--port", port, "--grpc-port", grpc_port, "--run", tmp_path)
     assert refusal(done, "up").startswith(error)
@@ -338,7 +338,7 @@ def test_up_tells_what_is_missing(arguments, error, tmp_path):
 # rollout
 
 
-def test_ctrl_c_of_a_rollout_leaves_everything_as_it_was(trained_bundle, up, tmp_path):
+def test_ctrl_c_during_a_rollout_restores_the_previous_state(trained_bundle, up, tmp_path):
     """The service goes on with the step that was under way; what it began is gone then, too."""
     storage = ("--storage", tmp_path, "--version", "v2", "--estimator", "forest-50", "--rows", 100)
     assert placement("train", *storage, "--previous", trained_bundle).returncode == 0
@@ -456,7 +456,7 @@ def test_predict_reads_a_csv_that_a_spreadsheet_saved(up, sklearn_reference, can
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_predict_prints_a_table_for_people(protocol, up, sklearn_reference, candidates, unlabelled):
+def test_predict_prints_a_table(protocol, up, sklearn_reference, candidates, unlabelled):
     rows = candidates[:3]
     done = ask(up, protocol, unlabelled(rows))
     assert done.returncode == 0, done.stderr
@@ -481,7 +481,7 @@ def test_predict_prints_an_empty_list_for_no_candidates(up):
         ("", "is required"),
     ],
 )
-def test_predict_names_a_bad_value_by_its_place_in_the_file(
+def test_predict_reports_a_bad_value_by_its_place_in_the_file(
     value, problem, protocol, up, candidates, unlabelled
 ):
     file = unlabelled([*candidates[:699], {**candidates[699], "ssc_p": value}, *candidates[700:]])
@@ -490,7 +490,7 @@ def test_predict_names_a_bad_value_by_its_place_in_the_file(
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_predict_without_a_service_says_so(protocol, tmp_path):
+def test_predict_reports_that_no_service_answers(protocol, tmp_path):
     file = tmp_path / "candidate.json"
     file.write_text(json.dumps(SAMPLE))
     url = "127.0.0.1:1" if protocol == "grpc" else "http://127.0.0.1:1"
@@ -498,7 +498,7 @@ def test_predict_without_a_service_says_so(protocol, tmp_path):
     assert refusal(done, "predict").startswith(f"{url} does not answer")
 
 
-def test_predict_of_another_service_says_so(up):
+def test_predict_reports_that_another_service_answers(up):
     done = ask(up, "v1", "--model", "salary", stdin="[]")
     assert refusal(done, "predict") == "Model with name salary does not exist."
     done = placement("predict", "--url", f"http://127.0.0.1:{up.grpc_port}", stdin="[]")
@@ -524,14 +524,14 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize(("file", "content", "error"), UNREADABLE)
-def test_predict_tells_what_it_cannot_read(file, content, error, up, tmp_path, monkeypatch):
+def test_predict_reports_a_file_that_it_cannot_read(file, content, error, up, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if content is not None:
         (tmp_path / file).write_bytes(content)
     assert refusal(ask(up, "v1", file), "predict").startswith(error)
 
 
-def test_predict_ends_quietly_when_nobody_reads_on(up, unlabelled):
+def test_predict_ends_quietly_when_its_output_is_closed(up, unlabelled):
     command = f"{PLACEMENT} predict --url http://127.0.0.1:{up.port} {unlabelled()}"
     done = subprocess.run(f"{command} | head -1", shell=True, capture_output=True, text=True, check=True)
     assert len(done.stdout.splitlines()) == 1
@@ -539,7 +539,7 @@ def test_predict_ends_quietly_when_nobody_reads_on(up, unlabelled):
 
 
 @pytest.mark.parametrize("protocol", ["v1", "grpc"])
-def test_predict_goes_past_a_proxy_of_the_environment(
+def test_predict_ignores_proxy_settings_of_the_environment(
     protocol, up, candidates, sklearn_reference, monkeypatch
 ):
     """The service is on this machine; a company's proxy does not know it."""
@@ -555,7 +555,7 @@ def test_predict_goes_past_a_proxy_of_the_environment(
     )
 
 
-def test_the_command_needs_nothing_of_the_callers_environment(up):
+def test_the_command_works_with_an_empty_environment(up):
     env = {"PATH": os.environ["PATH"]}
     done = placement_process(*at(up, "v1"), "--json", stdin=json.dumps(SAMPLE), env=env)
     assert len(answers(done)) == 1

@@ -1,4 +1,4 @@
-"""Real model servers and transformer processes behind the ingress answer what scikit-learn answers here."""
+"""Real model servers and transformers behind the ingress give the scores of scikit-learn."""
 
 import dataclasses
 import json
@@ -98,14 +98,14 @@ def test_every_protocol_over_every_hop_gives_the_score_of_scikit_learn(
         assert answer.version == bundle.version
 
 
-def test_every_hop_tells_what_is_wrong_with_a_candidate(served, candidates):
+def test_every_hop_reports_what_is_wrong_with_a_candidate(served, candidates):
     rows = [candidates[0], {**candidates[1], "ssc_p": 710}]
     response = httpx.post(served.url + V1_PREDICT, timeout=60, json={"instances": rows})
     assert response.status_code == 400
     assert response.json() == {"error": "instances[1].ssc_p: must be 0 to 100, got 710"}
 
 
-def test_the_predictors_host_leads_to_the_model_server_itself(served):
+def test_the_predictors_host_header_leads_to_the_model_server(served):
     headers = {"host": "placement-predictor-default.example.com"}
     path = served.local._predictor.process.runtime.readiness_path.format(model_name="placement")
     assert httpx.get(served.url + path, headers=headers).status_code == 200
@@ -132,7 +132,7 @@ async def test_a_model_of_another_encoding_gives_no_score(
 # How it ends
 
 
-def test_a_component_that_dies_is_reported_and_nothing_is_left_behind(trained_bundle, tmp_path):
+def test_a_component_that_dies_is_reported_and_no_process_is_left(trained_bundle, tmp_path):
     with running_service(with_sklearnserver("v1"), trained_bundle, tmp_path) as running:
         predictor, transformer = running.local._predictor.process, running.local._transformer.process
         processes = process_families(predictor.pid, transformer.pid)
@@ -147,7 +147,7 @@ def test_a_component_that_dies_is_reported_and_nothing_is_left_behind(trained_bu
     assert still_running(processes) == []
 
 
-def test_a_transformer_that_does_not_start_is_reported_with_what_it_said(trained_bundle, tmp_path):
+def test_a_transformer_that_does_not_start_is_reported_with_its_output(trained_bundle, tmp_path):
     unknown = with_sklearnserver("v1", "--no_such_option")
     with (
         pytest.raises(LocalServiceError, match="the transformer ended with status 2") as raised,
@@ -157,7 +157,7 @@ def test_a_transformer_that_does_not_start_is_reported_with_what_it_said(trained
     assert str(raised.value).splitlines()[-1].endswith("error: unrecognized arguments: --no_such_option")
 
 
-def test_several_workers_answer_are_replaced_and_end_cleanly(
+def test_several_workers_answer_and_are_replaced_and_end_cleanly(
     mlserver, trained_bundle, sklearn_reference, candidates, tmp_path
 ):
     log = tmp_path / "transformer.log"

@@ -166,7 +166,7 @@ def test_tensors_get_the_same_answer_or_error_over_rest_and_grpc(tensors, ask):
             assert_same(typed, raw)
 
 
-def test_a_name_makes_no_error_too_long_for_grpc(ask):
+def test_a_long_name_makes_no_error_too_long_for_grpc(ask):
     tensors = [Tensor("\U0001f4a9" * 128, "BYTES", (20,), (b"{}",) * 20)]
     error = ask.v2_json(tensors)
     assert error.content.endswith("and 220 more problems")
@@ -315,7 +315,7 @@ def requests(draw: st.DrawFn) -> tuple[str, bytes, dict[str, str | bytes]]:
 
 @fuzz(300)
 @given(request=requests())
-def test_a_broken_request_gets_an_answer(request, ask):
+def test_a_malformed_rest_request_gets_an_error_of_the_client(request, ask):
     path, body, headers = request
     ask.rest(path, body, headers)
 
@@ -340,7 +340,7 @@ MESSAGES = [
 
 @fuzz(150)
 @given(message=st.sampled_from(MESSAGES).flatmap(garbled) | st.binary(max_size=40))
-def test_a_broken_message_gets_an_answer(message, ask):
+def test_a_malformed_grpc_message_gets_an_error_of_the_client(message, ask):
     answer = ask.grpc(message)
     try:
         pb.ModelInferRequest.FromString(message)
@@ -411,7 +411,7 @@ LARGE: dict[str, tuple[str, bytes, dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_a_request_of_many_things_is_refused(name, ask):
+def test_a_large_rest_request_of_many_small_parts_is_refused(name, ask):
     path, body, headers = LARGE[name]
     assert len(body) <= MAX_REQUEST_BYTES
     assert ask.rest(path, body, headers).status in {"invalid", "too large"}
@@ -481,17 +481,17 @@ INVALID = {
 
 
 @pytest.mark.parametrize("name", LARGE_MESSAGES)
-def test_a_message_of_many_things_is_refused(name, ask):
+def test_a_large_grpc_message_of_many_small_parts_is_refused(name, ask):
     assert len(LARGE_MESSAGES[name]) <= MAX_REQUEST_BYTES
     assert ask.grpc(LARGE_MESSAGES[name]).status == ("invalid" if name in INVALID else "too large")
 
 
-def test_a_message_that_is_large_once_it_is_unpacked_is_refused(ask):
+def test_a_message_that_is_too_large_after_decompression_is_refused(ask):
     message = pb.ModelInferRequest(raw_input_contents=[bytes(8 * MAX_REQUEST_BYTES)]).SerializeToString()
     assert ask.grpc(message, grpc.Compression.Gzip).status == "too large"
 
 
-def test_large_requests_leave_no_memory_behind(ask, transformer_process):
+def test_large_requests_do_not_grow_the_memory(ask, transformer_process):
     def ask_all() -> int:
         for path, body, headers in LARGE.values():
             ask.rest(path, body, headers)
@@ -508,7 +508,7 @@ def test_large_requests_leave_no_memory_behind(ask, transformer_process):
     assert peak_bytes(transformer_process.pid) < 2**29
 
 
-def test_refused_messages_are_forgotten_at_once(ask, transformer_process):
+def test_refused_messages_are_freed_at_once(ask, transformer_process):
     """Not when the garbage collector comes, which a refusal gives no reason to: there were 20 MB of each."""
 
     def refused_often() -> int:

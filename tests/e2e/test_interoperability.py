@@ -1,4 +1,4 @@
-"""Clients that others wrote get right answers, and our words when they ask for something wrong."""
+"""Clients of KServe, Triton and MLServer get right answers, and our errors for wrong requests."""
 
 import json
 import subprocess
@@ -101,7 +101,7 @@ async def test_kserves_v1_client_gets_predictions(running, rest_v1, rows, expect
     assert await rest_v1.is_model_ready(running.url, MODEL)
 
 
-async def test_kserves_v1_client_is_told_what_is_wrong(running, rest_v1, rows):
+async def test_kserves_v1_client_gets_our_errors(running, rest_v1, rows):
     with pytest.raises(
         httpx.HTTPStatusError, match=r"^instances\[0\].ssc_p: must be 0 to 100, got 710, '400"
     ):
@@ -149,7 +149,7 @@ async def test_kserves_v2_client_may_mix_binary_and_json_tensors(running, rest_v
     assert answer.get_output_by_name(PROBABILITY).as_numpy().tolist() == expected
 
 
-async def test_kserves_v2_client_gets_the_outputs_that_it_asks_for(running, rest_v2, columns, rows, expected):
+async def test_kserves_v2_client_gets_the_requested_outputs(running, rest_v2, columns, rows, expected):
     wanted = [RequestedOutput(PROBABILITY, {"binary_data": True}), RequestedOutput(MODEL)]
     request = kserve_request(columns, [len(rows)], "binary", request_outputs=wanted)
     answer = await rest_v2.infer(running.url, request, model_name=MODEL)
@@ -157,14 +157,14 @@ async def test_kserves_v2_client_gets_the_outputs_that_it_asks_for(running, rest
     assert answer.outputs[0].as_numpy().tolist() == expected
 
 
-async def test_kserves_v2_client_asks_whether_it_is_well(running, rest_v2):
+async def test_kserves_v2_client_gets_health_and_readiness(running, rest_v2):
     assert await rest_v2.is_server_live(running.url)
     assert await rest_v2.is_server_ready(running.url)
     assert await rest_v2.is_model_ready(running.url, MODEL)
     assert not await rest_v2.is_model_ready(running.url, "salary")
 
 
-async def test_kserves_v2_client_is_told_what_is_wrong(running, rest_v2, columns, bad_columns, rows):
+async def test_kserves_v2_client_gets_our_errors(running, rest_v2, columns, bad_columns, rows):
     for form in ("list", "binary"):
         request = kserve_request(bad_columns, [len(rows)], form)
         with pytest.raises(httpx.HTTPStatusError) as raised:
@@ -196,7 +196,7 @@ async def test_kserves_grpc_client_gets_tensors(form, shape, grpc_client, column
     assert answer.get_output_by_name(MODEL).as_numpy().dtype == np.bool_
 
 
-async def test_kserves_grpc_client_asks_whether_it_is_well(grpc_client):
+async def test_kserves_grpc_client_gets_health_and_readiness(grpc_client):
     assert await grpc_client.is_server_live()
     assert await grpc_client.is_server_ready()
     assert await grpc_client.is_model_ready(MODEL)
@@ -205,7 +205,7 @@ async def test_kserves_grpc_client_asks_whether_it_is_well(grpc_client):
     assert raised.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_kserves_grpc_client_is_told_what_is_wrong(grpc_client, columns, bad_columns, rows):
+async def test_kserves_grpc_client_gets_our_errors(grpc_client, columns, bad_columns, rows):
     wrong = {
         OUT_OF_RANGE: kserve_request(bad_columns, [len(rows)], "binary"),
         NO_OUTPUT: kserve_request(columns, [len(rows)], "list", request_outputs=[RequestedOutput("salary")]),
@@ -282,7 +282,7 @@ def test_tritons_http_client_may_send_narrower_numbers_and_json_objects(
         )
 
 
-def test_tritons_http_client_asks_what_there_is(triton_client, sklearn_reference):
+def test_tritons_http_client_gets_health_and_metadata(triton_client, sklearn_reference):
     assert triton_client.is_server_live()
     assert triton_client.is_server_ready()
     assert triton_client.is_model_ready(MODEL)
@@ -297,7 +297,7 @@ def test_tritons_http_client_asks_what_there_is(triton_client, sklearn_reference
     ]
 
 
-def test_tritons_http_client_is_told_what_is_wrong(triton_client, columns, bad_columns, rows):
+def test_tritons_http_client_gets_our_errors(triton_client, columns, bad_columns, rows):
     good = triton_inputs(columns, [len(rows)], binary=True)
     wrong = {
         ("400", OUT_OF_RANGE): lambda: triton_client.infer(
@@ -359,7 +359,7 @@ def test_tritons_grpc_client_gets_tensors(over_triton_grpc, rows, expected):
     assert over_triton_grpc["aio"]["all"]["outputs"][PROBABILITY] == expected
 
 
-def test_tritons_grpc_client_asks_what_there_is(over_triton_grpc, sklearn_reference):
+def test_tritons_grpc_client_gets_health_and_metadata(over_triton_grpc, sklearn_reference):
     answers = over_triton_grpc["blocking"]
     assert answers["live"]
     assert answers["ready"]
@@ -372,7 +372,7 @@ def test_tritons_grpc_client_asks_what_there_is(over_triton_grpc, sklearn_refere
     assert [tensor["name"] for tensor in answers["model"]["outputs"]] == [MODEL, PROBABILITY]
 
 
-def test_tritons_grpc_client_is_told_what_is_wrong(over_triton_grpc):
+def test_tritons_grpc_client_gets_our_errors(over_triton_grpc):
     answers = over_triton_grpc["blocking"]
     assert answers["bad value"] == ["StatusCode.INVALID_ARGUMENT", OUT_OF_RANGE]
     assert over_triton_grpc["aio"]["bad value"] == ["StatusCode.INVALID_ARGUMENT", OUT_OF_RANGE]
@@ -389,7 +389,7 @@ def test_tritons_grpc_client_is_told_what_is_wrong(over_triton_grpc):
 
 @pytest.mark.parametrize("path", [V1_PREDICT, V2_INFER])
 @pytest.mark.parametrize("chunked", [False, True], ids=["known length", "chunked"])
-def test_a_client_that_sends_too_much_learns_it_and_goes_on(path, chunked, running):
+def test_a_client_that_sends_too_much_gets_413_and_keeps_working(path, chunked, running):
     """The transformer answers before it has read it all; nobody cuts the client off on the way."""
     body = bytes(30 * 2**20)
     with httpx.Client(base_url=running.url, timeout=60) as client:
@@ -414,7 +414,7 @@ json.dump([request.model_dump(), complete], sys.stdout)
 """
 
 
-def test_a_frame_that_mlservers_codec_encoded_is_read(running, rows, expected):
+def test_a_frame_encoded_by_mlservers_codec_is_decoded(running, rows, expected):
     """Over its own client's way, and with every field that its types have written out."""
     done = subprocess.run(
         [ensure(get_runtime("kserve-mlserver")), "-c", ENCODE],

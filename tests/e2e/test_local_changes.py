@@ -179,7 +179,7 @@ async def run_until(moment: int, work: Coroutine[Any, Any, None]) -> asyncio.Tas
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-async def test_a_change_that_is_interrupted_leaves_what_serves_and_nothing_else(change, versions, tmp_path):
+async def test_an_interrupted_change_leaves_only_the_processes_that_serve(change, versions, tmp_path):
     work, canary = change
     for moment in itertools.count():
         none, nowhere = running(), listening()
@@ -204,7 +204,9 @@ async def test_a_change_that_is_interrupted_leaves_what_serves_and_nothing_else(
 
 @pytest.mark.parametrize("interrupted", [True, False], ids=["interrupted", "going on"])
 @pytest.mark.parametrize("change", ["transformer", "each", "both, not the canary's"])
-async def test_a_service_that_ends_during_a_change_leaves_nothing(change, interrupted, versions, tmp_path):
+async def test_a_service_that_stops_during_a_change_leaves_no_process(
+    change, interrupted, versions, tmp_path
+):
     work, canary = CHANGES[change]
     for moment in itertools.count():
         none, nowhere = running(), listening()
@@ -220,7 +222,7 @@ async def test_a_service_that_ends_during_a_change_leaves_nothing(change, interr
         assert listening() == nowhere
 
 
-async def test_a_change_goes_to_its_end_and_back(versions, tmp_path):
+async def test_a_change_can_be_undone(versions, tmp_path):
     """What was served before is known, also after going back."""
     async with served(versions, None, tmp_path) as serving:
         await serving.change_both(versions.new, quiet)

@@ -1,4 +1,4 @@
-"""The local service is rolled out through its control endpoint, as `placement rollout` does it."""
+"""`placement rollout` changes the local service through its control endpoint."""
 
 import asyncio
 import json

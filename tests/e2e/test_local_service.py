@@ -1,4 +1,4 @@
-"""The local service, with real processes: both components at once, clients that leave, and how it ends."""
+"""The local service with real processes: changes without failed requests, interrupted clients, shutdown."""
 
 import asyncio
 import contextlib
@@ -101,7 +101,7 @@ def listening() -> set[str]:
     }
 
 
-async def test_both_change_at_once_and_no_request_fails(unrelated, tmp_path):
+async def test_changing_both_components_at_once_fails_no_request(unrelated, tmp_path):
     """Neither version knows the other, so that a transformer of one never gets ready before the other."""
     old, new = str(unrelated.old), str(unrelated.new)
     async with (
@@ -122,7 +122,7 @@ async def test_both_change_at_once_and_no_request_fails(unrelated, tmp_path):
     assert tally.wrong == []
 
 
-async def test_a_spec_with_one_pod_for_both_is_applied_and_no_request_fails(unrelated, tmp_path):
+async def test_applying_a_collocated_spec_fails_no_request(unrelated, tmp_path):
     old, new = str(unrelated.old), str(unrelated.new)
     async with (
         serving(unrelated.old, tmp_path, ONE_POD) as local,
@@ -140,7 +140,7 @@ async def test_a_spec_with_one_pod_for_both_is_applied_and_no_request_fails(unre
     assert tally.wrong == []
 
 
-async def test_a_canary_has_its_transformer_and_takes_over_with_it(unrelated, tmp_path):
+async def test_a_canary_has_its_own_transformer_and_keeps_it_when_it_takes_over(unrelated, tmp_path):
     old, new = str(unrelated.old), str(unrelated.new)
     file = tmp_path / CONTROL_FILE
     async with serving(unrelated.old, tmp_path) as local, ControlServer(local, file):
@@ -174,7 +174,7 @@ async def leave(step: Callable[[Callable[[str], None]], Coroutine[Any, Any, None
         await client
 
 
-async def test_a_step_whose_client_has_left_goes_on_to_its_end(unrelated, tmp_path, caplog):
+async def test_a_step_whose_client_disconnects_is_finished(unrelated, tmp_path, caplog):
     """And whoever asks what serves can wait for that end; nothing is said on the service's terminal."""
     caplog.set_level(logging.WARNING)
     old, new = str(unrelated.old), str(unrelated.new)
@@ -195,7 +195,7 @@ async def test_a_step_whose_client_has_left_goes_on_to_its_end(unrelated, tmp_pa
     assert [record.getMessage() for record in caplog.records] == []
 
 
-async def test_a_service_that_ends_during_a_step_tells_the_client_and_leaves_nothing(unrelated, tmp_path):
+async def test_a_service_that_stops_during_a_step_tells_the_client_and_leaves_no_process(unrelated, tmp_path):
     before = family()
     file = tmp_path / CONTROL_FILE
     begun = asyncio.Event()

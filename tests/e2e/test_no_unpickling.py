@@ -127,7 +127,7 @@ def watched(
         yield Watched(process, record, workers)
 
 
-def test_nothing_is_unpickled_for_a_prediction_whatever_it_carries(watched, sklearn_reference, tmp_path):
+def test_no_request_makes_the_transformer_unpickle_anything(watched, sklearn_reference, tmp_path):
     before = watched.record.read_text()
     rows = generate(20, seed=3).candidates
     expected = pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12)
@@ -217,7 +217,7 @@ def hostile_over_grpc(address: str, executed: Path, signature: Signature) -> Non
             assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_a_transformer_knows_nothing_that_models_are_loaded_with(watched):
+def test_the_transformer_imports_nothing_that_loads_models(watched):
     by_process: dict[str, list[str]] = {}
     for line in watched.record.read_text().splitlines():
         pid, _, what = line.partition(" ")
@@ -235,7 +235,7 @@ def test_a_transformer_knows_nothing_that_models_are_loaded_with(watched):
             assert "finds transformer.server.rest.RestServer" in unpickled
 
 
-def test_only_the_workers_own_start_names_pickle_and_nothing_loads_arrays_from_files():
+def test_only_the_start_of_workers_uses_pickle_and_no_code_loads_arrays_from_files():
     for path in (ROOT / "transformer").rglob("*.py"):
         tree = ast.parse(path.read_text())
         imported = {

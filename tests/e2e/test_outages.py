@@ -29,7 +29,7 @@ def dice():
     random.setstate(state)
 
 
-async def test_each_fault_is_answered_as_it_should_be_passes_and_leaves_nothing_behind(pair, tmp_path, dice):
+async def test_every_fault_gets_allowed_statuses_and_leaves_nothing_behind(pair, tmp_path, dice):
     survived = await outages(pair, tmp_path, 100, SHORT)
     print(f"\n{survived.record}")
     assert survived.unexpected == []

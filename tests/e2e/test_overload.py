@@ -76,7 +76,7 @@ async def check_recovered(front: Front) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_ten_times_as_many_at_once_as_may_wait_are_all_answered_and_cost_no_memory(front):
+async def test_ten_times_the_queue_limit_at_once_is_answered_without_growing_memory(front):
     first = 0
     for number in range(ROUNDS):
         tally = await front.all_at_once()
@@ -90,7 +90,7 @@ async def test_ten_times_as_many_at_once_as_may_wait_are_all_answered_and_cost_n
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_hundreds_of_clients_that_do_not_stop_asking_are_all_answered(front, pair):
+async def test_hundreds_of_clients_without_pauses_are_all_answered(front, pair):
     url, grpc_address = addresses(front.process)
     async with under_load(pair, url, grpc_address, clients=100, pause_s=0.0) as tally:
         await tally.reach(lambda now: now.requests >= 5000)

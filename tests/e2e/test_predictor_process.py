@@ -1,4 +1,4 @@
-"""Child processes that never outlive us, and predictors that cannot start."""
+"""Child processes never outlive their parent, and errors say why a predictor cannot start."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def alive(pid: int) -> bool:
 # Child processes
 
 
-def test_a_child_ends_with_its_own_status_and_last_words() -> None:
+def test_a_child_reports_its_exit_status_and_last_lines() -> None:
     lines: list[str] = []
     script = "import sys; print('out'); print('bad', file=sys.stderr); sys.exit(3)"
     with ChildProcess([sys.executable, "-u", "-c", script], env=HERE_ENV, log=lines.append) as child:
@@ -51,7 +51,7 @@ def test_a_child_killed_by_a_signal_reports_it_as_a_shell_does() -> None:
     assert child.poll() == 128 + signal.SIGKILL
 
 
-def test_a_log_file_is_appended_to_and_only_its_new_lines_are_the_tail(tmp_path: Path) -> None:
+def test_a_log_file_is_appended_to_and_the_tail_has_only_new_lines(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     log.write_text("from before\n")
     with ChildProcess(["echo", "now"], env=HERE_ENV, log=log) as child:
@@ -85,7 +85,7 @@ time.sleep(60)
 """
 
 
-def test_stop_kills_a_child_that_ignores_it_with_all_its_helpers() -> None:
+def test_stop_kills_a_child_that_ignores_signals_and_its_helpers() -> None:
     lines: list[str] = []
     with ChildProcess([sys.executable, "-c", STUBBORN], env=HERE_ENV, log=lines.append) as child:
         wait_until_sync(lambda: len(lines) == 2)
@@ -95,7 +95,7 @@ def test_stop_kills_a_child_that_ignores_it_with_all_its_helpers() -> None:
     assert child.stop() == 128 + signal.SIGKILL  # once more does no harm
 
 
-def test_helpers_that_a_crashed_child_leaves_behind_are_ended_too() -> None:
+def test_helpers_of_a_crashed_child_are_ended() -> None:
     lines: list[str] = []
     with ChildProcess([sys.executable, "-c", STUBBORN], env=HERE_ENV, log=lines.append) as child:
         wait_until_sync(lambda: len(lines) == 2)
@@ -104,7 +104,7 @@ def test_helpers_that_a_crashed_child_leaves_behind_are_ended_too() -> None:
         wait_until_sync(lambda: not alive(helper))
 
 
-def test_a_child_does_not_outlive_us_even_when_we_are_killed(tmp_path: Path) -> None:
+def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     parent_script = f"""
 import os, sys, time
 from predictor.child import ChildProcess
@@ -130,7 +130,7 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("files", [[], ["model.joblib", "model.pkl"]], ids=["zero", "two"])
-def test_other_than_one_model_file_is_refused(files: list[str], tmp_path: Path) -> None:
+def test_a_directory_without_exactly_one_model_file_is_refused(files: list[str], tmp_path: Path) -> None:
     for file in files:
         (tmp_path / file).touch()
     found = ", ".join(files) or "none"
@@ -144,7 +144,7 @@ def model_dir(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_port_in_use_is_one_line_that_says_what_to_do(model_dir: Path) -> None:
+def test_a_port_in_use_is_a_one_line_error_that_says_what_to_do(model_dir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(PredictorError, match=rf"cannot use port {port} \(.*in use\); stop the process"):
@@ -165,7 +165,7 @@ def test_a_runtime_that_ends_early_is_reported_with_its_reason(model_dir: Path) 
     assert first == "  loading"
 
 
-def test_a_runtime_that_is_never_ready_is_given_up(model_dir: Path) -> None:
+def test_a_runtime_that_does_not_become_ready_times_out(model_dir: Path) -> None:
     runtime = failing("import time; time.sleep(60)")
     process = PredictorProcess(runtime, model_dir, python=Path(sys.executable), model_name="placement")
     with process, pytest.raises(PredictorError, match=r"kserve-mlserver is not ready after 0\.3 s"):

@@ -1,4 +1,4 @@
-"""What the README says is true: its commands run, its tables are the code's, its links lead somewhere."""
+"""The README is true: its commands run, its tables match the code, its links and files exist."""
 
 import re
 import shutil
@@ -52,7 +52,7 @@ def run(language: str, code: str, directory: Path) -> str:
 
 
 @pytest.mark.parametrize(("language", "code"), snippets("tested"))
-def test_what_the_readme_asks_the_service_is_answered(language, code, running, checkout):
+def test_the_readmes_requests_are_answered(language, code, running, checkout):
     here = code.replace("http://127.0.0.1:8080", running.url).replace("127.0.0.1:8081", running.grpc_address)
     here = here.replace("placement predict", f"placement predict --url {running.url}")
     answer = run(language, here, checkout)
@@ -60,7 +60,7 @@ def test_what_the_readme_asks_the_service_is_answered(language, code, running, c
     assert "placement" in answer or "version" in answer or "v1" in answer
 
 
-def test_what_the_readme_trains_is_trained(checkout):
+def test_the_readmes_training_commands_work(checkout):
     dataset = generate(60, seed=5)
     header = [*PLACEMENT.signature.names, "status"]
     rows = [
@@ -80,7 +80,7 @@ def test_what_the_readme_trains_is_trained(checkout):
     assert (checkout / "models/promotion/v1/bundle.json").exists()
 
 
-def test_the_settings_are_those_of_the_transformer():
+def test_the_table_of_settings_matches_the_transformer():
     (table,) = re.findall(r"<!-- settings -->\n(.*?)\n\n", TEXT, re.DOTALL)
     told = dict(re.findall(r"^\| `(--\w+)` \| `?([^|`]*)`? \|", table, re.MULTILINE))
     actions = {option: action for action in parser()._actions for option in action.option_strings}
@@ -104,14 +104,14 @@ def test_links_and_files_exist(page):
         assert (ROOT / name.replace("NAME", "s3")).exists() or "NAME" in name, name
 
 
-def test_every_make_target_that_is_named_exists():
+def test_every_make_target_in_the_docs_exists():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page in PAGES:
         named = set(re.findall(r"(?:`|^)make ([a-z]+)", page.read_text(), re.MULTILINE))
         assert named <= targets, page.name
 
 
-def test_every_command_and_option_of_placement_that_is_named_exists(capsys, monkeypatch):
+def test_every_command_and_option_of_placement_in_the_docs_exists(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     for page in PAGES:
         for command, rest in re.findall(
@@ -124,7 +124,7 @@ def test_every_command_and_option_of_placement_that_is_named_exists(capsys, monk
                 assert option in helped, f"{page.name}: placement {command} {option}"
 
 
-def test_overlays_that_are_named_are_those_that_exist():
+def test_the_table_of_overlays_is_complete():
     (table,) = re.findall(r"\| overlay \|.*?\n\n", TEXT, re.DOTALL)
     named = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
     assert named == {

@@ -1,4 +1,4 @@
-"""What cannot be served or stored is refused by the real commands: in one line, with what to do about it."""
+"""The real commands refuse what cannot be served or stored, in one line that says what to do."""
 
 import json
 import os
@@ -156,7 +156,7 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr.splitlines()[-1].partition(": ")[2]
 
 
-def test_up_does_not_load_a_model_that_is_not_the_bundles(small, tmp_path):
+def test_up_refuses_a_model_that_differs_from_its_digest(small, tmp_path):
     version = damaged(small, tmp_path / "v1")
     port, grpc_port = free_ports(2)
     done = placement("up", "--model", version, "--run", tmp_path, "--port", port, "--grpc-port", grpc_port)
@@ -171,7 +171,7 @@ def test_up_does_not_load_a_model_that_is_not_the_bundles(small, tmp_path):
 TRAIN = ("train", "--rows", 100, "--estimator", "logistic-regression", "--storage")
 
 
-def test_a_version_that_does_not_fit_is_told_and_leaves_nothing(tmp_path):
+def test_a_full_disk_while_writing_a_version_is_reported_and_leaves_nothing(tmp_path):
     done = placement(*TRAIN, tmp_path, longest_file=500)
     assert refusal(done) == f"{tmp_path}/placement/v1: File too large"
     assert list((tmp_path / "placement").iterdir()) == []
@@ -179,7 +179,7 @@ def test_a_version_that_does_not_fit_is_told_and_leaves_nothing(tmp_path):
     assert versions(tmp_path, "placement") == ["v1"]
 
 
-def test_a_version_whose_report_does_not_fit_is_whole_and_the_report_is_told(small, tmp_path):
+def test_a_full_disk_while_writing_the_report_leaves_a_complete_version(small, tmp_path):
     enough = max((small / file).stat().st_size for file in (BUNDLE_FILE, MODEL_FILE)) + 1000
     assert Path(f"{small}.html").stat().st_size > enough
     done = placement(*TRAIN, tmp_path, longest_file=enough)
@@ -188,7 +188,7 @@ def test_a_version_whose_report_does_not_fit_is_whole_and_the_report_is_told(sma
     assert [path.name for path in (tmp_path / "placement").iterdir()] == ["v1"]
 
 
-def test_up_tells_that_a_copy_does_not_fit(small, tmp_path):
+def test_a_full_disk_while_copying_a_version_is_reported(small, tmp_path):
     port, grpc_port = free_ports(2)
     done = placement(
         *("up", "--model", small, "--run", tmp_path / "run", "--port", port, "--grpc-port", grpc_port),
@@ -199,7 +199,7 @@ def test_up_tells_that_a_copy_does_not_fit(small, tmp_path):
     assert told.endswith(": File too large")
 
 
-def test_s3_that_cannot_be_reached_is_told_before_anything_is_fitted():
+def test_unreachable_s3_storage_is_reported_before_training():
     nobody = "http://127.0.0.1:1"
     s3 = {
         "AWS_ENDPOINT_URL": nobody,
@@ -248,7 +248,7 @@ sys.exit(main(["train", "--rows", "100", "--estimator", "logistic-regression", "
 """
 
 
-def test_training_killed_before_any_step_leaves_a_whole_version_or_none(tmp_path):
+def test_training_killed_at_any_step_leaves_a_complete_version_or_none(tmp_path):
     left = tmp_path / "left"
     done = subprocess.run(
         [sys.executable, "-c", _WATCHED, tmp_path / "storage", left],

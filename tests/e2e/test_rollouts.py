@@ -28,7 +28,7 @@ SOME = 60
 @pytest.mark.parametrize(
     ("name", "situation"), SHORT, ids=[f"{name}-{situation.__name__}" for name, situation in SHORT]
 )
-async def test_no_answer_is_wrong(name, situation, version_pair, tmp_path):
+async def test_no_answer_is_wrong_in(name, situation, version_pair, tmp_path):
     outcome = await situation(version_pair(name), tmp_path, SOME)
     print(f"\n{situation.__name__}, {name}: {outcome}")
     assert outcome.tally.wrong == []
@@ -36,7 +36,7 @@ async def test_no_answer_is_wrong(name, situation, version_pair, tmp_path):
     assert outcome.unexpected == []
 
 
-async def test_the_documented_transformer_gives_wrong_answers_without_a_word(version_pair, tmp_path):
+async def test_the_documented_transformer_gives_wrong_answers_without_an_error(version_pair, tmp_path):
     wrong = await control_experiment(version_pair(SILENT_KILLER), tmp_path, 3 * SOME)
     print(f"\ncontrol experiment, {SILENT_KILLER}: {wrong} wrong")
     assert wrong > 0

@@ -1,4 +1,4 @@
-"""The real stock runtimes, as processes of this machine, answer exactly what scikit-learn answers in ours."""
+"""The real stock runtimes give exactly the scores of scikit-learn, and refuse other columns."""
 
 from __future__ import annotations
 
@@ -172,31 +172,31 @@ def assert_equal(got: np.ndarray, expected: np.ndarray) -> None:
 # Answers
 
 
-def test_v2_with_named_columns(server: PredictorProcess, rows: np.ndarray, expected: np.ndarray) -> None:
+def test_v2_scores_named_columns(server: PredictorProcess, rows: np.ndarray, expected: np.ndarray) -> None:
     answer = post(server, V2_INFER, v2_named(server, NAMES, rows))
     assert answer[1]["outputs"][0]["name"] == server.runtime.probability_output
     assert_equal(v2_probabilities(answer), expected)
 
 
-def test_v2_with_one_plain_array(server: PredictorProcess, rows: np.ndarray, expected: np.ndarray) -> None:
+def test_v2_scores_a_plain_array(server: PredictorProcess, rows: np.ndarray, expected: np.ndarray) -> None:
     answer = post(server, V2_INFER, v2_plain(server, rows))
     assert_equal(v2_probabilities(answer), expected)
 
 
-def test_grpc_with_named_columns(server: PredictorProcess, rows: np.ndarray, expected: np.ndarray) -> None:
+def test_grpc_scores_named_columns(server: PredictorProcess, rows: np.ndarray, expected: np.ndarray) -> None:
     answer = infer(server, grpc_named(server, NAMES, rows))
     assert answer.outputs[0].name == server.runtime.probability_output
     assert_equal(grpc_probabilities(answer), expected)
 
 
 @pytest.mark.parametrize("raw", [False, True], ids=["typed", "raw"])
-def test_grpc_with_one_plain_array(
+def test_grpc_scores_a_plain_array(
     server: PredictorProcess, rows: np.ndarray, expected: np.ndarray, raw: bool
 ) -> None:
     assert_equal(grpc_probabilities(infer(server, grpc_plain(server, rows, raw=raw))), expected)
 
 
-def test_v1_with_named_columns(
+def test_v1_scores_named_columns(
     sklearnserver: PredictorProcess, rows: np.ndarray, expected: np.ndarray
 ) -> None:
     status, body = post(sklearnserver, V1_PREDICT, v1_named(NAMES, rows))
@@ -204,7 +204,9 @@ def test_v1_with_named_columns(
     assert_equal(np.array(body["predictions"]), expected)
 
 
-def test_v1_with_plain_rows(sklearnserver: PredictorProcess, rows: np.ndarray, expected: np.ndarray) -> None:
+def test_v1_scores_plain_rows(
+    sklearnserver: PredictorProcess, rows: np.ndarray, expected: np.ndarray
+) -> None:
     status, body = post(sklearnserver, V1_PREDICT, {"instances": rows.tolist()})
     assert status == 200
     assert_equal(np.array(body["predictions"]), expected)
@@ -264,7 +266,7 @@ def test_an_unknown_model_is_not_found(server: PredictorProcess, rows: np.ndarra
 # Start and end
 
 
-def test_sklearnserver_gives_classes_unless_told_to_give_probabilities(
+def test_sklearnserver_returns_classes_without_predict_proba(
     model_dir: Path, rows: np.ndarray, expected: np.ndarray
 ) -> None:
     runtime = get_runtime("kserve-sklearnserver")
@@ -289,7 +291,7 @@ def test_sklearnserver_does_not_start_without_exactly_one_model_file(
 
 
 @pytest.mark.parametrize("name", ["kserve-mlserver", "kserve-sklearnserver"])
-def test_a_model_file_that_cannot_be_read_is_an_error_at_start(name: str, tmp_path: Path) -> None:
+def test_an_unreadable_model_file_is_an_error_at_start(name: str, tmp_path: Path) -> None:
     (tmp_path / "model.joblib").write_bytes(b"junk")
     with (
         start(name, tmp_path) as process,

@@ -1,4 +1,4 @@
-"""SIGTERM under load: not ready any more, what was accepted is answered, and the process ends by itself."""
+"""SIGTERM under load: readiness ends, accepted requests are answered, and the process ends by itself."""
 
 import contextlib
 import http.client
@@ -111,7 +111,7 @@ def is_ready(process: TransformerProcess) -> bool:
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("predictor", ["answers", "stands still"])
-def test_what_was_accepted_before_a_sigterm_is_answered(
+def test_requests_accepted_before_sigterm_are_answered_while_the_predictor(
     workers, predictor, mlserver, trained_bundle, sklearn_reference, tmp_path
 ):
     log = tmp_path / "transformer.log"

@@ -1,4 +1,4 @@
-"""A writer that is killed leaves a whole version, or none."""
+"""A killed writer leaves a complete version or none."""
 
 import random
 import signal
@@ -23,7 +23,7 @@ for number in count(int(sys.argv[3])):
 """
 
 
-def test_a_writer_killed_at_any_moment_leaves_no_half_version(trained_bundle, tmp_path):
+def test_a_writer_killed_at_any_moment_leaves_no_incomplete_version(trained_bundle, tmp_path):
     for attempt, seconds in enumerate([0.5, *(random.uniform(0.02, 0.25) for _ in range(4))]):
         arguments = [sys.executable, "-c", _WRITER, str(trained_bundle), str(tmp_path), str(1000 * attempt)]
         with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE) as writer:

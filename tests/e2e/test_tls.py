@@ -1,4 +1,4 @@
-"""TLS to the predictor and for the server, with an authority of the tests' own: nobody else is believed."""
+"""TLS to the predictor and for the server; only certificates of the configured authority are trusted."""
 
 import asyncio
 import contextlib
@@ -208,7 +208,7 @@ def behind(request: pytest.FixtureRequest, hop: str) -> int:
 
 
 @pytest.mark.parametrize("hop", HOPS)
-def test_over_tls_the_predictor_is_believed_that_the_authority_has_signed(
+def test_a_predictor_with_a_certificate_of_the_authority_is_trusted(
     hop, behind, authority, trained_bundle, sklearn_reference, candidates, tmp_path
 ):
     """As KServe sets it up: an argument, and the authority's file in the environment."""
@@ -239,7 +239,7 @@ WRONG = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("hop", ["v2", "grpc-v2"])
-async def test_over_tls_nobody_else_is_believed_and_the_log_says_why(
+async def test_a_predictor_with_any_other_certificate_is_not_trusted_and_the_log_says_why(
     hop, wrong, behind, authority, another, trained_bundle, candidates, monkeypatch, caplog
 ):
     by, host, lasts, named, told = WRONG[wrong]
@@ -262,7 +262,7 @@ async def test_over_tls_nobody_else_is_believed_and_the_log_says_why(
     assert terminator.heard == 0, "it was told nothing"
 
 
-async def test_a_certificate_that_is_renewed_is_believed_without_a_restart(
+async def test_a_renewed_certificate_is_trusted_without_a_restart(
     mlserver, authority, trained_bundle, sklearn_reference, candidates, monkeypatch
 ):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority.file))
@@ -283,7 +283,7 @@ async def test_a_certificate_that_is_renewed_is_believed_without_a_restart(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_with_a_certificate_rest_is_https_and_nothing_else(
+def test_with_a_certificate_rest_is_served_only_over_https(
     workers, mlserver, authority, trained_bundle, sklearn_reference, candidates, tmp_path
 ):
     """gRPC stays as it is: KServe's server has no TLS for it."""

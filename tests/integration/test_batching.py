@@ -1,4 +1,4 @@
-"""Requests that wait together go together, each with its own answer and nobody else's credentials."""
+"""Queued requests are sent as one call; each gets its own answer, and no call mixes credentials."""
 
 import asyncio
 import gc
@@ -60,7 +60,7 @@ def probabilities(response) -> list[float]:
     return [one["placement_probability"] for one in response.json()["predictions"]]
 
 
-async def test_what_waits_goes_as_one_call(start, pair, sklearn_reference):
+async def test_queued_requests_are_sent_as_one_call(start, pair, sklearn_reference):
     transformer, predictor = await start("--predictor_connections=1")
     predictor.may_answer.clear()
     first = asked(transformer, pair.candidates[:1])
@@ -75,7 +75,7 @@ async def test_what_waits_goes_as_one_call(start, pair, sklearn_reference):
     assert [len(matrix) for matrix, _ in predictor.plain_calls] == [1, 39]
 
 
-async def test_what_was_answered_goes_without_the_garbage_collector(start, pair):
+async def test_answered_requests_are_freed_without_the_garbage_collector(start, pair):
     transformer, _ = await start("--max_batch_rows=16")
     gc.collect()
     gc.disable()
@@ -90,7 +90,7 @@ async def test_what_was_answered_goes_without_the_garbage_collector(start, pair)
     assert left <= 2
 
 
-async def test_what_could_not_be_answered_goes_without_the_garbage_collector(start, pair):
+async def test_failed_requests_are_freed_without_the_garbage_collector(start, pair):
     transformer, predictor = await start("--max_waiting_rows=8", "--predictor_request_timeout_seconds=1")
     predictor.may_answer.clear()
     gc.collect()
@@ -108,7 +108,7 @@ async def test_what_could_not_be_answered_goes_without_the_garbage_collector(sta
     assert left <= 8
 
 
-async def test_callers_that_ask_again_at_once_share_calls_instead_of_taking_turns(start, pair):
+async def test_callers_that_resend_at_once_share_calls(start, pair):
     transformer, predictor = await start("--predictor_connections=1")
     callers = 16
 
@@ -121,7 +121,7 @@ async def test_callers_that_ask_again_at_once_share_calls_instead_of_taking_turn
     assert full > len(predictor.plain_calls) / 2, [len(matrix) for matrix, _ in predictor.plain_calls]
 
 
-async def test_callers_that_do_not_ask_again_are_not_waited_for():
+async def test_callers_that_do_not_resend_are_not_waited_for():
     caller_wait = CallerWait(asyncio.get_running_loop())
     for _ in range(5):
         caller_wait.start(10, 60.0)
@@ -140,7 +140,7 @@ async def test_callers_that_do_not_ask_again_are_not_waited_for():
     assert caller_wait.remaining_s() > 0
 
 
-async def test_a_batch_has_a_limit(start, pair, sklearn_reference):
+async def test_a_call_has_at_most_max_batch_rows_candidates(start, pair, sklearn_reference):
     transformer, predictor = await start("--predictor_connections=1", "--max_batch_rows=10")
     predictor.may_answer.clear()
     asking = [asked(transformer, [one]) for one in pair.candidates[:31]]
@@ -153,7 +153,7 @@ async def test_a_batch_has_a_limit(start, pair, sklearn_reference):
     assert max(len(matrix) for matrix, _ in predictor.plain_calls) == 10
 
 
-async def test_a_large_request_is_cut_and_lets_small_ones_in(start, pair, sklearn_reference):
+async def test_a_large_request_is_split_so_that_small_ones_do_not_wait_for_it(start, pair, sklearn_reference):
     transformer, predictor = await start("--predictor_connections=1", "--max_batch_rows=16")
     predictor.may_answer.clear()
     many = (pair.candidates * 5)[:300]
@@ -191,7 +191,7 @@ async def test_a_call_never_mixes_credentials(start, pair, sklearn_reference):
     assert len(predictor.plain_calls) < len(asking) / 2
 
 
-async def test_what_names_one_request_goes_along_with_that_one_only(start, pair):
+async def test_headers_that_identify_a_request_are_sent_only_if_the_call_has_no_other_request(start, pair):
     transformer, predictor = await start("--predictor_connections=1")
     await asked(transformer, pair.candidates[:1], **{"x-request-id": "alone"})
     predictor.may_answer.clear()
@@ -204,7 +204,7 @@ async def test_what_names_one_request_goes_along_with_that_one_only(start, pair)
     assert [headers.get("x-request-id") for _, headers in predictor.plain_calls] == ["alone", "first", None]
 
 
-async def test_more_than_may_wait_is_told_to_come_again(start, pair, sklearn_reference):
+async def test_a_full_queue_answers_503_with_retry_after(start, pair, sklearn_reference):
     transformer, predictor = await start(
         "--predictor_connections=1", "--max_waiting_rows=5", "--max_batch_rows=1"
     )
@@ -224,7 +224,7 @@ async def test_more_than_may_wait_is_told_to_come_again(start, pair, sklearn_ref
         assert probabilities(answers[number]) == pytest.approx(expected, abs=1e-12)
 
 
-async def test_over_grpc_it_is_told_the_same(start, pair, stack):
+async def test_a_full_queue_answers_over_grpc_with_retry_after(start, pair, stack):
     transformer, predictor = await start(
         "--predictor_connections=1", "--max_waiting_rows=1", "--max_batch_rows=1"
     )
@@ -242,7 +242,7 @@ async def test_over_grpc_it_is_told_the_same(start, pair, stack):
     await asyncio.gather(first, second)
 
 
-async def test_a_request_that_is_cancelled_leaves_its_place(start, pair):
+async def test_a_cancelled_request_leaves_the_queue(start, pair):
     transformer, predictor = await start("--predictor_connections=1", "--max_waiting_rows=5")
     predictor.may_answer.clear()
     first = asked(transformer, pair.candidates[:1])
@@ -265,7 +265,7 @@ async def wait_for_calls(predictor: FakeMLServer, calls: int) -> None:
     await wait_until(lambda: len(predictor.plain_calls) >= enough)
 
 
-async def test_a_large_request_is_answered_by_one_model_while_another_takes_over(start, pair):
+async def test_a_large_request_is_answered_by_one_model_during_a_swap(start, pair):
     references = pair.references
     transformer, predictor = await start("--predictor_connections=2", "--max_batch_rows=16")
     many = (pair.candidates * 5)[:400]
@@ -281,7 +281,7 @@ async def test_a_large_request_is_answered_by_one_model_while_another_takes_over
     assert versions == {"v1", "v2"}
 
 
-async def test_verified_by_request_a_large_request_is_answered_by_one_model_too(start, pair):
+async def test_with_verification_by_request_a_large_request_is_answered_by_one_model(start, pair):
     references = pair.references
     transformer, predictor = await start(
         "--predictor_connections=2", "--max_batch_rows=64", "--verify=request"
@@ -313,7 +313,7 @@ async def in_front_of_a_canary(
     )
 
 
-async def test_verified_by_request_each_version_gives_its_share_of_the_answers(stack, version_pair):
+async def test_with_verification_by_request_a_canary_gives_its_share_of_the_answers(stack, version_pair):
     """A refused call is sent again, to whichever pod: that must not favour the version that has more."""
     pair = version_pair("category_renamed")
     references = pair.references
@@ -329,7 +329,9 @@ async def test_verified_by_request_each_version_gives_its_share_of_the_answers(s
     assert 0.12 < versions["v2"] / versions.total() < 0.28
 
 
-async def test_verified_by_request_a_request_of_thousands_is_answered_in_a_canary(stack, version_pair):
+async def test_with_verification_by_request_thousands_of_candidates_are_answered_in_a_canary(
+    stack, version_pair
+):
     """In one piece: parts of it would have to meet the same model again and again."""
     pair = version_pair("retrained")
     references = pair.references
@@ -340,7 +342,7 @@ async def test_verified_by_request_a_request_of_thousands_is_answered_in_a_canar
     assert probabilities(response) == pytest.approx(expected, abs=1e-12)
 
 
-async def test_requests_for_a_newer_version_do_not_shut_out_the_others(stack, version_pair):
+async def test_requests_that_wait_for_a_newer_version_do_not_block_others(stack, version_pair):
     pair = version_pair("category_added")
     references = pair.references
     predictor = await stack.enter_async_context(FakeMLServer(references["v1"]).running())
@@ -361,7 +363,7 @@ async def test_requests_for_a_newer_version_do_not_shut_out_the_others(stack, ve
         assert probabilities(response) == pytest.approx(references["v2"].probabilities([newcomer]), abs=1e-12)
 
 
-async def test_a_request_that_the_predictor_cannot_score_fails_alone(start, pair, sklearn_reference):
+async def test_a_request_that_the_predictor_cannot_score_does_not_fail_others(start, pair, sklearn_reference):
     """What shares its call is halved until it is alone: 300 others lose nothing, for a few calls more."""
     transformer, predictor = await start("--predictor_connections=1", "--max_batch_rows=4096")
     poison = {**pair.candidates[0], "ssc_p": 40.125}
@@ -383,7 +385,7 @@ async def test_a_request_that_the_predictor_cannot_score_fails_alone(start, pair
     assert len(predictor.plain_calls) < 50
 
 
-async def test_a_request_that_cannot_be_looked_at_keeps_no_other_waiting(start, pair, monkeypatch):
+async def test_a_request_that_raises_an_exception_does_not_block_others(start, pair, monkeypatch):
     transformer, predictor = await start("--predictor_connections=1")
     predictor.may_answer.clear()
     first = asked(transformer, pair.candidates[:1])
@@ -404,7 +406,7 @@ async def test_a_request_that_cannot_be_looked_at_keeps_no_other_waiting(start, 
     assert (await bad).status_code == 500
 
 
-async def test_a_call_that_hung_is_nothing_to_expect_of_others():
+async def test_calls_that_hang_do_not_change_the_usual_duration():
     limit = ConcurrencyLimit(4, lambda: None)
     limit.measure(0.01, 1, 0.01)
     for _ in range(10):
@@ -423,7 +425,7 @@ async def test_a_call_that_hung_is_nothing_to_expect_of_others():
         ((1.0, 3.5, 3.6, 3.0), 2),
     ],
 )
-def test_so_many_calls_are_made_at_once_as_do_best(power, best):
+def test_the_concurrency_limit_settles_where_throughput_is_best(power, best):
     climb = _HillClimb(len(power))
     seen = []
     for _ in range(400):
@@ -433,7 +435,7 @@ def test_so_many_calls_are_made_at_once_as_do_best(power, best):
     assert all(1 <= limit <= len(power) for limit in seen)
 
 
-def test_more_callers_are_not_taken_for_what_another_call_at_once_does():
+def test_a_rising_number_of_callers_does_not_raise_the_concurrency_limit():
     """One worker; the callers become ten times as many at any moment, again and again."""
     power = (1.0, 0.8, 0.6, 0.4)
     for moment in range(40):

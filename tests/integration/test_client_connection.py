@@ -1,4 +1,4 @@
-"""A client's connection: answers in one piece and in order, and limits on what is read and how slowly."""
+"""A client's connection: responses in order and in one write, and limits on size and time of requests."""
 
 import asyncio
 import itertools
@@ -144,14 +144,14 @@ def asked(method: str, path: str, *, last: bool = False) -> bytes:
     )
 
 
-async def test_head_and_body_are_written_together(transport, recorder):
+async def test_head_and_body_are_one_write(transport, recorder):
     transport.write(HEAD)
     transport.write(b"hello")
     await asyncio.sleep(0)
     assert recorder.done == [HEAD + b"hello"]
 
 
-async def test_a_head_waits_for_its_body_no_longer_than_a_turn_of_the_loop(transport, recorder):
+async def test_a_head_waits_for_its_body_at_most_one_turn_of_the_event_loop(transport, recorder):
     transport.write(HEAD)
     await asyncio.sleep(0)
     transport.write(b"hel")
@@ -159,7 +159,7 @@ async def test_a_head_waits_for_its_body_no_longer_than_a_turn_of_the_loop(trans
     assert recorder.done == [HEAD, b"hel", b"lo"]
 
 
-async def test_what_is_held_is_written_before_the_connection_closes(transport, recorder):
+async def test_a_held_head_is_written_before_the_connection_closes(transport, recorder):
     transport.write(HEAD)
     transport.close()
     await asyncio.sleep(0)
@@ -168,13 +168,13 @@ async def test_what_is_held_is_written_before_the_connection_closes(transport, r
 
 
 @pytest.mark.parametrize("path", ["/quick", "/slow"])
-async def test_an_answer_without_a_body_comes(served, path):
+async def test_a_response_without_a_body_is_sent(served, path):
     content = await answers(served.port, asked("HEAD", path, last=True))
     assert content.startswith(b"HTTP/1.1 200 OK\r\n")
     assert content.endswith(b"\r\n\r\n")
 
 
-async def test_requests_sent_together_are_answered_in_their_order(served):
+async def test_pipelined_requests_are_answered_in_order(served):
     requests = [("GET", "/1"), ("HEAD", "/2"), ("GET", "/slow/3"), ("HEAD", "/slow/4"), ("POST", "/5")]
     sent = b"".join(asked(*request, last=request[1] == "/5") for request in requests)
     heads_and_bodies = (await answers(served.port, sent)).split(b"\r\n\r\n")
@@ -182,7 +182,7 @@ async def test_requests_sent_together_are_answered_in_their_order(served):
     assert bodies == [b"/1", b"", b"/slow/3", b"", b"/5"]
 
 
-async def test_a_request_is_given_up_when_its_client_goes(served):
+async def test_a_request_is_cancelled_when_its_client_disconnects(served):
     _, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(asked("GET", "/long"))
     await asyncio.wait_for(served.began.wait(), 5)
@@ -259,13 +259,13 @@ async def answers_to_pieces(pieces: Iterable[bytes]) -> bytes:
 
 @settings(deadline=None)
 @given(pipelines())
-def test_requests_in_any_pieces_get_their_answers_in_order(pipeline):
+def test_requests_in_any_fragments_are_answered_in_order(pipeline):
     pieces, expected = pipeline
     assert parse_responses(asyncio.run(answers_to_pieces(pieces))) == expected
 
 
 @pytest.mark.parametrize("lengths", [b"content-length: 5\r\n\r\nhello", b"\r\n"], ids=["body", "none"])
-async def test_an_offer_of_another_protocol_costs_no_request_its_body(served, lengths, caplog):
+async def test_an_upgrade_offer_does_not_lose_the_body(served, lengths, caplog):
     """Java's client makes it with its first request, unless it is told not to."""
     body = lengths.split(b"\r\n\r\n")[-1] if b"hello" in lengths else b""
     offered = b"POST /echo HTTP/1.1\r\nhost: a\r\n" + OFFER + lengths
@@ -314,14 +314,14 @@ async def until_answered(port: int, start: bytes, endless: bytes) -> tuple[bytes
 
 
 @pytest.mark.parametrize(("start", "endless", "status"), ENDLESS)
-async def test_a_head_that_does_not_end_is_refused_before_it_fills_the_memory(served, start, endless, status):
+async def test_an_endless_head_is_refused_before_it_fills_the_memory(served, start, endless, status):
     answer, sent = await asyncio.wait_for(until_answered(served.port, start, endless), 10)
     assert error_of(answer)[0] == status
     assert sent < 16 * 2**20
 
 
 @pytest.mark.parametrize(("endless", "status"), ENDLESS_BODY)
-async def test_what_stands_around_a_body_is_limited_too(served, endless, status, caplog):
+async def test_chunk_sizes_extensions_and_trailers_are_limited(served, endless, status, caplog):
     start, last = CHUNKED + endless[:-1], endless[-1:]
     answer, sent = await asyncio.wait_for(until_answered(served.port, start, last), 10)
     assert error_of(answer)[0] == status
@@ -330,13 +330,13 @@ async def test_what_stands_around_a_body_is_limited_too(served, endless, status,
     assert not caplog.records
 
 
-async def test_trailers_without_an_end_are_not_kept(served):
+async def test_endless_trailers_are_refused(served):
     trailers = b"T: 1\r\n"
     answer, _ = await asyncio.wait_for(until_answered(served.port, CHUNKED + b"0\r\n", trailers), 10)
     assert error_of(answer)[0] == 431
 
 
-async def test_trailers_are_no_headers(served):
+async def test_trailers_are_not_added_to_the_headers(served):
     request = CHUNKED + b"1\r\na\r\n0\r\nAuthorization: x\r\n\r\n"
     _, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(request)
@@ -351,7 +351,7 @@ async def test_trailers_are_no_headers(served):
 
 
 @pytest.mark.parametrize(("bytes_", "status"), [(MAX_HEAD - 500, 200), (MAX_HEAD + 1, 431)])
-async def test_a_long_head_is_answered_up_to_the_limit(served, bytes_, status):
+async def test_a_head_may_have_bytes_up_to_the_limit(served, bytes_, status):
     request = asked("GET", "/1", last=True).replace(b"host: a", b"host: a\r\nlong: " + b"b" * bytes_)
     answer = await answers(served.port, request)
     assert parse_responses(answer)[0][0] == status
@@ -359,7 +359,7 @@ async def test_a_long_head_is_answered_up_to_the_limit(served, bytes_, status):
 
 @pytest.mark.parametrize(("bytes_", "status"), [(MAX_HEAD - 500, 200), (MAX_HEAD + 1, 431)])
 @pytest.mark.parametrize("cut", [0, 10, 500, MAX_HEAD - 500])
-async def test_the_limit_of_a_head_is_the_same_whatever_it_comes_with(served, bytes_, status, cut):
+async def test_the_limit_of_a_head_does_not_depend_on_fragments(served, bytes_, status, cut):
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     while not served.connections:
         await asyncio.sleep(0)
@@ -374,7 +374,7 @@ async def test_the_limit_of_a_head_is_the_same_whatever_it_comes_with(served, by
     await writer.wait_closed()
 
 
-async def test_an_error_comes_in_its_turn(served):
+async def test_an_error_response_follows_the_responses_of_earlier_requests(served):
     """Nobody is to take it for the answer to a request that was sent before."""
     sent = asked("GET", "/slow/1") + asked("GET", "/slow/2") + b"GET /3 HTTP/1.1\r\nno header\r\n\r\n"
     found = parse_responses(await answers(served.port, sent))
@@ -382,12 +382,12 @@ async def test_an_error_comes_in_its_turn(served):
     assert [body for _, body in found[:2]] == [b"/slow/1", b"/slow/2"]
 
 
-async def test_an_error_in_a_body_comes_in_its_turn(served):
+async def test_an_error_in_a_body_follows_the_responses_of_earlier_requests(served):
     found = parse_responses(await answers(served.port, asked("GET", "/slow/1") + CHUNKED + b"no size\r\n"))
     assert [status for status, _ in found] == [200, 400]
 
 
-async def test_a_request_whose_body_is_refused_is_given_up_although_its_client_stays(served):
+async def test_a_request_with_a_refused_body_is_cancelled_although_its_client_stays(served):
     _, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(CHUNKED)
     while not served.state.tasks:
@@ -400,7 +400,7 @@ async def test_a_request_whose_body_is_refused_is_given_up_although_its_client_s
     await writer.wait_closed()
 
 
-async def test_more_requests_than_may_wait_are_refused(served):
+async def test_too_many_pipelined_requests_are_refused(served):
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     while not served.connections:
         await asyncio.sleep(0)
@@ -431,7 +431,7 @@ async def test_requests_are_not_read_faster_than_they_are_answered(served):
 # Clients that keep us waiting.
 
 
-async def test_an_answer_that_nobody_reads_is_thrown_away():
+async def test_a_response_that_the_client_does_not_read_is_dropped():
     async with serving(timeout_s=0.4) as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=1024)
         writer.write(asked("GET", "/large"))
@@ -444,7 +444,7 @@ async def test_an_answer_that_nobody_reads_is_thrown_away():
             await writer.wait_closed()
 
 
-async def test_an_answer_that_is_read_slowly_is_not():
+async def test_a_response_that_the_client_reads_slowly_is_delivered():
     async with serving(timeout_s=0.4) as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=2**16)
         writer.write(asked("GET", "/large", last=True))
@@ -458,7 +458,7 @@ async def test_an_answer_that_is_read_slowly_is_not():
         await writer.wait_closed()
 
 
-async def test_a_client_that_does_not_read_does_not_hold_up_the_end_of_the_server():
+async def test_a_client_that_does_not_read_does_not_delay_a_shutdown():
     config: Any = Config(_answer, log_config=None, lifespan="off", host="127.0.0.1", port=0)
     config.http = partial(ClientConnection, timeouts=ClientTimeouts(0.4))
     server = Server(config)
@@ -475,13 +475,13 @@ async def test_a_client_that_does_not_read_does_not_hold_up_the_end_of_the_serve
         await writer.wait_closed()
 
 
-async def test_a_connection_that_stays_mute_is_closed():
+async def test_a_connection_without_a_request_is_closed():
     async with serving(timeout_s=0.2) as served:
         assert await answers(served.port, b"") == b""
         assert await answers(served.port, b"\r\n") == b""
 
 
-async def test_a_blank_line_does_not_keep_a_connection_open_for_ever():
+async def test_a_blank_line_does_not_keep_a_connection_open():
     async with serving(timeout_s=0.2, timeout_keep_alive=1) as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
         writer.write(asked("GET", "/1"))
@@ -492,13 +492,13 @@ async def test_a_blank_line_does_not_keep_a_connection_open_for_ever():
         await writer.wait_closed()
 
 
-async def test_a_body_that_nobody_needs_is_not_waited_for():
+async def test_a_body_that_the_response_does_not_need_is_not_waited_for():
     async with serving(timeout_s=0.2, timeout_keep_alive=60) as served:
         answer = await answers(served.port, b"POST /1 HTTP/1.1\r\ncontent-length: 100\r\n\r\nhello")
         assert parse_responses(answer) == [(200, b"/1")]
 
 
-async def test_a_client_that_sends_no_more_gives_its_request_up(served, caplog):
+async def test_a_request_is_cancelled_when_its_client_closes_its_sending_side(served, caplog):
     """As uvicorn has it: a connection that is closed on one side is closed."""
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(asked("GET", "/long"))
@@ -511,7 +511,7 @@ async def test_a_client_that_sends_no_more_gives_its_request_up(served, caplog):
     await writer.wait_closed()
 
 
-async def test_the_looking_ends_with_the_last_connection():
+async def test_the_timer_for_timeouts_ends_with_the_last_connection():
     async with serving(timeout_s=0.2) as served:
         for _ in range(2):
             assert await answers(served.port, asked("GET", "/1", last=True))

@@ -1,4 +1,4 @@
-"""What a rollout to a cluster promises, against the Kubernetes API with KServe's controllers imitated."""
+"""Rollouts to a cluster, against a fake Kubernetes API with KServe's controllers."""
 
 import asyncio
 import copy
@@ -44,7 +44,7 @@ async def test_a_rollback_changes_the_predictor_and_then_the_transformer(start: 
         await rollback(target(), print)
 
 
-async def test_a_rollback_goes_back_further_and_never_forth(start: Start, target: Any) -> None:
+async def test_repeated_rollbacks_go_further_back(start: Start, target: Any) -> None:
     await start()
     await rollout(target(), V2, print)
     await rollout(target(), V3, print)
@@ -53,7 +53,7 @@ async def test_a_rollback_goes_back_further_and_never_forth(start: Start, target
     assert await rollback(target(), print) == "v1"
 
 
-async def test_nothing_but_the_uris_is_changed(start: Start, target: Any) -> None:
+async def test_a_rollout_changes_only_the_uris(start: Start, target: Any) -> None:
     cluster = await start()
     before = copy.deepcopy(cluster.isvc)
     await target().set_transformer(V2, print)
@@ -67,7 +67,7 @@ async def test_nothing_but_the_uris_is_changed(start: Start, target: Any) -> Non
 
 
 @pytest.mark.parametrize(("failing", "changed"), [(V2, ["transformer"]), (V3, ["transformer", "predictor"])])
-async def test_a_deployment_that_gives_up_brings_everything_back(
+async def test_a_failed_deployment_is_rolled_back(
     start: Start, target: Any, failing: str, changed: list[str]
 ) -> None:
     cluster = await start()
@@ -87,7 +87,7 @@ async def test_a_deployment_that_gives_up_brings_everything_back(
     assert await target().state() == State(V1, V1, None)
 
 
-async def test_a_version_that_serves_other_scores_is_taken_back(
+async def test_a_version_with_other_scores_is_rolled_back(
     start: Start, target: Any, versions: Versions
 ) -> None:
     cluster = await start()
@@ -122,7 +122,7 @@ async def test_a_change_by_someone_else_is_not_overwritten(start: Start, target:
     assert (cluster.uri("transformer"), cluster.uri("predictor")) == (V2, V3)
 
 
-async def test_a_change_in_the_moment_of_the_patch_is_not_overwritten(start: Start, target: Any) -> None:
+async def test_a_change_during_the_patch_is_not_overwritten(start: Start, target: Any) -> None:
     cluster = await start()
     cluster.meanwhile = lambda: someone_sets_the_predictor(cluster)
     with pytest.raises(TargetError, match="another client changed"):
@@ -130,7 +130,7 @@ async def test_a_change_in_the_moment_of_the_patch_is_not_overwritten(start: Sta
     assert cluster.uri("predictor") == V3
 
 
-async def test_a_status_written_in_the_moment_of_the_patch_is_no_conflict(start: Start, target: Any) -> None:
+async def test_a_status_written_during_the_patch_is_not_a_conflict(start: Start, target: Any) -> None:
     cluster = await start()
     writes = iter(range(3))
     cluster.meanwhile = lambda: cluster.touch() if next(writes, None) is not None else None
@@ -138,14 +138,14 @@ async def test_a_status_written_in_the_moment_of_the_patch_is_no_conflict(start:
     assert cluster.uri("predictor") == V2
 
 
-async def test_a_patch_whose_answer_is_lost_is_known_as_our_own(start: Start, target: Any) -> None:
+async def test_a_patch_whose_response_is_lost_is_recognised(start: Start, target: Any) -> None:
     cluster = await start()
     cluster.lost_answers = 1
     assert await rollout(target(), V2, print) == "v2"
     assert len(cluster.patches) == 2
 
 
-async def test_a_pause_of_the_api_server_interrupts_no_rollout(start: Start, target: Any) -> None:
+async def test_a_rollout_survives_a_pause_of_the_api_server(start: Start, target: Any) -> None:
     cluster = await start()
     lines: list[str] = []
 
@@ -158,7 +158,7 @@ async def test_a_pause_of_the_api_server_interrupts_no_rollout(start: Start, tar
     assert any("shutting down (ServiceUnavailable); retrying" in line for line in lines)
 
 
-async def test_a_controller_that_does_nothing_is_waited_for_only_so_long(start: Start, target: Any) -> None:
+async def test_waiting_for_an_idle_controller_times_out(start: Start, target: Any) -> None:
     cluster = await start()
     cluster.reconciles = False
     with pytest.raises(TargetError) as failed:
@@ -168,7 +168,7 @@ async def test_a_controller_that_does_nothing_is_waited_for_only_so_long(start: 
     )
 
 
-async def test_a_timeout_says_what_the_conditions_say(start: Start, target: Any) -> None:
+async def test_a_timeout_error_includes_the_conditions(start: Start, target: Any) -> None:
     cluster = await start()
     cluster.reconciles = False
     cluster.isvc["status"] |= {
@@ -215,7 +215,7 @@ async def test_a_canary_in_knative_mode_is_finished_by_a_rollout(start: Start, t
     ]
 
 
-async def test_a_canary_that_is_undone_never_gets_all_the_traffic(start: Start, target: Any) -> None:
+async def test_a_canary_that_is_being_undone_never_gets_all_traffic(start: Start, target: Any) -> None:
     cluster = await start("Knative")
     await rollout(target(), V2, print, canary=20)
     assert await rollback(target(), print) == "v1"
@@ -225,7 +225,7 @@ async def test_a_canary_that_is_undone_never_gets_all_the_traffic(start: Start, 
     assert "canaryTrafficPercent" not in cluster.isvc["spec"]["predictor"]
 
 
-async def test_a_canary_that_does_not_come_up_is_taken_back(start: Start, target: Any) -> None:
+async def test_a_canary_that_does_not_become_ready_is_rolled_back(start: Start, target: Any) -> None:
     cluster = await start("Knative")
     cluster.meanwhile = lambda: cluster.failing.add(V2) if cluster.patches else None
     with pytest.raises(RolloutError, match="placement-predictor-00002: ProgressDeadlineExceeded"):
@@ -234,7 +234,7 @@ async def test_a_canary_that_does_not_come_up_is_taken_back(start: Start, target
     assert await target().state() == State(V1, V1, None)
 
 
-async def test_a_canary_that_answers_wrongly_is_undone(start: Start, target: Any, versions: Versions) -> None:
+async def test_a_canary_with_wrong_answers_is_undone(start: Start, target: Any, versions: Versions) -> None:
     cluster = await start("Knative")
     versions.serve_other_scores(V2)
     with pytest.raises(
@@ -272,7 +272,7 @@ async def test_knative_revisions_are_rolled_out_and_back(start: Start, target: A
 
 
 @pytest.mark.parametrize("mode", ["Standard", "Knative"])
-async def test_one_pod_with_both_has_one_uri(start: Start, target: Any, mode: str) -> None:
+async def test_a_collocated_service_has_one_uri(start: Start, target: Any, mode: str) -> None:
     cluster = await start(mode, collocated=True)
     lines: list[str] = []
     assert await rollout(target(), V2, lines.append) == "v2"
@@ -282,7 +282,7 @@ async def test_one_pod_with_both_has_one_uri(start: Start, target: Any, mode: st
     assert await rollback(target(), print) == "v1"
 
 
-async def test_a_canary_of_one_pod_with_both_is_finished_or_undone(start: Start, target: Any) -> None:
+async def test_a_canary_of_a_collocated_service_is_finished_or_undone(start: Start, target: Any) -> None:
     cluster = await start("Knative", collocated=True)
     await rollout(target(), V2, print, canary=20)
     assert await target().state() == State(V1, V1, None, Canary(V2, 20), collocated=True)
@@ -294,7 +294,7 @@ async def test_a_canary_of_one_pod_with_both_is_finished_or_undone(start: Start,
 
 
 @pytest.mark.parametrize("mode", ["Standard", "Knative"])
-async def test_strangers_change_in_one_patch_and_back(start: Start, target: Any, mode: str) -> None:
+async def test_unrelated_versions_change_in_one_patch(start: Start, target: Any, mode: str) -> None:
     cluster = await start(mode)
     with pytest.raises(RolloutError, match="v9 does not recognise v1"):
         await rollout(target(), V9, print)
@@ -313,7 +313,7 @@ async def test_strangers_change_in_one_patch_and_back(start: Start, target: Any,
 
 
 @pytest.mark.parametrize("failing", ["predictor", "transformer"])
-async def test_strangers_that_do_not_come_up_are_taken_back_at_once(
+async def test_unrelated_versions_that_do_not_become_ready_are_rolled_back_in_one_patch(
     start: Start, target: Any, failing: str
 ) -> None:
     cluster = await start()
@@ -326,7 +326,7 @@ async def test_strangers_that_do_not_come_up_are_taken_back_at_once(
     assert [len(patch) for patch in cluster.patches] == [2, 2]
 
 
-async def test_a_canary_gets_no_traffic_while_both_change_at_once(start: Start, target: Any) -> None:
+async def test_a_canary_gets_no_traffic_while_both_components_change(start: Start, target: Any) -> None:
     cluster = await start("Knative")
     await rollout(target(), V2, print, canary=20)
     cluster.patches.clear()
@@ -356,9 +356,7 @@ async def test_a_transformer_never_meets_a_version_that_it_does_not_know(
     assert (V1, V2) not in versions.answered
 
 
-async def test_predictions_go_to_the_address_that_is_given(
-    start: Start, target: Any, versions: Versions
-) -> None:
+async def test_predictions_go_to_the_given_address(start: Start, target: Any, versions: Versions) -> None:
     cluster = await start()
     bundle = versions.bundles[V1]
     rows = [dict(candidate) for candidate in bundle.reference.candidates]
@@ -366,7 +364,7 @@ async def test_predictions_go_to_the_address_that_is_given(
     assert (scored.version, scored.probabilities) == ("v1", bundle.reference.probabilities)
 
 
-async def test_a_service_that_is_not_ready_for_a_moment_is_asked_again(
+async def test_a_prediction_is_retried_while_the_service_is_not_ready(
     start: Start, target: Any, versions: Versions
 ) -> None:
     await start()
@@ -391,7 +389,7 @@ async def test_a_service_that_is_not_ready_for_a_moment_is_asked_again(
         pytest.param((401, "Unauthorized", "Unauthorized"), "Unauthorized (Unauthorized)", id="token"),
     ],
 )  # fmt: skip
-async def test_a_refusal_is_told_in_one_line(
+async def test_a_refusal_of_the_api_server_is_a_one_line_error(
     start: Start, target: Any, error: tuple[int, str, str], said: str
 ) -> None:
     cluster = await start()
@@ -402,7 +400,7 @@ async def test_a_refusal_is_told_in_one_line(
     assert "\n" not in str(failed.value)
 
 
-async def test_a_missing_service_a_missing_context_and_a_dead_server_are_told_in_one_line(
+async def test_a_missing_service_or_context_or_api_server_is_a_one_line_error(
     start: Start, target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster = await start()
@@ -455,7 +453,7 @@ async def test_a_service_that_cannot_be_rolled_out_to_is_refused(
     assert said in str(refused.value)
 
 
-async def test_a_bundle_is_read_from_its_copy_and_held_against_its_digest(
+async def test_a_bundle_is_read_from_its_copy_and_checked_against_its_digest(
     start: Start, target: Any, versions: Versions, tmp_path: Path
 ) -> None:
     await start()
@@ -475,7 +473,9 @@ async def test_a_bundle_is_read_from_its_copy_and_held_against_its_digest(
         ("file:///models/placement/v2", "a cluster cannot read a local path"),
     ],
 )
-async def test_a_bundle_out_of_reach_is_refused(start: Start, target: Any, uri: str, said: str) -> None:
+async def test_a_bundle_that_cannot_be_read_is_refused(
+    start: Start, target: Any, uri: str, said: str
+) -> None:
     await start()
     with pytest.raises(TargetError, match=said):
         await target(bundle_copies={}).read_bundle(uri)

@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a rollout to a cluster."""
+"""Cancelling a rollout to a cluster undoes it."""
 
 import asyncio
 from typing import Any
@@ -21,7 +21,7 @@ async def test_an_interrupted_wait_leaves_the_spec_as_patched(start: Start, targ
     assert cluster.uri("predictor") == V2
 
 
-async def test_a_patch_that_is_interrupted_is_waited_for(start: Start, target: Any) -> None:
+async def test_an_interrupted_patch_is_waited_for(start: Start, target: Any) -> None:
     cluster = await start()
     cluster.hold = asyncio.Event()
     one = target()
@@ -38,7 +38,7 @@ async def test_a_patch_that_is_interrupted_is_waited_for(start: Start, target: A
     await target().wait_until_idle()
 
 
-async def test_a_rollout_interrupted_at_any_moment_goes_back(start: Start, target: Any) -> None:
+async def test_a_rollout_interrupted_at_any_moment_is_undone(start: Start, target: Any) -> None:
     cluster = await start()
     for moment in range(0, 60, 4):
         task = asyncio.create_task(rollout(target(), V2, print))

@@ -23,14 +23,16 @@ async def test_the_status_shows_conditions_replicas_and_traffic(start: Start, ta
     assert [(one.uri, one.percent) for one in knative.components[1].traffic] == [(V2, 20), (V1, 80)]
 
 
-async def test_a_pod_with_both_is_asked_for_its_transformer(start: Start, target: Any) -> None:
+async def test_metrics_of_a_collocated_pod_are_read_from_its_transformer(start: Start, target: Any) -> None:
     cluster = await start(collocated=True)
     cluster.listed = [pod("p-1", component="predictor")]
     cluster.metrics = {"p-1:8080": "text"}
     assert (await target().metrics()).texts == {"p-1": "text"}
 
 
-async def test_only_running_pods_are_asked_and_only_ready_ones_must_answer(start: Start, target: Any) -> None:
+async def test_metrics_are_read_from_running_pods_and_required_of_ready_ones(
+    start: Start, target: Any
+) -> None:
     cluster = await start()
     leaving = pod("t-4")
     leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"

@@ -1,4 +1,4 @@
-"""What is behind a connection is found out before it carries a request, and whenever it may have changed."""
+"""Each connection is verified before it carries a request, and again when the predictor may have changed."""
 
 import asyncio
 import json
@@ -81,9 +81,7 @@ async def test_requests_are_encoded_for_the_version_behind_the_connection(behind
     )
 
 
-async def test_a_swap_in_the_middle_of_requests_gives_no_answer_through_the_other_encoding(
-    stack, renamed, old, new
-):
+async def test_a_swap_during_requests_gives_no_answer_through_the_other_encoding(stack, renamed, old, new):
     transformer, predictor = await start(stack, renamed.new, old)
     references = {"v1": old, "v2": new}
     seen = set()
@@ -110,14 +108,14 @@ async def test_a_candidate_that_an_older_version_cannot_express_waits_for_a_newe
     assert await waiting == ("v2", pytest.approx(new.probabilities([row]), abs=1e-12))
 
 
-async def test_one_that_waits_in_vain_is_told_to_try_again(stack, renamed, old):
+async def test_a_request_that_no_version_can_express_in_time_gets_503_with_retry_after(stack, renamed, old):
     transformer, _ = await start(stack, renamed.new, old, "--predictor_request_timeout_seconds=1")
     row = {**renamed.candidates[0], "hsc_s": "Humanities"}
     response = await transformer.http.post(V1_PREDICT, json={"instances": [row]})
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
 
 
-async def test_a_model_that_nobody_knows_is_served_as_unverified(stack, version_pair):
+async def test_an_unknown_model_is_served_as_unverified(stack, version_pair):
     pair = version_pair("retrained")
     stranger = SklearnReference(pair.new)
     transformer, _ = await start(stack, pair.old, stranger)
@@ -128,7 +126,7 @@ async def test_a_model_that_nobody_knows_is_served_as_unverified(stack, version_
     )
 
 
-async def test_a_model_that_nobody_knows_is_refused_where_that_is_asked_for(stack, version_pair):
+async def test_an_unknown_model_is_refused_with_unknown_model_refuse(stack, version_pair):
     pair = version_pair("retrained")
     transformer, _ = await start(
         stack, pair.old, SklearnReference(pair.new), "--unknown_model=refuse", ready=False
@@ -137,7 +135,7 @@ async def test_a_model_that_nobody_knows_is_refused_where_that_is_asked_for(stac
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
 
 
-async def test_versions_of_the_same_encoding_are_told_apart(stack, version_pair):
+async def test_versions_with_the_same_encoding_are_told_apart_by_their_scores(stack, version_pair):
     pair = version_pair("retrained")
     transformer, predictor = await start(stack, pair.new, SklearnReference(pair.old))
     assert (await ask(transformer, pair.candidates[0]))[0] == "v1"
@@ -145,7 +143,7 @@ async def test_versions_of_the_same_encoding_are_told_apart(stack, version_pair)
     assert (await ask(transformer, pair.candidates[0]))[0] == "v2"
 
 
-async def test_a_predictor_that_takes_no_known_encoding_is_not_used_and_the_log_names_the_difference(
+async def test_a_predictor_that_refuses_all_known_encodings_is_not_used_and_the_log_says_why(
     stack, renamed, new, caplog
 ):
     with caplog.at_level(logging.WARNING, "kserve.transformer"):
@@ -178,7 +176,7 @@ async def test_readiness_follows_the_connections(stack, renamed, old, monkeypatc
         await wait_until(partial(answers, transformer, path, 200))
 
 
-async def test_requests_outlast_the_moment_without_a_connection(stack, renamed, old):
+async def test_requests_wait_while_there_is_no_connection_for_a_moment(stack, renamed, old):
     transformer, predictor = await start(stack, renamed.old, old)
     predictor.swap(None)
     asking = [asyncio.create_task(ask(transformer, row)) for row in renamed.candidates[:8]]
@@ -187,7 +185,7 @@ async def test_requests_outlast_the_moment_without_a_connection(stack, renamed, 
     assert {version for version, _ in await asyncio.gather(*asking)} == {"v1"}
 
 
-async def test_connections_are_as_many_as_asked_for_and_renewed_when_they_are_old(stack, renamed, old):
+async def test_the_pool_keeps_the_configured_number_of_connections_and_renews_old_ones(stack, renamed, old):
     _, predictor = await start(
         stack, renamed.old, old, "--predictor_connections=3", "--predictor_connection_age=0.1"
     )
@@ -195,7 +193,7 @@ async def test_connections_are_as_many_as_asked_for_and_renewed_when_they_are_ol
     await wait_until(lambda: predictor.connections >= 12)
 
 
-async def test_prometheus_is_told_what_is_behind_and_who_answered(stack, renamed, old, new):
+async def test_metrics_count_connections_verifications_and_requests_by_version(stack, renamed, old, new):
     before = {
         "equal": sample("transformer_verifications_total", outcome="equal"),
         "v1": sample("transformer_requests_total", version="v1"),
@@ -216,7 +214,7 @@ async def test_prometheus_is_told_what_is_behind_and_who_answered(stack, renamed
 
 
 @pytest.mark.parametrize("name", ["category_renamed", "retrained", "field_added"])
-async def test_verified_by_request_each_answer_tells_the_model_that_gave_it(name, stack, version_pair):
+async def test_with_verification_by_request_each_answer_names_its_version(name, stack, version_pair):
     pair = version_pair(name)
     references = pair.references
     transformer, predictor = await start(stack, pair.new, references["v1"], "--verify=request")
@@ -242,7 +240,7 @@ def test_an_older_version_expresses_what_its_own_signature_allows(version_pair, 
         assert (older.try_encode(rows) is not None) == expressible
 
 
-def test_what_no_version_knows_is_ignored_by_all_where_that_is_asked_for(version_pair):
+def test_with_unknown_category_ignore_all_versions_ignore_an_unknown_category(version_pair):
     newest, older = known_versions(load_bundle(version_pair("category_added").new), "ignore")
     candidate = {**version_pair("category_added").candidates[0], "hsc_s": "Music"}
     rows = Rows([candidate], "instances")
@@ -250,9 +248,7 @@ def test_what_no_version_knows_is_ignored_by_all_where_that_is_asked_for(version
     assert older.try_encode(rows) is not None
 
 
-async def test_verified_by_request_versions_of_the_same_names_keep_their_defaults(
-    stack, version_pair, tmp_path
-):
+async def test_with_verification_by_request_each_version_uses_its_own_defaults(stack, version_pair, tmp_path):
     """The encoding is the same, what a missing value means is not."""
     pair = version_pair("retrained")
     content = json.loads((pair.new / BUNDLE_FILE).read_text())
@@ -271,7 +267,9 @@ async def test_verified_by_request_versions_of_the_same_names_keep_their_default
         )
 
 
-async def test_verified_by_request_what_waits_for_a_newer_one_lets_others_pass(stack, renamed, old, new):
+async def test_with_verification_by_request_requests_for_a_newer_version_do_not_block_others(
+    stack, renamed, old, new
+):
     transformer, predictor = await start(
         stack, renamed.new, old, "--verify=request", "--predictor_connections=1"
     )

@@ -31,7 +31,7 @@ async def not_started(directory: Path) -> AsyncIterator[LocalService]:
         yield local
 
 
-async def test_a_control_file_that_another_service_has_written_is_left_to_it(tmp_path):
+async def test_a_control_file_of_another_service_is_left_alone(tmp_path):
     file = tmp_path / CONTROL_FILE
     async with not_started(tmp_path) as local:
         first, second = ControlServer(local, file), ControlServer(local, file)
@@ -82,7 +82,7 @@ async def ask(control: Control, headers: dict[str, str | None], **how: Any) -> t
         return response.status, await response.text()
 
 
-async def test_the_control_endpoint_listens_on_loopback_alone(control):
+async def test_the_control_endpoint_listens_only_on_loopback(control):
     port = int(control.address.rpartition(":")[2])
     sockets = psutil.Process().connections(kind="tcp")
     ours = [one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN and one.laddr.port == port]
@@ -107,7 +107,7 @@ ELSEWHERE = [
 
 
 @pytest.mark.parametrize("headers", ELSEWHERE, ids=lambda headers: " ".join(*headers.items()))
-async def test_the_control_endpoint_answers_no_web_page(headers, control):
+async def test_the_control_endpoint_refuses_requests_from_web_pages(headers, control):
     port = control.address.rpartition(":")[2]
     headers = {name: value.format(port=port) for name, value in headers.items()}
     error = f"the host must be {control.address}, and requests from web pages are refused"
@@ -131,7 +131,7 @@ WRONG_TOKENS = {
 
 
 @pytest.mark.parametrize("wrong", WRONG_TOKENS)
-async def test_the_control_endpoint_answers_nobody_without_its_token(wrong, control, monkeypatch):
+async def test_the_control_endpoint_refuses_requests_without_its_token(wrong, control, monkeypatch):
     """Which is compared as a whole, in a time that does not tell how much of it is right."""
     compared = []
 
@@ -148,7 +148,7 @@ async def test_the_control_endpoint_answers_nobody_without_its_token(wrong, cont
     assert compared == [f"Bearer {control.token}".encode()] * 3
 
 
-async def test_bytes_that_are_no_text_are_no_token(control):
+async def test_a_token_that_is_not_text_is_refused(control):
     host, port = control.address.split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(f"POST /wait_until_idle HTTP/1.0\r\nhost: {control.address}\r\nauthorization: ".encode())
@@ -161,11 +161,11 @@ async def test_bytes_that_are_no_text_are_no_token(control):
 @pytest.mark.parametrize(
     ("body", "told"), [(b"{", "is not JSON"), (b"\xff", "is not JSON"), (b"[]", "must be an object")]
 )
-async def test_a_step_that_cannot_be_read_is_refused(body, told, control):
+async def test_a_malformed_step_is_refused(body, told, control):
     assert await ask(control, {}, body=body) == (400, json.dumps({"error": f"body: {told}"}))
 
 
-async def test_every_start_has_a_token_of_its_own(tmp_path):
+async def test_every_start_has_a_new_token(tmp_path):
     file = tmp_path / CONTROL_FILE
     tokens = []
     async with not_started(tmp_path) as local:

@@ -1,4 +1,4 @@
-"""A caller's credentials reach the predictor with that caller's candidates, and with nobody else's."""
+"""A caller's credentials are sent with that caller's candidates only."""
 
 import asyncio
 import random
@@ -94,7 +94,7 @@ async def predictor(hop, sklearn_reference) -> AsyncIterator[FaultyPredictor]:
 
 @pytest.mark.parametrize("faulty", [False, True], ids=["every call answered", "some calls failing"])
 @pytest.mark.parametrize("hop", HOPS)
-async def test_a_call_carries_the_credentials_of_all_candidates_in_it(
+async def test_a_call_has_the_credentials_of_all_its_candidates(
     hop, faulty, predictor, sklearn_reference, trained_bundle
 ):
     asked: list[tuple[Ask, str | None, list[dict[str, Any]]]] = []

@@ -1,4 +1,4 @@
-"""The short way for predictions gives what KServe's own handlers give: status, body and headers."""
+"""The fast path for predictions gives the same status, body and headers as KServe's route."""
 
 import asyncio
 import json
@@ -178,7 +178,7 @@ def made(rows: list[dict], dice: random.Random) -> dict[str, Any]:
     }
 
 
-async def test_both_ways_give_the_same_answers_to_thousands_of_requests(ways, pair):
+async def test_the_fast_path_and_kserves_route_answer_alike(ways, pair):
     dice = random.Random(0)
     statuses: Counter[int] = Counter()
     for _ in range(REQUESTS):
@@ -189,7 +189,7 @@ async def test_both_ways_give_the_same_answers_to_thousands_of_requests(ways, pa
     assert not {status for status in statuses if status >= 500}
 
 
-async def test_plain_predictions_take_the_short_way(ways, pair, monkeypatch):
+async def test_plain_predictions_take_the_fast_path(ways, pair, monkeypatch):
     """Or the comparison says nothing."""
     short, _, shortcut = ways
 
@@ -205,7 +205,7 @@ async def test_plain_predictions_take_the_short_way(ways, pair, monkeypatch):
         await short.get("/v2/health/live")
 
 
-async def test_a_cloud_event_goes_the_long_way_and_is_answered_with_one(ways, pair):
+async def test_a_cloudevent_takes_kserves_route_and_gets_a_cloudevent(ways, pair):
     event = {
         "specversion": "1.0", "id": "7", "source": "here", "type": "candidate",
         "time": "2026-01-01T00:00:00Z",
@@ -220,7 +220,7 @@ async def test_a_cloud_event_goes_the_long_way_and_is_answered_with_one(ways, pa
         assert "placement_probability" in response.text
 
 
-async def test_too_long_a_body_is_refused_by_both(ways):
+async def test_both_routes_refuse_a_body_that_is_too_large(ways):
     for url in (V1_PREDICT, V2_INFER):
         response = await same(ways, method="POST", url=url, content=bytes(30_000))
         assert response.status_code == 413

@@ -1,4 +1,4 @@
-"""Whatever the predictor does, the caller gets the status that says so."""
+"""Every fault of the predictor has a status; retries, deadlines and headers keep their rules."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -211,7 +211,9 @@ HTTP_FAULTS = [
 
 
 @pytest.mark.parametrize(("fault", "expected"), HTTP_FAULTS)
-async def test_a_fault_of_the_predictor_has_its_status_and_passes(fault, expected, transformer, predictor):
+async def test_a_fault_of_the_predictor_gets_its_status_and_leaves_nothing(
+    fault, expected, transformer, predictor
+):
     statuses, often = expected
     predictor.always = fault
     await check(transformer, statuses)
@@ -230,7 +232,7 @@ async def test_a_fault_of_the_predictor_has_its_status_and_passes(fault, expecte
         pytest.param(has_status(500, {"error": "KeyError: 'x'"}), WRONG, id="500"),
     ],
 )
-async def test_a_fault_has_the_same_status_where_each_request_is_verified(
+async def test_a_fault_gets_the_same_status_with_verification_by_request(
     fault, expected, transformer, predictor
 ):
     statuses, often = expected
@@ -258,7 +260,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("rows", ROWS)
-async def test_only_probabilities_of_each_class_for_each_candidate_are_taken(rows, transformer, predictor):
+async def test_only_valid_probabilities_for_each_candidate_are_accepted(rows, transformer, predictor):
     predictor.always = has_status(200, predictions(transformer.hop, rows))
     # As many rows as one request has.
     await check(transformer, NONSENSE, together=False)
@@ -268,7 +270,7 @@ async def test_only_probabilities_of_each_class_for_each_candidate_are_taken(row
 
 @pytest.mark.parametrize("transformer", ["v1"], indirect=True)
 @pytest.mark.parametrize("labels", [[0, 1], ["Placed", "Not Placed"], [True, False]])
-async def test_a_v1_predictor_without_predict_proba_is_told_from_one_with(labels, transformer, predictor):
+async def test_class_labels_from_a_v1_predictor_are_refused(labels, transformer, predictor):
     predictor.always = has_status(200, {"predictions": labels})
     # As many rows as one request has.
     await check(transformer, NONSENSE, together=False)
@@ -290,7 +292,7 @@ OUTPUTS = [
 
 @pytest.mark.parametrize("transformer", ["v2"], indirect=True)
 @pytest.mark.parametrize("outputs", OUTPUTS)
-async def test_a_v2_answer_without_the_asked_output_is_nonsense(outputs, transformer, predictor):
+async def test_a_v2_response_without_the_requested_output_is_refused(outputs, transformer, predictor):
     predictor.always = has_status(200, {"model_name": "placement", "outputs": outputs})
     # As many rows as one request has.
     await check(transformer, NONSENSE, together=False)
@@ -309,7 +311,7 @@ async def is_ready(service: InProcessTransformer) -> bool:
 
 
 @pytest.mark.parametrize("hop", ["v1", "v2", "grpc-v2"])
-async def test_a_predictor_that_is_not_there_is_503_and_try_again(hop, trained_bundle, monkeypatch):
+async def test_a_missing_predictor_gives_503_with_retry_after(hop, trained_bundle, monkeypatch):
     monkeypatch.setattr(pool, "GRACE_S", 0.2)
     async with (
         in_process_transformer(
@@ -323,7 +325,7 @@ async def test_a_predictor_that_is_not_there_is_503_and_try_again(hop, trained_b
 
 
 @pytest.mark.parametrize("hop", HOPS)
-async def test_a_predictor_that_goes_and_comes_back_is_missed_and_found_without_help(
+async def test_the_transformer_notices_that_the_predictor_stops_and_starts_again(
     hop, trained_bundle, predictor, grpc_predictor, monkeypatch
 ):
     monkeypatch.setattr(connection_worker, "HEARTBEAT_S", 0.1)
@@ -343,7 +345,7 @@ ONCE = [hangs_up, breaks_off, has_status(503, text="moving"), has_status(500, te
 
 
 @pytest.mark.parametrize("fault", ONCE, ids=["hangs up", "breaks off", "503", "500 while stopping"])
-async def test_a_call_that_was_dropped_is_sent_once_more_over_a_connection_verified_since(
+async def test_a_dropped_call_is_sent_once_more_over_a_newly_verified_connection(
     fault, transformer, predictor
 ):
     predictor.faults.append(fault)
@@ -354,14 +356,14 @@ async def test_a_call_that_was_dropped_is_sent_once_more_over_a_connection_verif
     assert second.transport in [request.transport for request, scored in since if not scored]
 
 
-async def test_a_call_that_was_dropped_twice_is_not_sent_again(transformer, predictor):
+async def test_a_call_that_is_dropped_twice_is_not_sent_a_third_time(transformer, predictor):
     predictor.faults += [hangs_up] * 2
     assert (await v1_status(transformer, SAMPLE))[0] == "503"
     assert len(predictor.requests) == 2
     assert await v1_status(transformer, SAMPLE) == transformer.answer
 
 
-async def test_a_predictor_that_drops_everything_does_not_get_every_call_twice(
+async def test_the_retry_budget_limits_retries_to_a_predictor_that_drops_all_calls(
     trained_bundle, predictor, monkeypatch
 ):
     monkeypatch.setattr(retry_budget, "MAX_SAVED", 3.0)
@@ -374,7 +376,7 @@ async def test_a_predictor_that_drops_everything_does_not_get_every_call_twice(
         assert await v1_status(transformer, SAMPLE) == transformer.answer
 
 
-async def test_a_second_try_does_not_get_a_second_deadline(transformer, predictor):
+async def test_a_retry_keeps_the_deadline_of_its_request(transformer, predictor):
     async def hangs_up_after_a_while(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(0.5)
         return await hangs_up(request)
@@ -389,7 +391,7 @@ async def test_a_second_try_does_not_get_a_second_deadline(transformer, predicto
     assert (await first)[0] == (await second)[0] == "504"
 
 
-async def test_a_call_that_is_given_up_is_cancelled(transformer, predictor):
+async def test_a_call_is_cancelled_at_the_deadline(transformer, predictor):
     """Or a predictor that is too slow would go on working for nobody."""
     cancelled = asyncio.Event()
 
@@ -410,13 +412,15 @@ REFUSALS = [REFUSED_NAMES, REFUSED_ORDER, REFUSED_WIDTH]
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=["other feature names", "another order", "another width"])
 @pytest.mark.parametrize("transformer", ["v1", "v2", "v2 by request"], indirect=True)
-async def test_a_call_that_was_refused_is_sent_again_until_a_model_takes_it(refusal, transformer, predictor):
+async def test_a_call_with_a_refused_encoding_is_sent_again_until_a_model_accepts_it(
+    refusal, transformer, predictor
+):
     predictor.faults += [has_status(500, {"error": refusal})] * 3
     assert await v1_status(transformer, SAMPLE) == transformer.answer
     assert len(predictor.requests) == 4
 
 
-async def test_a_call_that_was_refused_once_and_then_takes_too_long_is_too_slow(transformer, predictor):
+async def test_a_retried_call_that_takes_too_long_gets_504(transformer, predictor):
     predictor.faults += [has_status(500, {"error": REFUSED_WIDTH}), never_answers]
     assert (await v1_status(transformer, SAMPLE))[0] == "504"
     assert len(predictor.requests) == 2
@@ -425,14 +429,14 @@ async def test_a_call_that_was_refused_once_and_then_takes_too_long_is_too_slow(
 @pytest.mark.parametrize(
     "fault", [has_status(500, {"error": "KeyError"}), has_status(200, {})], ids=["500", "nonsense"]
 )
-async def test_an_answer_that_would_be_the_same_again_is_not_asked_for_again(fault, transformer, predictor):
+async def test_a_call_that_would_fail_again_is_not_retried(fault, transformer, predictor):
     predictor.faults.append(fault)
     assert (await v1_status(transformer, SAMPLE))[0] == "502"
     assert len(predictor.requests) == 1
     assert await v1_status(transformer, SAMPLE) == transformer.answer
 
 
-async def test_a_caller_whose_requests_bring_nonsense_does_not_keep_others_waiting(transformer, predictor):
+async def test_invalid_responses_do_not_slow_down_later_requests(transformer, predictor):
     """Connections are not suspected more with every such answer, or nobody would get one in the end."""
     predictor.faults += [has_status(500, {"error": "KeyError"})] * 30
     ended = [(await v1_status(transformer, SAMPLE))[0] for _ in range(30)]
@@ -440,7 +444,7 @@ async def test_a_caller_whose_requests_bring_nonsense_does_not_keep_others_waiti
     assert await v1_status(transformer, SAMPLE) == transformer.answer
 
 
-async def test_no_candidate_goes_over_a_connection_that_was_not_verified(trained_bundle, predictor):
+async def test_no_candidate_is_sent_over_an_unverified_connection(trained_bundle, predictor):
     """An idle connection that the predictor closes would be opened again; anything may be behind it."""
     async with connected_transformer(predictor, trained_bundle, "v2", connections=1) as transformer:
         for asked in range(1, 5):
@@ -454,7 +458,7 @@ async def test_no_candidate_goes_over_a_connection_that_was_not_verified(trained
             assert any(one.transport is carried for one, scored in predictor.calls if not scored)
 
 
-async def test_a_connection_that_cannot_even_be_tried_is_tried_again(trained_bundle, predictor, monkeypatch):
+async def test_a_failed_attempt_to_connect_is_repeated(trained_bundle, predictor, monkeypatch):
     """Certificates that are not mounted yet, for one."""
     missing = iter([FileNotFoundError("ca.crt")] * 2 * CONNECTIONS_EACH)
 
@@ -482,7 +486,7 @@ def score(scorer: Scorer) -> asyncio.Task[Any]:
     return asyncio.create_task(scorer.predict(Rows([SAMPLE], "instances"), {}))
 
 
-async def test_a_request_whose_caller_has_gone_is_forgotten_when_its_call_is_dropped(scorer, predictor):
+async def test_a_request_whose_caller_disconnected_is_not_retried(scorer, predictor):
     gone = asyncio.Event()
 
     async def hangs_up_then(request: web.Request) -> web.StreamResponse:
@@ -503,7 +507,7 @@ async def test_a_request_whose_caller_has_gone_is_forgotten_when_its_call_is_dro
     assert len(predictor.requests) == 2
 
 
-async def test_who_still_waits_when_the_transformer_closes_is_told_so_at_once(scorer, predictor):
+async def test_queued_requests_fail_at_once_when_the_transformer_closes(scorer, predictor):
     predictor.always = never_answers
     asking = [score(scorer)]
     await wait_until(lambda: predictor.requests)
@@ -584,7 +588,7 @@ GRPC_FAULTS = [
 
 
 @pytest.mark.parametrize(("fault", "expected"), GRPC_FAULTS)
-async def test_a_fault_of_a_grpc_predictor_has_the_same_status_and_passes(
+async def test_a_fault_of_a_grpc_predictor_gets_its_status_and_leaves_nothing(
     fault, expected, grpc_transformer, grpc_predictor
 ):
     statuses, often = expected
@@ -594,14 +598,14 @@ async def test_a_fault_of_a_grpc_predictor_has_the_same_status_and_passes(
     await recovers(grpc_transformer, grpc_predictor)
 
 
-async def test_a_grpc_call_that_was_dropped_is_sent_once_more(grpc_transformer, grpc_predictor):
+async def test_a_dropped_grpc_call_is_sent_once_more(grpc_transformer, grpc_predictor):
     grpc_predictor.faults.append(aborts("UNAVAILABLE", "moving"))
     assert await v1_status(grpc_transformer, SAMPLE) == grpc_transformer.answer
     assert len(grpc_predictor.metadata) == 2
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=["other feature names", "another order", "another width"])
-async def test_a_grpc_call_that_was_refused_is_sent_again_until_a_model_takes_it(
+async def test_a_grpc_call_with_a_refused_encoding_is_sent_again_until_a_model_accepts_it(
     refusal, grpc_transformer, grpc_predictor
 ):
     grpc_predictor.faults += [aborts("INTERNAL", f"ValueError: {refusal}")] * 3
@@ -609,7 +613,7 @@ async def test_a_grpc_call_that_was_refused_is_sent_again_until_a_model_takes_it
     assert len(grpc_predictor.metadata) == 4
 
 
-async def test_a_dropped_call_is_sent_once_more_and_then_each_request_alone(trained_bundle, predictor):
+async def test_a_call_that_is_dropped_twice_is_split_into_its_requests(trained_bundle, predictor):
     predictor.always = hangs_up
     rows = [{**SAMPLE, "ssc_p": 50 + number} for number in range(3)]
     async with connected_transformer(predictor, trained_bundle, "v2", connections=1) as front:
@@ -618,7 +622,7 @@ async def test_a_dropped_call_is_sent_once_more_and_then_each_request_alone(trai
     assert [len(matrix) for matrix, _ in predictor.carried] == [3, 3, 1, 1, 1]
 
 
-async def test_a_grpc_call_that_is_given_up_is_cancelled(grpc_transformer, grpc_predictor):
+async def test_a_grpc_call_is_cancelled_at_the_deadline(grpc_transformer, grpc_predictor):
     """Or a predictor that is too slow would go on working for nobody."""
     cancelled = asyncio.Event()
 
@@ -667,7 +671,7 @@ async def ask_over_grpc(service: InProcessTransformer, headers: dict[str, str]) 
 
 
 @pytest.mark.parametrize("ask", [ask_over_rest, ask_over_grpc])
-async def test_a_callers_headers_reach_an_http_predictor_and_no_others(ask, transformer, predictor):
+async def test_only_the_listed_headers_of_a_caller_reach_an_http_predictor(ask, transformer, predictor):
     await ask(transformer, {})
     await ask(transformer, {**INHERITED_VARIABLES, **KEPT_BACK})
     own, caller = [{name.lower(): v for name, v in r.headers.items()} for r in predictor.requests]
@@ -676,14 +680,16 @@ async def test_a_callers_headers_reach_an_http_predictor_and_no_others(ask, tran
 
 
 @pytest.mark.parametrize("ask", [ask_over_rest, ask_over_grpc])
-async def test_a_callers_headers_reach_a_grpc_predictor_as_metadata(ask, grpc_transformer, grpc_predictor):
+async def test_only_the_listed_headers_of_a_caller_reach_a_grpc_predictor_as_metadata(
+    ask, grpc_transformer, grpc_predictor
+):
     await ask(grpc_transformer, {})
     await ask(grpc_transformer, {**INHERITED_VARIABLES, **KEPT_BACK})
     own, caller = grpc_predictor.metadata
     assert {name: value for name, value in caller.items() if own.get(name) != value} == INHERITED_VARIABLES
 
 
-async def test_headers_are_forwarded_whatever_their_case(transformer, predictor):
+async def test_headers_are_forwarded_in_any_case(transformer, predictor):
     await ask_over_rest(transformer, {"X-Request-ID": "7", "X-B3-TraceId": "8"})
     headers = {name.lower(): value for name, value in predictor.requests[0].headers.items()}
     assert (headers["x-request-id"], headers["x-b3-traceid"]) == ("7", "8")
@@ -715,9 +721,7 @@ async def test_a_header_that_cannot_be_forwarded_does_not_fail_the_request(
 
 
 @pytest.mark.parametrize("hop", ["v2", "grpc-v2"])
-async def test_tracing_that_no_server_would_take_is_left_out_and_costs_nobody_a_call(
-    hop, trained_bundle, predictor, grpc_predictor
-):
+async def test_tracing_headers_that_are_too_long_are_left_out(hop, trained_bundle, predictor, grpc_predictor):
     behind = grpc_predictor if hop == "grpc-v2" else predictor
     headers = {
         "tracestate": "a=" + "x" * 30_000,
@@ -732,13 +736,13 @@ async def test_tracing_that_no_server_would_take_is_left_out_and_costs_nobody_a_
     assert "x-request-id" not in seen
 
 
-async def test_metadata_of_bytes_does_not_fail_the_request(transformer, predictor):
+async def test_binary_metadata_does_not_fail_the_request(transformer, predictor):
     await transformer.grpc.ModelInfer(grpc_objects([SAMPLE]), metadata=(("x-b3-flags-bin", b"\xff"),))
     assert not any(name.lower().startswith("x-b3-") for name in predictor.requests[0].headers)
 
 
 @pytest.mark.parametrize("hop", ["v1", "v2"])
-async def test_what_a_predictor_sets_for_one_caller_is_not_sent_for_another(hop, trained_bundle, predictor):
+async def test_cookies_that_the_predictor_sets_are_not_sent_back(hop, trained_bundle, predictor):
     async def sets_a_cookie(request: web.Request) -> web.Response:
         response = web.json_response(predictions(hop, [GOOD]))
         response.set_cookie("session", "secret")
@@ -753,7 +757,7 @@ async def test_what_a_predictor_sets_for_one_caller_is_not_sent_for_another(hop,
 
 
 @pytest.mark.parametrize("hop", ["v1", "grpc-v2"])
-async def test_no_proxy_of_the_environment_comes_between(
+async def test_proxy_settings_of_the_environment_are_ignored(
     hop, trained_bundle, predictor, grpc_predictor, monkeypatch
 ):
     behind, drop = (grpc_predictor, aborts("UNAVAILABLE", "")) if hop == "grpc-v2" else (predictor, hangs_up)
@@ -813,7 +817,7 @@ UNVERIFIED = [
 
 
 @pytest.mark.parametrize(("fault", "told"), UNVERIFIED)
-async def test_why_a_predictor_cannot_be_verified_is_logged_once_and_in_its_own_words(
+async def test_the_log_says_once_and_in_the_predictors_words_why_it_cannot_be_verified(
     fault, told, pair, caplog, monkeypatch
 ):
     """Of a version that knows another one, which is tried next."""
@@ -836,7 +840,7 @@ async def test_why_a_predictor_cannot_be_verified_is_logged_once_and_in_its_own_
     assert line == about + told or len(line.partition("400: ")[2]) <= MAX_DETAIL
 
 
-async def test_why_a_grpc_predictor_cannot_be_verified_is_logged(
+async def test_the_log_says_why_a_grpc_predictor_cannot_be_verified(
     trained_bundle, grpc_predictor, caplog, monkeypatch
 ):
     monkeypatch.setattr(pool, "GRACE_S", 0.2)
@@ -849,7 +853,9 @@ async def test_why_a_grpc_predictor_cannot_be_verified_is_logged(
     assert f"predictor {grpc_predictor.address}: {told}" in [one.getMessage() for one in caplog.records]
 
 
-async def test_what_a_predictor_says_of_a_callers_candidate_is_not_logged(transformer, predictor, caplog):
+async def test_the_log_does_not_repeat_what_the_predictor_says_about_a_candidate(
+    transformer, predictor, caplog
+):
     predictor.always = has_status(400, text="bad: 67.8901")
     with transformer_log(caplog):
         await check(transformer, NONSENSE)

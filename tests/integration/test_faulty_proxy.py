@@ -1,4 +1,4 @@
-"""The faulty proxy passes responses on unchanged, and replaces them as it is told."""
+"""The tests' faulty proxy passes responses on unchanged, and replaces them when a test asks for it."""
 
 import asyncio
 import contextlib
@@ -55,13 +55,13 @@ def told(came: bytes) -> Any:
     return json.loads(body)
 
 
-async def test_the_proxy_passes_answers_on_as_they_are_and_counts_calls(faulty):
+async def test_the_proxy_passes_responses_on_unchanged_and_counts_calls(faulty):
     assert await ask(faulty) == ANSWER
     assert await ask(faulty, VERIFIES) == ANSWER
     assert (faulty.calls, faulty.spoiled) == (1, 0)
 
 
-async def test_the_proxy_spoils_answers_to_calls_that_score_and_others_where_told(faulty):
+async def test_the_proxy_replaces_responses_of_scoring_calls_and_others_on_request(faulty):
     faulty.spoil = proxy.hangs_up
     assert await ask(faulty) == b""
     assert await ask(faulty, VERIFIES) == ANSWER
@@ -83,12 +83,12 @@ async def test_the_proxy_spoils_answers_to_calls_that_score_and_others_where_tol
     ],
     ids=["resets", "breaks off", "never ends", "twice", "late"],
 )
-async def test_what_the_proxy_sends_instead_of_an_answer(spoil, came, faulty):
+async def test_the_proxy_replaces_a_response_as_its_fault_says(spoil, came, faulty):
     faulty.spoil = spoil
     assert await ask(faulty) == came
 
 
-async def test_the_proxy_sends_other_contents_as_whole_answers(faulty):
+async def test_a_changed_content_is_a_complete_response(faulty):
     faulty.spoil = proxy.of_another_length(-1)
     assert told(await ask(faulty)) == {"outputs": [{"shape": [1, 2], "data": [0.25, 0.75]}]}
     faulty.spoil = proxy.of_another_length(1)

@@ -1,4 +1,4 @@
-"""One connection is one connection, and each answer is its own request's, whatever a server sends."""
+"""An HTTP connection never reconnects; each response belongs to its request, whatever the server sends."""
 
 import asyncio
 import contextlib
@@ -130,7 +130,7 @@ async def get(connection: HttpConnection) -> tuple[int, bytes]:
 # What is sent
 
 
-async def test_a_request_is_sent_as_it_is_given():
+async def test_a_request_is_sent_unchanged():
     async with served(HELLO) as server, connected(server) as connection:
         await connection.request("GET", "/v2/health/live", {})
         headers = {"content-type": "application/json", "X-Request-ID": "\xe9\t7", "x-b3-flags": ""}
@@ -164,7 +164,7 @@ async def test_a_request_is_sent_as_it_is_given():
         pytest.param({"": "1"}, id="no name"),
     ],
 )
-async def test_a_header_that_would_be_more_than_one_is_not_sent(headers):
+async def test_a_header_with_invalid_characters_is_not_sent(headers):
     async with served(HELLO) as server, connected(server) as connection:
         with pytest.raises(ValueError, match="invalid characters"):
             await connection.request("POST", "/", headers, b"{}")
@@ -184,11 +184,11 @@ async def test_a_header_that_would_be_more_than_one_is_not_sent(headers):
         ("::1", 80, 80, "[::1]"),
     ],
 )
-def test_the_host_header_names_the_port_unless_it_is_the_schemes_own(name, port, default_port, header):
+def test_the_host_header_has_the_port_unless_it_is_the_default(name, port, default_port, header):
     assert http_connection._host_header(name, port, default_port) == header
 
 
-async def test_what_is_large_goes_and_comes_whole():
+async def test_large_requests_and_responses_arrive_complete():
     body = bytes(range(256)) * 2**15
     async with (
         served(OK + b"content-length: %d\r\n\r\n" % len(body) + body) as server,
@@ -236,7 +236,7 @@ ANSWERS = [
 
 @pytest.mark.parametrize("how", [says, says_byte_by_byte])
 @pytest.mark.parametrize(("answer", "body"), ANSWERS)
-async def test_answers_are_read_one_after_the_other_over_one_connection(how, answer, body):
+async def test_responses_are_read_one_after_another(how, answer, body):
     async with served(how(answer)) as server, connected(server) as connection:
         assert [await get(connection) for _ in range(3)] == [(200, body)] * 3
         assert not connection.closed
@@ -244,7 +244,7 @@ async def test_answers_are_read_one_after_the_other_over_one_connection(how, ans
 
 
 @pytest.mark.parametrize("status", [204, 304, 307, 404, 503])
-async def test_every_status_is_told_and_none_is_followed(status):
+async def test_every_status_is_returned_and_no_redirect_is_followed(status):
     answer = b"HTTP/1.1 %d X\r\nlocation: /elsewhere\r\ncontent-length: 0\r\n\r\n" % status
     async with served(answer) as server, connected(server) as connection:
         assert [await get(connection) for _ in range(2)] == [(status, b"")] * 2
@@ -267,7 +267,7 @@ LAST_ANSWERS = [
 
 @pytest.mark.parametrize("how", [says, says_byte_by_byte])
 @pytest.mark.parametrize(("answer", "hangs_up"), LAST_ANSWERS)
-async def test_after_an_answer_that_is_to_be_the_last_the_connection_is_closed(how, answer, hangs_up):
+async def test_a_response_with_connection_close_closes_the_connection(how, answer, hangs_up):
     async with served(how(answer, hangs_up=hangs_up)) as server, connected(server) as connection:
         assert await get(connection) == (200, b"hello")
         assert connection.closed
@@ -300,7 +300,7 @@ NONSENSE = [
 
 
 @pytest.mark.parametrize("answer", NONSENSE)
-async def test_an_answer_that_cannot_be_read_is_told_and_closes_the_connection(answer):
+async def test_a_malformed_response_is_an_error_and_closes_the_connection(answer):
     async with served(answer) as server, connected(server) as connection:
         with pytest.raises(BadResponse):
             await get(connection)
@@ -319,7 +319,7 @@ async def test_an_answer_that_cannot_be_read_is_told_and_closes_the_connection(a
         pytest.param(OK + b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n", id="no last chunk"),
     ],
 )
-async def test_an_answer_that_breaks_off_is_none(answer):
+async def test_a_response_that_breaks_off_is_an_error(answer):
     async with served(says(answer, hangs_up=True)) as server, connected(server) as connection:
         with pytest.raises(ConnectionError):
             await get(connection)
@@ -334,7 +334,7 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
-async def test_an_answer_that_is_too_large_is_not_read_to_its_end(frame, monkeypatch):
+async def test_a_response_that_is_too_large_is_not_read_to_its_end(frame, monkeypatch):
     monkeypatch.setattr(http_connection, "MAX_RESPONSE", 2**20)
     async with served(frame(bytes(2**20))) as server, connected(server) as connection:
         with pytest.raises(BadResponse, match="limit 1048576 bytes, got more"):
@@ -348,7 +348,7 @@ async def test_an_answer_that_is_too_large_is_not_read_to_its_end(frame, monkeyp
 
 
 @pytest.mark.parametrize("some", [b"", b"HTTP/1.1 100 Continue\r\n\r\n", HELLO[:-1]])
-async def test_a_call_that_is_given_up_closes_the_connection_and_its_late_answer_is_nobodys(some):
+async def test_a_cancelled_call_closes_the_connection_so_that_its_response_reaches_no_other(some):
     on = asyncio.Event()
 
     async def turn(number: int, writer: asyncio.StreamWriter) -> None:
@@ -370,7 +370,7 @@ async def test_a_call_that_is_given_up_closes_the_connection_and_its_late_answer
     assert len(server.requests) == server.connections == 1
 
 
-async def test_a_call_whose_time_is_up_closes_the_connection_even_while_it_is_sent():
+async def test_a_timeout_while_sending_closes_the_connection():
     stuck = asyncio.Event()
 
     async def never_reads(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -390,7 +390,7 @@ async def test_a_call_whose_time_is_up_closes_the_connection_even_while_it_is_se
 
 
 @pytest.mark.parametrize("more", [OTHER, OTHER[:10], b"garbage", b"\0"])
-async def test_what_follows_an_answer_closes_the_connection(more):
+async def test_bytes_after_a_response_close_the_connection(more):
     async with served(HELLO + more) as server, connected(server) as connection:
         assert await get(connection) == (200, b"hello")
         await wait_until(lambda: connection.closed)
@@ -399,7 +399,7 @@ async def test_what_follows_an_answer_closes_the_connection(more):
 
 
 @pytest.mark.parametrize("more", [OTHER, b"HTTP/1.1 408 Request Timeout\r\n\r\n", b"\r\n"])
-async def test_what_comes_while_nothing_is_asked_closes_the_connection(more):
+async def test_bytes_without_a_request_close_the_connection(more):
     later = asyncio.Event()
 
     async def turn(number: int, writer: asyncio.StreamWriter) -> None:
@@ -416,7 +416,7 @@ async def test_what_comes_while_nothing_is_asked_closes_the_connection(more):
     assert len(server.requests) == server.connections == 1
 
 
-async def test_what_comes_before_anything_was_asked_closes_the_connection():
+async def test_bytes_before_the_first_request_close_the_connection():
     async def greets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(HELLO)
         await reader.read()
@@ -428,7 +428,7 @@ async def test_what_comes_before_anything_was_asked_closes_the_connection():
     listening.close()
 
 
-async def test_a_second_request_at_the_same_time_is_a_mistake():
+async def test_a_second_request_at_the_same_time_is_a_programming_error():
     async with served(HELLO) as server, connected(server) as connection:
         asking = asyncio.create_task(get(connection))
         await asyncio.sleep(0)
@@ -438,7 +438,7 @@ async def test_a_second_request_at_the_same_time_is_a_mistake():
         assert await get(connection) == (200, b"hello")
 
 
-async def test_who_waits_when_it_is_closed_here_is_told_so():
+async def test_a_waiting_call_fails_when_the_connection_is_closed():
     """What has come by then is no answer, even where its end is that the connection closes."""
     async with served(OK + b"\r\nhello") as server, connected(server) as connection:
         asking = asyncio.create_task(get(connection))
@@ -452,7 +452,7 @@ async def test_who_waits_when_it_is_closed_here_is_told_so():
 # Where it goes
 
 
-async def test_a_host_that_is_not_there_or_none_is_an_error_of_the_system():
+async def test_a_missing_or_invalid_host_is_an_os_error():
     for host in ("127.0.0.1", "a..b"):
         with pytest.raises(OSError, match=r"(?i)connect|not a valid host name"):
             await HttpConnection.open(host, 1)
@@ -470,7 +470,7 @@ async def test_all_addresses_of_a_host_are_tried(monkeypatch):
     assert f"host: predictor:{server.port}\r\n".encode() in server.requests[0]
 
 
-def test_each_replica_gets_its_share_of_connections_over_the_preferred_protocol():
+def test_the_first_address_is_chosen_at_random_within_the_preferred_ip_version():
     found = [(6, "::1"), (6, "::2"), (6, "::3"), (4, "10.0.0.1"), (4, "10.0.0.2")]
     tried = [http_connection._shuffled(found) for _ in range(200)]
     assert {addresses[0] for addresses in tried} == {"::1", "::2", "::3"}
@@ -522,7 +522,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-async def test_over_tls_the_same_is_said(host, certificate, monkeypatch):
+async def test_requests_over_tls_are_the_same(host, certificate, monkeypatch):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
     async with served(ANSWER_V2, tls=server_side(certificate)) as server:
         client = rest_client(f"{host}:{server.port}", use_ssl=True)
@@ -534,7 +534,7 @@ async def test_over_tls_the_same_is_said(host, certificate, monkeypatch):
     assert f"host: {host}:{server.port}\r\n".encode() in server.requests[0]
 
 
-async def test_over_tls_the_name_of_the_host_is_asked_for(certificate):
+async def test_tls_uses_the_host_name_as_server_name(certificate):
     asked = []
     context = server_side(certificate)
     context.sni_callback = lambda _, name, __: asked.append(name)
@@ -546,7 +546,7 @@ async def test_over_tls_the_name_of_the_host_is_asked_for(certificate):
     assert asked == ["localhost"]
 
 
-async def test_a_dot_at_the_end_of_a_name_is_for_the_resolver_alone(certificate, monkeypatch):
+async def test_a_trailing_dot_of_a_host_name_is_used_only_for_resolution(certificate, monkeypatch):
     resolved = []
 
     async def resolve(host: str, port: int) -> list[str]:
@@ -563,7 +563,7 @@ async def test_a_dot_at_the_end_of_a_name_is_for_the_resolver_alone(certificate,
     assert f"host: localhost:{server.port}\r\n".encode() in server.requests[0]
 
 
-async def test_over_tls_a_server_that_hangs_up_has_closed_the_connection(certificate):
+async def test_a_server_that_hangs_up_over_tls_has_closed_the_connection(certificate):
     ours = ssl.create_default_context(cafile=certificate)
     async with (
         served(HELLO, tls=server_side(certificate)) as server,
@@ -583,7 +583,7 @@ async def test_over_tls_a_server_that_hangs_up_has_closed_the_connection(certifi
 
 
 @pytest.mark.parametrize("trusted", ["its authority", "another authority"])
-async def test_a_certificate_of_somebody_else_is_not_taken(trusted, certificate, tmp_path, monkeypatch):
+async def test_a_certificate_of_another_host_is_refused(trusted, certificate, tmp_path, monkeypatch):
     others = make_certificate(tmp_path, "elsewhere")
     shown, known = (others, others) if trusted == "its authority" else (certificate, others)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(known))
@@ -614,7 +614,7 @@ async def call(client: RestClient, headers: dict[str, str] | None = None) -> lis
         return (await client.call(np.zeros((1, 3)), None, 2, headers or {})).tolist()
 
 
-async def test_a_client_connects_at_its_first_call_and_never_again():
+async def test_a_client_connects_at_its_first_call_and_never_reconnects():
     async with served(ANSWER_V2) as server:
         client = rest_client(f"127.0.0.1:{server.port}")
         await asyncio.sleep(0.01)
@@ -634,7 +634,7 @@ async def test_a_client_connects_at_its_first_call_and_never_again():
     assert server.requests[1].startswith(b"POST /v2/models/placement/infer HTTP/1.1\r\n")
 
 
-async def test_a_client_that_may_connects_again():
+async def test_a_client_that_may_reconnect_does():
     async with served(ANSWER_V2) as server:
         client = rest_client(f"127.0.0.1:{server.port}", reconnects=True)
         for number in range(1, 4):
@@ -647,7 +647,7 @@ async def test_a_client_that_may_connects_again():
 
 
 @pytest.mark.parametrize("reconnects", [False, True])
-async def test_a_call_that_breaks_off_is_not_sent_again_by_itself(reconnects):
+async def test_a_call_that_breaks_off_is_not_resent(reconnects):
     async with served(says(ANSWER_V2[:-1], hangs_up=True)) as server:
         client = rest_client(f"127.0.0.1:{server.port}", reconnects=reconnects)
         with pytest.raises(PredictorUnavailable, match=r"127\.0\.0\.1:\d+ cannot be reached") as raised:
@@ -668,7 +668,7 @@ async def test_a_call_that_breaks_off_is_not_sent_again_by_itself(reconnects):
         (b"HTTP/1.1 307 X\r\nlocation: /\r\ncontent-length: 0\r\n\r\n", "answered with status 307"),
     ],
 )
-async def test_an_answer_that_is_none_is_told_as_the_predictors(answer, told):
+async def test_an_invalid_response_is_reported_as_the_predictors(answer, told):
     async with served(answer) as server:
         client = rest_client(f"127.0.0.1:{server.port}")
         with pytest.raises(InvalidPredictorResponse, match=told):
@@ -676,7 +676,7 @@ async def test_an_answer_that_is_none_is_told_as_the_predictors(answer, told):
         await client.close()
 
 
-async def test_a_request_whose_headers_cannot_be_sent_is_told_and_the_next_one_goes():
+async def test_a_request_with_invalid_headers_fails_and_the_next_one_succeeds():
     async with served(ANSWER_V2) as server:
         client = rest_client(f"127.0.0.1:{server.port}")
         with pytest.raises(InvalidPredictorResponse, match="'x-request-id' has invalid characters"):
@@ -686,7 +686,7 @@ async def test_a_request_whose_headers_cannot_be_sent_is_told_and_the_next_one_g
     assert len(server.requests) == server.connections == 1
 
 
-async def test_a_models_name_is_quoted():
+async def test_the_models_name_is_quoted_in_the_path():
     async with served(ANSWER_V2) as server:
         client = rest_client(f"127.0.0.1:{server.port}", name="a b?c\r\nd")
         assert await call(client) == GOOD
@@ -706,12 +706,12 @@ async def test_a_predictor_may_have_an_ipv6_address():
 
 
 @pytest.mark.parametrize("host", ["", ":8080", "predictor:http", "predictor:99999"])
-def test_an_address_that_is_none_is_refused(host):
+def test_an_invalid_address_is_refused(host):
     with pytest.raises(ValueError, match=r"(?i)port"):
         rest_client(host)
 
 
-def test_over_grpc_no_connection_can_be_the_only_one():
+def test_a_grpc_client_cannot_promise_never_to_reconnect():
     with pytest.raises(ValueError, match="every call must be verified"):
         connect(PredictorAddress("127.0.0.1:1", "grpc-v2", "placement", "predict_proba"), reconnects=False)
 
@@ -722,19 +722,19 @@ def test_over_grpc_no_connection_can_be_the_only_one():
 @pytest.mark.parametrize(
     "promise",
     [
-        test_a_request_is_sent_as_it_is_given,
-        test_what_is_large_goes_and_comes_whole,
+        test_a_request_is_sent_unchanged,
+        test_large_requests_and_responses_arrive_complete,
         test_small_requests_do_not_wait_for_others,
-        test_a_call_whose_time_is_up_closes_the_connection_even_while_it_is_sent,
-        test_what_comes_before_anything_was_asked_closes_the_connection,
-        test_a_second_request_at_the_same_time_is_a_mistake,
-        test_who_waits_when_it_is_closed_here_is_told_so,
-        test_a_host_that_is_not_there_or_none_is_an_error_of_the_system,
-        test_over_tls_a_server_that_hangs_up_has_closed_the_connection,
-        test_over_tls_the_name_of_the_host_is_asked_for,
-        test_a_client_connects_at_its_first_call_and_never_again,
-        test_a_client_that_may_connects_again,
+        test_a_timeout_while_sending_closes_the_connection,
+        test_bytes_before_the_first_request_close_the_connection,
+        test_a_second_request_at_the_same_time_is_a_programming_error,
+        test_a_waiting_call_fails_when_the_connection_is_closed,
+        test_a_missing_or_invalid_host_is_an_os_error,
+        test_a_server_that_hangs_up_over_tls_has_closed_the_connection,
+        test_tls_uses_the_host_name_as_server_name,
+        test_a_client_connects_at_its_first_call_and_never_reconnects,
+        test_a_client_that_may_reconnect_does,
     ],
 )
-def test_the_same_holds_on_uvloop_which_serves(promise, certificate):
+def test_a_connection_behaves_the_same_on_uvloop(promise, certificate):
     uvloop.run(promise(certificate) if "over_tls" in promise.__name__ else promise())

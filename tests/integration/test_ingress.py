@@ -143,7 +143,7 @@ async def in_time(awaitable):
         ("[::1]:8080", "transformer"),
     ],
 )
-async def test_a_host_leads_to_its_component(host, component, front, client):
+async def test_the_host_header_chooses_the_component(host, component, front, client):
     async with backend(saying("transformer")) as transformer, backend(saying("predictor")) as predictor:
         front.backends.transformer, front.backends.predictor = transformer, predictor
         async with client.get(front.url, headers={"host": host}) as response:
@@ -208,7 +208,7 @@ async def test_method_and_body_reach_the_backend(method, front, client):
         "/%7Etilde/~tilde",
     ],
 )
-async def test_the_path_reaches_the_backend_letter_by_letter(target, front):
+async def test_the_path_reaches_the_backend_unchanged(target, front):
     async with backend(seen) as front.backends.transformer:
         answer = await exchange(
             front, f"GET {target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
@@ -217,7 +217,7 @@ async def test_the_path_reaches_the_backend_letter_by_letter(target, front):
 
 
 @pytest.mark.parametrize("target", ["http://127.0.0.1:1/", "@127.0.0.1:1/", ":1/", "*"])
-async def test_no_request_line_leads_elsewhere(target, front):
+async def test_no_request_line_reaches_another_host(target, front):
     async with backend(seen) as front.backends.transformer:
         answer = await exchange(front, f"OPTIONS {target} HTTP/1.1\r\nhost: localhost\r\n\r\n")
     assert answer.startswith("HTTP/1.1 400 ")
@@ -233,7 +233,7 @@ async def exchange(front: Front, request: str) -> str:
         return head + body.decode()
 
 
-async def test_end_to_end_headers_reach_the_backend_and_no_others(front):
+async def test_only_end_to_end_headers_reach_the_backend(front):
     request = (
         "POST /x HTTP/1.1\r\nHost: localhost:8080\r\nContent-Length: 2\r\nContent-Type: application/json\r\n"
         "Authorization: Bearer x\r\nX-Request-Id: 7\r\nX-Twice: a\r\nX-Twice: b\r\nX-Empty:\r\n"
@@ -257,7 +257,7 @@ async def test_end_to_end_headers_reach_the_backend_and_no_others(front):
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "GET"])
-async def test_a_body_of_unknown_length_stays_one(method, front, client):
+async def test_a_chunked_body_stays_chunked(method, front, client):
     async def chunks():
         yield b"one "
         yield b"two"
@@ -272,7 +272,7 @@ async def test_a_body_of_unknown_length_stays_one(method, front, client):
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "GET", "HEAD"])
-async def test_a_request_without_a_body_announces_none(method, front):
+async def test_a_request_without_a_body_has_no_content_length(method, front):
     received: list[str] = []
 
     async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -298,7 +298,7 @@ async def test_a_connection_option_cannot_remove_the_length_of_the_body(front):
     assert json.loads(answer.partition("\r\n\r\n")[2])["body"] == "{}"
 
 
-async def test_a_length_that_is_given_twice_is_one_length(front):
+async def test_a_repeated_content_length_is_sent_once(front):
     request = "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\n{}"
     async with backend(seen) as front.backends.transformer:
         answer = await exchange(front, request)
@@ -313,7 +313,7 @@ async def test_bytes_of_a_path_that_are_not_ascii_are_escaped(front):
     assert json.loads(answer.partition("\r\n\r\n")[2])["path"] == "/%C3%A9?%C3%A9=%C3"
 
 
-async def test_one_clients_cookies_are_not_sent_for_another(front, client):
+async def test_cookies_of_one_client_are_not_sent_for_another(front, client):
     async def handler(request: web.Request) -> web.Response:
         response = web.json_response(dict(request.cookies))
         response.set_cookie("session", "secret")
@@ -372,7 +372,7 @@ async def test_status_headers_and_body_reach_the_client(status, front, client):
         assert await response.read() == body
 
 
-async def test_the_client_gets_the_backends_headers_and_no_others(front):
+async def test_the_client_gets_only_the_backends_headers(front):
     async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(
@@ -392,7 +392,7 @@ async def test_the_client_gets_the_backends_headers_and_no_others(front):
     assert sorted(line for line in lines[1:] if line) == ["content-length: 2", "x-custom: 1"]
 
 
-async def test_an_empty_answer_gets_no_etag_of_our_own(front, client):
+async def test_an_empty_response_gets_no_added_etag(front, client):
     async def handler(request: web.Request) -> web.Response:
         return web.Response()
 
@@ -403,7 +403,7 @@ async def test_an_empty_answer_gets_no_etag_of_our_own(front, client):
         assert (response.status, "etag" in response.headers) == (200, False)
 
 
-async def test_head_gets_the_headers_alone(front, client):
+async def test_a_head_request_gets_only_the_headers(front, client):
     async with backend(saying("0123456789")) as front.backends.transformer:
         async with client.head(front.url) as response:
             assert (response.status, response.headers["content-length"]) == (200, "10")
@@ -455,7 +455,7 @@ async def test_a_response_that_has_no_body_is_complete_with_its_head(method, sta
         assert (response.status, await response.read()) == (status, b"")
 
 
-async def test_a_connection_carries_many_requests(front):
+async def test_a_connection_is_reused_for_many_requests(front):
     async with backend(saying("ok")) as front.backends.transformer:
         reader, writer = await front.connect()
         with contextlib.closing(writer):
@@ -481,7 +481,7 @@ async def test_a_client_of_http_1_0_is_answered(front):
 # As it comes
 
 
-async def test_an_answer_arrives_before_the_backend_has_finished(front, client):
+async def test_a_response_is_streamed_to_the_client(front, client):
     arrived = asyncio.Event()
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -498,7 +498,7 @@ async def test_an_answer_arrives_before_the_backend_has_finished(front, client):
         assert await response.read() == b"second"
 
 
-async def test_headers_arrive_before_the_answers_first_byte(front, client):
+async def test_headers_arrive_before_the_first_byte_of_the_body(front, client):
     arrived = asyncio.Event()
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -513,7 +513,7 @@ async def test_headers_arrive_before_the_answers_first_byte(front, client):
         assert await response.read() == b""
 
 
-async def test_a_body_of_50_mb_flows_through_and_does_not_sit_in_memory(front, client):
+async def test_a_body_of_50_mb_is_not_held_in_memory(front, client):
     chunk, count = bytes(2**20), 50
     sent = received = most = 0
     first = asyncio.Event()
@@ -545,7 +545,7 @@ async def test_a_body_of_50_mb_flows_through_and_does_not_sit_in_memory(front, c
     assert most < 24 * 2**20
 
 
-async def test_an_early_answer_reaches_a_client_that_is_still_sending(front):
+async def test_an_early_response_reaches_a_client_that_is_still_sending(front):
     """As when the transformer refuses a body that is too large before it has read it."""
 
     async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -563,7 +563,7 @@ async def test_an_early_answer_reaches_a_client_that_is_still_sending(front):
             assert await in_time(reader.readexactly(3)) == b"big"
 
 
-async def test_an_early_answer_survives_the_rest_of_the_body(front, client):
+async def test_an_early_response_is_kept_while_the_rest_of_the_body_arrives(front, client):
     """A client that reads only after it has sent all must not lose the answer to a reset connection."""
 
     async def handler(request: web.Request) -> web.Response:
@@ -578,7 +578,7 @@ async def test_an_early_answer_survives_the_rest_of_the_body(front, client):
 # Backends that fail
 
 
-async def test_a_backend_that_is_down_is_503_and_try_again(front, client):
+async def test_a_backend_that_is_down_gives_503_with_retry_after(front, client):
     for body in (None, bytes(10**6)):
         async with client.post(front.url, data=body) as response:
             assert (response.status, response.headers["retry-after"]) == (503, "1")
@@ -587,7 +587,7 @@ async def test_a_backend_that_is_down_is_503_and_try_again(front, client):
         assert (response.status, response.headers["retry-after"]) == (503, "1")
 
 
-async def test_a_service_that_is_still_starting_is_503(front, client):
+async def test_a_starting_service_gives_503(front, client):
     front.ingress.transformer = front.ingress.transformer_grpc.backends = ()
     async with client.get(front.url) as response:
         assert (response.status, response.headers["retry-after"]) == (503, "1")
@@ -597,7 +597,7 @@ async def test_a_service_that_is_still_starting_is_503(front, client):
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_backend_that_hangs_up_is_503_and_try_again(front, client):
+async def test_a_backend_that_hangs_up_gives_503_with_retry_after(front, client):
     async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
 
@@ -609,7 +609,7 @@ async def test_a_backend_that_hangs_up_is_503_and_try_again(front, client):
 
 
 @pytest.mark.parametrize("framing", ["content-length: 100", "transfer-encoding: chunked"])
-async def test_an_answer_that_breaks_off_breaks_off_for_the_client_too(framing, front, client):
+async def test_a_response_that_breaks_off_breaks_off_for_the_client_too(framing, front, client):
     async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(f"HTTP/1.1 200 OK\r\n{framing}\r\n\r\n5\r\nshort\r\n".encode())
@@ -638,7 +638,7 @@ INVALID_HEAD = {
 
 
 @pytest.mark.parametrize("response", INVALID_HEAD.values(), ids=INVALID_HEAD)
-async def test_an_answer_that_is_not_http_is_503(response, front, client):
+async def test_a_response_that_is_not_http_gives_503(response, front, client):
     async with raw_backend(responding(response)) as front.backends.transformer:
         for method in ("GET", "POST"):
             async with client.request(method, front.url) as answer:
@@ -680,7 +680,7 @@ LEAVING = {
 
 
 @pytest.mark.parametrize("request_", LEAVING.values(), ids=LEAVING)
-async def test_a_client_that_leaves_ends_the_backends_request(request_, front, client):
+async def test_a_client_that_disconnects_ends_the_backends_request(request_, front, client):
     begun, left = asyncio.Event(), asyncio.Event()
 
     async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -752,7 +752,7 @@ async def test_grpc_calls_metadata_and_status_pass_through(front):
     assert (raised.value.code(), raised.value.details()) == (grpc.StatusCode.INVALID_ARGUMENT, "is bad")
 
 
-async def test_a_cancelled_grpc_call_ends_the_backends(front):
+async def test_a_cancelled_grpc_call_is_cancelled_at_the_backend(front):
     begun, left = asyncio.Event(), asyncio.Event()
 
     async def behaviour(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
@@ -780,7 +780,7 @@ async def test_a_grpc_backend_that_is_down_is_unavailable(front):
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_backend_that_ends_ends_its_grpc_connections(front):
+async def test_a_backend_that_stops_ends_its_grpc_connections(front):
     """The client then reconnects, to the current backend."""
 
     async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -797,7 +797,7 @@ async def test_a_backend_that_ends_ends_its_grpc_connections(front):
 
 
 @pytest.mark.parametrize("option", ["--port", "--grpc-port"])
-async def test_a_port_in_use_is_named_with_the_option_that_chooses_another(option):
+async def test_the_error_for_a_port_in_use_names_the_option(option):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
         ports = (number, *free_ports(1)) if option == "--port" else (*free_ports(1), number)
@@ -809,7 +809,7 @@ async def test_a_port_in_use_is_named_with_the_option_that_chooses_another(optio
 
 
 @pytest.mark.parametrize("port", [-1, 65536, 10**9])
-async def test_a_port_that_is_none_is_named_too(port):
+async def test_the_error_for_an_invalid_port_names_it(port):
     ingress = Ingress("placement", "default")
     for option, ports in (("--port", (port, *free_ports(1))), ("--grpc-port", (*free_ports(1), port))):
         with pytest.raises(IngressError, match=f"^port {port}: .*; choose another with {option}$"):
@@ -825,7 +825,7 @@ async def test_only_this_machine_can_connect(front):
             other.bind(("127.0.0.2", port))  # free, because no server listens on all addresses
 
 
-async def test_closing_ends_what_is_under_way_and_frees_the_ports(front):
+async def test_closing_ends_open_requests_and_frees_the_ports(front):
     begun = asyncio.Event()
 
     async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -849,7 +849,7 @@ async def test_closing_ends_what_is_under_way_and_frees_the_ports(front):
 
 
 @pytest.mark.parametrize("side", ["request", "response"])
-async def test_closing_does_not_wait_for_a_body_that_is_not_read(side, front):
+async def test_closing_does_not_wait_for_a_client_that_does_not_read(side, front):
     begun = asyncio.Event()
 
     async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a rollout: it goes back, after the step that is under way; twice leaves a word."""
+"""Interrupting a rollout undoes it after the current step; interrupting again ends it and says what to do."""
 
 import asyncio
 from dataclasses import replace
@@ -24,7 +24,7 @@ def interrupted_during(target: InMemoryTarget, *steps: str) -> None:
     target.during = during
 
 
-async def test_an_interrupted_rollout_goes_back(pair):
+async def test_an_interrupted_rollout_is_undone(pair):
     target = InMemoryTarget(pair.old)
     interrupted_during(target, "predictor v2")
     told: list[str] = []
@@ -35,7 +35,7 @@ async def test_an_interrupted_rollout_goes_back(pair):
     assert told[-1] == "the previous state is restored"
 
 
-async def test_what_an_interrupted_step_still_does_is_waited_for_and_undone(pair, monkeypatch):
+async def test_an_interrupted_step_is_waited_for_and_undone(pair, monkeypatch):
     """The local service finishes a step whose caller has gone."""
     target = InMemoryTarget(pair.old)
     interrupted_during(target, "transformer v2")
@@ -51,7 +51,7 @@ async def test_what_an_interrupted_step_still_does_is_waited_for_and_undone(pair
 
 
 @pytest.mark.parametrize("change", [rollout, lambda target, _, progress: rollback(target, progress)])
-async def test_what_someone_else_was_interrupted_in_is_waited_for(change, pair, monkeypatch):
+async def test_a_step_of_an_earlier_interrupted_rollout_is_waited_for(change, pair, monkeypatch):
     """`placement rollout` right after the one that was interrupted twice."""
     target = InMemoryTarget(pair.old)
     target.now = replace(target.now, transformer_uri=str(pair.new))
@@ -65,7 +65,7 @@ async def test_what_someone_else_was_interrupted_in_is_waited_for(change, pair, 
 
 
 @pytest.mark.parametrize("step", ["wait_until_idle", "predictor v1", "transformer v1"])
-async def test_whoever_interrupts_twice_is_told_what_mends_it(step, pair):
+async def test_interrupting_twice_prints_the_command_to_recover(step, pair):
     target = InMemoryTarget(pair.old)
     interrupted_during(target, "predictor v2", step)
     told: list[str] = []
@@ -81,7 +81,7 @@ async def test_whoever_interrupts_twice_is_told_what_mends_it(step, pair):
     assert (target.now.transformer_uri, target.now.predictor_uri) == (str(pair.old), str(pair.old))
 
 
-async def test_between_strangers_only_force_mends_it(pair, tmp_path):
+async def test_the_command_to_recover_between_unrelated_versions_has_force(pair, tmp_path):
     target = InMemoryTarget(pair.new)
     interrupted_during(target, "both v9", "wait_until_idle")
     told: list[str] = []
@@ -92,7 +92,7 @@ async def test_between_strangers_only_force_mends_it(pair, tmp_path):
     assert target.steps[-1] == "both v2"
 
 
-async def test_an_interrupted_canary_is_mended_as_well(pair):
+async def test_an_interrupted_canary_can_be_undone(pair):
     target = InMemoryTarget(pair.old)
     interrupted_during(target, "canary v2", "wait_until_idle")
     told: list[str] = []
@@ -103,7 +103,7 @@ async def test_an_interrupted_canary_is_mended_as_well(pair):
     assert target.steps[-2:] == ["end canary", "transformer v1"]
 
 
-async def test_an_interrupted_rollback_says_how_it_is_finished(pair):
+async def test_an_interrupted_rollback_prints_the_command_to_finish_it(pair):
     target = InMemoryTarget(pair.new)
     target.now = replace(target.now, previous_uri=str(pair.old))
     interrupted_during(target, "transformer v1")

@@ -43,9 +43,7 @@ async def repeats_what_it_got(request: web.Request) -> web.Response:
 
 
 @pytest.mark.parametrize("hop", ["v1", "v2", "v2 by request"])
-async def test_callers_who_share_a_failing_call_are_not_told_each_others_values(
-    hop, trained_bundle, predictor
-):
+async def test_an_error_of_a_shared_call_has_no_values_of_other_callers(hop, trained_bundle, predictor):
     marks = [40 + (2 * number + 1) / 512 for number in range(60)]
     predictor.always = repeats_what_it_got
     async with connected_transformer(predictor, trained_bundle, hop) as transformer:
@@ -84,7 +82,7 @@ def check_echo(told: str, odd: str) -> None:
 
 
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
-async def test_an_error_repeats_a_short_and_escaped_part_of_the_callers_own_value(
+async def test_an_error_repeats_only_a_short_escaped_part_of_the_callers_value(
     odd, trained_bundle, predictor, caplog
 ):
     encoded = odd.encode("utf-8", "surrogatepass")
@@ -135,7 +133,7 @@ async def test_an_error_repeats_a_short_and_escaped_part_of_the_callers_own_valu
 
 
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
-async def test_a_model_or_a_path_that_is_not_there_is_told_short_and_escaped(
+async def test_an_error_repeats_an_unknown_model_or_path_short_and_escaped(
     odd, trained_bundle, predictor, caplog
 ):
     quoted = "".join(f"%{byte:02x}" for byte in odd[:10_000].encode("utf-8", "surrogatepass"))
@@ -157,7 +155,7 @@ async def test_a_model_or_a_path_that_is_not_there_is_told_short_and_escaped(
 
 
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
-async def test_a_header_is_told_short_and_escaped(odd, trained_bundle, predictor, caplog):
+async def test_an_error_repeats_a_header_short_and_escaped(odd, trained_bundle, predictor, caplog):
     value = odd[:50_000].encode("utf-8", "surrogatepass")
     event = {name.encode(): text.encode() for name, text in EVENT.items()}
     names = (*event, b"content-type", b"content-encoding", b"inference-header-content-length")

@@ -123,7 +123,9 @@ async def test_during_a_canary_a_request_for_one_version_is_answered_by_that_ver
         assert response.json()["outputs"][1]["data"] == pytest.approx(expected, abs=1e-12)
 
 
-async def test_over_grpc_too(canary, pair, references):
+async def test_during_a_canary_a_grpc_request_for_one_version_is_answered_by_that_version_only(
+    canary, pair, references
+):
     for number in range(12):
         version = ("v1", "v2")[number % 2]
         expected = references[version].probabilities([pair.candidates[number]])

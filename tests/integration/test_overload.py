@@ -35,7 +35,7 @@ def gate(predictor: FaultyHttpPredictor) -> asyncio.Event:
     return gate
 
 
-async def test_what_cannot_be_taken_is_refused_before_anything_is_answered(
+async def test_requests_beyond_the_queue_limit_are_refused_before_any_answer(
     predictor, gate, trained_bundle, sklearn_reference
 ):
     options = (
@@ -82,7 +82,7 @@ def long_requests(front: InProcessTransformer, size: int) -> list[asyncio.Task[s
     return [asyncio.create_task(one) for _ in range(8) for one in (*(rest(*one) for one in over_rest), rpc())]
 
 
-async def test_more_bytes_than_there_is_room_for_are_refused_and_the_room_is_given_back(
+async def test_requests_beyond_the_byte_budget_are_refused_and_the_budget_is_freed(
     predictor, gate, trained_bundle
 ):
     options = ("--max_request_bytes=20000", "--predictor_request_timeout_seconds=30")

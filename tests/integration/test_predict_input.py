@@ -1,4 +1,4 @@
-"""`placement predict`: files are read in constant memory, and what is wrong is told in terms of the file."""
+"""`placement predict` reads files in constant memory, and reports problems by their place in the file."""
 
 import asyncio
 import contextlib
@@ -120,7 +120,7 @@ def write(tmp_path):
     return write
 
 
-def test_each_row_has_its_prediction(predict, write, protocol):
+def test_each_row_gets_its_prediction(predict, write, protocol):
     result = predict(write(table(*[ROW] * 1234)), "--json", protocol=protocol)
     assert (result.status, result.err) == (0, "")
     assert (
@@ -129,7 +129,7 @@ def test_each_row_has_its_prediction(predict, write, protocol):
     )
 
 
-def test_a_request_that_cannot_be_taken_now_is_sent_again(predict, write, monkeypatch):
+def test_a_request_to_a_busy_service_is_sent_again(predict, write, monkeypatch):
     busy = iter([True, True, False])
     real = ValidatingClient.predict
 
@@ -143,7 +143,7 @@ def test_a_request_that_cannot_be_taken_now_is_sent_again(predict, write, monkey
     assert (done.status, done.asked) == (0, 1)
 
 
-def test_a_service_that_stays_busy_is_given_up_on(predict, write, monkeypatch):
+def test_the_command_gives_up_on_a_service_that_stays_busy(predict, write, monkeypatch):
     async def never(_, __):
         raise Busy("the queue is full", after_s=0.0)
 
@@ -164,7 +164,7 @@ def test_a_service_that_stays_busy_is_given_up_on(predict, write, monkeypatch):
     ],
     ids=["byte order mark", "another order", "a foreign column", "empty lines", "carriage returns"],
 )
-def test_what_training_reads_is_read(predict, write, content):
+def test_every_table_that_training_reads_is_read(predict, write, content):
     result = predict(write(content))
     assert (result.status, result.err, result.asked) == (0, "", 1)
     assert len(result.out.splitlines()) == 2
@@ -186,14 +186,14 @@ def test_a_table_without_rows_has_no_predictions(predict, write):
         ("9" * 1000 + "x", "must be a finite number, got '" + "9" * 38 + "…"),
     ],
 )
-def test_what_is_no_number_is_refused_before_anything_is_asked(predict, write, value, message):
+def test_a_cell_that_is_not_a_number_is_refused_before_any_request(predict, write, value, message):
     path = write(table(ROW, {**ROW, "ssc_p": value}))
     result = predict(path)
     assert (result.status, result.out, result.asked) == (1, "", 0)
     assert result.err == f"{path}: row 2 (line 3), column 'ssc_p': {message}"
 
 
-def test_all_that_is_no_number_is_told_up_to_twenty_and_then_counted(predict, write):
+def test_twenty_problems_are_listed_and_the_rest_is_counted(predict, write):
     rows = [ROW] * 700 + [{**ROW, "mba_p": "?", "ssc_p": "?"}] * 700
     lines = predict(write(table(*rows))).err.splitlines()
     assert len(lines) == 21
@@ -218,14 +218,14 @@ def test_all_that_is_no_number_is_told_up_to_twenty_and_then_counted(predict, wr
     ],
     ids=lambda value: value if isinstance(value, str) and len(value) < 80 else "",
 )
-def test_a_file_that_is_no_table_is_refused_in_one_line(predict, write, content, message):
+def test_a_malformed_table_is_refused_in_one_line(predict, write, content, message):
     path = write(content)
     result = predict(path)
     assert (result.status, result.asked) == (1, 0)
     assert result.err == f"{path}: {message}"
 
 
-def test_a_table_of_something_else_is_refused(predict, write):
+def test_a_table_with_other_columns_is_refused(predict, write):
     result = predict(write("a,b\n1,2\n"))
     assert "a.csv: column 'gender' is missing, found: a, b\n" in result.err
     assert result.err.count("is missing") == len(ROW)
@@ -239,7 +239,7 @@ def test_a_missing_file_is_refused(predict, tmp_path):
 # What the service judges
 
 
-def test_the_services_problems_are_told_by_row_and_column(predict, write, protocol):
+def test_problems_from_the_service_are_reported_by_row_and_column(predict, write, protocol):
     bad = {**ROW, "ssc_p": "710", "gender": "X; instances[3].mba_p: n"}
     path = write(table(*[ROW] * 1200, bad, {**ROW, "mba_p": ""}))
     result = predict(path, protocol=protocol)
@@ -252,14 +252,14 @@ def test_the_services_problems_are_told_by_row_and_column(predict, write, protoc
 
 
 @pytest.mark.parametrize(("rows", "count"), [(50, "and 30 more problems"), (21, "and 1 more problem")])
-def test_the_services_count_of_problems_is_kept(rows, count, predict, write, protocol):
+def test_the_services_count_of_further_problems_is_reported(rows, count, predict, write, protocol):
     lines = predict(write(table(*[{**ROW, "ssc_p": "710"}] * rows)), protocol=protocol).err.splitlines()
     assert len(lines) == 21
     assert lines[19].endswith("row 20 (line 21), column 'ssc_p': must be 0 to 100, got 710.0")
     assert lines[20] == count
 
 
-def test_a_missing_column_is_named_once(predict, write, protocol):
+def test_a_missing_column_is_reported_once(predict, write, protocol):
     columns = [name for name in ROW if name not in ("ssc_p", "workex")]
     row = {name: ROW[name] for name in columns}
     path = write(table(*[{**row, "gender": "X"}] * 30, columns=columns))
@@ -270,14 +270,14 @@ def test_a_missing_column_is_named_once(predict, write, protocol):
     ]
 
 
-def test_a_column_that_the_service_does_not_need_may_be_missing(predict, write, protocol):
+def test_a_column_with_a_default_may_be_missing(predict, write, protocol):
     columns = [name for name in ROW if name != "mba_p"]
     content = table({name: ROW[name] for name in columns}, columns=columns)
     result = predict(write(content), protocol=protocol, signature=WITH_DEFAULT)
     assert (result.status, result.err) == (0, "")
 
 
-def test_problems_of_a_list_are_told_by_candidate_and_field(predict, write, protocol):
+def test_problems_of_a_json_list_are_reported_by_candidate_and_field(predict, write, protocol):
     path = write(json.dumps([SAMPLE] * 1200 + [{**SAMPLE, "ssc_p": "high"}]), "a.json")
     told = predict(path, protocol=protocol).err
     assert told.startswith(f"{path}: candidate 1201, field 'ssc_p': must be a number, ")
@@ -288,7 +288,7 @@ def test_problems_of_a_list_are_told_by_candidate_and_field(predict, write, prot
     "value",
     ["x'; instances[0].mba_p: \"", "\\" * 60, "'" * 60, "é" * 60, '"; inputs.ssc_p[2]: ', "a" * 38 + "\\'b"],
 )
-def test_whatever_a_value_looks_like_it_stays_one_problem(predict, write, protocol, value):
+def test_a_value_that_looks_like_an_error_message_is_reported_once(predict, write, protocol, value):
     path = write(json.dumps([{**SAMPLE, "gender": value, "workex": value}]), "a.json")
     lines = predict(path, protocol=protocol).err.splitlines()
     assert [line.partition(": must")[0] for line in lines] == [
@@ -297,7 +297,7 @@ def test_whatever_a_value_looks_like_it_stays_one_problem(predict, write, protoc
     ]
 
 
-def test_field_names_are_taken_as_they_are():
+def test_field_names_with_special_characters_are_found_in_messages():
     source = candidate_file.CandidateFile("a.json", iter(()), 0, {"a": "FP64", "a.b": "FP64", "(": "BYTES"})
     chunk = [candidate_file.LocatedCandidate("candidate 1, field", {})]
     text = "instances[0].a.b: is required; inputs.([0]: is required; inputs.candidates[0].a: is required"
@@ -311,7 +311,7 @@ def test_field_names_are_taken_as_they_are():
 @pytest.mark.parametrize(
     "message", ["the predictor is not ready: see instances[0].ssc_p: x", "instances[7].ssc_p: x", ""]
 )
-def test_a_message_about_no_candidate_stays_as_it_is(message):
+def test_a_message_that_names_no_candidate_is_unchanged(message):
     source = candidate_file.CandidateFile("a.json", iter(()), 0, FIELDS)
     assert candidate_file.locate_problems(message, [], source) == message
 
@@ -339,7 +339,9 @@ def test_a_candidate_a_list_and_a_v1_request_are_read(predict, write):
     ],
     ids=["deep", "NaN", "infinity", "latin-1", "empty", "a number", "no instances", "a number in a list"],
 )
-def test_what_is_no_json_of_candidates_is_refused_in_one_line(predict, write, monkeypatch, content, message):
+def test_a_file_that_is_not_json_of_candidates_is_refused_in_one_line(
+    predict, write, monkeypatch, content, message
+):
     path = write(content, "a.json")
     result = predict(path)
     assert (result.status, result.asked) == (1, 0)
@@ -349,7 +351,7 @@ def test_what_is_no_json_of_candidates_is_refused_in_one_line(predict, write, mo
     assert predict("-").err.startswith(f"standard input: {message}")
 
 
-def test_a_value_that_is_nested_too_deep_to_be_sent_is_refused(predict, write, protocol):
+def test_a_value_that_is_nested_too_deep_is_refused(predict, write, protocol):
     path = write(b'{"gender": ' + b"[" * 900 + b"]" * 900 + b"}", "a.json")
     assert predict(path, protocol=protocol).err == (
         "a candidate cannot be sent as JSON: Recursion limit reached"
@@ -373,7 +375,7 @@ def test_a_long_table_is_read_in_constant_memory(write):
     assert peak < size / 5
 
 
-def test_predictions_come_while_the_file_is_read(write, monkeypatch):
+def test_predictions_start_before_the_whole_file_is_read(write, monkeypatch):
     async def first() -> int:
         read = itertools.count()
         with ExitStack() as stack:
@@ -389,7 +391,7 @@ def test_predictions_come_while_the_file_is_read(write, monkeypatch):
     assert asyncio.run(first()) == predict_command.CHUNK_SIZE * predict_command.IN_FLIGHT
 
 
-def test_predicting_and_reading_need_no_data_science():
+def test_predicting_does_not_import_numpy_or_scikit_learn():
     code = (
         "import sys, placement.cli, placement.predict_command, training.data; "
         "print(*sorted({'numpy', 'pandas', 'scipy', 'sklearn', 'joblib'} & set(sys.modules)))"
@@ -398,7 +400,7 @@ def test_predicting_and_reading_need_no_data_science():
     assert done.stdout.strip() == ""
 
 
-def test_requests_that_fail_together_are_all_accounted_for(write, caplog, predict):
+def test_requests_that_fail_together_are_reported_once(write, caplog, predict):
     result = predict(write(table(*[{**ROW, "ssc_p": "710"}] * 5000)))
     import gc
 
@@ -411,13 +413,13 @@ def test_requests_that_fail_together_are_all_accounted_for(write, caplog, predic
 
 
 @pytest.mark.parametrize("url", ["localhost:8180", "http://", "ftp://host", "127.0.0.1", "http:/host"])
-def test_a_rest_url_needs_its_scheme(url):
+def test_a_rest_url_must_have_a_scheme(url):
     with pytest.raises(ClientError, match=rf"--url {url}: must start with http:// or https://, for example"):
         connect(url, "placement", "v1")
 
 
 @pytest.mark.parametrize("url", ["http://localhost:8081", "localhost", "grpc://host:1", "host:port"])
-def test_a_grpc_address_has_none(url):
+def test_a_grpc_address_must_not_have_a_scheme(url):
     with pytest.raises(
         ClientError, match=f"--url {url}: must be host:port for gRPC, for example 127.0.0.1:8081"
     ):
@@ -449,7 +451,7 @@ async def refusal(url: str, protocol: str = "v1") -> str:
     return str(raised.value)
 
 
-async def test_a_port_that_is_not_http_is_named_without_what_it_said():
+async def test_a_port_that_is_not_http_is_reported_without_its_response():
     async with answering(b"SSH-2.0-OpenSSH_9.6\r\n\x00\xff\r\n\r\n") as address:
         assert await refusal(f"http://{address}") == (
             f"the response of http://{address}/v2/models/placement is not that of a placement service; set "
@@ -463,7 +465,7 @@ async def test_a_port_that_is_not_http_is_named_without_what_it_said():
     "content", [{}, [], {"inputs": [{}]}, {"inputs": 7}, "<html>", None], ids=orjson.dumps
 )
 @pytest.mark.parametrize("status", [200, 404])
-async def test_another_http_service_is_named_too(content, status):
+async def test_another_http_service_is_reported(content, status):
     async def answer(_: web.Request) -> web.Response:
         return web.json_response(content, status=status)
 
@@ -474,14 +476,14 @@ async def test_another_http_service_is_named_too(content, status):
         assert "is not that of a placement service; set --url" in await refusal(url)
 
 
-async def test_nobody_at_the_address_is_told():
+async def test_an_address_without_a_server_is_reported():
     async with answering(b"") as address:
         pass
     assert "does not answer; start it with `make run`, or set --url" in await refusal(f"http://{address}")
     assert await refusal(address, "grpc") == f"{address} does not answer over gRPC; set --url"
 
 
-def test_data_errors_are_among_what_the_command_tells():
+def test_the_command_reports_data_errors():
     assert set(predict_command.COMMAND.errors()) == {ClientError, DataError, candidate_file.InputError}
     assert issubclass(Refused, ClientError)
     assert all(isinstance(field, Number) == (FIELDS[field.name] == "FP64") for field in SIGNATURE.fields)

@@ -120,7 +120,7 @@ V1_ERRORS = [
 
 
 @pytest.mark.parametrize(("body", "status", "error"), V1_ERRORS)
-async def test_a_bad_v1_request_is_told_what_is_wrong(body, status, error, transformer):
+async def test_the_error_for_a_bad_v1_request_says_what_is_wrong(body, status, error, transformer):
     response = await transformer.http.post(V1_PREDICT, content=body)
     assert response.status_code == status
     assert error in response.json()["error"]
@@ -173,7 +173,7 @@ V2_ERRORS = [
 
 
 @pytest.mark.parametrize(("request_", "error"), V2_ERRORS)
-async def test_a_bad_v2_request_is_told_what_is_wrong(request_, error, transformer):
+async def test_the_error_for_a_bad_v2_request_says_what_is_wrong(request_, error, transformer):
     response = await transformer.http.post(V2_INFER, json=request_)
     assert response.status_code == 400
     assert error in response.json()["error"]
@@ -193,7 +193,7 @@ async def test_a_bad_v2_request_is_told_what_is_wrong(request_, error, transform
         (0, None, "shape [1] of FP64 needs 8 bytes, got 0"),
     ],
 )
-async def test_lying_binary_sizes_are_refused(size, header, error, transformer):
+async def test_wrong_binary_sizes_are_refused(size, header, error, transformer):
     tensor = {"name": "ssc_p", "datatype": "FP64", "shape": [1], "parameters": {"binary_data_size": size}}
     head = json.dumps({"inputs": [tensor]}).encode()
     headers = {"inference-header-content-length": header or str(len(head))}
@@ -263,12 +263,12 @@ async def test_an_unknown_model_is_not_found(path, transformer):
     assert "salary" in response.json()["error"]
 
 
-async def test_an_unknown_path_has_kserves_error_body(transformer):
+async def test_an_unknown_path_gets_kserves_error_body(transformer):
     response = await transformer.http.get("/v3")
     assert (response.status_code, response.json()) == (404, {"error": "GET /v3: Not Found"})
 
 
-async def test_explanations_are_not_implemented_and_say_so(transformer, sklearn_reference):
+async def test_explain_is_not_implemented_and_the_error_says_so(transformer, sklearn_reference):
     rows = [dict(sklearn_reference.bundle.reference.candidates[0])]
     response = await transformer.http.post("/v1/models/placement:explain", json={"instances": rows})
     assert response.status_code == 501
@@ -284,7 +284,7 @@ async def test_no_caller_can_unload_the_model(transformer, sklearn_reference):
     await v1(transformer, [SAMPLE], sklearn_reference.bundle.signature)
 
 
-async def test_more_candidates_or_bytes_than_the_limits_are_too_large(trained_bundle, predictor):
+async def test_requests_beyond_the_limits_of_candidates_and_bytes_are_too_large(trained_bundle, predictor):
     limits = ("--max_candidates=2", "--max_request_bytes=1000")
     async with in_process_transformer(trained_bundle, predictor.address, *OVER_V2, *limits) as service:
         response = await service.http.post(V1_PREDICT, json={"instances": [{}, {}, {}]})
@@ -304,7 +304,7 @@ async def test_more_candidates_or_bytes_than_the_limits_are_too_large(trained_bu
             tensor.contents.bytes_contents.append(bytes(1000))
 
 
-async def test_an_unknown_category_is_encoded_as_none_where_asked_for(
+async def test_with_unknown_category_ignore_an_unknown_category_sets_no_column(
     trained_bundle, predictor, sklearn_reference
 ):
     rows = [{**sklearn_reference.bundle.reference.candidates[0], "hsc_s": "Music"}]

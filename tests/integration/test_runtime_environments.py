@@ -44,7 +44,7 @@ def test_an_environment_is_installed_once_and_again_when_its_lock_changes(lock: 
     assert steps
 
 
-def test_an_interrupted_installation_is_begun_anew(lock: Path, tmp_path: Path) -> None:
+def test_an_interrupted_installation_is_repeated_from_the_start(lock: Path, tmp_path: Path) -> None:
     python = ensure(MLSERVER, home=tmp_path)
     (python.parent / "half-written").touch()
     (tmp_path / MLSERVER.name / "installed-from").unlink()
@@ -52,7 +52,7 @@ def test_an_interrupted_installation_is_begun_anew(lock: Path, tmp_path: Path) -
     assert not (python.parent / "half-written").exists()
 
 
-def test_of_several_callers_at_once_one_installs(lock: Path, tmp_path: Path) -> None:
+def test_of_several_callers_only_one_installs(lock: Path, tmp_path: Path) -> None:
     steps: list[str] = []
     callers = [
         threading.Thread(target=ensure, args=[MLSERVER], kwargs={"home": tmp_path, "progress": steps.append})
@@ -65,7 +65,7 @@ def test_of_several_callers_at_once_one_installs(lock: Path, tmp_path: Path) -> 
     assert sum(step.startswith("installing") for step in steps) == 1
 
 
-def test_a_broken_download_is_one_line_that_says_what_to_do(
+def test_a_failed_download_is_a_one_line_error_that_says_what_to_do(
     lock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock.write_text(f"idna==3.10 --hash=sha256:{'0' * 64}\n")
@@ -82,13 +82,13 @@ def test_a_broken_download_is_one_line_that_says_what_to_do(
     assert not (tmp_path / "home" / MLSERVER.name / "installed-from").exists()
 
 
-def test_a_place_that_cannot_be_written_is_an_install_error(lock: Path, tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written_is_an_install_error(lock: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InstallError, match="could not install kserve-mlserver"):
         ensure(MLSERVER, home=tmp_path / "file" / "home")
 
 
-def test_uv_gets_the_index_that_pip_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uv_uses_the_package_index_that_pip_is_configured_with(monkeypatch: pytest.MonkeyPatch) -> None:
     listing = (
         "global.index-url='https://mirror.example/simple'\n"
         "install.index-url='https://install.example/simple'\n"
@@ -107,7 +107,7 @@ def test_uv_gets_the_index_that_pip_uses(monkeypatch: pytest.MonkeyPatch) -> Non
     assert environment._uv_settings(own) == {"SSL_CERT_FILE": "/certs.pem"}
 
 
-def test_install_shows_what_it_does(
+def test_the_install_command_prints_its_progress(
     lock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(

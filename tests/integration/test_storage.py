@@ -1,4 +1,4 @@
-"""What storage promises: a version is whole or not there, and never changes."""
+"""Storage: a version is complete or absent, and never changes."""
 
 import os
 import random
@@ -68,7 +68,7 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_what_is_published_comes_back_whole(storage, make, tmp_path):
+def test_a_published_version_can_be_fetched_unchanged(storage, make, tmp_path):
     bundle = make("v1")
     uri = publish(bundle, MODEL, storage)
     assert uri == f"{storage}/placement/v1"
@@ -79,7 +79,7 @@ def test_what_is_published_comes_back_whole(storage, make, tmp_path):
     assert load_bundle(tmp_path / "mnt") == bundle
 
 
-def test_an_existing_version_is_refused_and_left_as_it_is(storage, make):
+def test_an_existing_version_is_never_overwritten(storage, make):
     uri = publish(make("v1"), MODEL, storage)
     with pytest.raises(VersionExistsError, match=r"placement/v1: this version exists"):
         publish(make("v1", b"another"), b"another", storage)
@@ -110,7 +110,7 @@ def test_the_slower_of_two_uploads_is_refused(s3, make, monkeypatch):
     assert read_bundle(version_uri(s3, "placement", "v1")) == faster
 
 
-def test_an_interrupted_upload_is_no_version_and_says_so(s3, make):
+def test_an_interrupted_upload_is_not_a_version_and_the_error_says_so(s3, make):
     bucket, _, prefix = s3.removeprefix("s3://").partition("/")
     boto3.client("s3").put_object(Bucket=bucket, Key=f"{prefix}/placement/v1/{MODEL_FILE}", Body=b"half")
     assert versions(s3, "placement") == []
@@ -135,7 +135,7 @@ def test_the_bundle_is_uploaded_last(s3, make, monkeypatch):
     assert written == [MODEL_FILE, BUNDLE_FILE]
 
 
-def test_kserves_own_names_for_the_endpoint_work_too(s3, s3_server, make, monkeypatch):
+def test_kserves_variables_for_the_s3_endpoint_work_too(s3, s3_server, make, monkeypatch):
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     monkeypatch.setenv("S3_ENDPOINT", s3_server.removeprefix("http://"))
     monkeypatch.setenv("S3_USE_HTTPS", "0")
@@ -152,13 +152,13 @@ def test_a_version_is_readable_by_the_servers_user(tmp_path, make):
     assert (Path(uri) / MODEL_FILE).stat().st_mode & 0o777 == 0o644
 
 
-def test_a_changed_model_is_not_served(storage, make, tmp_path):
+def test_a_model_that_differs_from_its_digest_is_not_fetched(storage, make, tmp_path):
     uri = publish(make("v1"), b"something else", storage)
     with pytest.raises(StorageError, match=rf"v1/{MODEL_FILE}: SHA-256 is .*the file was changed"):
         fetch(uri, tmp_path / "mnt")
 
 
-def test_a_directory_with_another_model_in_it_is_refused(tmp_path, make):
+def test_fetching_into_a_directory_that_is_not_empty_is_refused(tmp_path, make):
     uri = publish(make("v1"), MODEL, tmp_path / "models")
     (tmp_path / "mnt").mkdir()
     (tmp_path / "mnt" / "old.joblib").touch()
@@ -166,7 +166,7 @@ def test_a_directory_with_another_model_in_it_is_refused(tmp_path, make):
         fetch(uri, tmp_path / "mnt")
 
 
-def test_a_file_beside_a_version_is_replaced_whole(storage, make):
+def test_a_file_beside_a_version_is_replaced_as_a_whole(storage, make):
     uri = publish(make("v1"), MODEL, storage)
     for content in (b"first", b"second"):
         assert write_beside(uri, ".html", content, "text/html") == uri + ".html"
@@ -190,7 +190,7 @@ def test_a_uri_names_a_local_path_or_none(uri, path):
     assert local_path(uri) == (None if path is None else Path(path))
 
 
-def test_a_claim_is_a_directory_beside_the_local_runner(tmp_path, make, monkeypatch):
+def test_a_pvc_uri_is_a_directory_of_the_working_directory(tmp_path, make, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert publish(make("v1"), MODEL, "pvc://models") == "pvc://models/placement/v1"
     assert load_bundle(tmp_path / "models" / "placement" / "v1") == make("v1")
@@ -203,12 +203,12 @@ def test_a_claim_is_a_directory_beside_the_local_runner(tmp_path, make, monkeypa
         ("nowhere/v1", r"nowhere/v1: no version here, bundle.json is missing"),
     ],
 )
-def test_a_uri_that_cannot_be_read_is_named(uri, message):
+def test_the_error_for_an_unreadable_uri_names_it(uri, message):
     with pytest.raises(StorageError, match=message):
         read_bundle(uri)
 
 
-def test_storage_that_cannot_be_written_is_named(tmp_path, make, s3):
+def test_the_error_for_unwritable_storage_names_it(tmp_path, make, s3):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"file/placement/v1: .+"):
         publish(make("v1"), MODEL, tmp_path / "file")
@@ -216,7 +216,7 @@ def test_storage_that_cannot_be_written_is_named(tmp_path, make, s3):
         publish(make("v1"), MODEL, "s3://no-such-bucket")
 
 
-def test_missing_credentials_are_told_in_one_line(s3, monkeypatch, tmp_path):
+def test_missing_credentials_are_a_one_line_error(s3, monkeypatch, tmp_path):
     import s3fs
 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

@@ -1,4 +1,4 @@
-"""Writers that race or are killed: at every moment a version is whole or not there."""
+"""Concurrent and killed writers never leave an incomplete version."""
 
 import os
 import threading
@@ -26,7 +26,7 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_of_several_writers_exactly_one_wins(tmp_path, make):
+def test_exactly_one_of_several_writers_of_a_version_succeeds(tmp_path, make):
     models = [f"model {n}".encode() for n in range(8)]
     barrier = threading.Barrier(len(models))
 
@@ -47,7 +47,7 @@ def test_of_several_writers_exactly_one_wins(tmp_path, make):
     assert names(version.parent) == ["v1"]
 
 
-def test_what_a_killed_writer_left_is_removed_in_time(tmp_path, make):
+def test_files_of_a_killed_writer_are_removed_after_a_while(tmp_path, make):
     publish(make("v1"), MODEL, tmp_path)
     for name, age in ((".v2.0.writing", directories.STALE_S + 60), (".v3.0.writing", 60)):
         left = tmp_path / "placement" / name

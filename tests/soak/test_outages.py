@@ -11,7 +11,7 @@ from tests.support.load import NO_ANSWER, TRY_AGAIN, Tally
 
 
 @pytest.mark.parametrize("status", ["500", "502", "503", "504", f"{NO_ANSWER} TimeoutError"])
-def test_a_status_that_a_fault_does_not_excuse_is_told(status):
+def test_a_status_that_a_fault_does_not_allow_is_reported(status):
     fault = Fault("hiccups", lambda _: contextlib.nullcontext(), frozenset({TRY_AGAIN}))
     during, after = Tally(), Tally()
     during.failed[TRY_AGAIN] += 3

@@ -1,4 +1,4 @@
-"""The long form of the proof keeps its figures whatever becomes of a situation, and says what went wrong."""
+"""`make soak` keeps its figures whatever happens in a run, and reports what went wrong."""
 
 import json
 import random
@@ -66,7 +66,7 @@ def all_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     random.setstate(state)
 
 
-def test_what_goes_well_is_counted_and_leaves_nothing_behind(all_of, tmp_path, capsys):
+def test_a_good_run_is_counted_and_leaves_no_logs(all_of, tmp_path, capsys):
     status, figures = all_of(goes_well)
     assert (status, figures["bad"]) == (0, [])
     assert figures["all"]["requests"] == 7
@@ -83,7 +83,7 @@ def test_what_goes_well_is_counted_and_leaves_nothing_behind(all_of, tmp_path, c
     ("situation", "reason"),
     [(answers_wrongly, "1 answers were wrong"), (raises, "TimeoutError: no more requests")],
 )
-def test_what_goes_wrong_is_told_and_its_logs_are_kept(situation, reason, all_of, tmp_path, capsys):
+def test_a_bad_run_is_reported_and_its_logs_are_kept(situation, reason, all_of, tmp_path, capsys):
     status, figures = all_of(situation, goes_well)
     assert status == 1
     (bad,) = figures["bad"]
@@ -99,7 +99,7 @@ def test_one_situation_can_be_chosen(all_of):
     assert [one["situation"] for one in figures["situations"]] == ["goes_well", run.CONTROL]
 
 
-def test_outages_have_a_table_of_their_own_by_fault(all_of, capsys):
+def test_outages_have_their_own_table_by_fault(all_of, capsys):
     status, figures = all_of(goes_well, outages)
     assert status == 0
     assert figures["all"]["requests"] == 7

@@ -1,4 +1,4 @@
-"""What training writes: a bundle that agrees with its model, whoever reads it."""
+"""Training writes a bundle that agrees with its model."""
 
 import hashlib
 import os
@@ -52,7 +52,7 @@ def test_a_version_is_a_directory_with_two_files_and_its_report_beside_it(storag
     assert load_bundle(storage / "placement" / "v1") == first
 
 
-def test_the_reference_is_what_the_stored_model_answers(storage, first):
+def test_the_reference_rows_have_the_scores_of_the_stored_model(storage, first):
     import pandas as pd
 
     path = storage / "placement" / "v1" / "model.joblib"
@@ -62,7 +62,7 @@ def test_the_reference_is_what_the_stored_model_answers(storage, first):
     assert tuple(answered.tolist()) == first.reference.probabilities
 
 
-def test_the_reference_covers_every_category_and_spreads_over_the_probabilities(first):
+def test_the_reference_rows_cover_every_category_and_many_probabilities(first):
     for field in SIGNATURE.fields:
         values = {candidate[field.name] for candidate in first.reference.candidates}
         if isinstance(field, Category):
@@ -82,7 +82,7 @@ def test_no_candidate_of_the_training_data_is_in_the_bundle(first):
     assert not any(tuple(candidate.values()) in real for candidate in first.reference.candidates)
 
 
-def test_the_bundle_says_what_made_it(first):
+def test_the_bundle_names_the_libraries_and_the_estimator(first):
     assert (first.name, first.version, first.positive_class, first.threshold) == (
         "placement",
         "v1",
@@ -110,14 +110,14 @@ def test_histograms_count_every_candidate(first):
             assert sum(histogram.values()) == 200
 
 
-def test_the_same_data_give_the_same_bundle_but_for_its_time(tmp_path, first, storage):
+def test_the_same_data_give_the_same_bundle_except_for_its_time(tmp_path, first, storage):
     again = train(DATASET, storage=tmp_path, estimator="support-vectors").bundle
     assert again.model_copy(update={"created": first.created}) == first
     files = [where / "placement" / "v1" / "model.joblib" for where in (storage, tmp_path)]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_a_bundle_remembers_the_last_three_versions(tmp_path):
+def test_a_bundle_lists_the_last_three_versions(tmp_path):
     known: list[str] = []
     uri = None
     for number in range(1, 6):
@@ -129,7 +129,7 @@ def test_a_bundle_remembers_the_last_three_versions(tmp_path):
     assert trained.bundle.previous[0] == load_bundle(tmp_path / "placement" / "v4").as_previous()
 
 
-def test_a_remembered_number_is_not_given_again(tmp_path, storage, first):
+def test_a_version_number_is_not_used_twice(tmp_path, storage, first):
     uri = str(storage / "placement" / "v1")
     elsewhere = train(DATASET, storage=tmp_path, previous=uri, estimator="logistic-regression")
     assert elsewhere.bundle.version == "v2"
@@ -152,7 +152,7 @@ def test_a_remembered_number_is_not_given_again(tmp_path, storage, first):
         ),
     ],
 )
-def test_what_cannot_be_trained_is_refused_before_anything_is_fitted(storage, first, options, error, message):
+def test_invalid_arguments_are_refused_before_training(storage, first, options, error, message):
     if options.get("previous") == "v1":
         options = {**options, "previous": str(storage / "placement" / "v1")}
     lines: list[str] = []
@@ -175,9 +175,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_fitted(storage, fi
         ("s3://bucket/models", "set AWS_ACCESS_KEY_ID"),
     ],
 )
-def test_storage_that_cannot_be_written_is_refused_before_anything_is_fitted(
-    tmp_path, monkeypatch, place, message, version
-):
+def test_unwritable_storage_is_refused_before_training(tmp_path, monkeypatch, place, message, version):
     (tmp_path / "file").touch()
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
@@ -198,7 +196,7 @@ def test_storage_that_cannot_be_written_is_refused_before_anything_is_fitted(
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def test_storage_that_is_not_there_yet_is_made(tmp_path, monkeypatch):
+def test_missing_storage_is_created(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trained = train(DATASET, storage="new/models", estimator="logistic-regression")
     assert trained.uri == "new/models/placement/v1"
@@ -211,7 +209,7 @@ def test_too_few_candidates_of_a_class_are_refused(tmp_path):
         train(Dataset(PLACEMENT, few.candidates, labels, "few.csv", few.sha256), storage=tmp_path)
 
 
-def test_a_category_that_no_candidate_has_can_be_served_all_the_same():
+def test_a_category_without_training_data_can_be_served():
     candidates = [candidate for candidate in DATASET.candidates if candidate["hsc_s"] != "Arts"]
     vectorizer = fit_vectorizer(SIGNATURE, candidates)
     assert sorted(vectorizer.feature_names_) == sorted(SIGNATURE.feature_names("="))
@@ -227,7 +225,7 @@ def test_a_category_that_no_candidate_has_can_be_served_all_the_same():
     ],
     ids=["only numbers", "only categories"],
 )
-def test_a_task_of_ones_own_is_trained_without_touching_code(tmp_path, fields):
+def test_a_custom_task_needs_no_change_of_code(tmp_path, fields):
     task = Task(signature=Signature(fields=fields), label="sold", classes=("no", "yes"), positive_class="no")
     random, candidates, labels = np.random.default_rng(0), [], []
     for _ in range(60):

@@ -1,4 +1,4 @@
-"""Candidates from CSV files: every problem is named with its row and column."""
+"""Candidates are read from CSV files, and every problem is named with its row and column."""
 
 import csv
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_columns_may_come_in_any_order(tmp_path):
     assert (dataset.source, dataset.generated) == ("a.csv", False)
 
 
-def test_a_foreign_column_is_passed_over_and_named(tmp_path):
+def test_an_unknown_column_is_ignored_and_reported(tmp_path):
     path = write(tmp_path / "a.csv", {"sl_no": "1", **ROW, "salary": "200000"})
     dataset = read_csv(path, PLACEMENT)
     assert dataset.candidates == [SAMPLE]
@@ -77,7 +77,7 @@ def test_a_wrong_value_is_named_with_row_line_and_column(tmp_path, field, value,
     assert str(error.value) == f"{path}: row 2 (line 3), column {field!r}: {message}"
 
 
-def test_every_problem_is_told_up_to_twenty_and_then_counted(tmp_path):
+def test_twenty_problems_are_listed_and_the_rest_is_counted(tmp_path):
     path = write(tmp_path / "a.csv", *[{**ROW, "mba_p": "?", "gender": "?"}] * 15)
     with pytest.raises(DataError) as error:
         read_csv(path, PLACEMENT)
@@ -89,7 +89,7 @@ def test_every_problem_is_told_up_to_twenty_and_then_counted(tmp_path):
     assert error.value.count == 30
 
 
-def test_rows_of_another_width_are_told_with_the_other_problems(tmp_path):
+def test_rows_of_another_width_are_reported_with_the_other_problems(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("age,answer\n1,yes\n1\n200,no\n1,no,more\n")
     with pytest.raises(DataError) as error:
@@ -101,14 +101,14 @@ def test_rows_of_another_width_are_told_with_the_other_problems(tmp_path):
     ]
 
 
-def test_lines_are_counted_as_an_editor_counts_them(tmp_path):
+def test_line_numbers_are_those_of_an_editor(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text('age,town,answer,"a\nnote"\n\n1,A,yes,"two\nlines"\n200,A,yes,-\n')
     with pytest.raises(DataError, match=r"row 2 \(line 6\), column 'age': must be 0 to 120"):
         read_csv(path, SMALL)
 
 
-def test_an_empty_cell_or_a_missing_column_takes_the_default(tmp_path):
+def test_an_empty_cell_or_a_missing_column_gets_the_default(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("\ufeffage,town,answer\r\n30,,yes\r\n31,A,no\r\n")
     assert read_csv(path, SMALL).candidates == [{"age": 30.0, "town": "B"}, {"age": 31.0, "town": "A"}]
@@ -130,7 +130,7 @@ def test_an_empty_cell_or_a_missing_column_takes_the_default(tmp_path):
         (b'age,answer\n"1"2,yes\n', "line 2: "),
     ],
 )
-def test_a_file_that_is_no_table_is_refused(tmp_path, content, message):
+def test_a_malformed_table_is_refused(tmp_path, content, message):
     path = tmp_path / "a.csv"
     path.write_bytes(content)
     with pytest.raises(DataError, match=f"a.csv: {message}"):
@@ -145,7 +145,7 @@ def test_a_missing_file_is_refused(tmp_path):
 @given(
     st.lists(st.tuples(st.floats(0, 120), st.sampled_from("AB"), st.sampled_from(["no", "yes"])), min_size=1)
 )
-def test_what_is_written_is_read(tmp_path_factory, rows):
+def test_a_written_file_is_read_unchanged(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("csv") / "a.csv"
     write(path, *[dict(zip(("age", "town", "answer"), row, strict=True)) for row in rows])
     dataset = read_csv(path, SMALL)
@@ -153,7 +153,7 @@ def test_what_is_written_is_read(tmp_path_factory, rows):
     assert read == rows
 
 
-def test_a_task_of_ones_own_is_a_json_file(tmp_path):
+def test_a_custom_task_is_a_json_file(tmp_path):
     path = tmp_path / "task.json"
     path.write_text(SMALL.model_dump_json())
     assert Task.read(path) == SMALL

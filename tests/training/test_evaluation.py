@@ -1,4 +1,4 @@
-"""What is said of a model's quality is true of candidates that it had not seen."""
+"""The metrics of a model are those on candidates that it has not seen."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def evaluation():
     return fit(generate(300), "logistic-regression").evaluation
 
 
-def test_the_metrics_agree_with_the_confusion(evaluation):
+def test_the_metrics_agree_with_the_confusion_matrix(evaluation):
     (rejected, false_alarms), (missed, found) = evaluation.confusion.tolist()
     metrics = evaluation.metrics
     assert rejected + false_alarms + missed + found == 300
@@ -36,7 +36,7 @@ def test_calibration_counts_every_candidate_once(evaluation):
     assert (np.diff(means) > 0).all()
 
 
-def test_every_category_that_occurs_is_a_group(evaluation):
+def test_every_category_in_the_data_is_a_group(evaluation):
     for name in ("gender", "workex"):
         groups = [group for group in evaluation.groups if group.field == name]
         assert sum(group.rows for group in groups) == 300
@@ -44,7 +44,7 @@ def test_every_category_that_occurs_is_a_group(evaluation):
         assert right / 300 == pytest.approx(evaluation.metrics["accuracy"])
 
 
-def test_only_the_field_that_decides_is_important():
+def test_only_the_field_that_decides_has_importance():
     rng = np.random.default_rng(0)
     plain = generate(300).candidates
     candidates: list[Candidate] = [
@@ -60,7 +60,7 @@ def test_only_the_field_that_decides_is_important():
     assert {item.field for item in importances} == set(SIGNATURE.names)
 
 
-def test_out_of_fold_probabilities_come_from_models_that_had_not_seen_the_candidate():
+def test_out_of_fold_probabilities_come_from_models_without_the_candidate():
     dataset = generate(200)
     noise = np.random.default_rng(1).permutation(dataset.labels).tolist()
     fitted = fit(Dataset(PLACEMENT, dataset.candidates, noise, "", "0" * 64), "forest-50")
@@ -69,7 +69,7 @@ def test_out_of_fold_probabilities_come_from_models_that_had_not_seen_the_candid
     assert fitted.evaluation.metrics["roc_auc"] < 0.65
 
 
-def test_evaluating_twice_gives_the_same():
+def test_evaluating_twice_gives_the_same_result():
     dataset = generate(200)
     first = fit(dataset, "support-vectors")
     features = encode(fit_vectorizer(SIGNATURE, dataset.candidates), dataset.candidates)
@@ -77,7 +77,7 @@ def test_evaluating_twice_gives_the_same():
     assert (again.metrics, again.importances) == (first.evaluation.metrics, first.evaluation.importances)
 
 
-def test_wilsons_interval_holds_the_part_and_stays_within_bounds():
+def test_wilsons_interval_contains_the_fraction_and_stays_within_bounds():
     parts, counts = np.array([0.0, 0.5, 1.0]), np.array([5, 50, 5])
     low, high = wilson_interval(parts, counts)
     assert ((low <= parts + 1e-9) & (parts - 1e-9 <= high)).all()

@@ -1,4 +1,4 @@
-"""Generated candidates: the same for the same seed, valid, and distributed as the statistics say."""
+"""Generated candidates are repeatable, valid, and distributed as the statistics say."""
 
 import numpy as np
 import pytest
@@ -97,13 +97,13 @@ def test_statistics_of_other_candidates_are_refused_with_what_to_do(task, proble
     assert error.value.count == 2
 
 
-def test_fields_may_stand_in_another_order():
+def test_fields_may_come_in_another_order():
     order = tuple(reversed(SIGNATURE.fields))
     reordered = PLACEMENT.model_copy(update={"signature": Signature(fields=order)})
     assert tuple(generate(20, task=reordered).candidates[0]) == tuple(reversed(SIGNATURE.names))
 
 
-def test_statistics_that_cannot_be_read_are_told(tmp_path, monkeypatch):
+def test_unreadable_statistics_are_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(statistics, "STATISTICS_FILE", tmp_path / "statistics.json")
     with pytest.raises(DataError, match=r"statistics\.json: cannot be read; recompute it"):
         Statistics.committed()
@@ -112,7 +112,7 @@ def test_statistics_that_cannot_be_read_are_told(tmp_path, monkeypatch):
         Statistics.committed()
 
 
-def test_the_command_that_recomputes_the_statistics(tmp_path, capsys):
+def test_the_command_recomputes_the_statistics(tmp_path, capsys):
     dataset, path = generate(300), tmp_path / "a.csv"
     rows: list[list[object]] = [
         [*c.values(), label] for c, label in zip(dataset.candidates, dataset.labels, strict=True)

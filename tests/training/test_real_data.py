@@ -1,4 +1,4 @@
-"""Promises about the real candidates, kept where the real candidates are at hand."""
+"""Results on the real campus data; skipped without the data."""
 
 import os
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_the_committed_statistics_are_those_of_the_real_candidates(real):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_forest_trained_on_generated_candidates_knows_the_real_ones(real, seed):
+def test_a_forest_trained_on_generated_candidates_predicts_the_real_ones(real, seed):
     generated = generate(5000, seed)
     vectorizer = fit_vectorizer(SIGNATURE, generated.candidates)
     forest = ESTIMATORS["forest-100"].fit(encode(vectorizer, generated.candidates), generated.labels)

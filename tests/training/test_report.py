@@ -1,4 +1,4 @@
-"""The report: one file that needs nothing else and says the truth of its version."""
+"""The report is one self-contained file with the figures of its version."""
 
 import re
 from html.parser import HTMLParser
@@ -60,7 +60,7 @@ def test_every_tag_is_closed(outline):
     assert outline.open == []
 
 
-def test_nothing_is_loaded_and_nothing_runs(html, outline):
+def test_the_report_loads_nothing_and_runs_no_script(html, outline):
     tags = {tag for tag, _ in outline.seen}
     assert not tags & {"script", "link", "img", "iframe", "object", "image"}
     assert not re.search(r"@import|url\((?!#)| src=| on\w+=", html)
@@ -68,25 +68,25 @@ def test_nothing_is_loaded_and_nothing_runs(html, outline):
     assert all(link.startswith("#") for link in links)
 
 
-def test_every_chart_is_told_to_those_who_do_not_see_it(outline):
+def test_every_chart_has_a_text_alternative(outline):
     charts = [attributes for tag, attributes in outline.seen if tag == "svg"]
     assert len(charts) >= 6 + len(SIGNATURE.fields)
     assert all(chart["role"] == "img" and len(chart["aria-label"]) > 10 for chart in charts)
 
 
-def test_charts_do_not_share_ids_and_refer_to_their_own(html, outline):
+def test_charts_have_distinct_ids_and_refer_to_their_own(html, outline):
     ids = [attributes["id"] for _, attributes in outline.seen if "id" in attributes]
     assert len(set(ids)) == len(ids)
     assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', html)) <= set(ids)
 
 
-def test_colours_follow_the_page(html):
+def test_charts_use_the_colours_of_the_page(html):
     assert "prefers-color-scheme: dark" in html
     assert "a1b2c" not in html
     assert "stroke: var(--accent)" in html
 
 
-def test_it_names_the_version_and_its_figures(html, bundle):
+def test_the_report_has_the_version_and_its_figures(html, bundle):
     for text in (
         "<title>placement v7: model report</title>",
         f"{bundle.metrics['accuracy']:.1%}",
@@ -104,6 +104,6 @@ def test_text_from_outside_is_escaped(bundle, fitted):
     assert "&lt;script&gt;" in html
 
 
-def test_training_never_touches_pyplot():
+def test_training_does_not_use_pyplot():
     root = ROOT / "training"
     assert not [path.name for path in root.glob("*.py") if "import matplotlib.pyplot" in path.read_text()]

@@ -1,4 +1,4 @@
-"""The choice among estimators, and what each of them must be to serve."""
+"""The choice among estimators, and the requirements that each of them meets."""
 
 import time
 import zlib
@@ -57,14 +57,14 @@ def test_auto_tries_forests_and_other_families_and_a_name_only_itself():
     assert "support-vectors" not in [estimator.name for estimator in estimators_for("auto", 50_000)]
 
 
-def test_an_unknown_estimator_is_told_the_known_ones():
+def test_the_error_for_an_unknown_estimator_lists_the_known_ones():
     with pytest.raises(
         UnknownEstimatorError, match="'oracle' is not known, expected auto, logistic-regression,"
     ):
         estimators_for("oracle", 10)
 
 
-def test_the_tutorials_forest_is_the_tutorials():
+def test_the_tutorial_estimator_has_the_tutorials_parameters():
     forest = ESTIMATORS["tutorial"].make()
     assert isinstance(forest, RandomForestClassifier)
     parameters = forest.get_params()
@@ -72,7 +72,7 @@ def test_the_tutorials_forest_is_the_tutorials():
     assert parameters["random_state"] is not None
 
 
-def test_the_same_data_give_the_same_choice():
+def test_the_same_data_lead_to_the_same_choice():
     lines: list[str] = []
     first, trials = select("auto", FEATURES, DATASET.labels, "Placed", lines.append)
     for trial in trials[:3]:
@@ -109,13 +109,13 @@ def test_every_estimator_unpickles_under_an_older_numpy(name, tmp_path):
 
 
 @pytest.mark.parametrize("left_out", [GradientBoostingClassifier, HistGradientBoostingClassifier])
-def test_estimators_that_would_not_unpickle_are_left_out(left_out):
+def test_estimators_that_the_runtimes_cannot_unpickle_are_left_out(left_out):
     assert b"numpy.random" in pickled(left_out(random_state=0).fit(FEATURES, DATASET.labels))
     assert not any(isinstance(estimator.make(), left_out) for estimator in ESTIMATORS.values())
 
 
 @pytest.mark.parametrize("name", ["support-vectors", "forest-50"])
-def test_the_same_model_is_the_same_file(name):
+def test_the_same_model_is_written_as_the_same_bytes(name):
     estimator = ESTIMATORS[name]
     assert dump(estimator.fit(FEATURES, DATASET.labels)) == dump(estimator.fit(FEATURES, DATASET.labels))
 

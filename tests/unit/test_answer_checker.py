@@ -45,12 +45,14 @@ def said(pair: VersionPair, version: str, chosen: list[int], *by: str) -> Answer
         (UNVERIFIED, ("v1", "v1", "v2"), "mixed"),
     ],
 )
-def test_the_judge_tells_a_right_answer_from_every_other(version, by, verdict, renamed, checker):
+def test_the_checker_tells_right_answers_from_wrong_mixed_and_unverified_ones(
+    version, by, verdict, renamed, checker
+):
     chosen = [3, 1, 4]
     assert checker.verdict(chosen, said(renamed, version, chosen, *by)) == verdict
 
 
-def test_the_judge_holds_each_part_of_an_answer_against_the_model(renamed, checker):
+def test_the_checker_compares_every_part_of_an_answer_with_the_model(renamed, checker):
     chosen = [3, 1, 4]
     right = said(renamed, "v1", chosen, "v1", "v1", "v1")
     old, new = renamed.references.values()
@@ -65,7 +67,7 @@ def test_the_judge_holds_each_part_of_an_answer_against_the_model(renamed, check
     assert checker.verdict([3], Answer("v1", [misread_score], [misread_score >= 0.5])) == "wrong"
 
 
-def test_unknown_models_answer_as_unverified_only_and_each_for_itself(renamed):
+def test_unknown_models_must_answer_as_unverified_and_must_not_be_mixed(renamed):
     old, new = renamed.references.values()
     checker = AnswerChecker(renamed.candidates, {UNVERIFIED: [old, new]})
     for by in ("v1", "v2"):
@@ -77,7 +79,7 @@ def test_unknown_models_answer_as_unverified_only_and_each_for_itself(renamed):
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_every_candidate_tells_which_version_scored_it(name, version_pair):
+def test_every_candidate_of_a_pair_gets_different_scores_from_both_versions(name, version_pair):
     pair = version_pair(name)
     old, new = (
         np.array(sklearn_reference.probabilities(pair.candidates))
@@ -88,21 +90,21 @@ def test_every_candidate_tells_which_version_scored_it(name, version_pair):
     assert bool(pair.new_only_candidates) == (name != "retrained")
 
 
-def test_many_candidates_tell_through_which_encoding_they_were_scored(renamed):
+def test_many_candidates_get_another_score_through_the_wrong_encoding(renamed):
     old, new = renamed.references.values()
     scores = np.array(old.probabilities(renamed.candidates))
     assert differ(scores, misread(old, new, renamed.candidates)).mean() > 0.3
 
 
 @pytest.mark.parametrize("verdict", ["wrong", "mixed", "unverified"])
-def test_an_outcome_is_not_as_expected_with_a_single_fault(verdict):
+def test_a_single_wrong_answer_makes_an_outcome_unexpected(verdict):
     tally = Tally(several=1, faults={verdict: ["an answer"]})
     tally.answered["v1"] += 1
     (unexpected,) = Outcome(tally).unexpected
     assert unexpected.startswith(f"1 answers were {verdict}")
 
 
-def test_an_outcome_without_requests_of_several_candidates_proves_nothing_about_mixing():
+def test_an_outcome_needs_answers_for_several_candidates_to_show_that_none_is_mixed():
     tally = Tally()
     tally.answered["v1"] += 1
     assert Outcome(tally).unexpected == ["no answer was to several candidates, so none could be mixed"]

@@ -1,4 +1,4 @@
-"""What a service answers is held against the reference rows of the version that each answer claims."""
+"""A rollout compares a service's answers with the reference rows of the version that each answer names."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -55,7 +55,7 @@ def unverified(every: int) -> Any:
     return scores
 
 
-def test_both_versions_take_every_row_that_is_sent(pair):
+def test_a_check_sends_only_rows_that_both_versions_accept(pair):
     bundles = [load_bundle(pair.old), load_bundle(pair.new)]
     request = ReferenceRequest(bundles)
     assert request.unchecked_versions == []
@@ -67,7 +67,7 @@ def test_both_versions_take_every_row_that_is_sent(pair):
 
 
 @pytest.mark.parametrize("percent", [1, 10, 50, 99])
-async def test_a_canary_is_asked_until_both_versions_have_answered(percent, pair):
+async def test_a_canary_is_checked_until_both_versions_have_answered(percent, pair):
     target = InMemoryTarget(pair.old)
     seen: list[str] = []
 
@@ -92,7 +92,7 @@ async def test_a_canary_is_undone_for_one_wrong_score_of_either_version(version,
     assert target.steps[-2:] == ["end canary", "transformer v1"]
 
 
-async def test_scores_are_compared_to_the_tolerance_of_the_verification(pair):
+async def test_scores_are_compared_with_the_same_tolerance_as_in_verification(pair):
     target = InMemoryTarget(pair.old)
     target.scores = off_by(0.9e-6, "v2")
     await rollout(target, str(pair.new), quiet, canary=50)
@@ -116,7 +116,7 @@ async def test_a_canary_is_undone_for_an_answer_of_a_third_version(pair):
 
 
 @pytest.mark.parametrize("scores", [(), (float("nan"),) * 100])
-async def test_an_answer_without_the_scores_is_a_wrong_one(scores, pair):
+async def test_an_answer_without_scores_counts_as_wrong(scores, pair):
     target = InMemoryTarget(pair.old)
     target.scores = lambda bundle, rows: Scores(scores[: len(rows)], bundle.version)
     with pytest.raises(RolloutError, match=r"v1 (returned 0 scores|scores its reference rows differently)"):
@@ -136,7 +136,7 @@ async def test_a_canary_whose_traffic_is_not_split_is_undone(silent, share, pair
     assert str(failed.value).endswith(f"expected about {share} % of them")
 
 
-async def test_a_canary_that_is_not_met_in_time_is_undone(pair, hurried):
+async def test_a_canary_that_does_not_answer_in_time_is_undone(pair, hurried):
     target = InMemoryTarget(pair.old)
     target.scores = lambda _, rows: as_its_bundle_says(load_bundle(pair.old), rows)
     with pytest.raises(RolloutError, match=r"v2 gave 0 of \d+ answers within 0 s, expected about 1 %"):
@@ -144,11 +144,11 @@ async def test_a_canary_that_is_not_met_in_time_is_undone(pair, hurried):
 
 
 @pytest.mark.parametrize(("percent", "requests"), [(50, 49), (10, 1375), (1, 138149)])
-def test_a_canary_that_is_there_is_missed_once_in_a_million(percent, requests):
+def test_a_check_overlooks_a_canary_at_most_once_in_a_million_times(percent, requests):
     assert requests_to_observe(percent) == requests
 
 
-async def test_versions_that_take_no_row_of_each_other_are_not_compared(pair):
+async def test_versions_without_a_row_that_both_accept_are_not_compared(pair):
     old, new = load_bundle(pair.old), load_bundle(pair.new)
     reference = new.reference
     only = [i for i, row in enumerate(reference.candidates) if not accepts(old.signature, row)]
@@ -164,7 +164,7 @@ async def test_versions_that_take_no_row_of_each_other_are_not_compared(pair):
     assert unknown == ["v2"]
 
 
-async def test_a_whole_version_may_share_the_answers_while_the_old_one_leaves(pair, hurried):
+async def test_the_old_version_may_still_answer_while_it_is_being_replaced(pair, hurried):
     target = InMemoryTarget(pair.new)
     leaving = iter(["unverified", "v1", "unverified"])
 
@@ -176,7 +176,7 @@ async def test_a_whole_version_may_share_the_answers_while_the_old_one_leaves(pa
     await wait_until_serving(target, load_bundle(pair.new))
 
 
-async def test_a_whole_version_that_stays_unverified_is_taken_back(pair, hurried):
+async def test_a_version_that_stays_unverified_is_rolled_back(pair, hurried):
     target = InMemoryTarget(pair.old)
     target.scores = unverified(every=3)
     with pytest.raises(
@@ -186,7 +186,7 @@ async def test_a_whole_version_that_stays_unverified_is_taken_back(pair, hurried
     assert target.now.predictor_uri == str(pair.old)
 
 
-async def test_an_old_version_that_does_not_leave_is_told(pair, hurried):
+async def test_a_rollout_reports_an_old_version_that_keeps_answering(pair, hurried):
     with pytest.raises(TargetError, match="v1 answers instead of v2") as failed:
         await wait_until_serving(InMemoryTarget(pair.old), load_bundle(pair.new))
     assert not isinstance(failed.value, WrongAnswer)

@@ -1,4 +1,4 @@
-"""`make audit` tells what is known of the locked packages, and never takes silence for a clean result."""
+"""`make audit` reports known vulnerabilities of the locked packages, and fails if it cannot look them up."""
 
 import importlib.util
 import json
@@ -61,7 +61,7 @@ def asked(tools: Path) -> list[str]:
     return (tools / "asked").read_text().splitlines()
 
 
-def test_what_is_known_is_told_and_fails(tools, capsys) -> None:
+def test_a_known_vulnerability_is_reported_and_fails_the_audit(tools, capsys) -> None:
     assert audit.audit(tools([CLEAN], [CLEAN, VULNERABLE]), locks(2)) == 1
     told = capsys.readouterr().err
     assert "/locks/a.txt: 1 packages, 0 known" in told
@@ -70,7 +70,7 @@ def test_what_is_known_is_told_and_fails(tools, capsys) -> None:
     assert "2 known vulnerabilities" in told
 
 
-def test_nothing_known_is_success(tools, capsys) -> None:
+def test_an_audit_without_findings_succeeds(tools, capsys) -> None:
     assert audit.audit(tools([CLEAN], [CLEAN]), locks(2)) == 0
     assert "NOT AUDITED" not in capsys.readouterr().err
 
@@ -84,7 +84,7 @@ def test_nothing_known_is_success(tools, capsys) -> None:
     ],
     ids=["no name", "error", "an index without vulnerabilities"],
 )
-def test_a_database_that_cannot_be_reached_is_said_and_no_more_is_asked(silence, tools, capsys) -> None:
+def test_an_unreachable_database_is_reported_once(silence, tools, capsys) -> None:
     directory = tools(silence, [CLEAN])
     assert audit.audit(directory, locks(2)) == 0
     assert (
@@ -93,22 +93,22 @@ def test_a_database_that_cannot_be_reached_is_said_and_no_more_is_asked(silence,
     assert len(asked(directory)) == 1
 
 
-def test_a_finding_stays_one_if_the_database_is_lost_later(tools, capsys) -> None:
+def test_a_finding_fails_the_audit_although_the_database_becomes_unreachable(tools, capsys) -> None:
     assert audit.audit(tools([VULNERABLE], "requests.exceptions.ReadTimeout: x"), locks(2)) == 1
     assert "NOT AUDITED" in capsys.readouterr().err
 
 
-def test_packages_that_the_database_does_not_know_are_named(tools, capsys) -> None:
+def test_packages_that_the_database_does_not_know_are_listed(tools, capsys) -> None:
     assert audit.audit(tools([CLEAN, UNKNOWN]), locks(1)) == 0
     assert "1 packages, 0 known vulnerabilities, not in the database: uv" in capsys.readouterr().err
 
 
-def test_another_failure_is_no_success(tools) -> None:
+def test_any_other_failure_of_pip_audit_fails_the_audit(tools) -> None:
     with pytest.raises(audit.AuditError, match=r"/locks/a.txt: invalid hash"):
         audit.audit(tools("ERROR\ninvalid hash"), locks(1))
 
 
-def test_arguments_are_those_of_pip_audit(tools) -> None:
+def test_further_arguments_go_to_pip_audit(tools) -> None:
     directory = tools([CLEAN])
     audit.audit(directory, locks(1), ["--vulnerability-service", "osv"])
     assert asked(directory)[0].endswith("--requirement /locks/a.txt --vulnerability-service osv")
@@ -127,7 +127,7 @@ def test_every_lock_file_is_audited() -> None:
     assert audit.lock_files()[0] == audit.PROBE
 
 
-def test_the_sbom_is_made_of_what_the_image_holds() -> None:
+def test_the_sbom_covers_the_packages_of_the_image() -> None:
     def names(text: str) -> set[str]:
         return set(re.findall(r"^([\w.-]+)==", text, re.MULTILINE))
 

@@ -1,4 +1,4 @@
-"""A bundle that cannot be served is refused with one line that says which field is wrong."""
+"""A bundle that cannot be served is refused with one line that names the wrong field."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def content(trained_bundle: Path) -> dict[str, Any]:
     return loaded
 
 
-def test_a_bundle_survives_being_written_and_read(trained_bundle):
+def test_a_bundle_is_the_same_after_it_was_written_and_read(trained_bundle):
     bundle = load_bundle(trained_bundle)
     assert parse_bundle(bundle.to_json()) == bundle
 
@@ -33,7 +33,7 @@ def test_the_bundle_names_the_model_file_beside_it(trained_bundle):
     assert bundle.model.sha256 == file_sha256(trained_bundle / bundle.model.file)
 
 
-def test_what_later_bundles_keep_is_all_it_takes_to_recognise_and_feed_a_version(trained_bundle):
+def test_later_bundles_keep_what_it_takes_to_verify_and_encode_for_a_version(trained_bundle):
     bundle = load_bundle(trained_bundle)
     kept = bundle.as_previous()
     assert type(kept) is Version
@@ -78,13 +78,13 @@ def test_a_broken_bundle_is_refused_by_its_field(case, content, tmp_path):
     assert "\n" not in message
 
 
-def test_the_same_version_cannot_be_remembered_twice(content):
+def test_a_bundle_cannot_list_an_earlier_version_twice(content):
     own = {name: content[name] for name in Version.model_fields}
     with pytest.raises(BundleError, match="duplicate version 'v1'"):
         parse_bundle(json.dumps({**content, "previous": [own]}))
 
 
-def test_no_more_than_three_earlier_versions_are_remembered(content):
+def test_a_bundle_lists_at_most_three_earlier_versions(content):
     own = {name: content[name] for name in Version.model_fields}
     earlier = [{**own, "version": f"v0.{number}"} for number in range(4)]
     assert len(parse_bundle(json.dumps({**content, "previous": earlier[:3]})).versions) == 4
@@ -93,12 +93,12 @@ def test_no_more_than_three_earlier_versions_are_remembered(content):
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"[]", b'"bundle"'])
-def test_what_is_not_a_bundle_at_all_is_refused(text):
+def test_a_file_that_is_not_a_bundle_is_refused(text):
     with pytest.raises(BundleError, match=r"bundle\.json: "):
         parse_bundle(text)
 
 
-def test_a_missing_bundle_says_what_storage_uri_must_name(tmp_path):
+def test_the_error_for_a_missing_bundle_explains_storage_uri(tmp_path):
     with pytest.raises(BundleError, match="STORAGE_URI must name a version's directory"):
         load_bundle(tmp_path / "v9")
 

@@ -1,4 +1,4 @@
-"""The encoder gives DictVectorizer's numbers, bit for bit, whichever of its ways it takes."""
+"""The encoder gives the same numbers as DictVectorizer, bit for bit, on each of its code paths."""
 
 import math
 import random
@@ -182,7 +182,7 @@ def test_every_valid_candidate_is_encoded_bit_for_bit_as_dictvectorizer_does(siz
 
 @pytest.mark.parametrize("form", [rows_of, columns_of])
 @pytest.mark.parametrize("size", SIZES)
-def test_placement_candidates_are_encoded_bit_for_bit_and_none_needs_a_second_look(size, form, monkeypatch):
+def test_valid_placement_candidates_are_encoded_without_the_slow_path(size, form, monkeypatch):
     rows = generate(size, seed=5).candidates
     encoder = encoder_of(PLACEMENT_SIGNATURE)
     monkeypatch.setattr(encoder, "_validate_and_encode", None)
@@ -191,7 +191,7 @@ def test_placement_candidates_are_encoded_bit_for_bit_and_none_needs_a_second_lo
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("value", [-0.0, 0, 0.0, 1, 1.0, 5e-324, 2**53 + 1, 10**15, 1e300, -(10**300)])
-def test_special_numbers_are_those_of_dictvectorizer(value, size):
+def test_special_numbers_are_encoded_as_by_dictvectorizer(value, size):
     signature = Signature(fields=(Number(name="a", minimum=-1e300, maximum=1e300),))
     rows = [{"a": 2.5}] * (size - 1) + [{"a": value}]
     encoded = encoder_of(signature).encode(rows_of(rows, signature))
@@ -201,7 +201,7 @@ def test_special_numbers_are_those_of_dictvectorizer(value, size):
 @pytest.mark.parametrize("size", SIZES)
 @settings(deadline=None, max_examples=25)
 @given(data=st.data())
-def test_every_way_says_the_same_of_any_candidates(size, data):
+def test_fast_and_slow_paths_give_the_same_result_or_error(size, data):
     signature = data.draw(signatures())
     encoder = encoder_of(signature, unknown_category=data.draw(st.sampled_from(["refuse", "ignore"])))
     good = data.draw(st.lists(complete(signature), min_size=1, max_size=2))
@@ -240,7 +240,7 @@ WRONG = {
 @pytest.mark.parametrize("size", [1, MAX_ONE_BY_ONE + 1, BLOCK_SIZE + 1])
 @pytest.mark.parametrize("field", ["ssc_p", "gender"])
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
-def test_a_wrong_value_is_refused_in_the_same_words_wherever_it_stands(wrong, field, size, form):
+def test_a_wrong_value_gets_the_same_error_at_every_position(wrong, field, size, form):
     if (field, wrong) == ("gender", "F"):
         wrong = "f"
     rows = [*generate(size, seed=6).candidates]
@@ -257,7 +257,7 @@ def test_a_wrong_value_is_refused_in_the_same_words_wherever_it_stands(wrong, fi
 
 @pytest.mark.parametrize("size", [1, MAX_ONE_BY_ONE + 1, BLOCK_SIZE + 1])
 @pytest.mark.parametrize("row", [7, None, "ssc_p", ["ssc_p"], {}], ids=str)
-def test_what_is_no_candidate_is_refused(row, size):
+def test_a_row_that_is_not_a_candidate_is_refused(row, size):
     rows = [*generate(size, seed=6).candidates]
     for position in {0, size - 1}:
         rows[position] = row
@@ -266,7 +266,7 @@ def test_what_is_no_candidate_is_refused(row, size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_candidates_with_their_keys_in_any_order_are_the_same(size):
+def test_the_order_of_a_candidates_keys_does_not_matter(size):
     rows = generate(size, seed=7).candidates
     mixed: list[Any] = [dict(reversed(row.items())) if number % 2 else row for number, row in enumerate(rows)]
     # Equal keys need not be the same objects, as they are where one parser has read all.
@@ -279,7 +279,7 @@ def test_candidates_with_their_keys_in_any_order_are_the_same(size):
 
 @pytest.mark.parametrize("form", [rows_of, columns_of])
 @pytest.mark.parametrize("size", SIZES)
-def test_an_ignored_category_fills_no_column_as_in_dictvectorizer(size, form):
+def test_an_ignored_category_sets_no_column_as_in_dictvectorizer(size, form):
     signature = Signature(
         fields=(Category(name="a", categories=("x", "y")), Number(name="b", minimum=0, maximum=9))
     )
@@ -289,7 +289,7 @@ def test_an_ignored_category_fills_no_column_as_in_dictvectorizer(size, form):
 
 
 @pytest.mark.parametrize("size", [1, MAX_ONE_BY_ONE + 1])
-def test_a_category_that_the_newest_version_lists_is_never_ignored(size):
+def test_a_category_of_the_newest_version_is_never_ignored(size):
     old, new = (Signature(fields=(Category(name="a", categories=listed),)) for listed in (("x",), ("x", "y")))
     encoder = encoder_of(old, unknown_category="ignore", newest=new)
     assert not encoder.encode(rows_of([{"a": "z"}] * size, old)).any()
@@ -298,7 +298,7 @@ def test_a_category_that_the_newest_version_lists_is_never_ignored(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_what_has_a_default_may_be_left_out_without_a_second_look(size, monkeypatch):
+def test_fields_with_a_default_may_be_missing_on_the_fast_path(size, monkeypatch):
     signature = Signature(
         fields=(
             Number(name="a", minimum=0, maximum=9, default=7),
@@ -314,7 +314,7 @@ def test_what_has_a_default_may_be_left_out_without_a_second_look(size, monkeypa
         assert filled == [7.0, 0.0, 1.0, 3.0]
 
 
-def test_another_order_of_feature_names_is_followed():
+def test_the_encoder_follows_the_order_of_the_feature_names():
     signature = Signature(fields=(Category(name="a", categories=("x", "y")),))
     encoder = Encoder(Vectorizer(feature_names=("a=y", "a=x"), separator="="), signature)
     assert encoder.encode(rows_of([{"a": "x"}], signature)).tolist() == [[0.0, 1.0]]
@@ -331,7 +331,7 @@ MANY_VALUES = Signature(
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_categories_of_many_values_are_encoded_too(size):
+def test_fields_with_many_categories_are_encoded(size):
     listed = [field for field in MANY_VALUES.fields if isinstance(field, Category)]
     dice = random.Random(0)
     rows: list[dict[str, Any]] = [
@@ -343,7 +343,7 @@ def test_categories_of_many_values_are_encoded_too(size):
 
 
 @pytest.mark.parametrize("signature", [PLACEMENT_SIGNATURE, MANY_VALUES], ids=["placement", "many values"])
-def test_what_is_kept_of_combined_categories_is_bounded_and_callers_add_nothing(signature):
+def test_the_table_of_combined_categories_does_not_grow_with_requests(signature):
     encoder = encoder_of(signature, unknown_category="ignore")
     together = encoder._combined
     assert together.fields
@@ -362,7 +362,7 @@ def test_what_is_kept_of_combined_categories_is_bounded_and_callers_add_nothing(
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "i8", "u1", "u8"])
 @pytest.mark.parametrize("size", [1, MAX_ONE_BY_ONE + 1, BLOCK_SIZE + 1])
-def test_arrays_are_taken_as_they_are(size, dtype):
+def test_numeric_arrays_of_any_type_are_encoded(size, dtype):
     signature = Signature(
         fields=(Number(name="a", minimum=0, maximum=100), Category(name="b", categories=("x",)))
     )
@@ -378,5 +378,5 @@ def test_boolean_arrays_are_refused(size):
         encoder_of(signature).encode(Columns(size, {"a": np.ones(size, bool)}))
 
 
-def test_what_the_quick_ways_raise_never_gets_out():
+def test_exceptions_of_the_fast_path_never_reach_the_caller():
     assert not any(issubclass(doubt, InvalidRequest) for doubt in NEEDS_FULL_VALIDATION)

@@ -1,4 +1,4 @@
-"""A failure is in the log at once, a flood of them is a few lines."""
+"""Each kind of failure is logged at once, and many failures take few lines."""
 
 import logging
 
@@ -51,7 +51,7 @@ def test_the_first_failure_of_each_kind_is_logged_at_once(lines):
     ]
 
 
-def test_a_flood_is_one_line_and_then_a_count(lines):
+def test_many_failures_of_a_kind_are_one_line_and_later_a_count(lines):
     clock = Clock()
     log = FailureLog(clock)
     for _ in range(10_000):
@@ -66,7 +66,7 @@ def test_a_flood_is_one_line_and_then_a_count(lines):
     assert lines()[2:] == ["503: full again"]
 
 
-def test_what_is_the_callers_own_fault_is_not_logged(lines):
+def test_errors_of_the_caller_are_not_logged(lines):
     FailureLog().record("400", InvalidRequest("no JSON"))
     FailureLog().record("501", NotImplementedHere("explanations are not implemented"))
     assert lines() == []

@@ -1,4 +1,4 @@
-"""The overlay `hardened`: who may talk to whom, and what a drain of nodes leaves."""
+"""The overlay `hardened` limits network traffic and keeps a pod of each component while nodes drain."""
 
 import itertools
 import shutil
@@ -70,23 +70,23 @@ def open_paths(given: list[Manifest]) -> set[tuple[str, str, int, str]]:
     }
 
 
-def test_every_path_that_is_needed_is_open_and_every_other_closed() -> None:
+def test_only_the_needed_network_paths_are_open() -> None:
     assert open_paths(policies()) == OPEN
 
 
-def test_without_policies_everything_is_open() -> None:
+def test_without_the_policies_all_paths_are_open() -> None:
     everything = open_paths([])
     assert ("neighbour", "predictor", 8080, "TCP") in everything
     assert ("predictor", "internet", 443, "TCP") in everything
 
 
-def test_the_policy_without_rules_closes_everything_by_itself() -> None:
+def test_the_policy_without_rules_closes_all_paths() -> None:
     [closed] = [one for one in policies() if one["metadata"]["name"] == "placement"]
     assert open_paths([closed]) == set()
 
 
 @pytest.mark.parametrize("name", ["transformer", "predictor", "dns", "storage"])
-def test_no_other_policy_is_superfluous(name: str) -> None:
+def test_every_policy_is_needed(name: str) -> None:
     left = [one for one in policies() if one["metadata"]["name"] != f"placement-{name}"]
     assert len(left) == len(policies()) - 1
     assert open_paths(left) != OPEN
@@ -111,12 +111,12 @@ def test_the_policies_select_the_pods_of_this_service_and_no_others() -> None:
     }
 
 
-def test_the_policies_lie_in_the_services_namespace() -> None:
+def test_the_policies_are_in_the_namespace_of_the_service() -> None:
     everything = [*policies(), *of_kind(NAME, "PodDisruptionBudget"), service(NAME)]
     assert len({document["metadata"].get("namespace") for document in everything}) == 1
 
 
-def test_open_ports_are_those_that_are_listened_on() -> None:
+def test_the_policies_open_only_ports_that_containers_listen_on() -> None:
     manifest = service(NAME)
     predictor, transformer = components(manifest)
     open_at = {
@@ -131,7 +131,7 @@ def test_open_ports_are_those_that_are_listened_on() -> None:
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
-def test_a_drain_leaves_a_pod_of_each_component(component: str) -> None:
+def test_draining_a_node_leaves_a_pod_of_each_component(component: str) -> None:
     [budget] = [
         one["spec"]
         for one in of_kind(NAME, "PodDisruptionBudget")
@@ -145,7 +145,7 @@ def test_a_drain_leaves_a_pod_of_each_component(component: str) -> None:
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
-def test_replicas_of_a_version_never_share_a_node_while_there_is_another(component: str) -> None:
+def test_replicas_of_a_version_are_spread_over_nodes(component: str) -> None:
     constraints = pods(service(NAME))[component]["spec"]["topologySpreadConstraints"]
     by_key = {one["topologyKey"]: one for one in constraints}
     assert by_key["kubernetes.io/hostname"]["whenUnsatisfiable"] == "DoNotSchedule"
@@ -157,7 +157,7 @@ def test_replicas_of_a_version_never_share_a_node_while_there_is_another(compone
 
 
 @pytest.mark.parametrize("other", ["s3", "autoscaling"])
-def test_another_overlay_is_hardened_by_naming_it_instead_of_the_base(other: str, tmp_path: Path) -> None:
+def test_any_other_overlay_can_be_hardened_too(other: str, tmp_path: Path) -> None:
     shutil.copytree(OVERLAYS.parent, tmp_path / "i", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     hardened = tmp_path / "i" / "overlays" / NAME
     file = hardened / "kustomization.yaml"

@@ -1,4 +1,4 @@
-"""The InferenceService and its overlays: what KServe's own models read, and what the manifests promise."""
+"""The InferenceService and its overlays: KServe reads every field, and each manifest keeps its promises."""
 
 import copy
 import functools
@@ -79,16 +79,16 @@ def read_and_write(sdk: kserve.ApiClient, manifest: Manifest) -> Manifest:
     return written
 
 
-def test_every_overlay_is_covered_here() -> None:
+def test_every_overlay_is_tested() -> None:
     assert sorted(path.parent.name for path in OVERLAYS.glob("*/kustomization.yaml")) == OVERLAY_NAMES
 
 
-def test_the_documented_spec_is_the_one_that_the_overlays_build_on() -> None:
+def test_the_overlays_build_on_the_documented_spec() -> None:
     assert SPEC.resolve() == (ROOT / "inferenceservice" / "base" / "placement.yaml").resolve()
 
 
 @pytest.mark.parametrize("name", EVERY_MANIFEST)
-def test_kserves_own_models_lose_nothing_of_the_manifest(name: str, sdk: kserve.ApiClient) -> None:
+def test_kserves_models_know_every_field_of_the_manifest(name: str, sdk: kserve.ApiClient) -> None:
     for manifest in documents(name):
         assert read_and_write(sdk, manifest) == manifest
 
@@ -107,14 +107,14 @@ def test_kserves_own_models_lose_nothing_of_the_manifest(name: str, sdk: kserve.
     ],
     ids=lambda where: ".".join(map(str, where)),
 )
-def test_a_misspelt_field_would_be_noticed(where: tuple[str | int, ...], sdk: kserve.ApiClient) -> None:
+def test_a_misspelt_field_is_found(where: tuple[str | int, ...], sdk: kserve.ApiClient) -> None:
     manifest = copy.deepcopy(service(BASE))
     functools.reduce(lambda inner, key: inner[key], where, manifest)["misspelt"] = "x"  # type: ignore[index]
     assert read_and_write(sdk, manifest) == service(BASE)
 
 
 @pytest.mark.parametrize("name", EVERY_MANIFEST)
-def test_the_deployment_mode_is_said_not_left_to_the_cluster(name: str) -> None:
+def test_the_deployment_mode_is_stated(name: str) -> None:
     expected = "Knative" if name == "knative" else "Standard"
     assert service(name)["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == expected
 
@@ -128,7 +128,7 @@ def test_both_components_get_the_same_bundle(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY_MANIFEST)
-def test_the_transformer_is_told_the_predictors_protocol(name: str) -> None:
+def test_the_transformer_gets_the_predictors_protocol(name: str) -> None:
     manifest = service(name)
     told = argument(transformer_container(manifest), "predictor_protocol")
     assert told == manifest["spec"]["predictor"]["model"]["protocolVersion"]
@@ -143,7 +143,7 @@ def test_the_runtime_and_its_version_are_pinned(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY_MANIFEST)
-def test_the_image_is_this_version_of_the_project_never_latest(name: str) -> None:
+def test_the_image_has_the_version_of_the_project(name: str) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert transformer_container(service(name))["image"] == f"placement-transformer:{version}"
     assert "latest" not in rendered(name)
@@ -151,7 +151,7 @@ def test_the_image_is_this_version_of_the_project_never_latest(name: str) -> Non
 
 @pytest.mark.parametrize("field", RESTRICTED)
 @pytest.mark.parametrize("name", EVERY_MANIFEST)
-def test_no_container_may_do_more_than_it_needs(name: str, field: str) -> None:
+def test_containers_run_without_privileges(name: str, field: str) -> None:
     for component in components(service(name)):
         for container in containers(component):
             assert container["securityContext"][field] == RESTRICTED[field]
@@ -159,31 +159,31 @@ def test_no_container_may_do_more_than_it_needs(name: str, field: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY_MANIFEST)
-def test_no_pod_gets_a_token_for_the_clusters_api(name: str) -> None:
+def test_no_pod_gets_a_token_for_the_kubernetes_api(name: str) -> None:
     assert [part["automountServiceAccountToken"] for part in components(service(name))].count(True) == 0
 
 
 @pytest.mark.parametrize("name", EVERY_MANIFEST)
-def test_the_transformer_can_write_nowhere(name: str) -> None:
+def test_the_transformers_filesystem_is_read_only(name: str) -> None:
     assert "volumeMounts" not in transformer_container(service(name))
 
 
 @pytest.mark.parametrize("name", EVERY_MANIFEST)
-def test_the_model_server_can_write_to_tmp_alone(name: str) -> None:
+def test_the_model_server_can_write_only_to_tmp(name: str) -> None:
     predictor = service(name)["spec"]["predictor"]
     assert predictor["model"]["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp"}]
     assert [volume["name"] for volume in predictor["volumes"]] == ["tmp"]
 
 
 @pytest.mark.parametrize("name", WITH_MLSERVER)
-def test_what_mlserver_writes_goes_where_it_may_write(name: str) -> None:
+def test_mlserver_writes_only_to_writable_directories(name: str) -> None:
     settings = environment(service(name)["spec"]["predictor"]["model"])
     assert settings["MLSERVER_METRICS_DIR"].startswith("/tmp/")
     assert settings["MLSERVER_ENVIRONMENTS_DIR"].startswith("/tmp/")
 
 
 @pytest.mark.parametrize("name", WITH_MLSERVER)
-def test_mlserver_says_why_a_model_refuses_a_request_without_a_traceback(name: str) -> None:
+def test_mlserver_reports_a_refused_request_without_a_traceback(name: str) -> None:
     # Only errors of a worker process are answered with their message; the transformer reads it.
     settings = environment(service(name)["spec"]["predictor"]["model"])
     assert int(settings["MLSERVER_PARALLEL_WORKERS"]) >= 1
@@ -191,7 +191,7 @@ def test_mlserver_says_why_a_model_refuses_a_request_without_a_traceback(name: s
 
 
 @pytest.mark.parametrize("name", EVERY_MANIFEST)
-def test_every_container_states_its_resources(name: str) -> None:
+def test_every_container_has_resource_requests_and_limits(name: str) -> None:
     for component in components(service(name)):
         for container in containers(component):
             for kind in ("requests", "limits"):
@@ -199,7 +199,7 @@ def test_every_container_states_its_resources(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STANDARD_MODE)
-def test_a_rollout_takes_no_pod_away_before_its_successor_is_ready(name: str) -> None:
+def test_a_rolling_update_removes_a_pod_only_when_its_successor_is_ready(name: str) -> None:
     for component in components(service(name)):
         strategy = component["deploymentStrategy"]
         assert strategy["type"] == "RollingUpdate"
@@ -208,7 +208,7 @@ def test_a_rollout_takes_no_pod_away_before_its_successor_is_ready(name: str) ->
 
 
 @pytest.mark.parametrize("name", STANDARD_MODE)
-def test_a_pod_is_killed_only_after_its_pause_and_its_drain(name: str) -> None:
+def test_the_grace_period_covers_the_pre_stop_pause_and_the_drain(name: str) -> None:
     for component in components(service(name)):
         for container in containers(component):
             assert pause_seconds(container) > 0
@@ -227,7 +227,7 @@ def test_readiness_follows_the_model_and_liveness_only_the_process(name: str) ->
 
 
 @pytest.mark.parametrize("name", EVERY_MANIFEST)
-def test_probes_and_scrapes_go_to_ports_that_are_listened_on(name: str) -> None:
+def test_probes_and_scrapes_use_ports_that_containers_listen_on(name: str) -> None:
     manifest = service(name)
     for component in components(manifest):
         bound = [listening_ports(manifest, container) for container in containers(component)]
@@ -243,14 +243,14 @@ def test_probes_and_scrapes_go_to_ports_that_are_listened_on(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "predictor_port"), [(BASE, "8082"), ("sklearnserver", "8080"), ("collocated", "8080")]
 )
-def test_metrics_are_scraped_where_the_server_has_them(name: str, predictor_port: str) -> None:
+def test_metrics_are_scraped_from_the_servers_path_and_port(name: str, predictor_port: str) -> None:
     predictor, *transformer = components(service(name))
     assert predictor["annotations"]["prometheus.io/port"] == predictor_port
     assert all(part["annotations"]["prometheus.io/port"] == "8080" for part in transformer)
 
 
 @pytest.mark.parametrize("name", EVERY_MANIFEST)
-def test_rest_is_the_first_port_and_grpc_the_second_where_a_service_may_have_two(name: str) -> None:
+def test_rest_is_the_first_port_and_grpc_the_second_except_on_knative(name: str) -> None:
     ports = [(port["name"], port["containerPort"]) for port in transformer_container(service(name))["ports"]]
     assert ports == ([("http1", 8080)] if name == "knative" else [("http1", 8080), ("grpc", 8081)])
 
@@ -269,7 +269,7 @@ def test_a_collocated_transformer_shares_its_predictors_bundle() -> None:
     assert transformer_container(manifest)["name"] == "transformer-container"
 
 
-def test_collocated_containers_share_no_port() -> None:
+def test_collocated_containers_use_different_ports() -> None:
     manifest = service("collocated")
     bound = [listening_ports(manifest, each) for each in containers(manifest["spec"]["predictor"])]
     assert len(bound) == 2
@@ -291,12 +291,12 @@ def test_a_collocated_model_server_outlives_the_transformer_beside_it() -> None:
 
 
 @pytest.mark.parametrize("name", TWO_PODS)
-def test_what_kserve_adds_to_the_transformer_is_left_to_it(name: str) -> None:
+def test_arguments_that_kserve_adds_are_not_in_the_manifest(name: str) -> None:
     container = transformer_container(service(name))
     assert [argument(container, name) for name in ("model_name", "predictor_host", "http_port")] == [None] * 3
 
 
-def test_knative_gets_nothing_that_it_or_kserve_refuses_there() -> None:
+def test_the_knative_overlay_has_no_field_that_knative_or_kserve_refuses() -> None:
     for component in components(service("knative")):
         assert component.keys().isdisjoint({"deploymentStrategy", "terminationGracePeriodSeconds"})
         assert all("lifecycle" not in container for container in containers(component))
@@ -317,7 +317,7 @@ def test_s3_credentials_are_placeholders_and_reach_both_components() -> None:
     assert by_kind["InferenceService"]["spec"]["predictor"]["model"]["storageUri"].startswith("s3://")
 
 
-def test_autoscaling_starts_with_two_of_each_and_goes_by_what_hpa_can_measure() -> None:
+def test_autoscaling_starts_with_two_replicas_and_uses_metrics_of_the_hpa() -> None:
     manifest = service("autoscaling")
     assert manifest["metadata"]["annotations"]["serving.kserve.io/autoscalerClass"] == "hpa"
     for component in components(manifest):
@@ -334,7 +334,7 @@ def test_the_images_user_is_a_number_that_is_not_root() -> None:
     assert [int(part) > 0 for part in users[-1].split(":")] == [True, True]
 
 
-def test_the_image_holds_the_transformer_and_nothing_else_of_the_project() -> None:
+def test_the_image_holds_only_the_transformer_of_this_project() -> None:
     copied = re.findall(r"^COPY (?!--from)(\S+)", (ROOT / "Dockerfile.transformer").read_text(), re.MULTILINE)
     assert copied == ["requirements/transformer.txt", "transformer/"]
     sent = {line for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}

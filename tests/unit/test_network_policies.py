@@ -1,4 +1,4 @@
-"""The tests' own evaluator of NetworkPolicies judges as the Kubernetes API describes it."""
+"""The tests' evaluator of NetworkPolicies follows the Kubernetes API."""
 
 from typing import Any
 
@@ -51,11 +51,13 @@ def peer(**fields: Any) -> list[dict[str, Any]]:
         ({"ingress": [{"ports": [{"protocol": "TCP"}]}]}, A, 80, True),
     ],
 )
-def test_what_comes_in(spec: dict[str, Any], source: Peer, port: int, *, expected: bool) -> None:
+def test_ingress_rules_allow_only_their_peers_and_ports(
+    spec: dict[str, Any], source: Peer, port: int, *, expected: bool
+) -> None:
     assert allowed([policy(**spec)], source, B, port) is expected
 
 
-def test_both_ends_must_agree_and_one_policy_that_allows_is_enough() -> None:
+def test_both_ends_must_allow_a_connection_and_one_policy_of_each_is_enough() -> None:
     closed_out = policy(podSelector={"matchLabels": {"app": "a"}}, policyTypes=["Egress"])
     opened_out = closed_out | {"spec": closed_out["spec"] | {"egress": [{"to": [{"podSelector": {}}]}]}}
     assert not allowed([closed_out], A, B, 80)
@@ -63,7 +65,7 @@ def test_both_ends_must_agree_and_one_policy_that_allows_is_enough() -> None:
     assert not allowed([closed_out, opened_out, policy()], A, B, 80)
 
 
-def test_a_policy_reaches_no_other_namespace() -> None:
+def test_a_policy_has_no_effect_in_other_namespaces() -> None:
     assert allowed([policy(namespace="elsewhere", podSelector={})], A, B, 80)
 
 
@@ -82,6 +84,6 @@ def test_expressions_select_labels(operator: str, values: list[str], *, expected
     assert selects({"matchExpressions": [expression]}, {"app": "a"}) is expected
 
 
-def test_a_selector_that_is_not_understood_is_an_error() -> None:
+def test_an_unknown_selector_is_an_error() -> None:
     with pytest.raises(AssertionError):
         selects({"matchLabel": {"app": "a"}}, {"app": "a"})

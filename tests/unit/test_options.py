@@ -1,4 +1,4 @@
-"""The transformer's command line: what is wrong with it is told when it starts."""
+"""The transformer refuses a wrong command line when it starts."""
 
 import dataclasses
 import os
@@ -26,7 +26,7 @@ HOSTS = {
 
 
 @pytest.mark.parametrize(("host", "expected"), HOSTS.items(), ids=HOSTS)
-def test_a_predictors_host_is_read(host, expected):
+def test_the_predictors_host_is_parsed(host, expected):
     assert parse([f"--predictor_host={host}"]).predictor_host == host
     assert host_and_port(host, use_ssl=False) == expected
     assert host_and_port(host, use_ssl=True)[1] in {expected[1], 443}
@@ -40,7 +40,7 @@ def test_a_predictors_host_is_read(host, expected):
     ],
     ids=ascii,
 )  # fmt: skip
-def test_a_predictors_host_that_is_none_is_refused_at_the_start(host, capsys):
+def test_an_invalid_predictor_host_is_refused_at_the_start(host, capsys):
     for arguments in ([], ["--predictor_protocol=grpc-v2"], ["--predictor_use_ssl=true"]):
         with pytest.raises(SystemExit) as ended:
             parse([f"--predictor_host={host}", *arguments])
@@ -49,13 +49,13 @@ def test_a_predictors_host_that_is_none_is_refused_at_the_start(host, capsys):
         assert told.endswith(f"error: --predictor_host: must be the predictor's host[:port], got {host!r}")
 
 
-def test_a_client_takes_the_same_hosts():
+def test_the_predictors_client_accepts_the_same_hosts():
     with pytest.raises(ValueError, match=r"must be the predictor's host\[:port\], got 'http://a'"):
         RestClient(PredictorAddress("http://a", "v1", "placement", "predict_proba"), reconnects=False)
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
-def test_a_time_out_is_a_positive_number_of_seconds(seconds, capsys):
+def test_a_timeout_must_be_a_positive_number_of_seconds(seconds, capsys):
     with pytest.raises(SystemExit) as ended:
         parse(["--predictor_host=a", f"--client_timeout_seconds={seconds}"])
     assert ended.value.code == 2
@@ -69,7 +69,7 @@ def test_an_access_log_format_without_its_package_is_refused_at_the_start(capsys
 
 
 @pytest.mark.parametrize("argument", REFUSED)
-def test_an_argument_of_kserves_that_would_have_no_effect_is_refused(argument, capsys):
+def test_an_argument_of_kserve_that_has_no_effect_is_refused(argument, capsys):
     value = [] if argument == "--enable_predictor_health_check" else ["1"]
     with pytest.raises(SystemExit) as ended:
         parse(["--predictor_host=a", argument, *value])
@@ -105,7 +105,7 @@ def test_every_setting_is_an_argument_with_the_same_default():
             assert getattr(settings, field.name) == field.default, field.name
 
 
-def test_every_argument_of_kserves_is_a_setting_or_refused():
+def test_every_argument_of_kserve_is_a_setting_or_refused():
     names = {field.name for field in dataclasses.fields(Settings)}
     refused = {argument.removeprefix("--") for argument in REFUSED}
     # KServe's server reads this one itself.

@@ -1,4 +1,4 @@
-"""Every pod of every overlay is one that a namespace with the Pod Security Standard "restricted" admits."""
+"""Every pod of every overlay meets the Pod Security Standard "restricted"."""
 
 import copy
 from typing import Any
@@ -24,7 +24,7 @@ GONE = object()
 
 
 @pytest.mark.parametrize("name", EVERY_MANIFEST)
-def test_every_pod_is_restricted(name: str) -> None:
+def test_every_pod_meets_the_restricted_standard(name: str) -> None:
     made = pods(service(name))
     assert sorted(made) == (["predictor"] if name == "collocated" else ["predictor", "transformer"])
     for pod in made.values():
@@ -37,13 +37,13 @@ def with_initializer(pod: Manifest, context: Manifest) -> Manifest:
 
 
 @pytest.mark.parametrize("component", ["predictor", "transformer"])
-def test_the_hardened_pod_gives_the_charts_storage_initializer_what_it_lacks(component: str) -> None:
+def test_the_hardened_pod_also_covers_the_storage_initializer_of_kserves_chart(component: str) -> None:
     plain, hardened = (pods(service(name))[component] for name in ("s3", "hardened"))
     assert violations(with_initializer(plain, BY_THE_CHART)) == ["storage-initializer.seccompProfile"]
     assert violations(with_initializer(hardened, BY_THE_CHART)) == []
 
 
-def test_without_the_chart_the_storage_initializer_needs_what_the_overlay_says() -> None:
+def test_without_kserves_chart_the_storage_initializer_needs_the_documented_settings() -> None:
     hardened = pods(service("hardened"))["predictor"]
     assert violations(with_initializer(hardened, BY_PLAIN_MANIFESTS)) == [
         "storage-initializer.allowPrivilegeEscalation",
@@ -116,7 +116,7 @@ def restricted_pod() -> Manifest:
         ),
     ],
 )
-def test_what_a_pod_must_not_have_would_be_noticed(where, field, value, told) -> None:
+def test_a_forbidden_field_of_a_pod_is_found(where, field, value, told) -> None:
     pod = restricted_pod()
     assert violations(pod) == []
     assert told in violations(changed(pod, where, field, value))
@@ -142,13 +142,13 @@ def test_what_a_pod_must_not_have_would_be_noticed(where, field, value, told) ->
         ("windowsOptions", {"hostProcess": True}, "windowsOptions.hostProcess"),
     ],
 )
-def test_what_a_container_must_not_have_would_be_noticed(where, field, value, told) -> None:
+def test_a_forbidden_field_of_a_container_is_found(where, field, value, told) -> None:
     pod = changed(restricted_pod(), (*where, "securityContext"), field, value)
     name = "first" if where == INIT else "kserve-container"
     assert violations(pod) == [f"{name}.{told}"]
 
 
-def test_what_a_container_may_have_is_not_refused() -> None:
+def test_an_allowed_field_of_a_container_is_accepted() -> None:
     context = (*CONTAINER, "securityContext")
     pod = changed(restricted_pod(), context, "capabilities", {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]})
     pod = changed(pod, context, "runAsUser", 1000)
@@ -157,7 +157,7 @@ def test_what_a_container_may_have_is_not_refused() -> None:
     assert violations(pod) == []
 
 
-def test_what_the_pod_says_a_container_need_not() -> None:
+def test_a_container_inherits_the_pods_security_context() -> None:
     pod = changed(restricted_pod(), (*CONTAINER, "securityContext"), "seccompProfile", GONE)
     pod = changed(pod, (*POD, "securityContext"), "seccompProfile", {"type": "RuntimeDefault"})
     assert violations(pod) == []

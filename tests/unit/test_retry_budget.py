@@ -1,14 +1,14 @@
-"""Calls are sent again, but hardly more of them than are answered."""
+"""The retry budget keeps the number of retries a fraction of the answered requests."""
 
 from transformer.batching.retry_budget import EARNED, MAX_SAVED, RetryBudget
 
 
-def test_what_is_saved_up_is_spent_once():
+def test_a_saved_retry_is_spent_once():
     budget = RetryBudget()
     assert sum(budget.spend() for _ in range(1000)) == MAX_SAVED
 
 
-def test_for_a_fifth_of_the_answered_requests_calls_may_be_sent_again():
+def test_answered_requests_earn_one_retry_in_five():
     budget = RetryBudget()
     while budget.spend():
         pass
@@ -19,7 +19,7 @@ def test_for_a_fifth_of_the_answered_requests_calls_may_be_sent_again():
     assert spent == 1000 * EARNED
 
 
-def test_no_more_than_the_most_is_saved_up():
+def test_the_budget_has_a_maximum():
     budget = RetryBudget()
     budget.earn(10_000)
     assert sum(budget.spend() for _ in range(1000)) == MAX_SAVED

@@ -1,4 +1,4 @@
-"""A rollout takes its steps in the safe order, stops where it should, and goes back by itself."""
+"""A rollout takes its steps in the safe order, checks the result, and undoes them if one fails."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,7 +10,7 @@ from inferenceservice.rollout_target import Canary, Scores, State, TargetError
 from tests.support.in_memory_target import InMemoryTarget, quiet, stranger
 
 
-async def test_out_the_transformer_goes_first_and_back_last(pair):
+async def test_the_transformer_changes_first_in_a_rollout_and_last_in_a_rollback(pair):
     target = InMemoryTarget(str(pair.old))
     assert await rollout(target, str(pair.new), quiet) == "v2"
     assert await rollback(target, quiet) == "v1"
@@ -24,7 +24,7 @@ async def test_out_the_transformer_goes_first_and_back_last(pair):
         ("predictor v2", ["transformer v2", "predictor v2", "transformer v1"]),
     ],
 )
-async def test_a_step_that_fails_is_undone_and_told(fail, steps, pair):
+async def test_a_failed_step_is_undone_and_reported(fail, steps, pair):
     target = InMemoryTarget(str(pair.old), fail)
     before = target.now
     with pytest.raises(RolloutError, match=r"the previous state is restored: \w+ failed"):
@@ -33,7 +33,7 @@ async def test_a_step_that_fails_is_undone_and_told(fail, steps, pair):
     assert target.now == before
 
 
-async def test_a_version_that_scores_otherwise_than_its_bundle_says_is_taken_back(pair):
+async def test_a_version_whose_scores_differ_from_its_bundle_is_rolled_back(pair):
     target = InMemoryTarget(str(pair.old))
     target.scores = lambda bundle, rows: Scores((0.5,) * len(rows), bundle.version)
     with pytest.raises(RolloutError, match="scores its reference rows differently"):
@@ -41,7 +41,7 @@ async def test_a_version_that_scores_otherwise_than_its_bundle_says_is_taken_bac
     assert (target.now.transformer_uri, target.now.predictor_uri) == (str(pair.old), str(pair.old))
 
 
-async def test_a_bundle_that_does_not_know_what_serves_is_refused_with_what_mends_it(pair, tmp_path):
+async def test_a_bundle_without_the_current_version_is_refused_with_a_remedy(pair, tmp_path):
     target = InMemoryTarget(pair.new)
     with pytest.raises(RolloutError, match=f"placement train --previous {pair.new}") as raised:
         await rollout(target, str(stranger(pair.new, tmp_path / "v9")), quiet)
@@ -50,7 +50,7 @@ async def test_a_bundle_that_does_not_know_what_serves_is_refused_with_what_mend
     assert target.steps == []
 
 
-async def test_strangers_change_at_once_and_only_if_forced(pair, tmp_path):
+async def test_unrelated_versions_change_both_components_at_once_and_only_with_force(pair, tmp_path):
     target = InMemoryTarget(pair.new)
     told: list[str] = []
     assert await rollout(target, str(stranger(pair.new, tmp_path / "v9")), told.append, force=True) == "v9"
@@ -65,7 +65,7 @@ async def test_strangers_change_at_once_and_only_if_forced(pair, tmp_path):
         pytest.param(None, ["both v9", "both v2"], id="both had changed"),
     ],
 )
-async def test_strangers_are_taken_back_at_once(fail, steps, pair, tmp_path):
+async def test_a_failed_rollout_between_unrelated_versions_is_undone_in_one_step(fail, steps, pair, tmp_path):
     target = InMemoryTarget(pair.new, fail)
     target.scores = lambda bundle, rows: Scores((0.5,) * len(rows), bundle.version)
     with pytest.raises(RolloutError, match="v9 was not rolled out, the previous state is restored"):
@@ -74,7 +74,7 @@ async def test_strangers_are_taken_back_at_once(fail, steps, pair, tmp_path):
     assert (target.now.transformer_uri, target.now.predictor_uri) == (str(pair.new), str(pair.new))
 
 
-async def test_what_is_half_changed_comes_back_in_one_step(pair, tmp_path, monkeypatch):
+async def test_a_half_finished_change_of_both_components_is_undone_in_one_step(pair, tmp_path, monkeypatch):
     """Both were to change at once, and one of them did."""
     target = InMemoryTarget(pair.new)
 
@@ -88,7 +88,7 @@ async def test_what_is_half_changed_comes_back_in_one_step(pair, tmp_path, monke
     assert target.steps == ["transformer v2"]
 
 
-async def test_a_forced_rollout_needs_no_bundle_of_what_serves(pair, tmp_path):
+async def test_a_forced_rollout_does_not_need_the_current_versions_bundle(pair, tmp_path):
     target = InMemoryTarget(pair.old)
     target.unreadable.add(str(pair.old))
     with pytest.raises(TargetError, match="is out of reach"):
@@ -97,21 +97,21 @@ async def test_a_forced_rollout_needs_no_bundle_of_what_serves(pair, tmp_path):
     assert target.steps == ["both v2"]
 
 
-async def test_a_version_that_the_transformer_knows_already_goes_to_the_predictor_first(pair):
+async def test_a_version_that_the_transformer_knows_changes_the_predictor_first(pair):
     """Rolling an older version out is the way back."""
     target = InMemoryTarget(pair.new)
     assert await rollout(target, str(pair.old), quiet) == "v1"
     assert target.steps == ["predictor v1", "transformer v1"]
 
 
-async def test_a_pod_with_both_gets_both_at_once_and_back(pair):
+async def test_a_collocated_service_changes_both_containers_at_once(pair):
     target = InMemoryTarget(pair.old, collocated=True)
     assert await rollout(target, str(pair.new), quiet) == "v2"
     assert await rollback(target, quiet) == "v1"
     assert target.steps == ["both v2", "both v1"]
 
 
-async def test_a_canary_of_a_pod_with_both_is_a_pod_of_its_own(pair):
+async def test_a_canary_of_a_collocated_service_is_a_second_pod(pair):
     target = InMemoryTarget(pair.old, collocated=True)
     await rollout(target, str(pair.new), quiet, canary=50)
     assert target.steps == ["check canary", "canary v2"]
@@ -126,7 +126,7 @@ async def test_a_bundle_that_cannot_be_read_changes_nothing(pair, tmp_path):
     assert target.steps == []
 
 
-async def test_a_canary_stops_between_and_is_finished_or_undone(pair):
+async def test_a_canary_is_finished_by_a_rollout_or_undone_by_a_rollback(pair):
     target = InMemoryTarget(str(pair.old))
     await rollout(target, str(pair.new), quiet, canary=10)
     assert target.now.canary == Canary(str(pair.new), 10)
@@ -139,7 +139,7 @@ async def test_a_canary_stops_between_and_is_finished_or_undone(pair):
     assert target.steps == ["check canary", "transformer v2", "canary v2", "end canary", "transformer v1"]
 
 
-async def test_one_canary_at_a_time_and_none_of_what_serves(pair, tmp_path):
+async def test_a_second_canary_and_a_canary_of_the_current_version_are_refused(pair, tmp_path):
     target = InMemoryTarget(str(pair.old))
     with pytest.raises(RolloutError, match="serves already"):
         await rollout(target, str(pair.old), quiet, canary=10)
@@ -148,7 +148,7 @@ async def test_one_canary_at_a_time_and_none_of_what_serves(pair, tmp_path):
         await rollout(target, str(pair.new), quiet)
 
 
-async def test_a_rollout_that_died_half_way_is_finished_or_undone(pair):
+async def test_a_rollout_that_ended_half_way_can_be_finished_or_undone(pair):
     target = InMemoryTarget(str(pair.old))
     target.now = State(str(pair.new), str(pair.old))
     await rollout(target, str(pair.new), quiet)
@@ -159,7 +159,7 @@ async def test_a_rollout_that_died_half_way_is_finished_or_undone(pair):
 
 
 @pytest.mark.parametrize("percent", [None, 50])
-async def test_a_step_that_fails_leaves_the_canary_that_was_there(percent, pair, monkeypatch):
+async def test_a_failed_step_restores_the_canary_that_was_there(percent, pair, monkeypatch):
     target = InMemoryTarget(pair.old)
     await rollout(target, str(pair.new), quiet, canary=20)
     before, target.steps = target.now, []
@@ -175,7 +175,7 @@ async def test_a_step_that_fails_leaves_the_canary_that_was_there(percent, pair,
 
 
 @pytest.mark.parametrize("percent", [None, 50])
-async def test_a_canary_that_answers_wrongly_gives_no_more_answers(percent, pair):
+async def test_a_canary_with_wrong_answers_is_removed(percent, pair):
     target = InMemoryTarget(pair.old)
     await rollout(target, str(pair.new), quiet, canary=20)
     target.scores = lambda bundle, rows: Scores((0.5,) * len(rows), bundle.version)
@@ -187,14 +187,14 @@ async def test_a_canary_that_answers_wrongly_gives_no_more_answers(percent, pair
     assert target.now.canary is None
 
 
-async def test_a_canary_must_know_what_it_stands_beside_even_if_forced(pair, tmp_path):
+async def test_a_canary_must_know_the_current_version_even_with_force(pair, tmp_path):
     target = InMemoryTarget(pair.new)
     with pytest.raises(RolloutError, match="v9 does not recognise v2, which keeps the rest of the traffic"):
         await rollout(target, str(stranger(pair.new, tmp_path / "v9")), quiet, canary=10, force=True)
     assert target.steps == []
 
 
-async def test_rolling_out_what_a_canary_stands_beside_ends_the_canary(pair):
+async def test_rolling_out_the_current_version_ends_a_canary(pair):
     target = InMemoryTarget(pair.old)
     await rollout(target, str(pair.new), quiet, canary=10)
     assert await rollout(target, str(pair.old), quiet) == "v1"
@@ -209,7 +209,7 @@ async def test_rolling_out_what_a_canary_stands_beside_ends_the_canary(pair):
         pytest.param("v2", "v9", ["both v9"], id="neither knows"),
     ],
 )
-async def test_a_rollback_takes_the_order_in_which_each_step_knows_what_it_meets(
+async def test_a_rollback_takes_the_order_in_which_the_transformer_knows_the_predictor(
     serving, earlier, steps, pair, tmp_path
 ):
     versions = {"v1": pair.old, "v2": pair.new, "v9": stranger(pair.new, tmp_path / "v9")}
@@ -221,7 +221,7 @@ async def test_a_rollback_takes_the_order_in_which_each_step_knows_what_it_meets
     assert steps[0].split()[0] in told[0], "which goes first, or both"
 
 
-async def test_a_rollback_does_not_need_the_bundle_that_it_leaves(pair):
+async def test_a_rollback_does_not_need_the_bundle_of_the_version_that_it_removes(pair):
     target = InMemoryTarget(pair.new)
     target.now = replace(target.now, previous_uri=str(pair.old))
     target.unreadable.add(str(pair.new))
@@ -231,7 +231,7 @@ async def test_a_rollback_does_not_need_the_bundle_that_it_leaves(pair):
     assert "is out of reach): the predictor changes first" in told[0]
 
 
-async def test_a_name_alone_makes_no_version_known(pair, tmp_path):
+async def test_another_version_of_the_same_name_is_not_taken_for_a_known_one(pair, tmp_path):
     """Another v1 than the one that v2 was trained after."""
     target = InMemoryTarget(stranger(pair.new, tmp_path / "v1", "v1"))
     with pytest.raises(RolloutError, match="v2 does not recognise v1, which serves now"):
@@ -247,7 +247,7 @@ def failing(message: str) -> Any:
     return fail
 
 
-async def test_a_way_back_that_fails_is_told_as_well(pair, monkeypatch):
+async def test_a_failure_while_rolling_back_is_reported_too(pair, monkeypatch):
     target = InMemoryTarget(str(pair.old), "predictor v2")
     failing = iter(["transformer v1"])
 
@@ -266,13 +266,13 @@ async def test_a_way_back_that_fails_is_told_as_well(pair, monkeypatch):
     )
 
 
-async def test_a_canary_that_would_split_nothing_is_refused_before_anything_changes(pair):
+async def test_a_canary_that_the_target_refuses_changes_nothing(pair):
     target = InMemoryTarget(str(pair.old), "check canary")
     with pytest.raises(TargetError, match="check canary failed"):
         await rollout(target, str(pair.new), quiet, canary=10)
     assert target.steps == ["check canary"]
 
 
-async def test_without_an_earlier_version_there_is_nothing_to_roll_back(pair):
+async def test_a_rollback_is_refused_when_there_is_no_previous_version(pair):
     with pytest.raises(RolloutError, match="no earlier version"):
         await rollback(InMemoryTarget(str(pair.old)), quiet)

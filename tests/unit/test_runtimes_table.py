@@ -1,4 +1,4 @@
-"""The table of stock runtimes, and their environments."""
+"""The table of stock runtimes: versions, and commands that are those of the cluster."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_sklearnserver_is_started_by_its_arguments_as_the_cluster_does() -> None
     assert (launched.model_name, launched.http_port, launched.grpc_port) == ("placement", 5001, 5002)
 
 
-def test_variables_of_the_spec_win() -> None:
+def test_environment_variables_of_the_spec_override_the_runtimes() -> None:
     spec = {"MLSERVER_HTTP_PORT": "8085", "MLSERVER_MODEL_URI": "/mnt/models/model.joblib", "DEBUG": "1"}
     launched = launch(MLSERVER, env=spec)
     assert launched.http_port == 8085
@@ -111,13 +111,13 @@ def test_variables_of_the_spec_win() -> None:
 
 
 @pytest.mark.parametrize("args", [["--http_port=8085"], ["--http_port", "8085"]], ids=["equals", "two words"])
-def test_arguments_of_the_spec_come_last_and_win(args: list[str]) -> None:
+def test_arguments_of_the_spec_override_the_runtimes(args: list[str]) -> None:
     launched = launch(SKLEARNSERVER, args=[*args, "--workers=2", "--model_dir=/mnt/models"])
     assert launched.argv[-len(args) - 2 :] == (*args, "--workers=2", "--model_dir=/storage/placement/v1")
     assert launched.http_port == 8085
 
 
-def test_arguments_to_mlserver_take_the_place_of_its_command() -> None:
+def test_arguments_for_mlserver_replace_its_command() -> None:
     launched = launch(MLSERVER, args=["mlserver", "start", "/mnt/models"])
     assert launched.argv == ("/env/bin/mlserver", "start", "/storage/placement/v1")
     with pytest.raises(
@@ -126,7 +126,7 @@ def test_arguments_to_mlserver_take_the_place_of_its_command() -> None:
         launch(MLSERVER, args=["--http_port=8085"])
 
 
-def test_a_port_that_is_none_is_refused() -> None:
+def test_an_invalid_port_is_refused() -> None:
     with pytest.raises(LaunchError, match="--grpc_port must be a port from 1 to 65535, got '99999'"):
         launch(SKLEARNSERVER, args=["--grpc_port=99999"])
 
@@ -134,13 +134,13 @@ def test_a_port_that_is_none_is_refused() -> None:
 # The command
 
 
-def test_list_shows_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_command_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     assert "scikit-learn        1.5.2" in capsys.readouterr().out
     assert main(["list", "--json"]) == 0
     assert [row["name"] for row in json.loads(capsys.readouterr().out)] == list(RUNTIMES)
 
 
-def test_install_of_an_unknown_runtime_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_installing_an_unknown_runtime_is_a_one_line_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["install", "kserve-xgbserver"]) == 1
     assert capsys.readouterr().err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""A spec is read as it stands, or refused with the file and the field that are wrong."""
+"""A spec is read as it is, or refused with the file and the field that are wrong."""
 
 import copy
 import re
@@ -56,12 +56,12 @@ def test_the_projects_own_spec_is_read_in_full():
     assert runtime_of(service).name == "kserve-mlserver"
 
 
-def test_documents_of_other_kinds_stand_beside_the_one_service(document, written):
+def test_documents_of_other_kinds_are_ignored(document, written):
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3"}}
     assert read(written(secret, document, secret)).name == "placement"
 
 
-def test_variables_from_secrets_are_left_to_the_cluster(document, written):
+def test_variables_from_secrets_are_ignored(document, written):
     from_secret = {"name": "AWS_SECRET_ACCESS_KEY", "valueFrom": {"secretKeyRef": {"name": "s3", "key": "k"}}}
     env = [*document["spec"]["predictor"]["model"]["env"], from_secret, {"name": "EMPTY"}]
     service = read(written(changed(document, (*PREDICTOR, "env"), env)))
@@ -148,13 +148,13 @@ def test_a_file_without_a_service_is_refused(text, written):
 
 
 @pytest.mark.parametrize("text", ["a: [", "a: b: c", "\tkind: x", "\0"])
-def test_what_is_not_yaml_is_refused_in_one_line(text, written):
+def test_a_file_that_is_not_yaml_is_refused_in_one_line(text, written):
     with pytest.raises(SpecError, match=r"service\.yaml: is not YAML: ") as raised:
         read(written(text))
     assert "\n" not in str(raised.value)
 
 
-def test_what_is_not_text_is_refused_in_one_line(tmp_path):
+def test_a_file_that_is_not_text_is_refused_in_one_line(tmp_path):
     file = tmp_path / "service.yaml"
     file.write_bytes(b"kind: \xff\xfe")
     with pytest.raises(SpecError, match=r"service\.yaml: is not ") as raised:
@@ -177,7 +177,7 @@ def test_a_kustomize_directory_is_rendered_without_asking_a_cluster(tmp_path, mo
     assert arguments == ["--server=http://127.0.0.1:1", "kustomize", "inferenceservice/overlays/collocated"]
 
 
-def test_a_kustomize_directory_that_does_not_render_is_told_in_kubectls_words(tmp_path, monkeypatch):
+def test_a_rendering_error_is_reported_in_kubectls_words(tmp_path, monkeypatch):
     kubectl = tmp_path / "kubectl"
     kubectl.write_text("#!/bin/sh\necho error: no such patch >&2\nexit 1\n")
     kubectl.chmod(0o755)
@@ -186,7 +186,7 @@ def test_a_kustomize_directory_that_does_not_render_is_told_in_kubectls_words(tm
         read("inferenceservice/overlays/collocated")
 
 
-def test_a_kustomize_directory_without_kubectl_says_what_is_missing(tmp_path, monkeypatch):
+def test_a_kustomize_directory_needs_kubectl_and_the_error_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SpecError, match="kubectl, which is not installed"):
         read("inferenceservice/overlays/collocated")
@@ -234,5 +234,5 @@ def test_a_runtime_that_cannot_be_run_here_is_refused_with_its_field(path, value
     ],
     ids=str,
 )
-def test_an_argument_is_found_as_argparse_finds_it(arguments, value):
+def test_arguments_are_parsed_as_by_argparse(arguments, value):
     assert argument(arguments, "--port") == value

@@ -1,4 +1,4 @@
-"""The signature holds: every problem of every candidate is found, and named as the caller wrote it."""
+"""Validation finds every problem of every candidate, and names it as the caller wrote it."""
 
 import math
 from typing import Any
@@ -81,7 +81,7 @@ def test_every_problem_is_named_in_the_order_of_the_candidates():
     )
 
 
-def test_an_error_spells_out_twenty_problems_and_counts_the_rest():
+def test_an_error_lists_twenty_problems_and_counts_the_rest():
     with pytest.raises(InvalidCandidates) as raised:
         validate(candidates(*[{**VALID, "mark": -1}] * 50), SIGNATURE)
     text = str(raised.value)
@@ -89,7 +89,7 @@ def test_an_error_spells_out_twenty_problems_and_counts_the_rest():
     assert text.endswith("; and 30 more problems")
 
 
-def test_fields_that_the_signature_does_not_know_are_passed_over():
+def test_unknown_fields_are_ignored():
     valid = validate(candidates({**VALID, "name": "Ada"}), SIGNATURE)
     assert {*valid.numbers, *valid.categories} == set(SIGNATURE.names)
 

@@ -1,4 +1,4 @@
-"""How far a change has come, and what was served before, read off Deployments and Knative revisions."""
+"""Progress of a change and previous versions, as Deployments and Knative revisions show them."""
 
 from typing import Any
 
@@ -66,11 +66,11 @@ def deployment(uri: str = "v2", *, progressing: Json | None = None, **status: An
         ),
     ],
 )
-def test_a_deployment_is_judged_as_kubectl_does(seen: Json, step: RolloutStatus) -> None:
+def test_a_deployment_is_complete_when_kubectl_says_so(seen: Json, step: RolloutStatus) -> None:
     assert deployment_status(seen, "v2", {}) == step
 
 
-def test_a_deployment_that_had_given_up_before_the_change_is_still_waited_for() -> None:
+def test_a_deployment_that_failed_before_the_change_is_still_waited_for() -> None:
     seen = deployment(updatedReplicas=1, progressing=GAVE_UP)
     assert deployment_status(seen, "v2", GAVE_UP) == RolloutStatus("1 of 3 replicas updated")
     again = deployment(updatedReplicas=1, progressing={**GAVE_UP, "lastUpdateTime": "later"})
@@ -125,13 +125,13 @@ def part(name: str, percent: int | None, *, latest: bool) -> Json:
         ),
     ],
 )
-def test_a_revision_is_done_when_it_has_its_share(
+def test_a_revision_is_complete_when_it_gets_its_share_of_the_traffic(
     seen: Json | None, status: Json, step: RolloutStatus
 ) -> None:
     assert revision_status({"latestCreatedRevision": "p-00002", **status}, seen, "v2", 20) == step
 
 
-def test_the_stable_revision_is_the_one_that_gets_what_a_canary_does_not() -> None:
+def test_the_stable_revision_gets_the_traffic_that_a_canary_does_not_get() -> None:
     divided = [part("p-00002", 20, latest=True), part("p-00001", 80, latest=False)]
     assert stable_revision({"traffic": divided, "latestRolledoutRevision": "p-00000"}) == "p-00001"
     undivided = [part("p-00002", 100, latest=True), part("p-00000", None, latest=False)]
@@ -151,7 +151,7 @@ def replica_set(uri: str, number: str, earlier: str = "", owner: str = "p") -> J
     }
 
 
-def test_the_history_of_a_deployment_is_in_its_replica_sets() -> None:
+def test_previous_versions_of_a_deployment_are_read_from_its_replica_sets() -> None:
     sets = [
         replica_set("v2", "10"),
         replica_set("v1", "12", "1,9"),
@@ -161,7 +161,7 @@ def test_the_history_of_a_deployment_is_in_its_replica_sets() -> None:
     assert history_of_replica_sets(sets, "p") == ["v1", "v1", "v2", "v3", "v1"]
 
 
-def test_the_history_of_a_knative_service_is_in_its_revisions() -> None:
+def test_previous_versions_of_a_knative_service_are_read_from_its_revisions() -> None:
     revisions = [revision("v2", number=10), revision("v1", number=9), revision("v3", number=11)]
     assert history_of_revisions(revisions) == ["v1", "v2", "v3"]
 
@@ -179,5 +179,7 @@ def test_the_history_of_a_knative_service_is_in_its_revisions() -> None:
         pytest.param(["v1"], "v2", "v1", id="not handed on yet"),
     ],
 )
-def test_what_was_left_is_nothing_to_go_back_to(history: list[str], uri: str, before: str | None) -> None:
+def test_rollback_refuses_when_there_is_no_previous_version(
+    history: list[str], uri: str, before: str | None
+) -> None:
     assert previous_uri(history, uri) == before
