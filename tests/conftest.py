@@ -1,4 +1,4 @@
-"""Versions and processes that many tests share, because they take seconds to make."""
+"""Fixtures: trained versions and processes that many tests share, because they take seconds to make."""
 
 import os
 import shutil
@@ -19,14 +19,14 @@ from tests.support.sync_processes import running_transformer
 from tests.support.trained_versions import TrainedVersions, digest_of_sources
 from tests.support.version_pairs import VersionPair
 
-# The same examples in every run, so that what fails for one fails for all.
-# HYPOTHESIS_PROFILE=default draws others.
+# Hypothesis tries the same examples in every run, so that failures are repeatable.
+# HYPOTHESIS_PROFILE=default tries others.
 settings.register_profile("repeatable", derandomize=True, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 keep_ports_apart()
 
-#: Fixtures of the tests against an imitated cluster.
+#: Fixtures of the tests against a fake cluster.
 pytest_plugins = ["tests.support.cluster.fixtures"]
 
 
@@ -34,7 +34,7 @@ pytest_plugins = ["tests.support.cluster.fixtures"]
 def trained_versions(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> TrainedVersions:
-    """Versions that the processes of pytest-xdist share, and later runs as long as the code is the same."""
+    """Versions that processes of pytest-xdist share, and later runs while the code stays the same."""
     cache = request.config.cache.mkdir(f"versions-{digest_of_sources()}")
     for other in cache.parent.glob("versions-*"):
         if other != cache:
@@ -65,13 +65,13 @@ def pair(version_pair: Callable[[str], VersionPair]) -> VersionPair:
 
 @pytest.fixture(scope="session")
 def sklearn_reference(trained_bundle: Path) -> SklearnReference:
-    """What scikit-learn says of candidates by that version."""
+    """The scores of scikit-learn for that version."""
     return SklearnReference(trained_bundle)
 
 
 @pytest.fixture
 async def predictor(sklearn_reference: SklearnReference) -> AsyncIterator[FaultyHttpPredictor]:
-    """An HTTP predictor that answers as that version does, or as it is told to."""
+    """An HTTP predictor with that version, which gives faulty responses when a test asks for them."""
     predictor = FaultyHttpPredictor(sklearn_reference)
     await predictor.start()
     yield predictor
@@ -91,7 +91,7 @@ def mlserver(trained_bundle: Path) -> Iterator[PredictorProcess]:
 def transformer_process(
     trained_bundle: Path, mlserver: PredictorProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TransformerProcess]:
-    """A transformer in a process of its own in front of that server, for at most 50 candidates a request."""
+    """A transformer process in front of that server that accepts at most 50 candidates per request."""
     ports = (mlserver.http_port, mlserver.grpc_port)
     log = tmp_path_factory.mktemp("transformer") / "log"
     with running_transformer(ports, trained_bundle, log, "--max_candidates=50") as process:

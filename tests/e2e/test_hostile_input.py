@@ -22,7 +22,7 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from inferenceservice.local.launch import TransformerProcess
 from tests.support.endpoints import V1_PREDICT, V2_INFER
 from tests.support.fuzzing import fuzz
-from tests.support.malformed_requests import Client, Outcome, Tensor, client
+from tests.support.malformed_requests import MalformedRequestClient, Outcome, Tensor, connect_client
 from training.candidates import SAMPLE, SIGNATURE
 from training.generator import generate
 from transformer.bundle.signature import Number
@@ -38,9 +38,9 @@ JSON_TYPE = {"content-type": "application/json"}
 
 
 @pytest.fixture(scope="module")
-def ask(transformer_process: TransformerProcess) -> Iterator[Client]:
+def ask(transformer_process: TransformerProcess) -> Iterator[MalformedRequestClient]:
     """A client of a transformer, which is still there after all that it was asked."""
-    with client(transformer_process.http_port, transformer_process.grpc_port) as asking:
+    with connect_client(transformer_process.http_port, transformer_process.grpc_port) as asking:
         yield asking
         assert asking.v1([SAMPLE]).status == "answered"
         assert transformer_process.poll() is None, transformer_process.tail()
@@ -79,7 +79,7 @@ def some_values(datatype: str, count: int) -> st.SearchStrategy[tuple[Any, ...]]
 
 
 @st.composite
-def damaged(draw: st.DrawFn, tensor: Tensor) -> Tensor:
+def damaged_copy(draw: st.DrawFn, tensor: Tensor) -> Tensor:
     """The tensor with something wrong in it."""
     count = len(tensor.values)
     match draw(st.sampled_from(["name", "shape", "datatype", "narrow", "value", "length", "raw", "both"])):
@@ -132,7 +132,7 @@ def contents(draw: st.DrawFn) -> list[Tensor]:
         place = draw(st.integers(0, len(tensors) - 1)) if tensors else 0
         match draw(st.sampled_from(["damage"] * 6 + ["drop", "double", "more"])):
             case "damage" if tensors:
-                tensors[place] = draw(damaged(tensors[place]))
+                tensors[place] = draw(damaged_copy(tensors[place]))
             case "drop":
                 del tensors[place : place + 1]
             case "double" if tensors:

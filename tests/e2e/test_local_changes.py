@@ -78,7 +78,7 @@ def versions(trained_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return Versions(*(shutil.copytree(trained_bundle, storage / name).as_posix() for name in "abc"))
 
 
-def quiet(_: str) -> None:
+def ignore_progress(_: str) -> None:
     """Progress that nobody watches."""
 
 
@@ -86,16 +86,22 @@ Change = Callable[[VersionSwitch, Versions], Coroutine[Any, Any, None]]
 
 #: Changes to the new version, and the canary that is there before.
 CHANGES: dict[str, tuple[Change, str | None]] = {
-    "transformer": (lambda serving, to: serving.change_transformer(to.new, quiet), None),
-    "predictor": (lambda serving, to: serving.change_predictor(to.new, quiet), None),
-    "predictor, the canary's": (lambda serving, to: serving.change_predictor(to.new, quiet), "new"),
-    "predictor, not the canary's": (lambda serving, to: serving.change_predictor(to.new, quiet), "other"),
-    "both": (lambda serving, to: serving.change_both(to.new, quiet), None),
-    "both, the canary's": (lambda serving, to: serving.change_both(to.new, quiet), "new"),
-    "both, not the canary's": (lambda serving, to: serving.change_both(to.new, quiet), "other"),
-    "each": (lambda serving, to: serving.change_each(to.new, quiet), None),
-    "canary": (lambda serving, to: serving.change_canary(Canary(to.new, 10), quiet), None),
-    "another canary": (lambda serving, to: serving.change_canary(Canary(to.new, 10), quiet), "other"),
+    "transformer": (lambda serving, to: serving.change_transformer(to.new, ignore_progress), None),
+    "predictor": (lambda serving, to: serving.change_predictor(to.new, ignore_progress), None),
+    "predictor, the canary's": (lambda serving, to: serving.change_predictor(to.new, ignore_progress), "new"),
+    "predictor, not the canary's": (
+        lambda serving, to: serving.change_predictor(to.new, ignore_progress),
+        "other",
+    ),
+    "both": (lambda serving, to: serving.change_both(to.new, ignore_progress), None),
+    "both, the canary's": (lambda serving, to: serving.change_both(to.new, ignore_progress), "new"),
+    "both, not the canary's": (lambda serving, to: serving.change_both(to.new, ignore_progress), "other"),
+    "each": (lambda serving, to: serving.change_each(to.new, ignore_progress), None),
+    "canary": (lambda serving, to: serving.change_canary(Canary(to.new, 10), ignore_progress), None),
+    "another canary": (
+        lambda serving, to: serving.change_canary(Canary(to.new, 10), ignore_progress),
+        "other",
+    ),
     "no canary": (lambda serving, _: serving.end_canary(), "new"),
 }
 
@@ -104,9 +110,9 @@ CHANGES: dict[str, tuple[Change, str | None]] = {
 async def served(versions: Versions, canary: str | None, logs: Path) -> AsyncIterator[VersionSwitch]:
     serving = VersionSwitch(ProcessSupervisor(SPEC, logs), TrackRouter("placement", "default"))
     try:
-        await serving.start(versions.old, quiet)
+        await serving.start(versions.old, ignore_progress)
         if canary is not None:
-            await serving.change_canary(Canary(getattr(versions, canary), 50), quiet)
+            await serving.change_canary(Canary(getattr(versions, canary), 50), ignore_progress)
         yield serving
     finally:
         await serving.close()
@@ -225,17 +231,17 @@ async def test_a_service_that_stops_during_a_change_leaves_no_process(
 async def test_a_change_can_be_undone(versions, tmp_path):
     """What was served before is known, also after going back."""
     async with served(versions, None, tmp_path) as serving:
-        await serving.change_both(versions.new, quiet)
+        await serving.change_both(versions.new, ignore_progress)
         assert serving.history == [versions.old]
-        await serving.change_predictor(versions.other, quiet)
+        await serving.change_predictor(versions.other, ignore_progress)
         assert serving.history == [versions.old, versions.new]
-        await serving.change_both(versions.new, quiet)
+        await serving.change_both(versions.new, ignore_progress)
         assert serving.history == [versions.old]
-        await serving.change_both(versions.new, quiet)
+        await serving.change_both(versions.new, ignore_progress)
         assert serving.history == [versions.old], "the same once more is no step"
-        await serving.change_canary(Canary(versions.old, 10), quiet)
+        await serving.change_canary(Canary(versions.old, 10), ignore_progress)
         assert serving.canary is not None
         pids = [one.process.pid for one in serving.canary.processes]
-        await serving.change_both(versions.old, quiet)
+        await serving.change_both(versions.old, ignore_progress)
         assert [one.process.pid for one in serving.stable.processes] == pids, "the canary itself serves"
         assert serving.history == []

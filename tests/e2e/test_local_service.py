@@ -24,7 +24,7 @@ from inferenceservice.rollout_target import Canary, State, TargetError
 from inferenceservice.spec import InferenceService
 from predictor.process import free_ports
 from tests.support.async_processes import RENEW_SOON
-from tests.support.bundle_copies import damaged
+from tests.support.bundle_copies import damaged_copy
 from tests.support.inference_service import SPEC
 from tests.support.load import Tally, under_load
 from tests.support.version_pairs import VersionPair
@@ -72,13 +72,13 @@ async def serving(uri: Path, run: Path, service: InferenceService = SPEC) -> Asy
         port=port,
         grpc_port=grpc_port,
         logs=run / "logs",
-        progress=quiet,
+        progress=ignore_progress,
     ) as local:
         await local.start()
         yield local
 
 
-def quiet(_: str) -> None:
+def ignore_progress(_: str) -> None:
     """Progress that nobody watches."""
 
 
@@ -111,11 +111,11 @@ async def test_changing_both_components_at_once_fails_no_request(unrelated, tmp_
         processes = len(family())
         assert listening() == {"127.0.0.1"}
         await some_more(tally, "v1")
-        await local.set_both(new, quiet)
+        await local.set_both(new, ignore_progress)
         assert await local.state() == State(new, new, old)
         assert len(family()) == processes, "what was replaced has ended"
         await some_more(tally, "v2")
-        await local.set_both(old, quiet)
+        await local.set_both(old, ignore_progress)
         assert await local.state() == State(old, old, None)
         await some_more(tally, "v1")
     assert dict(tally.failed) == {}
@@ -129,12 +129,12 @@ async def test_applying_a_collocated_spec_fails_no_request(unrelated, tmp_path):
         under_load(unrelated, local.url, local.grpc_address, clients=1) as tally,
     ):
         await some_more(tally, "v1")
-        await local.apply(dataclasses.replace(ONE_POD, storage_uri=new), quiet)
+        await local.apply(dataclasses.replace(ONE_POD, storage_uri=new), ignore_progress)
         assert await local.state() == State(new, new, old, collocated=True)
         with pytest.raises(
             LocalServiceError, match="spec is that of salary, but the service that runs here is placement"
         ):
-            await local.apply(dataclasses.replace(ONE_POD, name="salary"), quiet)
+            await local.apply(dataclasses.replace(ONE_POD, name="salary"), ignore_progress)
         await some_more(tally, "v2")
     assert dict(tally.failed) == {}
     assert tally.wrong == []
@@ -146,21 +146,21 @@ async def test_a_canary_has_its_own_transformer_and_keeps_it_when_it_takes_over(
     async with serving(unrelated.old, tmp_path) as local, ControlServer(local, file):
         target = LocalTarget(file)
         assert set(await target.metrics()) == {"transformer"}
-        await target.set_canary(Canary(new, 50), quiet)
+        await target.set_canary(Canary(new, 50), ignore_progress)
         metrics = await target.metrics()
         assert set(metrics) == {"transformer", "canary"}
         assert 'version="v1"' in metrics["transformer"]
         assert 'version="v2"' in metrics["canary"]
         both = family()
-        await target.set_both(new, quiet)
+        await target.set_both(new, ignore_progress)
         assert await target.state() == State(new, new, old)
         assert family() < both, "nothing was started"
         assert (await target.score(unrelated.candidates[:1], "placement")).version == "v2"
         with pytest.raises(TargetError, match="the response is not a prediction of model salary"):
             await target.score(unrelated.candidates[:1], "salary")
-        broken = str(damaged(unrelated.old, tmp_path / "v3"))
+        broken = str(damaged_copy(unrelated.old, tmp_path / "v3"))
         with pytest.raises(TargetError, match=r"v3/model.joblib: SHA-256 is .*: the file was changed"):
-            await rollout(target, broken, quiet, force=True)
+            await rollout(target, broken, ignore_progress, force=True)
         assert await target.state() == State(new, new, old), "it was not loaded"
 
 

@@ -18,7 +18,13 @@ from predictor.process import free_ports
 from tests.support.async_processes import wait_until_healthy
 from tests.support.faulty_predictor import FaultyHttpPredictor
 from tests.support.inference_service import with_arguments
-from tests.support.marked_candidates import CANDIDATES, LOGGED, ask_in_every_way, ask_oddly, traces_in
+from tests.support.marked_candidates import (
+    CANDIDATES,
+    FAULTS,
+    ask_malformed,
+    ask_over_every_protocol,
+    traces_in,
+)
 from tests.support.paths import PLACEMENT
 from tests.support.waiting import wait_until
 
@@ -39,10 +45,10 @@ async def test_no_value_of_a_candidate_is_in_the_output_of_the_process(
         stub = services.GRPCInferenceServiceStub(channel)
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{process.http_port}") as http:
             await wait_until_healthy(process, process.http_port, "ready")
-            for predictor.always in LOGGED.values():
-                ended = await ask_in_every_way(http, stub)
+            for predictor.always in FAULTS.values():
+                ended = await ask_over_every_protocol(http, stub)
                 assert {"400", "INVALID_ARGUMENT"} <= set(ended)
-            assert await ask_oddly(http) == {400, 404, 501}
+            assert await ask_malformed(http) == {400, 404, 501}
             metrics = (await http.get("/metrics")).text
     finally:
         await channel.close()
@@ -96,9 +102,9 @@ async def test_no_value_of_a_candidate_is_in_anything_that_the_local_service_wri
             httpx.AsyncClient(base_url=url, timeout=60) as http,
             grpc.aio.insecure_channel(grpc_address) as channel,
         ):
-            ended = await ask_in_every_way(http, services.GRPCInferenceServiceStub(channel))
+            ended = await ask_over_every_protocol(http, services.GRPCInferenceServiceStub(channel))
             assert {"200", "400", "OK", "INVALID_ARGUMENT"} == set(ended)
-            assert await ask_oddly(http) == {400, 404, 501}
+            assert await ask_malformed(http) == {400, 404, 501}
             token = {"authorization": f"Bearer {control['token']}"}
             for work, given in (
                 ("score", {"candidates": [CANDIDATES["fine"]], "name": "placement"}),

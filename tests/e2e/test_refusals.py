@@ -13,7 +13,7 @@ import pytest
 
 from predictor.process import free_ports
 from storage.bundles import fetch, versions
-from tests.support.bundle_copies import damaged
+from tests.support.bundle_copies import damaged_copy
 from tests.support.paths import PLACEMENT, ROOT
 from training.generator import generate
 from training.train import train
@@ -157,7 +157,7 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_up_refuses_a_model_that_differs_from_its_digest(small, tmp_path):
-    version = damaged(small, tmp_path / "v1")
+    version = damaged_copy(small, tmp_path / "v1")
     port, grpc_port = free_ports(2)
     done = placement("up", "--model", version, "--run", tmp_path, "--port", port, "--grpc-port", grpc_port)
     told = refusal(done)

@@ -117,12 +117,12 @@ async def test_a_request_that_no_version_can_express_in_time_gets_503_with_retry
 
 async def test_an_unknown_model_is_served_as_unverified(stack, version_pair):
     pair = version_pair("retrained")
-    stranger = SklearnReference(pair.new)
-    transformer, _ = await start(stack, pair.old, stranger)
+    unknown = SklearnReference(pair.new)
+    transformer, _ = await start(stack, pair.old, unknown)
     rows = pair.candidates[:3]
     assert await ask(transformer, *rows) == (
         "unverified",
-        pytest.approx(stranger.probabilities(rows), abs=1e-12),
+        pytest.approx(unknown.probabilities(rows), abs=1e-12),
     )
 
 

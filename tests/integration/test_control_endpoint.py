@@ -20,14 +20,16 @@ from predictor.process import free_ports
 from tests.support.inference_service import SPEC
 
 
-def quiet(_: str) -> None:
+def ignore_progress(_: str) -> None:
     """Progress that nobody watches."""
 
 
 @contextlib.asynccontextmanager
 async def not_started(directory: Path) -> AsyncIterator[LocalService]:
     port, grpc_port = free_ports(2)
-    async with LocalService(SPEC, port=port, grpc_port=grpc_port, logs=directory, progress=quiet) as local:
+    async with LocalService(
+        SPEC, port=port, grpc_port=grpc_port, logs=directory, progress=ignore_progress
+    ) as local:
         yield local
 
 

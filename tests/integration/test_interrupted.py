@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from inferenceservice.rollout import rollback, rollout
-from tests.support.in_memory_target import InMemoryTarget, stranger
+from tests.support.in_memory_target import InMemoryTarget, unrelated_version
 
 
 def interrupted_during(target: InMemoryTarget, *steps: str) -> None:
@@ -86,7 +86,7 @@ async def test_the_command_to_recover_between_unrelated_versions_has_force(pair,
     interrupted_during(target, "both v9", "wait_until_idle")
     told: list[str] = []
     with pytest.raises(asyncio.CancelledError):
-        await rollout(target, str(stranger(pair.new, tmp_path / "v9")), told.append, force=True)
+        await rollout(target, str(unrelated_version(pair.new, tmp_path / "v9")), told.append, force=True)
     assert told[-1].endswith(f"`placement rollout {pair.new} --force` to recover")
     await rollout(target, str(pair.new), told.append, force=True)
     assert target.steps[-1] == "both v2"

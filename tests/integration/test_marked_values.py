@@ -12,7 +12,7 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from tests.support.connected_transformer import connected_transformer, transformer_log
 from tests.support.endpoints import V1_PREDICT, V2_INFER
-from tests.support.marked_candidates import EVENT, LOGGED, ask_in_every_way, ask_oddly, traces_in
+from tests.support.marked_candidates import EVENT, FAULTS, ask_malformed, ask_over_every_protocol, traces_in
 from tests.support.request_bodies import grpc_objects, v2_objects
 from training.candidates import SAMPLE
 
@@ -20,14 +20,14 @@ JSON = {"content-type": "application/json"}
 
 
 @pytest.mark.parametrize("hop", ["v1", "v2"])
-@pytest.mark.parametrize("fault", LOGGED.values(), ids=LOGGED)
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 async def test_no_value_of_a_candidate_is_logged(fault, hop, trained_bundle, predictor, caplog, capfd):
     async with connected_transformer(predictor, trained_bundle, hop) as transformer:
         predictor.always = fault
         with transformer_log(caplog):
-            ended = await ask_in_every_way(transformer.http, transformer.grpc)
+            ended = await ask_over_every_protocol(transformer.http, transformer.grpc)
             if not fault:
-                assert await ask_oddly(transformer.http) == {400, 404, 501}
+                assert await ask_malformed(transformer.http) == {400, 404, 501}
         metrics = (await transformer.http.get("/metrics")).text
     assert {"400", "INVALID_ARGUMENT"} <= set(ended)
     written = caplog.text + "".join(capfd.readouterr())

@@ -24,13 +24,13 @@ from storage.bundles import (
     versions,
     write_beside,
 )
-from tests.support.bundle_copies import MODEL, copied
+from tests.support.bundle_copies import MODEL, bundle_copy
 from transformer.bundle.format import BUNDLE_FILE, MODEL_FILE, Bundle, load_bundle
 
 
 @pytest.fixture
 def make(trained_bundle: Path) -> Callable[..., Bundle]:
-    return partial(copied, load_bundle(trained_bundle))
+    return partial(bundle_copy, load_bundle(trained_bundle))
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,13 @@ import pytest
 
 from storage import directories
 from storage.bundles import VersionExistsError, publish
-from tests.support.bundle_copies import MODEL, copied
+from tests.support.bundle_copies import MODEL, bundle_copy
 from transformer.bundle.format import MODEL_FILE, Bundle, load_bundle
 
 
 @pytest.fixture
 def make(trained_bundle: Path) -> Callable[..., Bundle]:
-    return partial(copied, load_bundle(trained_bundle))
+    return partial(bundle_copy, load_bundle(trained_bundle))
 
 
 def names(directory: Path) -> list[str]:

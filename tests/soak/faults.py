@@ -1,6 +1,6 @@
-"""What can happen to a predictor, to the way to it and to the requests, and what each excuses.
+"""Faults of the predictor, of the network to it, and of clients, with the statuses that each allows.
 
-What a request may be answered with beside 200 is what the table in the README has for the fault.
+The allowed statuses beside 200 are those of the table in the README.
 """
 
 import asyncio
@@ -31,28 +31,28 @@ from tests.support.request_bodies import grpc_objects, objects_tensor
 from tests.support.sklearn_reference import SklearnReference
 from tests.support.version_pairs import VersionPair
 
-#: Seconds that a request may take here.
+#: Deadline of a request, in seconds.
 DEADLINE_S = 2
-#: Seconds after which a client counts it as no answer: the deadline, and what a busy machine takes to say so.
+#: Seconds that a client waits for a response: the deadline and the delay of a busy machine.
 GIVE_UP_S = DEADLINE_S + 8
-#: Candidates that may wait, and how many of each request of a burst, which brings ten times as many.
+#: Candidates that fit into the queue, and candidates of each request of a burst.
 WAITING, SIZE = 2000, 100
 
 
 @dataclass
 class Scene:
-    """What a fault can happen to.
+    """The processes that faults happen to.
 
     Attributes
     ----------
     acts
-        What the present fault has done so far, apart from answers that the proxy has spoiled.
+        Number of times that the current fault has acted, without the responses that the proxy has replaced.
     unheard
-        Requests whose clients did not wait for an answer.
+        Number of requests whose clients disconnected.
     tally
-        What became of the load, and of what the present fault asks beside it.
+        Requests of the load, and those that the current fault sends.
     bad
-        What should not have been.
+        Unexpected results.
     """
 
     pair: VersionPair
@@ -67,12 +67,12 @@ class Scene:
 
     @property
     def may_answer(self) -> dict[str, list[SklearnReference]]:
-        """Only the old version serves here."""
+        """Return the models that may answer: only the old version is served."""
         label, sklearn_reference = next(iter(self.pair.references.items()))
         return {label: [sklearn_reference]}
 
     def checker(self) -> AnswerChecker:
-        """Who knows its scores."""
+        """Return the checker of its answers."""
         return checker_for(self.pair, self.may_answer)
 
 
@@ -81,16 +81,16 @@ Happening = Callable[[Scene], AbstractAsyncContextManager[None]]
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that happens for a while.
+    """A fault that lasts for a while.
 
     Attributes
     ----------
     statuses
-        What requests may be answered with meanwhile, beside 200.
+        Allowed statuses during the fault, beside 200.
     lasts
-        How many requests, in parts of `REQUESTS`.
+        Duration in requests, as a multiple of `REQUESTS`.
     few
-        How often it is to be met, at least.
+        Minimum number of requests that meet the fault.
     """
 
     name: str
@@ -100,14 +100,14 @@ class Fault:
     few: int = 5
 
 
-# What happens between the transformer and the predictor
+# Faults between the transformer and the predictor
 
 
 def spoiled(name: str, spoil: Spoil, *statuses: str, everywhere: bool = False, lasts: float = 1) -> Fault:
-    """Answers of the predictor are spoiled: all of them, or some.
+    """Return a fault that replaces responses of the predictor: all of them, or some.
 
-    Only those to calls that score; `everywhere`, now and then those that verify a connection, too, without
-    which there is none.
+    It replaces responses to scoring calls. With `everywhere`, it sometimes also replaces responses to
+    verifications, so that there are no new connections.
     """
 
     @contextlib.asynccontextmanager
@@ -125,7 +125,7 @@ def spoiled(name: str, spoil: Spoil, *statuses: str, everywhere: bool = False, l
 
 @contextlib.asynccontextmanager
 async def killed(scene: Scene) -> AsyncIterator[None]:
-    """SIGKILL; after a while the predictor is there again."""
+    """Kill the predictor, and start it again later."""
     os.killpg(scene.predictor.pid, signal.SIGKILL)
     await asyncio.to_thread(scene.predictor.stop)
     scene.acts += 1
@@ -135,7 +135,7 @@ async def killed(scene: Scene) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def frozen(scene: Scene) -> AsyncIterator[None]:
-    """SIGSTOP, and after a while SIGCONT."""
+    """Suspend the predictor, and resume it later."""
     os.killpg(scene.predictor.pid, signal.SIGSTOP)
     scene.acts += 1
     try:
@@ -146,18 +146,18 @@ async def frozen(scene: Scene) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def refused(scene: Scene) -> AsyncIterator[None]:
-    """Connections are reset, and new ones refused."""
+    """Reset connections, and refuse new ones."""
     await scene.proxy.stop()
     scene.acts += 1
     yield
     await scene.proxy.start()
 
 
-# What clients do
+# Faults of clients
 
 
 def beside(act: Callable[[Scene], Awaitable[None]]) -> Happening:
-    """Something that is done again and again beside the load."""
+    """Return a fault that repeats an action beside the load."""
 
     @contextlib.asynccontextmanager
     async def happens(scene: Scene) -> AsyncIterator[None]:
@@ -177,7 +177,7 @@ def beside(act: Callable[[Scene], Awaitable[None]]) -> Happening:
 
 
 async def bursts(scene: Scene) -> None:
-    """Ten times as many candidates at once as may wait."""
+    """Send ten times as many candidates at once as fit into the queue."""
     requests = 10 * WAITING // SIZE
     tally = await at_once(
         scene.checker(), *addresses(scene.transformer), requests=requests, size=SIZE, give_up_s=GIVE_UP_S
@@ -186,7 +186,7 @@ async def bursts(scene: Scene) -> None:
 
 
 async def leave(scene: Scene) -> None:
-    """Clients go: in the middle of their request, right after it, over REST and over gRPC."""
+    """Disconnect in the middle of a request and right after it, over REST and gRPC."""
     rows = random.choices(scene.pair.candidates, k=random.choice((1, 40, 400)))
     body = json.dumps({"instances": rows}).encode()
     head = f"POST {V1_PREDICT} HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -205,7 +205,7 @@ async def leave(scene: Scene) -> None:
 
 
 async def send_what_is_wrong(scene: Scene) -> None:
-    """Requests that are at fault themselves: each is told so, over each protocol."""
+    """Send invalid requests over each protocol, and check their statuses."""
     url, grpc_address = addresses(scene.transformer)
     good = random.choice(scene.pair.candidates)
     rows = [{**good, **random.choice(WRONG_FIELDS)}]
@@ -230,7 +230,7 @@ async def send_what_is_wrong(scene: Scene) -> None:
         scene.bad.append(f"gRPC got {code.name}")
 
 
-#: What makes a candidate invalid.
+#: Values that make a candidate invalid.
 WRONG_FIELDS: list[dict[str, Any]] = [
     {"ssc_p": 710},
     {"ssc_p": None},
@@ -243,7 +243,7 @@ WRONG_FIELDS: list[dict[str, Any]] = [
 ]
 
 SLOW = (TRY_AGAIN, "504")
-#: The call is sent again, which may be just before the deadline.
+#: The call is sent again, perhaps just before the deadline.
 SHUT = SLOW
 NONSENSE = (TRY_AGAIN, "502")
 FAULTS = (
@@ -273,7 +273,7 @@ FAULTS = (
     spoiled("503", proxy.has_status(503, "no healthy upstream"), *SHUT, everywhere=True),
     spoiled("504", proxy.has_status(504, "upstream request timeout"), *SLOW, everywhere=True),
 )
-#: What clients do concerns nobody else, unless it is too much.
+#: Faults of clients do not affect other clients, except bursts.
 CLIENTS = (
     Fault("bursts of 10 times capacity", beside(bursts), frozenset(SLOW), few=2),
     Fault("clients leave", beside(leave)),

@@ -1,8 +1,8 @@
-"""Faults of the predictor, of the way to it and of clients, one after the other, under steady load.
+"""Faults of the predictor, of the network to it, and of clients, one after another, under steady load.
 
-A transformer in front of a faulty proxy in front of a stock predictor, each real. Whatever happens, each
-request is answered: rightly, or with a status that the table in the README has for the fault. After it, all
-are answered rightly again, without help, and nothing of it is left in the transformer.
+There is a real transformer in front of a faulty proxy in front of a real model server. During a fault, each
+request gets the right answer or a status that the table in the README has for the fault. After it, all
+requests get right answers again, and the transformer holds no more connections, files or memory than before.
 """
 
 import contextlib
@@ -30,39 +30,39 @@ from tests.support.waiting import wait_until
 from transformer.batching.retry_budget import EARNED, MAX_SAVED
 from transformer.settings import Settings
 
-#: Requests while a fault lasts, at least; and how many clients of each protocol ask.
+#: Minimum number of requests during a fault, and number of clients of each protocol.
 REQUESTS, CLIENTS_EACH = 20, 4
-#: Seconds in which all must be well again: a connection that is being verified waits for 10 s for an answer.
+#: Seconds until all connections must be usable again. A verification waits up to 10 s for a response.
 RECOVERY_S = 20
 #: Connections to the predictor.
 CONNECTIONS = Settings.predictor_connections
-#: How often answers a second are compared when all is over, what part of a new transformer's there must be,
-#: and how many requests tell it: in the short form, too few do.
+#: At the end, the throughput is compared with a new transformer's: number of comparisons, minimum ratio,
+#: and number of requests. The short form has too few requests for it.
 COMPARED, PACE, PACE_REQUESTS = 5, 0.8, 500
-#: Bytes by which the transformer may have grown. What the largest requests took stays with the allocator,
-#: so it is counted from after the first ones of each kind.
+#: Maximum growth of the transformer in bytes. The allocator keeps the memory of the largest requests, so
+#: growth is measured from after the first requests of each kind.
 GROWTH = 32 * 2**20
 COLUMNS = ("times", "met", "requests", "200", "400", "404", "413", "502", "503", "504", "wrong", NO_ANSWER)
 
 
 @dataclass
 class Record:
-    """What outages came to.
+    """The figures of outages.
 
     Attributes
     ----------
     faults
-        For each fault its counts.
+        Counts of each fault.
     memory
-        Of each run: the transformer's bytes, before all faults and after them.
+        For each run, the transformer's memory in bytes before and after all faults.
     pace
-        Of each run: answers a second, after all faults, and of a transformer that was started then.
+        For each run, answers per second after all faults, and of a newly started transformer.
     calls, sent_again
-        Calls to the predictor, and requests that were in one more than once.
+        Number of calls to the predictor, and of requests that were in more than one.
     slowest_recovery_s
-        Seconds from a fault's end until all connections could be used again.
+        Longest time from a fault's end until all connections are usable, in seconds.
     slowest_s
-        The longest time that a request took, by status.
+        Longest time of a request, by status.
     """
 
     faults: dict[str, Counter[str]] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Record:
     slowest_s: dict[str, float] = field(default_factory=dict)
 
     def count(self, name: str, met: int, tally: Tally) -> None:
-        """Count one time that something happened."""
+        """Count one run of a fault."""
         counts = self.faults.setdefault(name, Counter())
         wrong = sum(map(len, tally.faults.values()))
         counts.update({"times": 1, "met": met, "requests": tally.requests, "wrong": wrong})
@@ -89,7 +89,7 @@ class Record:
             self.slowest_s[column] = max(slowest, self.slowest_s.get(column, 0.0))
 
     def add(self, other: "Record") -> None:
-        """Count another run's, too."""
+        """Add the figures of another run."""
         for name, counts in other.faults.items():
             self.faults.setdefault(name, Counter()).update(counts)
         self.memory = self.memory + other.memory
@@ -100,11 +100,11 @@ class Record:
         self._slowest(other.slowest_s)
 
     def facts(self) -> dict[str, object]:
-        """The same for programs."""
+        """Return the figures for JSON."""
         return {**vars(self), "faults": {name: dict(counts) for name, counts in self.faults.items()}}
 
     def __str__(self) -> str:
-        """A table, with a row for each fault."""
+        """Return a table with a row for each fault."""
         lines = [f"| fault | {' | '.join(COLUMNS)} |", f"|---{'|--:' * len(COLUMNS)}|"]
         for name, counts in [*self.faults.items(), ("**all**", sum(self.faults.values(), Counter()))]:
             lines.append(f"| {name} | {' | '.join(f'{counts[column]:,}' for column in COLUMNS)} |")
@@ -123,19 +123,19 @@ class Record:
 
 
 def _column(reason: str) -> str:
-    """Where what begins with a status is counted."""
+    """Return the column that counts a reason."""
     return NO_ANSWER if reason.startswith(NO_ANSWER) else reason[:3]
 
 
 @dataclass
 class Survived(Outcome):
-    """An outcome with what it came to by faults."""
+    """An outcome with the figures of its faults."""
 
     record: Record = field(default_factory=Record)
 
 
 async def outages(pair: VersionPair, run: Path, some: int, faults: Sequence[Fault] = FAULTS) -> Survived:
-    """Every fault, and what clients do, in another order each time: once for each hundred of `some`."""
+    """Run all faults in random order, once for each hundred of `some`."""
     (port,) = free_ports(1)
     faulty = FaultyProxy(port)
     options = (f"--predictor_request_timeout_seconds={DEADLINE_S}", f"--max_waiting_rows={WAITING}")
@@ -180,7 +180,7 @@ async def outages(pair: VersionPair, run: Path, some: int, faults: Sequence[Faul
 
 
 async def one_fault(scene: Scene, fault: Fault, survived: Survived) -> None:
-    """Let a fault happen under load, and see that all is well after it."""
+    """Run a fault under load, and check that the transformer recovers."""
     scene.acts = scene.unheard = 0
     spoiled_before, calls_before = scene.proxy.spoiled, scene.proxy.calls
     again_before = await sent_again(scene)
@@ -212,7 +212,7 @@ async def one_fault(scene: Scene, fault: Fault, survived: Survived) -> None:
     survived.tally.add(after)
     asked = during.requests + after.requests + scene.unheard
     answered = during.answered.total() + after.answered.total() + scene.unheard
-    # A dropped one goes once more with those that it shared the call with, then alone; all in the budget.
+    # A dropped request is sent again with the others of its call, then alone, within the retry budget.
     survived.expect(
         again["dropped"] <= 2 * asked and calls <= asked + MAX_SAVED + EARNED * answered,
         f"{fault.name}: {calls} calls for {asked} requests, sent again: {dict(again)}",
@@ -222,7 +222,7 @@ async def one_fault(scene: Scene, fault: Fault, survived: Survived) -> None:
 def under_load_of(
     scene: Scene, transformer: TransformerProcess | None = None, pause_s: float = 0.01
 ) -> AbstractAsyncContextManager[Tally]:
-    """Steady load on the transformer of a scene, or on another one."""
+    """Put steady load on the transformer of a scene, or on another one."""
     return under_load(
         scene.pair,
         *addresses(transformer or scene.transformer),
@@ -234,7 +234,7 @@ def under_load_of(
 
 
 def unexpected(fault: Fault, during: Tally, after: Tally) -> list[str]:
-    """What requests were answered with that the fault does not excuse."""
+    """Return the statuses that the fault does not allow."""
     inexcusable = {
         reason: often for reason, often in during.failed.items() if status_of(reason) not in fault.statuses
     }
@@ -246,7 +246,7 @@ def unexpected(fault: Fault, during: Tally, after: Tally) -> list[str]:
 
 
 async def recovered(url: str) -> None:
-    """Wait until every connection to the predictor can carry requests."""
+    """Wait until all connections to the predictor are usable."""
 
     async def all_usable() -> bool:
         samples = await read_samples(url)
@@ -257,7 +257,7 @@ async def recovered(url: str) -> None:
 
 @dataclass(frozen=True)
 class Held:
-    """What a process has open, and its memory, while nothing happens."""
+    """Open connections and files of a process, and its memory, while it is idle."""
 
     connections: int
     files: int
@@ -265,7 +265,7 @@ class Held:
 
     @classmethod
     def by(cls, process: TransformerProcess) -> "Held":
-        """At present."""
+        """Return the current figures of a process."""
         held = psutil.Process(process.pid)
         connections = held.connections(kind="tcp")
         return cls(
@@ -276,7 +276,7 @@ class Held:
 
 
 async def left_over(scene: Scene, before: Held | None) -> Held:
-    """What the transformer holds when all clients have gone; waits until it is no more than before."""
+    """Wait until the transformer holds no more than before, and return what it holds."""
 
     def nothing_left() -> bool:
         held = Held.by(scene.transformer)
@@ -288,7 +288,7 @@ async def left_over(scene: Scene, before: Held | None) -> Held:
 
 
 async def answers_a_second(scene: Scene, new: TransformerProcess, requests: int) -> tuple[float, float]:
-    """How many there are while clients ask without a pause, and how many of a new transformer, in turns."""
+    """Return answers per second of the transformer and of a new one, measured in turns."""
     paces: dict[TransformerProcess, list[float]] = {scene.transformer: [], new: []}
     for _ in range(COMPARED):
         for transformer, measured in paces.items():
@@ -301,14 +301,14 @@ async def answers_a_second(scene: Scene, new: TransformerProcess, requests: int)
 
 
 async def sent_again(scene: Scene) -> Counter[str]:
-    """How many requests have been, and why; who found the connection closed had not been sent before."""
+    """Return the number of requests that were sent again, by reason."""
     samples = await read_samples(addresses(scene.transformer)[0])
     name = "transformer_predictor_retries_total"
     return Counter({reason: int(sum_of(samples, name, reason=reason)) for reason in ("dropped", "halved")})
 
 
 async def account(scene: Scene, before: Held, survived: Survived) -> None:
-    """See that nothing is left of all the faults."""
+    """Check that nothing is left of all the faults."""
     after = await left_over(scene, before)
     survived.record.memory = [(before.memory, after.memory)]
     survived.expect(

@@ -1,7 +1,6 @@
-"""Situations in which versions meet: each under load, each with a verdict.
+"""Situations with two versions at the same time, each under load, each with an outcome.
 
-Each gets a pair of versions, a directory for its logs, and how many requests there are to be between one
-change and the next.
+Each situation gets a pair of versions, a directory for logs, and the number of requests between changes.
 """
 
 import asyncio
@@ -41,15 +40,15 @@ from tests.support.sklearn_reference import SklearnReference
 from tests.support.version_pairs import VersionPair
 from transformer.bundle.format import UNVERIFIED
 
-#: Connections that live shortly are many, so that the shares can be told.
+#: Many short-lived connections, so that the shares of the versions can be measured.
 SHORT_LIVES = "--predictor_connection_age=0.3"
-#: So that the load's largest requests take several calls, which may meet different models.
+#: The largest requests of the load take several calls, which may reach different models.
 SMALL_CALLS = "--max_batch_rows=64"
 
 
 @dataclass
 class Outcome:
-    """What the load saw, and what should not have been."""
+    """Requests of the load, and unexpected results."""
 
     tally: Tally
     unexpected: list[str] = field(default_factory=list)
@@ -83,19 +82,19 @@ Situation = Callable[[VersionPair, Path, int], Awaitable[Outcome]]
 
 
 async def some_more(tally: Tally, requests: int) -> None:
-    """Let the load go on for a while."""
+    """Wait for so many more requests."""
     enough = tally.requests + requests
     await tally.reach(lambda now: now.requests >= enough)
 
 
 async def answers_of(tally: Tally, version: str, answers: int) -> None:
-    """Let the load go on until a version has given so many answers more."""
+    """Wait until a version has given so many more answers."""
     enough = tally.answered[version] + answers
     await tally.reach(lambda now: now.answered[version] >= enough)
 
 
 def rollout_and_rollback(*arguments: str, name: str) -> Situation:
-    """`placement rollout` and `placement rollback`: no request fails."""
+    """Return a situation with a rollout and a rollback, in which no request fails."""
 
     async def situation(pair: VersionPair, run: Path, some: int) -> Outcome:
         async with (
@@ -117,9 +116,9 @@ def rollout_and_rollback(*arguments: str, name: str) -> Situation:
 
 
 async def new_only_candidates_in_a_rollout(pair: VersionPair, run: Path, some: int) -> Outcome:
-    """Candidates that only the newer version takes wait for it, or are told to try again; others pass."""
+    """Candidates that only the new version accepts wait for it, or get 503; other candidates are answered."""
     async with (
-        # So that they do not wait for long.
+        # A short deadline, so that they do not wait for long.
         running_service(pair, run, "--predictor_request_timeout_seconds=3") as local,
         under_load(pair, local.url, local.grpc_address) as tally,
     ):
@@ -151,9 +150,10 @@ async def new_only_candidates_in_a_rollout(pair: VersionPair, run: Path, some: i
 
 
 def apply_both(*late_s: tuple[float, float], name: str) -> Situation:
-    """`kubectl apply` of both at once, out and back: 503s at most, for as long as they do not fit.
+    """Return a situation that applies both components at once, to the new version and back.
 
-    Transformer and predictor are late by so many seconds, on the way out and on the way back.
+    Requests may get 503 while the components do not match. Transformer and predictor start so many seconds
+    late, to the new version and back.
     """
     out, back = late_s
 
@@ -181,7 +181,7 @@ def apply_both(*late_s: tuple[float, float], name: str) -> Situation:
 
 
 async def canary_by_connection(pair: VersionPair, run: Path, some: int) -> Outcome:
-    """Two predictor versions behind one address that gives each new connection to either (a Service)."""
+    """Two predictor versions behind an address that sends each new connection to either (a Service)."""
     share = 0.3
     async with (
         running_predictor(pair.old, run / "old.log") as old,
@@ -195,7 +195,7 @@ async def canary_by_connection(pair: VersionPair, run: Path, some: int) -> Outco
     outcome = Outcome(tally)
     outcome.expect_no_failure()
     served = tally.answered["v2"] / tally.answered.total()
-    # As many connections as there were do not come nearer to their share, all but once in 15,000 times.
+    # Four standard deviations of the share of so many connections: exceeded once in 15,000 times.
     tolerance = 0.03 + 4 * math.sqrt(share * (1 - share) / connections)
     outcome.expect(
         abs(served - share) <= tolerance,
@@ -205,12 +205,12 @@ async def canary_by_connection(pair: VersionPair, run: Path, some: int) -> Outco
 
 
 async def verified_connections(url: str) -> float:
-    """How many connections to its predictors a transformer has verified."""
+    """Return the number of connections that a transformer has verified."""
     return sum_of(await read_samples(url), "transformer_verifications_total", outcome="equal")
 
 
 async def canary_by_request(pair: VersionPair, run: Path, some: int) -> Outcome:
-    """The same behind a proxy that gives each request to either (Knative, a mesh): `--verify=request`."""
+    """Two versions behind a proxy that sends each request to either (Knative, a mesh): `--verify=request`."""
     async with (
         running_predictor(pair.old, run / "old.log") as old,
         running_predictor(pair.new, run / "new.log") as new,
@@ -261,7 +261,7 @@ async def rolling_update(pair: VersionPair, run: Path, some: int) -> Outcome:
 
 
 async def killed_and_replaced(pair: VersionPair, run: Path, some: int) -> Outcome:
-    """A predictor is killed in the middle of requests, and another version comes up on the same port."""
+    """A predictor is killed during requests, and another version starts on the same port."""
     (port,) = free_ports(1)
     async with contextlib.AsyncExitStack() as stack:
 
@@ -272,7 +272,7 @@ async def killed_and_replaced(pair: VersionPair, run: Path, some: int) -> Outcom
         transformer = await stack.enter_async_context(
             running_transformer(pair.new, port, run / "transformer.log")
         )
-        # The load ends before the last predictor: MLServer 1.7 that is stopped keeps callers waiting.
+        # The load ends before the last predictor stops: a stopping MLServer 1.7 keeps callers waiting.
         async with under_load(pair, *addresses(transformer)) as tally:
             await some_more(tally, some)
             for version, bundle, log in (("v2", pair.new, "new.log"), ("v1", pair.old, "again.log")):
@@ -281,13 +281,13 @@ async def killed_and_replaced(pair: VersionPair, run: Path, some: int) -> Outcom
                 predictor = await serve(bundle, log)
                 await answers_of(tally, version, some)
     outcome = Outcome(tally)
-    # A call that the killed one had is known to be lost at once: none is too late (504).
+    # The transformer notices at once that a call to a killed predictor is lost, so there is no 504.
     outcome.expect_no_failure_but_to_try_again()
     return outcome
 
 
 async def unknown_models(pair: VersionPair, run: Path, some: int) -> Outcome:
-    """Models that no bundle describes are `unverified` wherever they answer, or do not answer at all."""
+    """Unknown models answer as `unverified`, or not at all with `--unknown_model=refuse`."""
     bundles = await asyncio.to_thread(lambda: pair.unknown_models)
     known = {"v2": [pair.references["v2"]]}
     async with contextlib.AsyncExitStack() as stack:
@@ -327,10 +327,10 @@ async def unknown_models(pair: VersionPair, run: Path, some: int) -> Outcome:
 
 
 async def control_experiment(pair: VersionPair, run: Path, requests: int) -> int:
-    """Wrong answers of the documented transformer in the situation of `canary_by_connection`.
+    """Count wrong answers of the documented transformer in the situation of `canary_by_connection`.
 
-    It has the new version's encoding, so an answer is wrong that is not the new version's score: the old
-    model, fed with the new encoding.
+    It has the new version's encoding, so any answer that is not the new version's score is wrong: it comes
+    from the old model with the new encoding.
     """
     (port,) = free_ports(1)
     new_scores = pair.references["v2"].probabilities(pair.candidates)
@@ -350,7 +350,7 @@ async def control_experiment(pair: VersionPair, run: Path, requests: int) -> int
                 ((_, probability),) = (await response.json())["predictions"]
             return bool(abs(probability - new_scores[chosen]) > TOLERANCE)
 
-        # Several at once, or all would share one connection, and so one predictor.
+        # Several at once; otherwise all would share one connection and one predictor.
         at_once = asyncio.Semaphore(16)
         chosen = (number % len(pair.candidates) for number in range(requests))
         return sum(await asyncio.gather(*map(wrong, chosen)))
@@ -360,7 +360,7 @@ SITUATIONS: tuple[Situation, ...] = (
     rollout_and_rollback(name="rollout_and_rollback"),
     rollout_and_rollback("--predictor_protocol=grpc-v2", name="rollout_over_grpc"),
     new_only_candidates_in_a_rollout,
-    # So late that the old transformer has no predictor left that it knows.
+    # So late that the old transformer has no predictor that it knows.
     apply_both((20.0, 0.0), (0.0, 3.0), name="apply_out_transformer_late"),
     apply_both((0.0, 3.0), (20.0, 0.0), name="apply_out_predictor_late"),
     canary_by_connection,
@@ -372,5 +372,5 @@ SITUATIONS: tuple[Situation, ...] = (
 
 
 def make_sense(situation: Situation, pair: VersionPair) -> bool:
-    """Whether a situation can be told with a pair: retrained versions take the same candidates."""
+    """Return True if a situation makes sense with a pair: retrained versions accept the same candidates."""
     return situation is not new_only_candidates_in_a_rollout or bool(pair.new_only_candidates)

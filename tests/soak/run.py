@@ -1,7 +1,7 @@
-"""``make soak``: every situation with every pair of versions, again and again, for as long as it is told.
+"""``make soak``: repeat every situation with every pair of versions for a given time.
 
-Exit status 1 on any wrong, mixed or missing answer, on a failure that the situation does not allow, and when
-a situation cannot be brought to its end. The logs of such runs are kept.
+Exit status 1 if there is a wrong, mixed or missing answer, a failure that the situation does not allow, or a
+situation that does not end. The logs of such runs are kept.
 """
 
 import argparse
@@ -26,18 +26,18 @@ from tests.soak.rollouts import Situation, control_experiment, make_sense
 from tests.support.load import TRY_AGAIN, Tally
 from tests.support.version_pairs import PAIRS, VersionPair, make_pair
 
-#: In which versions meet, and one in which everything else happens.
+#: Situations with two versions, and outages.
 SITUATIONS = (*rollouts.SITUATIONS, outages)
 CONTROL = "the documented transformer"
 CONTROL_PAIR = "category_renamed"
-#: Seconds after which a situation of 500 requests or fewer is stuck: the longest takes some minutes.
+#: Timeout in seconds of a situation of up to 500 requests; the longest takes some minutes.
 STUCK_S = 900
 HEAD = ("| situation | pairs | requests | wrong | mixed | failed | 503 |", "|---|---|---|---|---|---|---|")
 
 
 @dataclass
 class Figures:
-    """What runs came to."""
+    """The figures of runs."""
 
     runs: int = 0
     requests: int = 0
@@ -50,7 +50,7 @@ class Figures:
 
     @classmethod
     def of(cls, tally: Tally) -> "Figures":
-        """Those of one run."""
+        """Return the figures of one run."""
         again = tally.failed[TRY_AGAIN]
         failed = tally.failed.total() - again
         return cls(1, tally.requests, tally.several, len(tally.wrong), len(tally.mixed), failed, again)
@@ -59,13 +59,13 @@ class Figures:
         return Figures(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
 
 
-#: Plays a situation, with its logs in a directory: figures, a line about them, what is not as expected.
+#: Runs a situation with its logs in a directory; returns figures, a line about them, and unexpected results.
 Play = Callable[[VersionPair, Path], Awaitable[tuple[Figures, str, list[str]]]]
 
 
 @dataclass
 class Results:
-    """What all runs came to, by situation and pair, outages by fault; and what was not as it should be."""
+    """Figures of all runs by situation and pair, of outages by fault, and unexpected results."""
 
     figures: dict[tuple[str, str], Figures] = field(default_factory=dict)
     outages: Record = field(default_factory=Record)
@@ -73,18 +73,18 @@ class Results:
     seconds: float = 0.0
 
     def add(self, situation: str, pair: str, figures: Figures) -> None:
-        """Count one run."""
+        """Add the figures of one run."""
         key = (situation, pair)
         self.figures[key] = self.figures.get(key, Figures()) + figures
 
     @property
     def total(self) -> Figures:
-        """Of everything but the control."""
+        """Return the sum of all figures without the control experiment."""
         ours = (figures for (situation, _), figures in self.figures.items() if situation != CONTROL)
         return sum(ours, Figures())
 
     def __str__(self) -> str:
-        """A table, with a row for each situation: the figures of all pairs, and of how many."""
+        """Return a table with a row for each situation."""
         by_situation: dict[str, list[Figures]] = {}
         for (situation, _), figures in self.figures.items():
             by_situation.setdefault(situation, []).append(figures)
@@ -104,7 +104,7 @@ class Results:
         return list(pairs.values())
 
     def json(self) -> str:
-        """The same for programs."""
+        """Return the results as JSON."""
         content = {
             "minutes": round(self.seconds / 60, 1),
             "situations": [
@@ -125,18 +125,18 @@ def _row(title: str, *pairs: Figures) -> str:
 
 
 class Soak:
-    """Runs situations and keeps their results, whatever becomes of each.
+    """Runs situations and keeps their results, also of those that fail.
 
     Parameters
     ----------
     work
-        Where versions and logs go.
+        Directory of versions and logs.
     requests
-        Between one change and the next.
+        Number of requests between changes.
     seed
-        Of the first run's load; the next run's is one more.
+        Seed of the first run's load; each run adds one.
     file
-        Gets the figures after each run, so that they outlast whatever ends this process.
+        File of the figures, written after each run.
     """
 
     def __init__(self, work: Path, requests: int, seed: int, file: Path | None) -> None:
@@ -151,7 +151,7 @@ class Soak:
     async def run(
         self, minutes: float, names: Sequence[str], situations: Sequence[Situation], *, once: bool
     ) -> None:
-        """Run until the time is over, or each situation once; then the control if its pair is one of them."""
+        """Run for a time, or each situation once; then run the control experiment if its pair is selected."""
         self._start = time.monotonic()
         every = [(situation, name) for name in names for situation in situations]
         for situation, name in every if once else itertools.cycle(every):
@@ -177,7 +177,7 @@ class Soak:
         return figures, f"{requests} requests: wrong {wrong}", [] if wrong else ["nothing was wrong"]
 
     async def _run(self, situation: str, name: str, play: Play) -> None:
-        """One run: its figures, one line about it, and its logs if anything is not as it should be."""
+        """Run one situation: keep its figures, print a line, and keep its logs if anything is unexpected."""
         seed, self._seed = self._seed, self._seed + 1
         random.seed(seed)
         run = Path(tempfile.mkdtemp(prefix=f"{situation}-{name}-".replace(" ", "-"), dir=self._work))
@@ -190,7 +190,7 @@ class Soak:
             (run / "error.txt").write_text(traceback.format_exc())
         figures.seconds = time.monotonic() - start
         if situation != outages.__name__:
-            # There, failures are asked for, and counted by what they are.
+            # Outages count their failures by fault.
             self.results.add(situation, name, figures)
         self.results.seconds = time.monotonic() - self._start
         line = (
@@ -207,7 +207,7 @@ class Soak:
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The parser of the command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60, help="how long (default: 60)")
     parser.add_argument("--once", action="store_true", help="no longer than until everything has run once")
@@ -237,14 +237,14 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> int:
     """Read the command line and run."""
     options = arguments().parse_args()
-    # First the pair that nothing but the right encoding gets right, should the time not suffice for all.
+    # First the pair that needs the right encoding most, in case the time is too short for all.
     names = sorted(options.only or PAIRS, key=lambda name: name != CONTROL_PAIR)
     wanted = options.situation or [situation.__name__ for situation in SITUATIONS]
     situations = [situation for situation in SITUATIONS if situation.__name__ in wanted]
     seed = random.randrange(10**6) if options.seed is None else options.seed
     work = Path(tempfile.mkdtemp(prefix="soak-"))
     soak = Soak(work, options.requests, seed, options.json)
-    # Whoever ends it wants to see how far it has come.
+    # SIGTERM prints the results so far, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     results = soak.results
     try:

@@ -43,12 +43,12 @@ async def outages(pair: VersionPair, run: Path, requests: int) -> Survived:
 
 @pytest.fixture
 def all_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Runs `make soak` with situations of one's own: its exit status and its figures."""
+    """Run `make soak` with given situations; return its exit status and its figures."""
 
     async def no_control(*_: object) -> int:
         return 3
 
-    # Another test's dice are not this one's.
+    # The command seeds the generator that other tests use.
     state = random.getstate()
     monkeypatch.setattr(run, "make_pair", lambda name, storage: PAIR)
     monkeypatch.setattr(run, "control_experiment", no_control)

@@ -1,4 +1,4 @@
-"""Whether an answer is one model's, and that of the version that it claims."""
+"""The checker of answers: each must be one model's, and the model that its version claims."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from tests.support.sklearn_reference import SklearnReference
 from transformer.bundle.format import UNVERIFIED
 
-#: Two models that agree to this are the same; those of the pairs differ by far more.
+#: Scores that differ by less are the same model's. Those of a pair's versions differ by far more.
 TOLERANCE = 1e-9
 
 Scores = npt.NDArray[np.float64]
@@ -19,7 +19,7 @@ Verdict = Literal["right", "wrong", "mixed", "unverified"]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a client was told: the version that it claims, and for each candidate a score and a yes or no."""
+    """The answer to a client: its version, and for each candidate a probability and a decision."""
 
     version: str
     probabilities: Sequence[float]
@@ -27,16 +27,16 @@ class Answer:
 
 
 class AnswerChecker:
-    """Holds answers against what scikit-learn says in this process.
+    """Compares answers with the scores of scikit-learn in this process.
 
     Parameters
     ----------
     candidates
-        What is asked about.
+        The candidates of the requests.
     may_answer
-        The models that may answer, by the label that their answers must carry; several may share one.
+        Models that may answer, by the version that their answers must have; several may share one.
     others
-        Models that are there and may not.
+        Models that are running but must not answer.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class AnswerChecker:
         self._all += [np.array(model.probabilities(candidates)) for model in others]
 
     def verdict(self, chosen: Sequence[int], answer: Answer) -> Verdict:
-        """What an answer about some of the candidates, by their numbers, is.
+        """Judge an answer for the candidates with the chosen numbers.
 
         Returns
         -------
         Verdict
-            ``right``: every score is the same claimed model's. ``mixed``: each is some model's, but not all
-            are the same one's. ``unverified``: it is one model's, but claims none where every model is known.
+            ``right``: every score is the claimed model's. ``mixed``: every score is some model's, but not all
+            are the same one's. ``unverified``: all scores are one known model's, but the answer names none.
             ``wrong``: anything else.
         """
         scores = np.array(answer.probabilities)

@@ -1,4 +1,4 @@
-"""Copies of a version that was trained, for tests of storage."""
+"""Copies of a trained version for tests of storage."""
 
 import shutil
 from hashlib import sha256
@@ -9,14 +9,14 @@ from transformer.bundle.format import MODEL_FILE, Bundle
 MODEL = b"a model"
 
 
-def copied(template: Bundle, version: str, model: bytes = MODEL) -> Bundle:
-    """Rename a bundle and let it name another model file."""
+def bundle_copy(template: Bundle, version: str, model: bytes = MODEL) -> Bundle:
+    """Return a bundle with another version and the digest of another model."""
     named = template.model.model_copy(update={"sha256": sha256(model).hexdigest()})
     return template.model_copy(update={"version": version, "model": named})
 
 
-def damaged(version: Path, copy: Path) -> Path:
-    """A copy of a version with one byte of its model exchanged."""
+def damaged_copy(version: Path, copy: Path) -> Path:
+    """Copy a version, and change one byte of its model."""
     shutil.copytree(version, copy)
     model = bytearray((copy / MODEL_FILE).read_bytes())
     model[len(model) // 2] ^= 1

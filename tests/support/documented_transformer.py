@@ -1,8 +1,8 @@
-"""The transformer as KServe's documentation shows it, for the control experiment: encode, forward, hope.
+"""The transformer of KServe's documentation, for the control experiment.
 
     python documented_transformer.py BUNDLE_DIRECTORY --model_name … --predictor_host … --http_port …
 
-It knows one version's DictVectorizer and takes whatever is behind the predictor's address to be that version.
+It encodes with one version's DictVectorizer, whatever version the predictor has.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from transformer.bundle.format import load_bundle
 
 
 class DocumentedTransformer(kserve.Model):  # type: ignore[misc]
-    """Preprocesses; the SDK's own `predict` calls the predictor."""
+    """Encodes candidates; the SDK's `predict` calls the predictor."""
 
     def __init__(self, name: str, directory: Path) -> None:
         super().__init__(name)

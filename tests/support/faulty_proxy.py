@@ -1,4 +1,4 @@
-"""A proxy in front of a real predictor, which passes its answers on byte by byte, or spoils them."""
+"""A proxy in front of a real predictor that passes its responses on, or replaces them with faulty ones."""
 
 import asyncio
 import json
@@ -11,37 +11,37 @@ from typing import Any
 from inferenceservice.local.forwarder import LoopbackServer
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-#: What MLServer 1.7 writes before an output's first number.
+#: The text that MLServer 1.7 writes before the first number of an output.
 _FIRST_NUMBER = re.compile(rb'("data": *\[)[^,\]]+')
 
 
 @dataclass(frozen=True)
 class HttpMessage:
-    """A request or an answer as it came."""
+    """A request or a response as it was received."""
 
     head: bytes
     body: bytes
 
     @property
     def scores(self) -> bool:
-        """Whether it is a request for a prediction, and not one that verifies or asks for a sign of life."""
+        """Return True if it is a scoring call, and neither a verification nor a health check."""
         return self.head.startswith(b"POST ") and b'"parameters"' not in self.body
 
     @property
     def whole(self) -> bytes:
-        """All of its bytes."""
+        """Return all bytes."""
         return self.head + self.body
 
     def with_body(self, body: bytes) -> bytes:
-        """The same with another body, whose length it tells."""
+        """Return the message with another body and its length."""
         return _LENGTH.sub(b"\r\ncontent-length: %d" % len(body), self.head) + body
 
 
 class HangUp(Exception):
-    """Nothing more goes over this connection."""
+    """Raised to close the connection."""
 
 
-#: Sends something in the place of an answer; raises `HangUp` to close the connection after it.
+#: A fault: sends something in place of a response, and raises `HangUp` to close the connection.
 Spoil = Callable[[HttpMessage, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -51,20 +51,20 @@ class FaultyProxy:
     Parameters
     ----------
     predictor_port
-        Where the predictor listens, or will.
+        Port of the predictor, which need not listen yet.
 
     Attributes
     ----------
     port
-        Where this one listens.
+        Port of this proxy.
     spoil
-        What is done to answers; None while they are passed on.
+        The fault of responses. None: responses are passed on.
     part
-        Which part of them, 0 to 1.
+        Fraction of the responses that get the fault, 0 to 1.
     verifications
-        Whether it is done to all answers, or only to those to requests that score.
+        True if responses to verifications get the fault too, and not only those to scoring calls.
     spoiled, calls
-        How many answers it was done to, and how many requests that score have come.
+        Number of responses with the fault, and of scoring calls.
     """
 
     def __init__(self, predictor_port: int) -> None:
@@ -79,16 +79,16 @@ class FaultyProxy:
         self._surprises: list[Exception] = []
 
     async def start(self) -> None:
-        """Listen, after the first time where it did before."""
+        """Listen, on the same port each time."""
         self.port = await self._server.start(self.port)
 
     async def stop(self) -> None:
-        """Refuse connections, and reset those that are open.
+        """Refuse new connections, and reset open ones.
 
         Raises
         ------
         ExceptionGroup
-            If it has met something that it does not know how to handle.
+            If an exception was raised that the proxy does not expect.
         """
         await self._server.close()
         if self._surprises:
@@ -143,66 +143,66 @@ class FaultyProxy:
 
 
 async def read_message(reader: asyncio.StreamReader) -> HttpMessage:
-    """One message; the stock servers say its length beforehand.
+    """Read one message. The stock servers send its length.
 
     Raises
     ------
     EOFError
-        If the connection has ended before it.
+        If the connection ends before the message.
     """
     head = await reader.readuntil(b"\r\n\r\n")
     length = _LENGTH.search(head)
     return HttpMessage(head, await reader.readexactly(int(length[1])) if length else b"")
 
 
-# What can be done to an answer
+# Faults
 
 
 async def hangs_up(_: HttpMessage, writer: asyncio.StreamWriter) -> None:
-    """Closes the connection instead."""
+    """Close the connection instead."""
     raise HangUp
 
 
 async def resets(_: HttpMessage, writer: asyncio.StreamWriter) -> None:
-    """Resets the connection instead."""
+    """Reset the connection instead."""
     writer.transport.abort()
     raise HangUp
 
 
 async def breaks_off(answer: HttpMessage, writer: asyncio.StreamWriter) -> None:
-    """Closes the connection in the middle."""
+    """Close the connection in the middle of the response."""
     writer.write(answer.whole[: len(answer.whole) // 2])
     raise HangUp
 
 
 async def never_ends(answer: HttpMessage, writer: asyncio.StreamWriter) -> None:
-    """Sends one half, and nothing after it."""
+    """Send one half of the response, and then nothing."""
     writer.write(answer.whole[: len(answer.whole) // 2])
     await asyncio.Event().wait()
 
 
 async def is_garbage(answer: HttpMessage, writer: asyncio.StreamWriter) -> None:
-    """Sends as many random bytes."""
+    """Send the same number of random bytes."""
     writer.write(random.randbytes(len(answer.whole)))
 
 
 async def comes_twice(answer: HttpMessage, writer: asyncio.StreamWriter) -> None:
-    """Sends it once more behind itself, where the next one would be."""
+    """Send the response twice."""
     writer.write(answer.whole * 2)
 
 
 async def is_cut_short(answer: HttpMessage, writer: asyncio.StreamWriter) -> None:
-    """Sends half of the body as if it were all."""
+    """Send half of the body as a complete response."""
     writer.write(answer.with_body(answer.body[: len(answer.body) // 2]))
 
 
 async def has_nan(answer: HttpMessage, writer: asyncio.StreamWriter) -> None:
-    """Sends NaN for the first number."""
+    """Send NaN for the first number."""
     writer.write(answer.with_body(_FIRST_NUMBER.sub(rb"\1NaN", answer.body)))
 
 
 def is_late(seconds: float) -> Spoil:
-    """Sends it so many seconds later."""
+    """Return a fault that sends the response so many seconds later."""
 
     async def spoil(answer: HttpMessage, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(seconds)
@@ -212,7 +212,7 @@ def is_late(seconds: float) -> Spoil:
 
 
 def has_status(status: int, body: object) -> Spoil:
-    """Sends a status and a text, or JSON, instead."""
+    """Return a fault that sends a status and a text, or JSON, instead."""
     content = body.encode() if isinstance(body, str) else json.dumps(body).encode()
     kind = "text/plain" if isinstance(body, str) else "application/json"
     head = f"HTTP/1.1 {status} Fault\r\ncontent-type: {kind}\r\ncontent-length: {len(content)}\r\n\r\n"
@@ -224,7 +224,7 @@ def has_status(status: int, body: object) -> Spoil:
 
 
 def has_output(change: Callable[[dict[str, Any]], object]) -> Spoil:
-    """Sends its only output changed."""
+    """Return a fault that sends the response with its output changed."""
 
     async def spoil(answer: HttpMessage, writer: asyncio.StreamWriter) -> None:
         content = json.loads(answer.body)
@@ -236,7 +236,7 @@ def has_output(change: Callable[[dict[str, Any]], object]) -> Spoil:
 
 
 def of_another_length(rows: int) -> Spoil:
-    """Sends the first candidate's probabilities so many times more, or fewer candidates'."""
+    """Return a fault that adds so many rows to the response, or removes them."""
 
     def change(output: dict[str, Any]) -> None:
         count, classes = output["shape"]

@@ -1,4 +1,4 @@
-"""How much the fuzz tests try: always the same few inputs, or as many others as FUZZ_EXAMPLES says."""
+"""The number of inputs that fuzz tests try: the same few in each run, or FUZZ_EXAMPLES random ones."""
 
 import os
 
@@ -8,7 +8,7 @@ MANY = os.environ.get("FUZZ_EXAMPLES")
 
 
 def fuzz(few: int) -> settings:
-    """Settings of a test that tries `few` inputs unless many are asked for."""
+    """Return the settings of a test that tries `few` inputs unless FUZZ_EXAMPLES is set."""
     return settings(
         max_examples=int(MANY or few),
         derandomize=MANY is None,

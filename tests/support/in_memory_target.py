@@ -1,4 +1,4 @@
-"""A target that only remembers: what was done to it, and what its versions would answer."""
+"""A rollout target in memory that records its steps."""
 
 import asyncio
 import dataclasses
@@ -15,19 +15,19 @@ from transformer.bundle.format import BUNDLE_FILE, Bundle, load_bundle
 _read = functools.cache(load_bundle)
 
 
-def quiet(_: str) -> None:
-    """Progress that nobody watches."""
+def ignore_progress(_: str) -> None:
+    """Drop a line of progress."""
 
 
-def as_its_bundle_says(bundle: Bundle, candidates: Sequence[dict[str, Any]]) -> Scores:
-    """Scores of a version: known for its reference rows, anything for others."""
+def scores_of_bundle(bundle: Bundle, candidates: Sequence[dict[str, Any]]) -> Scores:
+    """Return a version's scores: those of its reference rows, and 0.5 for other candidates."""
     rows = zip(bundle.reference.candidates, bundle.reference.probabilities, strict=True)
     known = {str(dict(candidate)): score for candidate, score in rows}
     return Scores(tuple(known.get(str(one), 0.5) for one in candidates), bundle.version)
 
 
-def stranger(version: Path, directory: Path, name: str = "v9") -> Path:
-    """A copy of a version under another name that knows no other and is known to none."""
+def unrelated_version(version: Path, directory: Path, name: str = "v9") -> Path:
+    """Copy a version under another name, so that neither it nor any other version knows the other."""
     directory.mkdir(parents=True, exist_ok=True)
     content = json.loads((version / BUNDLE_FILE).read_text())
     (directory / BUNDLE_FILE).write_text(json.dumps({**content, "version": name, "previous": []}))
@@ -35,16 +35,16 @@ def stranger(version: Path, directory: Path, name: str = "v9") -> Path:
 
 
 class InMemoryTarget:
-    """A target that remembers its steps, and fails at one if it is told to.
+    """A rollout target that records its steps, and fails at one if a test asks for it.
 
     Attributes
     ----------
     steps
-        What was done, as ``transformer v2``.
+        Names of the steps, such as ``transformer v2``.
     during
-        Called in each step with its name, when what it changes is changed, and with ``wait_until_idle``.
+        Called with the name of each step after its change, and with ``wait_until_idle``.
     scores
-        What a bundle's version answers.
+        Returns the scores of a bundle's version.
     """
 
     def __init__(self, uri: str | Path, fail: str | None = None, *, collocated: bool = False) -> None:
@@ -52,7 +52,7 @@ class InMemoryTarget:
         self.fail = fail
         self.steps: list[str] = []
         self.unreadable: set[str] = set()
-        self.scores: Callable[[Bundle, Sequence[dict[str, Any]]], Scores] = as_its_bundle_says
+        self.scores: Callable[[Bundle, Sequence[dict[str, Any]]], Scores] = scores_of_bundle
         self.during: Callable[[str], Any] = lambda _: asyncio.sleep(0)
         self._dice = random.Random(0)
 

@@ -1,4 +1,4 @@
-"""Steady load over V1, V2 and gRPC, every answer held against the version that it claims."""
+"""Steady load over V1, V2 and gRPC; every answer is compared with the version that it names."""
 
 import asyncio
 import contextlib
@@ -20,39 +20,39 @@ from tests.support.sklearn_reference import SklearnReference
 from tests.support.version_pairs import VersionPair
 from tests.support.waiting import wait_until
 
-#: What a client that is told to come back does not count as a failure of the guarantee.
+#: The reason of a refusal that asks the client to try again.
 TRY_AGAIN = "503 with Retry-After"
-#: How a reason begins where nobody has answered, whatever the reason.
+#: The beginning of each reason of a request without a response.
 NO_ANSWER = "no answer"
-#: Seconds after which a client does not wait any longer.
+#: Seconds that a client waits for a response.
 GIVE_UP_S = 30
-#: What gRPC's codes are over REST; where the answer tells of the predictor, the second ones go first.
+#: REST statuses of gRPC's codes. The second ones are for errors that name the predictor.
 STATUSES = {
     grpc.StatusCode.INVALID_ARGUMENT: "400",
     grpc.StatusCode.RESOURCE_EXHAUSTED: "413",
     grpc.StatusCode.INTERNAL: "500",
 }
 OF_THE_PREDICTOR = {grpc.StatusCode.DEADLINE_EXCEEDED: "504", grpc.StatusCode.INTERNAL: "502"}
-#: Candidates of one request: one, several (only those can be mixed), now and then as many as go in parts.
+#: Numbers of candidates in a request: one, several, and now and then so many that the request is split.
 SIZES = (1, 2, 3, 4, 5) * 7 + (40, 40, 40, 200)
 
 
 @dataclass
 class Tally:
-    """What became of the requests.
+    """Counts of answers and failures.
 
     Attributes
     ----------
     answered
-        By the version that the answer claims.
+        Number of answers by the version that they name.
     failed
-        By the reason, which begins with the status that it has over REST, whatever the protocol.
+        Number of failures by reason. A reason begins with the REST status, also over gRPC.
     several
-        How many answers were to more than one candidate.
+        Number of answers for more than one candidate.
     faults
-        Answers that are not what they should be, by the judge's verdict.
+        Answers that are not right, by the checker's verdict.
     slowest_s
-        The longest time that one took, as its client saw it, by status over REST.
+        Longest time of a request, by REST status.
     """
 
     answered: Counter[str] = field(default_factory=Counter)
@@ -63,21 +63,21 @@ class Tally:
 
     @property
     def requests(self) -> int:
-        """All of them."""
+        """Number of all requests."""
         return self.answered.total() + self.failed.total()
 
     @property
     def wrong(self) -> list[str]:
-        """Answers that are not the claimed version's."""
+        """Answers that are not from the version that they name."""
         return self.faults.get("wrong", [])
 
     @property
     def mixed(self) -> list[str]:
-        """Answers of which one part is one version's and another part is another's."""
+        """Answers with scores of more than one version."""
         return self.faults.get("mixed", [])
 
     def add(self, other: "Tally") -> None:
-        """Count another one's requests, too."""
+        """Add another tally's requests."""
         self.answered += other.answered
         self.failed += other.failed
         self.several += other.several
@@ -91,7 +91,7 @@ class Tally:
         await wait_until(lambda: enough(self), timeout_s=120, poll_s=0.05)
 
     def took(self, status: str, seconds: float) -> None:
-        """Note how long a request with this status took."""
+        """Record how long a request with this status took."""
         self.slowest_s[status] = max(seconds, self.slowest_s.get(status, 0.0))
 
     def __str__(self) -> str:
@@ -104,7 +104,7 @@ class Tally:
 
 
 def status_of(reason: str) -> str:
-    """The status that a reason begins with, as a fault may allow it."""
+    """Return the status at the beginning of a reason, as faults list it."""
     return reason if reason == TRY_AGAIN else reason.split()[0]
 
 
@@ -112,11 +112,11 @@ Ask = Callable[[list[dict[str, Any]]], Awaitable[Answer]]
 
 
 class Refused(Exception):
-    """An answer that is no prediction, or none; the message begins with its status over REST."""
+    """Raised for a request without a prediction. The message begins with the REST status."""
 
 
 def over_v1(session: aiohttp.ClientSession, url: str) -> Ask:
-    """A V1 client."""
+    """Return a V1 client."""
 
     async def ask(rows: list[dict[str, Any]]) -> Answer:
         async with session.post(url + V1_PREDICT, json={"instances": rows}) as response:
@@ -131,7 +131,7 @@ def over_v1(session: aiohttp.ClientSession, url: str) -> Ask:
 
 
 def over_v2(session: aiohttp.ClientSession, url: str) -> Ask:
-    """A V2 client, with one tensor for each field."""
+    """Return a V2 client that sends one tensor for each field."""
 
     async def ask(rows: list[dict[str, Any]]) -> Answer:
         inputs = [
@@ -141,7 +141,7 @@ def over_v2(session: aiohttp.ClientSession, url: str) -> Ask:
                 "shape": [len(rows)],
                 "data": [row.get(name) for row in rows],
             }
-            # Every field that any of them has.
+            # All fields that any candidate has.
             for name, value in {name: value for row in rows for name, value in row.items()}.items()
         ]
         async with session.post(url + V2_INFER, json={"inputs": inputs}) as response:
@@ -154,12 +154,12 @@ def over_v2(session: aiohttp.ClientSession, url: str) -> Ask:
 
 
 def agreed(version: str, header: object) -> str:
-    """The version that an answer and its header (or metadata) name."""
+    """Return the version of an answer; its header (or metadata) must name the same."""
     return version if version == header else f"{version}, but {header} in the header"
 
 
 async def checked(response: aiohttp.ClientResponse) -> Any:
-    """The answer, if it is a prediction."""
+    """Return the content of a response that is a prediction."""
     if response.status == 503 and "retry-after" in response.headers:
         raise Refused(TRY_AGAIN)
     if response.status != 200:
@@ -168,7 +168,7 @@ async def checked(response: aiohttp.ClientResponse) -> Any:
 
 
 def over_grpc(stub: GRPCInferenceServiceStub, give_up_s: float) -> Ask:
-    """A gRPC client, with one tensor of JSON objects."""
+    """Return a gRPC client that sends one tensor of JSON objects."""
 
     async def ask(rows: list[dict[str, Any]]) -> Answer:
         call = stub.ModelInfer(grpc_objects(rows), timeout=give_up_s)
@@ -188,11 +188,11 @@ def over_grpc(stub: GRPCInferenceServiceStub, give_up_s: float) -> Ask:
 
 
 def reason(error: grpc.aio.AioRpcError) -> str:
-    """Why there is no prediction, as REST would say it."""
+    """Return the reason of a failed call, with the status that REST has for it."""
     code, details = error.code(), error.details() or ""
     if "retry-after" in dict(error.trailing_metadata() or ()):
         return TRY_AGAIN
-    # The client's own library says DEADLINE_EXCEEDED, too, when nobody has answered.
+    # The client's library also raises DEADLINE_EXCEEDED when there is no response.
     told = (
         OF_THE_PREDICTOR
         if details.startswith(("the predictor", "invalid response from the predictor"))
@@ -202,8 +202,8 @@ def reason(error: grpc.aio.AioRpcError) -> str:
 
 
 @contextlib.asynccontextmanager
-async def three_ways(url: str, grpc_address: str, give_up_s: float) -> AsyncIterator[list[Ask]]:
-    """A client of each protocol; of REST, as many connections as there are requests at once."""
+async def protocol_clients(url: str, grpc_address: str, give_up_s: float) -> AsyncIterator[list[Ask]]:
+    """Return a client of each protocol. REST clients open as many connections as they need."""
     timeout = aiohttp.ClientTimeout(total=give_up_s)
     async with (
         aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session,
@@ -222,7 +222,7 @@ def checker_for(
     *,
     new_only_candidates: bool = False,
 ) -> AnswerChecker:
-    """Who knows what each candidate's score is; the parameters are those of `under_load`."""
+    """Return the checker for a pair's candidates; the parameters are those of `under_load`."""
     versions = {label: [reference] for label, reference in pair.references.items()}
     may_answer = versions if may_answer is None else may_answer
     offered = pair.new_only_candidates + pair.candidates if new_only_candidates else pair.candidates
@@ -242,26 +242,26 @@ async def under_load(
     pause_s: float = 0.05,
     give_up_s: float = GIVE_UP_S,
 ) -> AsyncIterator[Tally]:
-    """Load for as long as the block lasts; its tally, complete when the block has ended.
+    """Send requests while the block runs. The tally is complete when the block has ended.
 
     Parameters
     ----------
     may_answer
-        The models that may answer, by the label that their answers must carry; by default both versions.
-    newcomers
-        Whether each request has a candidate that only the new version takes.
+        Models that may answer, by the version that their answers must have; by default both versions.
+    new_only_candidates
+        True if each request has a candidate that only the new version accepts.
     clients
-        Of each protocol.
+        Number of clients of each protocol.
     pause_s
-        Between one client's requests.
+        Seconds between the requests of a client.
     give_up_s
-        How long a client waits for an answer; then it counts as none.
+        Seconds that a client waits for a response.
     """
     checker = checker_for(pair, may_answer, new_only_candidates=new_only_candidates)
     first = len(pair.new_only_candidates) if new_only_candidates else len(checker.candidates)
     tally = Tally()
     stop = asyncio.Event()
-    async with three_ways(url, grpc_address, give_up_s) as asks:
+    async with protocol_clients(url, grpc_address, give_up_s) as asks:
         tasks = [
             asyncio.create_task(_Client(ask, checker, tally, first).run(stop, pause_s))
             for ask in asks * clients
@@ -282,35 +282,38 @@ async def at_once(
     size: int,
     give_up_s: float = GIVE_UP_S,
 ) -> Tally:
-    """What becomes of many requests of one size that come at the same time, a third over each protocol."""
+    """Send many requests of one size at the same time, a third over each protocol."""
     tally = Tally()
-    async with three_ways(url, grpc_address, give_up_s) as asks:
+    async with protocol_clients(url, grpc_address, give_up_s) as asks:
         clients = [_Client(ask, checker, tally, len(checker.candidates)) for ask in asks]
         await asyncio.gather(*(clients[number % 3].once(size) for number in range(requests)))
     return tally
 
 
 class _Client:
-    """Asks about candidates, the first of them one of the first ones that are offered, and counts."""
+    """Sends requests for random candidates and counts the answers.
+
+    The first candidate of each request is one of the first `first` ones.
+    """
 
     def __init__(self, ask: Ask, checker: AnswerChecker, tally: Tally, first: int) -> None:
         self._ask = ask
         self._checker = checker
         self._tally = tally
         self._first = first
-        # A client of its own draws the same, whatever the others do.
+        # Each client has its own generator, so the others do not change what it draws.
         self._dice = random.Random(random.randrange(2**32))
 
     async def run(self, stop: asyncio.Event, pause_s: float) -> None:
-        """Ask until told to stop."""
+        """Send requests until `stop` is set."""
         while not stop.is_set():
             if not await self.once():
-                # What Retry-After asks for, in a test's time.
+                # Retry-After asks for a second; tests have less time.
                 await asyncio.sleep(0.05)
             await asyncio.sleep(pause_s)
 
     async def once(self, size: int | None = None) -> bool:
-        """Ask about so many candidates, or any number of them; whether there was a prediction."""
+        """Send a request of a given or random size. Return True if it gets a prediction."""
         chosen = self._choose(self._dice.choice(SIZES) if size is None else size)
         start = time.monotonic()
         status = NO_ANSWER

@@ -1,4 +1,4 @@
-"""One content, asked over every protocol: V1, V2 as JSON, V2 with binary data, gRPC typed, gRPC raw."""
+"""Well-formed and malformed requests with the same content over V1, V2 JSON, V2 binary, and gRPC."""
 
 import json
 import struct
@@ -16,7 +16,7 @@ from tests.support.endpoints import GRPC_INFER, V1_PREDICT, V2_INFER
 from transformer.protocols.grpc_messages import CONTENTS
 from transformer.protocols.tensors import NUMPY_DTYPES
 
-#: What each protocol calls the same. No other status answers what a client did.
+#: One name for each status of both protocols. Errors of a client have no other status.
 OVER_REST = {
     200: "answered",
     400: "invalid",
@@ -36,7 +36,7 @@ OVER_GRPC = {
 
 
 class Outcome(NamedTuple):
-    """What became of a request: what its status means, and the probabilities or the error."""
+    """The outcome of a request: the name of its status, and the probabilities or the error."""
 
     status: str
     content: Any
@@ -44,16 +44,16 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input as its sender wrote it.
+    """One input tensor, valid or not.
 
     Attributes
     ----------
     values
-        Numbers or booleans; bytes for BYTES and for datatypes that are none.
+        Numbers or booleans; bytes for BYTES and for invalid datatypes.
     garbage
-        Binary data that has nothing to do with the values, where it is not None.
+        Binary data to send instead of the values; None to send the values.
     both
-        Whether it is sent as data and as binary data at once.
+        True to send the tensor as data and as binary data at the same time.
     """
 
     name: str
@@ -65,12 +65,12 @@ class Tensor:
 
     @property
     def data(self) -> list[Any]:
-        """The values as JSON has them; an error of `ValueError` where it has none of the kind."""
+        """Return the values for JSON. Raise `ValueError` if JSON cannot express them."""
         return [value.decode() if isinstance(value, bytes) else value for value in self.values]
 
     @property
     def raw(self) -> bytes:
-        """The values as binary data; `OverflowError` where the datatype has no such number."""
+        """Return the values as binary data. Raise `OverflowError` if the datatype cannot hold them."""
         if self.garbage is not None:
             return self.garbage
         if self.datatype not in NUMPY_DTYPES:
@@ -79,15 +79,15 @@ class Tensor:
             return np.array(self.values, NUMPY_DTYPES[self.datatype]).tobytes()
 
 
-class Client:
-    """Asks a transformer, and sees that each answer is one that a client's own fault can have."""
+class MalformedRequestClient:
+    """Sends requests, and checks that each status is a success or an error of the client."""
 
     def __init__(self, http: httpx.Client, channel: grpc.Channel) -> None:
         self._http = http
         self._infer = channel.unary_unary(GRPC_INFER)
 
     def rest(self, path: str, body: bytes, headers: Mapping[str, str | bytes] | None = None) -> Outcome:
-        """Post a body. The content is that of the answer, or its error."""
+        """Post a body. Return the response, or its error."""
         given = {"content-type": "application/json", **(headers or {})}
         encoded = [
             (name.encode(), value if isinstance(value, bytes) else value.encode("ascii"))
@@ -102,7 +102,7 @@ class Client:
         return Outcome(OVER_REST[response.status_code], response.json()["error"])
 
     def grpc(self, message: bytes, compression: grpc.Compression | None = None) -> Outcome:
-        """Send what is to be a ``ModelInferRequest``. The content is that of the answer, or its error."""
+        """Send the bytes of a message. Return the response, or its error."""
         try:
             answer = self._infer(message, timeout=20, compression=compression)
         except grpc.RpcError as error:
@@ -113,7 +113,7 @@ class Client:
         return Outcome(OVER_GRPC[code], details)
 
     def v1(self, rows: Sequence[Any]) -> Outcome:
-        """Candidates over V1."""
+        """Send candidates over V1."""
         outcome = self.rest(V1_PREDICT, json.dumps({"instances": rows}).encode())
         if outcome.status != "answered":
             return outcome
@@ -121,7 +121,7 @@ class Client:
         return Outcome("answered", [one["placement_probability"] for one in predictions])
 
     def v2_json(self, tensors: Sequence[Tensor]) -> Outcome | None:
-        """Tensors as JSON; None where JSON has no such values."""
+        """Send tensors as JSON. Return None if JSON cannot express the values."""
         try:
             inputs = [{**_head(tensor), "data": tensor.data} for tensor in tensors]
             body = json.dumps({"inputs": inputs}, allow_nan=False)
@@ -130,7 +130,7 @@ class Client:
         return _of_rest(self.rest(V2_INFER, body.encode()))
 
     def v2_binary(self, tensors: Sequence[Tensor]) -> Outcome | None:
-        """Tensors as binary data behind JSON; None where a datatype or JSON has no such values."""
+        """Send tensors as binary data. Return None if a datatype or JSON cannot express the values."""
         try:
             raw = [tensor.raw for tensor in tensors]
             inputs = [
@@ -146,7 +146,7 @@ class Client:
         return _of_rest(self.rest(V2_INFER, b"".join([head, *raw]), headers))
 
     def grpc_typed(self, tensors: Sequence[Tensor]) -> Outcome | None:
-        """Tensors as typed contents; None where a message has no such values."""
+        """Send tensors as typed contents. Return None if a message cannot express the values."""
         message = pb.ModelInferRequest(model_name="placement")
         try:
             for tensor in tensors:
@@ -156,7 +156,7 @@ class Client:
         return _of_grpc(self.grpc(message.SerializeToString()))
 
     def grpc_raw(self, tensors: Sequence[Tensor]) -> Outcome | None:
-        """Tensors as raw contents; None where a datatype or a message has no such values."""
+        """Send tensors as raw contents. Return None if a datatype or a message cannot express the values."""
         message = pb.ModelInferRequest(model_name="placement")
         try:
             message.raw_input_contents.extend(tensor.raw for tensor in tensors)
@@ -170,13 +170,13 @@ class Client:
 
 
 @contextmanager
-def client(http_port: int, grpc_port: int) -> Iterator[Client]:
-    """A client of the transformer that listens here."""
+def connect_client(http_port: int, grpc_port: int) -> Iterator[MalformedRequestClient]:
+    """Connect to the transformer on these ports."""
     with (
         httpx.Client(base_url=f"http://127.0.0.1:{http_port}", timeout=20) as http,
         grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel,
     ):
-        yield Client(http, channel)
+        yield MalformedRequestClient(http, channel)
 
 
 def _head(tensor: Tensor) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _head(tensor: Tensor) -> dict[str, Any]:
 
 
 def _fill(message: pb.ModelInferRequest.InferInputTensor, tensor: Tensor) -> None:
-    # What is no datatype is said with bytes.
+    # Values of an invalid datatype are bytes.
     field = CONTENTS[tensor.datatype] if tensor.datatype in NUMPY_DTYPES else "bytes_contents"
     getattr(message.contents, field).extend(tensor.values)
     message.contents.SetInParent()

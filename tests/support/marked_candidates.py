@@ -13,7 +13,7 @@ from tests.support.faulty_predictor import REFUSED_NAMES, hangs_up, has_status
 from tests.support.request_bodies import grpc_objects, v2_objects
 from training.candidates import SAMPLE
 
-#: Values that stand nowhere else, each a field of one candidate.
+#: Values of fields that occur nowhere else.
 SECRETS = {"ssc_p": 67.8901, "hsc_p": 84.3219, "degree_p": 71.7171, "mba_p": 63.6363}
 SECRET_TEXT = "Zaphodshire"
 CANDIDATES: dict[str, dict[str, Any]] = {
@@ -24,8 +24,8 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "a list": {**SAMPLE, **SECRETS, "etest_p": [SECRET_TEXT]},
     "missing field": SECRETS,
 }
-#: Parts of them, since a number may be written with fewer digits and text cut short.
-#: None can be a time of day or a duration.
+#: Parts of the values, since a number may be printed with fewer digits and a text may be shortened.
+#: None can be part of a time or a duration.
 TRACES = ["67.89", "84.32", "71.71", "63.63", "8765.4", "Zaphod"]
 
 
@@ -59,8 +59,8 @@ HEADERS = [
 ]
 
 
-async def ask_in_every_way(http: httpx.AsyncClient, stub: GRPCInferenceServiceStub) -> list[str]:
-    """Statuses of good candidates and of bad ones, over every protocol."""
+async def ask_over_every_protocol(http: httpx.AsyncClient, stub: GRPCInferenceServiceStub) -> list[str]:
+    """Return the statuses of good and bad candidates over every protocol."""
     ended = []
     for candidate in CANDIDATES.values():
         response = await http.post(V1_PREDICT, json={"instances": [candidate]})
@@ -74,13 +74,13 @@ async def ask_in_every_way(http: httpx.AsyncClient, stub: GRPCInferenceServiceSt
     return ended
 
 
-async def ask_oddly(http: httpx.AsyncClient) -> set[int]:
-    """Statuses of requests that are none."""
+async def ask_malformed(http: httpx.AsyncClient) -> set[int]:
+    """Return the statuses of malformed requests."""
     odd = itertools.product(PATHS, TEXTS, HEADERS)
     return {(await http.post(path, content=text, headers=more)).status_code for path, text, more in odd}
 
 
-LOGGED = {
+FAULTS = {
     "fine": None,
     "unavailable": has_status(503, text=f"no: {SECRETS}"),
     "nonsense": has_status(200, {"predictions": [[67.8901, 84.3219]], "outputs": [SECRETS]}),

@@ -1,4 +1,4 @@
-"""What scikit-learn itself says: the score that every served answer is held against."""
+"""The scores of scikit-learn in this process, with which tests compare every served answer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from transformer.bundle.format import MODEL_FILE, Version, load_bundle
 
 
 def vectorizer_of(version: Version) -> DictVectorizer:
-    """A DictVectorizer as it was when the version was fitted."""
+    """Return the DictVectorizer that a version was fitted with."""
     vectorizer = DictVectorizer(sparse=False, separator=version.vectorizer.separator)
     vectorizer.feature_names_ = list(version.vectorizer.feature_names)
     vectorizer.vocabulary_ = dict(version.vectorizer.index)
@@ -29,12 +29,12 @@ class SklearnReference:
         self._vectorizer = vectorizer_of(self.bundle)
 
     def encode(self, candidates: Sequence[dict[str, Any]]) -> np.ndarray:
-        """DictVectorizer's own encoding."""
+        """Return the encoding of DictVectorizer."""
         encoded: np.ndarray = self._vectorizer.transform(candidates)
         return encoded
 
     def probabilities(self, candidates: Sequence[dict[str, Any]]) -> list[float]:
-        """Probability of the positive class for each candidate."""
+        """Return the probability of the positive class for each candidate."""
         frame = pd.DataFrame(self.encode(candidates), columns=self._vectorizer.feature_names_)
         scores: np.ndarray = self.model.predict_proba(frame)
         probabilities: list[float] = scores[:, self.bundle.positive_column].tolist()

@@ -1,7 +1,7 @@
-"""What tritonclient's gRPC clients get from a service, as JSON; run by `test_interoperability.py`.
+"""Requests of tritonclient's gRPC clients, run by `test_interoperability.py`; prints the answers as JSON.
 
-It is a program of its own because tritonclient and kserve each bring the protocol's messages, under the same
-names, and one process takes only one of them.
+It is a separate program because tritonclient and kserve register protobuf messages of the same names, and a
+process can have only one of them.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ MODEL = "placement"
 
 
 def inputs(columns: dict[str, list[Any]], shape: list[int]) -> list[triton.InferInput]:
-    """One tensor for each column."""
+    """Return one tensor for each column."""
     made = []
     for name, values in columns.items():
         text = isinstance(values[0], str)
@@ -29,12 +29,12 @@ def inputs(columns: dict[str, list[Any]], shape: list[int]) -> list[triton.Infer
 
 
 def out_of_range(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """The columns with one wrong value."""
+    """Return the columns with one wrong value."""
     return {**columns, "ssc_p": [710.5, *columns["ssc_p"][1:]]}
 
 
 def told(result: Any) -> dict[str, Any]:
-    """An answer."""
+    """Return the parts of an answer that tests compare."""
     response = result.get_response()
     outputs = {output.name: result.as_numpy(output.name).tolist() for output in response.outputs}
     return {"version": response.model_version, "id": response.id, "outputs": outputs}
@@ -45,7 +45,7 @@ def failure(error: InferenceServerException) -> list[str]:
 
 
 def blocking(address: str, columns: dict[str, list[Any]], rows: int) -> dict[str, Any]:
-    """Everything that the blocking client can ask."""
+    """Call every method of the blocking client."""
     client = triton.InferenceServerClient(address)
     good, bad = inputs(columns, [rows]), out_of_range(columns)
     answers: dict[str, Any] = {
@@ -79,7 +79,7 @@ def blocking(address: str, columns: dict[str, list[Any]], rows: int) -> dict[str
 
 
 async def asynchronous(address: str, columns: dict[str, list[Any]], rows: int) -> dict[str, Any]:
-    """The same of the asynchronous one, as far as it is another."""
+    """Call the methods of the asynchronous client that differ."""
     async with triton_aio.InferenceServerClient(address) as client:
         answers = {
             "ready": await client.is_server_ready(),
@@ -93,7 +93,7 @@ async def asynchronous(address: str, columns: dict[str, list[Any]], rows: int) -
 
 
 def main() -> None:
-    """Read columns from standard input, ask, and print."""
+    """Read columns from standard input, send the requests, and print the answers."""
     address = sys.argv[1]
     columns: dict[str, list[Any]] = json.load(sys.stdin)
     rows = len(next(iter(columns.values())))

@@ -1,4 +1,4 @@
-"""Pairs of versions, old and new, that differ as versions do: each tells another way to go wrong."""
+"""Pairs of an old and a new version. Each pair differs in another way that can lead to wrong answers."""
 
 import json
 import random
@@ -30,7 +30,7 @@ OLD, NEW, CANDIDATES, UNKNOWN = 0, 1, 9, (5, 6)
 MOST = 300
 #: File of a pair's candidates, in the storage of its new version.
 CANDIDATES_FILE = "candidates.json"
-#: Scores that differ by less tell nothing apart.
+#: Scores that differ by less do not tell versions apart.
 TOLD_APART = 1e-6
 
 
@@ -60,7 +60,7 @@ class VersionPair:
 
     @cached_property
     def references(self) -> dict[str, SklearnReference]:
-        """What each version's model says, by the version's name."""
+        """Return scikit-learn's reference of each version by its name."""
         return {
             sklearn_reference.bundle.version: sklearn_reference
             for sklearn_reference in (SklearnReference(self.old), SklearnReference(self.new))
@@ -68,13 +68,13 @@ class VersionPair:
 
     @property
     def same_encoding(self) -> bool:
-        """Whether the old version's encoding is the new model's, too, which then is served as unverified."""
+        """Return True if both versions have the same encoding, so the old bundle serves the new model."""
         old, new = self.references.values()
         return old.bundle.vectorizer == new.bundle.vectorizer
 
     @cached_property
     def unknown_models(self) -> list[Path]:
-        """Two models with the new version's encoding that no bundle describes; trained when asked for."""
+        """Train two models with the new version's encoding that no bundle knows."""
         return [
             _train(data, self.new.parent, version=f"unknown-{seed}")
             for seed in UNKNOWN
@@ -83,24 +83,24 @@ class VersionPair:
 
 
 def changed(task: Task, dataset: Dataset, change: Callable[[Candidate, random.Random], Candidate]) -> Dataset:
-    """The dataset for another task, each candidate changed."""
+    """Return the dataset for another task, with each candidate changed."""
     dice = random.Random(0)
     return replace(dataset, task=task, candidates=[change(dict(one), dice) for one in dataset.candidates])
 
 
 def with_field(task: Task, field: Number | Category) -> Task:
-    """The task with a field replaced, or added if it has none of this name."""
+    """Return the task with a field replaced or added."""
     fields = {one.name: one for one in task.signature.fields} | {field.name: field}
     return task.model_copy(update={"signature": Signature(fields=tuple(fields.values()))})
 
 
 def retrained(seed: int) -> Dataset:
-    """The same encoding, other data: only the model differs."""
+    """Keep the encoding, and train with other data."""
     return generate(ROWS, seed)
 
 
 def category_added(seed: int) -> Dataset:
-    """One more stream: the encoding is one column wider."""
+    """Add a category: the encoding gets one more column."""
     task = with_field(
         PLACEMENT, Category(name="hsc_s", categories=("Science", "Commerce", "Arts", "Vocational"))
     )
@@ -112,7 +112,7 @@ def category_added(seed: int) -> Dataset:
 
 
 def category_renamed(seed: int) -> Dataset:
-    """Arts become Humanities: as wide as before, but Commerce stands where Arts stood. Nothing crashes."""
+    """Rename Arts to Humanities: the width stays, but Commerce gets the column of Arts. Nothing crashes."""
     task = with_field(PLACEMENT, Category(name="hsc_s", categories=("Science", "Commerce", "Humanities")))
 
     def change(one: Candidate, _: random.Random) -> Candidate:
@@ -122,7 +122,7 @@ def category_renamed(seed: int) -> Dataset:
 
 
 def field_added(seed: int) -> Dataset:
-    """One more number in the middle of the columns, with a default; and another one's range is wider."""
+    """Add a number with a default in the middle of the columns, and widen another number's range."""
     task = with_field(PLACEMENT, Number(name="gap_years", minimum=0, maximum=10, default=0))
     task = with_field(task, Number(name="etest_p", minimum=0, maximum=120))
 
@@ -181,7 +181,7 @@ def _train(data: Dataset, storage: Path, *, previous: str | None = None, version
 
 
 def accepts(signature: Signature, candidate: Candidate) -> bool:
-    """Whether a candidate is valid for a signature."""
+    """Return True if a candidate is valid for a signature."""
     try:
         validate(Rows([candidate], "candidates"), signature)
     except InvalidCandidates:
@@ -192,9 +192,10 @@ def accepts(signature: Signature, candidate: Candidate) -> bool:
 def most_telling(
     candidates: list[dict[str, Any]], old: SklearnReference, new: SklearnReference
 ) -> list[dict[str, Any]]:
-    """Those whose scores tell the versions apart, first those that also tell encodings of one width apart.
+    """Return the candidates whose scores tell the versions apart.
 
-    Others would hide a wrong answer: two forests say 1.0 of the same fifth of all candidates.
+    Candidates whose scores also tell the encodings apart come first. Others would hide a wrong answer: two
+    forests give 1.0 to the same fifth of all candidates.
     """
     by_old, by_new = (np.array(version.probabilities(candidates)) for version in (old, new))
     told = differ(by_old, by_new)
@@ -208,7 +209,7 @@ def most_telling(
 def misread(
     model: SklearnReference, encoding: SklearnReference, candidates: Sequence[dict[str, Any]]
 ) -> npt.NDArray[np.float64]:
-    """What a model says of candidates in another version's encoding; NaN if it refuses the width."""
+    """Return a model's scores of candidates in another version's encoding; NaN if it refuses the width."""
     rows = vectorizer_of(encoding.bundle).transform(candidates)
     names = model.model.feature_names_in_
     if rows.shape[1] != len(names):
@@ -218,5 +219,5 @@ def misread(
 
 
 def differ(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Where two scores tell something apart; not where there is none."""
+    """Return where two scores differ enough; False where one is NaN."""
     return np.abs(one - other) > TOLD_APART

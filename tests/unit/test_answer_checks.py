@@ -16,7 +16,7 @@ from inferenceservice.answer_checks import (
 )
 from inferenceservice.rollout import RolloutError, rollout
 from inferenceservice.rollout_target import Canary, Scores, TargetError
-from tests.support.in_memory_target import InMemoryTarget, as_its_bundle_says, quiet
+from tests.support.in_memory_target import InMemoryTarget, ignore_progress, scores_of_bundle
 from tests.support.version_pairs import accepts
 from transformer.bundle.format import Bundle, load_bundle
 
@@ -33,7 +33,7 @@ def off_by(error: float, version: str) -> Any:
     """A version's scores, one of them wrong."""
 
     def scores(bundle: Bundle, rows: Sequence[dict[str, Any]]) -> Scores:
-        right = as_its_bundle_says(bundle, rows)
+        right = scores_of_bundle(bundle, rows)
         if bundle.version != version:
             return right
         known = next(i for i, row in enumerate(rows) if row in bundle.reference.candidates)
@@ -49,7 +49,7 @@ def unverified(every: int) -> Any:
     count = iter(range(10**9))
 
     def scores(bundle: Bundle, rows: Sequence[dict[str, Any]]) -> Scores:
-        right = as_its_bundle_says(bundle, rows)
+        right = scores_of_bundle(bundle, rows)
         return Scores(right.probabilities, "unverified") if next(count) % every == every - 1 else right
 
     return scores
@@ -73,10 +73,10 @@ async def test_a_canary_is_checked_until_both_versions_have_answered(percent, pa
 
     def scores(bundle: Bundle, rows: Sequence[dict[str, Any]]) -> Scores:
         seen.append(bundle.version)
-        return as_its_bundle_says(bundle, rows)
+        return scores_of_bundle(bundle, rows)
 
     target.scores = scores
-    assert await rollout(target, str(pair.new), quiet, canary=percent) == "v2"
+    assert await rollout(target, str(pair.new), ignore_progress, canary=percent) == "v2"
     assert set(seen) == {"v1", "v2"}
     assert len(seen) >= answer_checks.MIN_ANSWERS
 
@@ -88,14 +88,14 @@ async def test_a_canary_is_undone_for_one_wrong_score_of_either_version(version,
     with pytest.raises(
         RolloutError, match=f"the previous state is restored: {version} scores its reference rows differently"
     ):
-        await rollout(target, str(pair.new), quiet, canary=percent)
+        await rollout(target, str(pair.new), ignore_progress, canary=percent)
     assert target.steps[-2:] == ["end canary", "transformer v1"]
 
 
 async def test_scores_are_compared_with_the_same_tolerance_as_in_verification(pair):
     target = InMemoryTarget(pair.old)
     target.scores = off_by(0.9e-6, "v2")
-    await rollout(target, str(pair.new), quiet, canary=50)
+    await rollout(target, str(pair.new), ignore_progress, canary=50)
 
 
 async def test_a_canary_is_undone_for_one_unverified_answer(pair):
@@ -104,15 +104,15 @@ async def test_a_canary_is_undone_for_one_unverified_answer(pair):
     with pytest.raises(
         RolloutError, match=r"no bundle describes \(`unverified`\) answers instead of v2 or v1"
     ):
-        await rollout(target, str(pair.new), quiet, canary=50)
+        await rollout(target, str(pair.new), ignore_progress, canary=50)
     assert target.now.canary is None
 
 
 async def test_a_canary_is_undone_for_an_answer_of_a_third_version(pair):
     target = InMemoryTarget(pair.old)
-    target.scores = lambda bundle, rows: Scores(as_its_bundle_says(bundle, rows).probabilities, "v7")
+    target.scores = lambda bundle, rows: Scores(scores_of_bundle(bundle, rows).probabilities, "v7")
     with pytest.raises(RolloutError, match="v7 answers instead of v2 or v1"):
-        await rollout(target, str(pair.new), quiet, canary=50)
+        await rollout(target, str(pair.new), ignore_progress, canary=50)
 
 
 @pytest.mark.parametrize("scores", [(), (float("nan"),) * 100])
@@ -120,7 +120,7 @@ async def test_an_answer_without_scores_counts_as_wrong(scores, pair):
     target = InMemoryTarget(pair.old)
     target.scores = lambda bundle, rows: Scores(scores[: len(rows)], bundle.version)
     with pytest.raises(RolloutError, match=r"v1 (returned 0 scores|scores its reference rows differently)"):
-        await rollout(target, str(pair.new), quiet, canary=1)
+        await rollout(target, str(pair.new), ignore_progress, canary=1)
 
 
 @pytest.mark.parametrize(("silent", "share"), [("v2", 20), ("v1", 80)])
@@ -128,9 +128,9 @@ async def test_a_canary_whose_traffic_is_not_split_is_undone(silent, share, pair
     """KServe may give it all, or nothing, and say otherwise."""
     target = InMemoryTarget(pair.old)
     only = load_bundle(pair.old if silent == "v2" else pair.new)
-    target.scores = lambda _, rows: as_its_bundle_says(only, rows)
+    target.scores = lambda _, rows: scores_of_bundle(only, rows)
     with pytest.raises(RolloutError) as failed:
-        await rollout(target, str(pair.new), quiet, canary=20)
+        await rollout(target, str(pair.new), ignore_progress, canary=20)
     said = f"{silent} gave 0 of {requests_to_observe(20)} answers within"
     assert said in str(failed.value)
     assert str(failed.value).endswith(f"expected about {share} % of them")
@@ -138,9 +138,9 @@ async def test_a_canary_whose_traffic_is_not_split_is_undone(silent, share, pair
 
 async def test_a_canary_that_does_not_answer_in_time_is_undone(pair, hurried):
     target = InMemoryTarget(pair.old)
-    target.scores = lambda _, rows: as_its_bundle_says(load_bundle(pair.old), rows)
+    target.scores = lambda _, rows: scores_of_bundle(load_bundle(pair.old), rows)
     with pytest.raises(RolloutError, match=r"v2 gave 0 of \d+ answers within 0 s, expected about 1 %"):
-        await rollout(target, str(pair.new), quiet, canary=1)
+        await rollout(target, str(pair.new), ignore_progress, canary=1)
 
 
 @pytest.mark.parametrize(("percent", "requests"), [(50, 49), (10, 1375), (1, 138149)])
@@ -169,7 +169,7 @@ async def test_the_old_version_may_still_answer_while_it_is_being_replaced(pair,
     leaving = iter(["unverified", "v1", "unverified"])
 
     def scores(bundle: Bundle, rows: Sequence[dict[str, Any]]) -> Scores:
-        right = as_its_bundle_says(bundle, rows)
+        right = scores_of_bundle(bundle, rows)
         return Scores(right.probabilities, next(leaving, right.version))
 
     target.scores = scores
@@ -182,7 +182,7 @@ async def test_a_version_that_stays_unverified_is_rolled_back(pair, hurried):
     with pytest.raises(
         RolloutError, match=r"describes \(`unverified`\) answers instead of v2; check that the"
     ):
-        await rollout(target, str(pair.new), quiet)
+        await rollout(target, str(pair.new), ignore_progress)
     assert target.now.predictor_uri == str(pair.old)
 
 

@@ -7,13 +7,13 @@ import pytest
 
 from inferenceservice.rollout import RolloutError, rollback, rollout
 from inferenceservice.rollout_target import Canary, Scores, State, TargetError
-from tests.support.in_memory_target import InMemoryTarget, quiet, stranger
+from tests.support.in_memory_target import InMemoryTarget, ignore_progress, unrelated_version
 
 
 async def test_the_transformer_changes_first_in_a_rollout_and_last_in_a_rollback(pair):
     target = InMemoryTarget(str(pair.old))
-    assert await rollout(target, str(pair.new), quiet) == "v2"
-    assert await rollback(target, quiet) == "v1"
+    assert await rollout(target, str(pair.new), ignore_progress) == "v2"
+    assert await rollback(target, ignore_progress) == "v1"
     assert target.steps == ["transformer v2", "predictor v2", "predictor v1", "transformer v1"]
 
 
@@ -28,7 +28,7 @@ async def test_a_failed_step_is_undone_and_reported(fail, steps, pair):
     target = InMemoryTarget(str(pair.old), fail)
     before = target.now
     with pytest.raises(RolloutError, match=r"the previous state is restored: \w+ failed"):
-        await rollout(target, str(pair.new), quiet)
+        await rollout(target, str(pair.new), ignore_progress)
     assert target.steps == steps
     assert target.now == before
 
@@ -37,14 +37,14 @@ async def test_a_version_whose_scores_differ_from_its_bundle_is_rolled_back(pair
     target = InMemoryTarget(str(pair.old))
     target.scores = lambda bundle, rows: Scores((0.5,) * len(rows), bundle.version)
     with pytest.raises(RolloutError, match="scores its reference rows differently"):
-        await rollout(target, str(pair.new), quiet)
+        await rollout(target, str(pair.new), ignore_progress)
     assert (target.now.transformer_uri, target.now.predictor_uri) == (str(pair.old), str(pair.old))
 
 
 async def test_a_bundle_without_the_current_version_is_refused_with_a_remedy(pair, tmp_path):
     target = InMemoryTarget(pair.new)
     with pytest.raises(RolloutError, match=f"placement train --previous {pair.new}") as raised:
-        await rollout(target, str(stranger(pair.new, tmp_path / "v9")), quiet)
+        await rollout(target, str(unrelated_version(pair.new, tmp_path / "v9")), ignore_progress)
     assert str(raised.value).startswith("v9 does not recognise v2, which serves now")
     assert "--force" in str(raised.value)
     assert target.steps == []
@@ -53,7 +53,10 @@ async def test_a_bundle_without_the_current_version_is_refused_with_a_remedy(pai
 async def test_unrelated_versions_change_both_components_at_once_and_only_with_force(pair, tmp_path):
     target = InMemoryTarget(pair.new)
     told: list[str] = []
-    assert await rollout(target, str(stranger(pair.new, tmp_path / "v9")), told.append, force=True) == "v9"
+    assert (
+        await rollout(target, str(unrelated_version(pair.new, tmp_path / "v9")), told.append, force=True)
+        == "v9"
+    )
     assert target.steps == ["both v9"]
     assert told[0].startswith("v9 and v2 do not recognise each other: both components change at once")
 
@@ -69,7 +72,7 @@ async def test_a_failed_rollout_between_unrelated_versions_is_undone_in_one_step
     target = InMemoryTarget(pair.new, fail)
     target.scores = lambda bundle, rows: Scores((0.5,) * len(rows), bundle.version)
     with pytest.raises(RolloutError, match="v9 was not rolled out, the previous state is restored"):
-        await rollout(target, str(stranger(pair.new, tmp_path / "v9")), quiet, force=True)
+        await rollout(target, str(unrelated_version(pair.new, tmp_path / "v9")), ignore_progress, force=True)
     assert target.steps == steps
     assert (target.now.transformer_uri, target.now.predictor_uri) == (str(pair.new), str(pair.new))
 
@@ -84,7 +87,7 @@ async def test_a_half_finished_change_of_both_components_is_undone_in_one_step(p
 
     monkeypatch.setattr(target, "set_both", only_one)
     with pytest.raises(RolloutError, match="the previous state is restored"):
-        await rollout(target, str(stranger(pair.new, tmp_path / "v9")), quiet, force=True)
+        await rollout(target, str(unrelated_version(pair.new, tmp_path / "v9")), ignore_progress, force=True)
     assert target.steps == ["transformer v2"]
 
 
@@ -92,49 +95,49 @@ async def test_a_forced_rollout_does_not_need_the_current_versions_bundle(pair, 
     target = InMemoryTarget(pair.old)
     target.unreadable.add(str(pair.old))
     with pytest.raises(TargetError, match="is out of reach"):
-        await rollout(target, str(pair.new), quiet)
-    await rollout(target, str(pair.new), quiet, force=True)
+        await rollout(target, str(pair.new), ignore_progress)
+    await rollout(target, str(pair.new), ignore_progress, force=True)
     assert target.steps == ["both v2"]
 
 
 async def test_a_version_that_the_transformer_knows_changes_the_predictor_first(pair):
     """Rolling an older version out is the way back."""
     target = InMemoryTarget(pair.new)
-    assert await rollout(target, str(pair.old), quiet) == "v1"
+    assert await rollout(target, str(pair.old), ignore_progress) == "v1"
     assert target.steps == ["predictor v1", "transformer v1"]
 
 
 async def test_a_collocated_service_changes_both_containers_at_once(pair):
     target = InMemoryTarget(pair.old, collocated=True)
-    assert await rollout(target, str(pair.new), quiet) == "v2"
-    assert await rollback(target, quiet) == "v1"
+    assert await rollout(target, str(pair.new), ignore_progress) == "v2"
+    assert await rollback(target, ignore_progress) == "v1"
     assert target.steps == ["both v2", "both v1"]
 
 
 async def test_a_canary_of_a_collocated_service_is_a_second_pod(pair):
     target = InMemoryTarget(pair.old, collocated=True)
-    await rollout(target, str(pair.new), quiet, canary=50)
+    await rollout(target, str(pair.new), ignore_progress, canary=50)
     assert target.steps == ["check canary", "canary v2"]
-    await rollout(target, str(pair.new), quiet)
+    await rollout(target, str(pair.new), ignore_progress)
     assert target.steps[2:] == ["both v2"]
 
 
 async def test_a_bundle_that_cannot_be_read_changes_nothing(pair, tmp_path):
     target = InMemoryTarget(str(pair.old))
     with pytest.raises(TargetError, match=r"bundle\.json"):
-        await rollout(target, str(tmp_path), quiet)
+        await rollout(target, str(tmp_path), ignore_progress)
     assert target.steps == []
 
 
 async def test_a_canary_is_finished_by_a_rollout_or_undone_by_a_rollback(pair):
     target = InMemoryTarget(str(pair.old))
-    await rollout(target, str(pair.new), quiet, canary=10)
+    await rollout(target, str(pair.new), ignore_progress, canary=10)
     assert target.now.canary == Canary(str(pair.new), 10)
-    await rollout(target, str(pair.new), quiet)
+    await rollout(target, str(pair.new), ignore_progress)
     assert target.now == State(str(pair.new), str(pair.new), str(pair.old))
     target = InMemoryTarget(str(pair.old))
-    await rollout(target, str(pair.new), quiet, canary=10)
-    await rollback(target, quiet)
+    await rollout(target, str(pair.new), ignore_progress, canary=10)
+    await rollback(target, ignore_progress)
     assert target.now == State(str(pair.old), str(pair.old))
     assert target.steps == ["check canary", "transformer v2", "canary v2", "end canary", "transformer v1"]
 
@@ -142,31 +145,31 @@ async def test_a_canary_is_finished_by_a_rollout_or_undone_by_a_rollback(pair):
 async def test_a_second_canary_and_a_canary_of_the_current_version_are_refused(pair, tmp_path):
     target = InMemoryTarget(str(pair.old))
     with pytest.raises(RolloutError, match="serves already"):
-        await rollout(target, str(pair.old), quiet, canary=10)
+        await rollout(target, str(pair.old), ignore_progress, canary=10)
     target.now = State(str(pair.new), str(pair.old), None, Canary(str(tmp_path / "v3"), 10))
     with pytest.raises(RolloutError, match="is in progress; finish it with `placement rollout"):
-        await rollout(target, str(pair.new), quiet)
+        await rollout(target, str(pair.new), ignore_progress)
 
 
 async def test_a_rollout_that_ended_half_way_can_be_finished_or_undone(pair):
     target = InMemoryTarget(str(pair.old))
     target.now = State(str(pair.new), str(pair.old))
-    await rollout(target, str(pair.new), quiet)
+    await rollout(target, str(pair.new), ignore_progress)
     assert target.steps == ["predictor v2"]
     target.now, target.steps = State(str(pair.new), str(pair.old)), []
-    await rollback(target, quiet)
+    await rollback(target, ignore_progress)
     assert target.steps == ["transformer v1"]
 
 
 @pytest.mark.parametrize("percent", [None, 50])
 async def test_a_failed_step_restores_the_canary_that_was_there(percent, pair, monkeypatch):
     target = InMemoryTarget(pair.old)
-    await rollout(target, str(pair.new), quiet, canary=20)
+    await rollout(target, str(pair.new), ignore_progress, canary=20)
     before, target.steps = target.now, []
     # Nothing answers: the last step of all fails.
     monkeypatch.setattr(target, "score", failing("no answer"))
     with pytest.raises(RolloutError, match="the previous state is restored: no answer"):
-        await rollout(target, str(pair.new), quiet, canary=percent)
+        await rollout(target, str(pair.new), ignore_progress, canary=percent)
     assert replace(target.now, previous_uri=None) == before
     if percent is None:
         assert target.steps == ["predictor v2", "predictor v1", "canary v2"]
@@ -177,12 +180,12 @@ async def test_a_failed_step_restores_the_canary_that_was_there(percent, pair, m
 @pytest.mark.parametrize("percent", [None, 50])
 async def test_a_canary_with_wrong_answers_is_removed(percent, pair):
     target = InMemoryTarget(pair.old)
-    await rollout(target, str(pair.new), quiet, canary=20)
+    await rollout(target, str(pair.new), ignore_progress, canary=20)
     target.scores = lambda bundle, rows: Scores((0.5,) * len(rows), bundle.version)
     with pytest.raises(
         RolloutError, match=r"v2 was not rolled out, and its canary was removed: v\d scores its"
     ):
-        await rollout(target, str(pair.new), quiet, canary=percent)
+        await rollout(target, str(pair.new), ignore_progress, canary=percent)
     assert (target.now.transformer_uri, target.now.predictor_uri) == (str(pair.old), str(pair.old))
     assert target.now.canary is None
 
@@ -190,14 +193,16 @@ async def test_a_canary_with_wrong_answers_is_removed(percent, pair):
 async def test_a_canary_must_know_the_current_version_even_with_force(pair, tmp_path):
     target = InMemoryTarget(pair.new)
     with pytest.raises(RolloutError, match="v9 does not recognise v2, which keeps the rest of the traffic"):
-        await rollout(target, str(stranger(pair.new, tmp_path / "v9")), quiet, canary=10, force=True)
+        await rollout(
+            target, str(unrelated_version(pair.new, tmp_path / "v9")), ignore_progress, canary=10, force=True
+        )
     assert target.steps == []
 
 
 async def test_rolling_out_the_current_version_ends_a_canary(pair):
     target = InMemoryTarget(pair.old)
-    await rollout(target, str(pair.new), quiet, canary=10)
-    assert await rollout(target, str(pair.old), quiet) == "v1"
+    await rollout(target, str(pair.new), ignore_progress, canary=10)
+    assert await rollout(target, str(pair.old), ignore_progress) == "v1"
     assert target.steps[-2:] == ["end canary", "transformer v1"]
 
 
@@ -212,7 +217,7 @@ async def test_rolling_out_the_current_version_ends_a_canary(pair):
 async def test_a_rollback_takes_the_order_in_which_the_transformer_knows_the_predictor(
     serving, earlier, steps, pair, tmp_path
 ):
-    versions = {"v1": pair.old, "v2": pair.new, "v9": stranger(pair.new, tmp_path / "v9")}
+    versions = {"v1": pair.old, "v2": pair.new, "v9": unrelated_version(pair.new, tmp_path / "v9")}
     target = InMemoryTarget(versions[serving])
     target.now = replace(target.now, previous_uri=str(versions[earlier]))
     told: list[str] = []
@@ -233,9 +238,9 @@ async def test_a_rollback_does_not_need_the_bundle_of_the_version_that_it_remove
 
 async def test_another_version_of_the_same_name_is_not_taken_for_a_known_one(pair, tmp_path):
     """Another v1 than the one that v2 was trained after."""
-    target = InMemoryTarget(stranger(pair.new, tmp_path / "v1", "v1"))
+    target = InMemoryTarget(unrelated_version(pair.new, tmp_path / "v1", "v1"))
     with pytest.raises(RolloutError, match="v2 does not recognise v1, which serves now"):
-        await rollout(target, str(pair.new), quiet)
+        await rollout(target, str(pair.new), ignore_progress)
 
 
 def failing(message: str) -> Any:
@@ -258,7 +263,7 @@ async def test_a_failure_while_rolling_back_is_reported_too(pair, monkeypatch):
 
     monkeypatch.setattr(target, "set_transformer", set_transformer)
     with pytest.raises(RolloutError) as failed:
-        await rollout(target, str(pair.new), quiet)
+        await rollout(target, str(pair.new), ignore_progress)
     assert str(failed.value) == (
         "v2 was not rolled out (predictor failed), and rolling back failed: transformer v1 failed; two "
         "versions may be serving now: see `placement status`, and run "
@@ -269,10 +274,10 @@ async def test_a_failure_while_rolling_back_is_reported_too(pair, monkeypatch):
 async def test_a_canary_that_the_target_refuses_changes_nothing(pair):
     target = InMemoryTarget(str(pair.old), "check canary")
     with pytest.raises(TargetError, match="check canary failed"):
-        await rollout(target, str(pair.new), quiet, canary=10)
+        await rollout(target, str(pair.new), ignore_progress, canary=10)
     assert target.steps == ["check canary"]
 
 
 async def test_a_rollback_is_refused_when_there_is_no_previous_version(pair):
     with pytest.raises(RolloutError, match="no earlier version"):
-        await rollback(InMemoryTarget(str(pair.old)), quiet)
+        await rollback(InMemoryTarget(str(pair.old)), ignore_progress)

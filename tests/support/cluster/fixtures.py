@@ -1,4 +1,4 @@
-"""An InferenceService in the imitated cluster, and the versions that can be rolled out to it."""
+"""Fixtures: an InferenceService in a fake cluster, and versions to roll out."""
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -12,30 +12,30 @@ from inferenceservice.cluster import api_server
 from inferenceservice.cluster.api_server import ApiServer
 from inferenceservice.cluster.cluster_target import ClusterTarget
 from storage.bundles import publish
-from tests.support.bundle_copies import MODEL, copied
+from tests.support.bundle_copies import MODEL, bundle_copy
 from tests.support.cluster.kserve_controllers import Json
 from tests.support.cluster.kubernetes_api import Cluster
 from tests.support.paths import MANIFEST
 from transformer.bundle.format import Bundle, Version, load_bundle
 
-#: Three versions that each know the ones before, and one that knows no other.
+#: Three versions of which each knows the earlier ones, and one that knows no other.
 URIS = {version: f"pvc://models/placement/{version}" for version in ("v1", "v2", "v3", "v9")}
 V1, V2, V3, V9 = URIS.values()
 
 
 @dataclass
 class Versions:
-    """The versions, and a service of them."""
+    """The versions, and a service that answers with their scores."""
 
     bundles: dict[str, Bundle]
     copies: dict[str, str]
-    #: Predictions to be refused with 503 before one succeeds.
+    #: Number of predictions to refuse with 503.
     unready: int = 0
-    #: Pairs of bundles, transformer's and predictor's, that answered.
+    #: Pairs of the transformer's and the predictor's bundle that answered.
     answered: set[tuple[str, str]] = field(default_factory=set)
 
     def serve_other_scores(self, uri: str) -> None:
-        """Let a version's model be another one than its bundle says."""
+        """Let a version's model give other scores than its bundle says."""
         served = self.bundles[uri]
         wrong = tuple(1 - p for p in served.reference.probabilities)
         reference = served.reference.model_copy(update={"probabilities": wrong})
@@ -44,7 +44,7 @@ class Versions:
     def service(
         self, transformer: str, predictor: str, instances: list[Json]
     ) -> tuple[int, dict[str, str], Json]:
-        """Answer what the predictor's reference rows say, if the transformer knows its version."""
+        """Answer with the scores of the predictor's reference rows if the transformer knows its version."""
         known, served = self.bundles[transformer], self.bundles[predictor]
         if self.unready or served.version not in {one.version for one in known.versions}:
             self.unready = max(self.unready - 1, 0)
@@ -62,7 +62,7 @@ def versions(trained_bundle: Path, tmp_path: Path) -> Versions:
     bundles: dict[str, Bundle] = {}
     earlier: tuple[Version, ...] = ()
     for number, (name, uri) in enumerate(URIS.items()):
-        bundle = copied(template, name)
+        bundle = bundle_copy(template, name)
         lower = tuple(p * 0.9**number for p in bundle.reference.probabilities)
         reference = bundle.reference.model_copy(update={"probabilities": lower})
         previous = () if uri == V9 else earlier
@@ -74,7 +74,7 @@ def versions(trained_bundle: Path, tmp_path: Path) -> Versions:
 
 
 def manifest(mode: str = "Standard", *, collocated: bool = False) -> Json:
-    """The InferenceService of this repository."""
+    """Return the InferenceService of this repository."""
     content: Json = yaml.safe_load(MANIFEST.read_text())
     content["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] = mode
     if collocated:
@@ -122,7 +122,7 @@ def target(versions: Versions) -> Callable[..., ClusterTarget]:
 
 
 def paths(cluster: Cluster) -> list[tuple[str, str, Any]]:
-    """What was patched, in order: operation, last two parts of the path, value."""
+    """Return the operations of all patches: operation, last two parts of the path, value."""
     return [
         (one["op"], "/".join(one["path"].split("/")[2:3] + one["path"].split("/")[-1:]), one.get("value"))
         for patch in cluster.patches

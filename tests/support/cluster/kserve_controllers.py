@@ -1,8 +1,8 @@
-"""KServe v0.20 and what runs below it, imitated where a rollout depends on them, oddities included.
+"""Fakes of KServe v0.20, Deployments and Knative, as far as a rollout depends on them.
 
-KServe's `observedGeneration` is a Deployment's, its conditions are late, and it copies annotations into the
-pods of both components. A Deployment that has given up says so for a while after the next change. Without a
-percent, a Knative Service sends everything to the newest revision that is ready.
+They have the same oddities: KServe's `observedGeneration` is a Deployment's, its conditions are late, and it
+copies annotations into the pods of both components. A failed Deployment still says so for a while after the
+next change. Without a percent, a Knative Service sends all traffic to the newest ready revision.
 """
 
 import asyncio
@@ -16,31 +16,31 @@ from inferenceservice.cluster.workloads import SOURCE_URI
 
 Json = dict[str, Any]
 
-#: Seconds until a step is made that nobody looks at.
+#: Seconds to wait for a reader before the next step.
 UNSEEN_S = 2
 
 
 def condition(kind: str, status: str, reason: str = "", message: str = "", time: int = 0) -> Json:
-    """A condition as Kubernetes writes it."""
+    """Return a condition as Kubernetes writes it."""
     stamp = f"2026-01-01T00:{time // 60:02}:{time % 60:02}Z"
     return {"type": kind, "status": status, "reason": reason, "message": message, "lastUpdateTime": stamp}
 
 
 class Controllers:
-    """Brings up what an InferenceService asks for.
+    """Creates and updates the workloads of an InferenceService.
 
     Attributes
     ----------
     failing
-        Bundles whose pods never get ready, or (component, bundle).
+        Bundles, or (component, bundle), whose pods never become ready.
     reconciles
-        Whether KServe's controller works.
+        True if KServe's controller works.
     pods
-        Bundle of each pod that takes requests, in Standard mode.
+        Bundles of the pods that get requests, in Standard mode.
     watched
-        Whether each step is to be seen by someone before the next one is made.
+        True if each step waits until a client has read the one before.
     shares
-        Every division of the predictor's traffic that there was, in Knative mode: percent by bundle.
+        Each division of the predictor's traffic so far, in Knative mode: percent by bundle.
     """
 
     def __init__(self, manifest: Json, replicas: int) -> None:
@@ -72,7 +72,7 @@ class Controllers:
         return mode == "Knative"
 
     def uri(self, component: str) -> str:
-        """What the spec asks for."""
+        """Return the URI in the spec."""
         if component == "predictor":
             uri: str = self.isvc["spec"]["predictor"]["model"]["storageUri"]
             return uri
@@ -80,22 +80,22 @@ class Controllers:
         return str(next(one["value"] for one in env if one["name"] == "STORAGE_URI"))
 
     def touch(self) -> None:
-        """Write the object without changing what it asks for."""
+        """Change the object's resourceVersion only."""
         self.isvc["metadata"]["resourceVersion"] = str(next(self._numbers))
 
     async def settled(self) -> None:
-        """Wait until everything has come up that does."""
+        """Wait until all changes are finished."""
         while self._tasks:
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     def looked_at(self, name: str) -> None:
-        """Note that someone has read a Deployment or a revision."""
+        """Record that a client has read a Deployment or a revision."""
         for component, event in self._looks.items():
             if name.startswith(f"{self.name}-{component}"):
                 event.set()
 
     async def _step(self, component: str) -> None:
-        """Let what was just done be seen."""
+        """Wait until a client has read the current step."""
         event = self._looks.setdefault(component, asyncio.Event())
         event.clear()
         with contextlib.suppress(TimeoutError):
@@ -110,7 +110,7 @@ class Controllers:
         return uri
 
     def reconcile(self) -> None:
-        """Hand the spec on, as far as it has changed."""
+        """Update the workloads if the spec has changed."""
         if not self.reconciles:
             return
         for component in ("predictor",) if self.collocated else ("predictor", "transformer"):
@@ -163,7 +163,7 @@ class Controllers:
         await self._step(component)
         self._number_replica_set(deployment)
         status |= {"observedGeneration": deployment["metadata"]["generation"]}
-        # What the condition said stays until the pods move.
+        # The condition stays as it is until the pods change.
         status |= {"updatedReplicas": 0, "replicas": self.replicas, "availableReplicas": self.replicas}
         await self._step(component)
         old = self.pods.get(component, [])
@@ -191,7 +191,7 @@ class Controllers:
         return uri in self.failing or (component, uri) in self.failing
 
     def _number_replica_set(self, deployment: Json) -> None:
-        """Make a ReplicaSet for a Deployment's pods, or take the old one of the same pods again."""
+        """Create a ReplicaSet for a Deployment's pods, or reuse the old one of the same pods."""
         owner = {"kind": "Deployment", "name": deployment["metadata"]["name"]}
         template = copy.deepcopy(deployment["spec"]["template"])
         own = [one for one in self.replica_sets if one["metadata"]["ownerReferences"] == [owner]]
@@ -246,7 +246,7 @@ class Controllers:
             self._report(component, condition("", "False", "RevisionFailed", said), 1)
             return
         newest["status"]["conditions"] = [condition("Ready", "True")]
-        # KServe sees a Knative Service's status some time after its traffic has moved.
+        # KServe sees the status of a Knative Service some time after its traffic has changed.
         self._route(component, own)
         status["latestReadyRevision"] = newest["metadata"]["name"]
 

@@ -1,4 +1,4 @@
-"""A cluster with one InferenceService, as far as a rollout sees one, behind the Kubernetes API over HTTP."""
+"""A fake Kubernetes API over HTTP with one InferenceService."""
 
 import asyncio
 import copy
@@ -10,7 +10,7 @@ from aiohttp import web
 
 from tests.support.cluster.kserve_controllers import Controllers, Json
 
-#: Answers (status, headers, content) to candidates, by the transformer's and the predictor's bundle.
+#: Returns status, headers and content for candidates, by the transformer's and the predictor's bundle.
 Service = Callable[[str, str, list[Json]], tuple[int, dict[str, str], Json]]
 
 TOKEN = "of-the-test"
@@ -24,21 +24,21 @@ class Cluster(Controllers):
     Attributes
     ----------
     patches
-        The operations of each accepted patch, without the one on resourceVersion.
+        Operations of each accepted patch, without the one on resourceVersion.
     meanwhile
-        Called before each patch is looked at: what others do at the same time.
+        Called before each patch is applied, to make changes at the same time.
     errors
-        (status, reason, message) by the beginning of a path.
+        Responses (status, reason, message) by the beginning of a path.
     down
-        So many of the next requests are answered with 503.
+        Number of next requests to answer with 503.
     lost_answers
-        So many of the next patches are done but not answered.
+        Number of next patches to apply without a response.
     hold
-        If set, the next patch waits for it, before anything is done.
+        An event that the next patch waits for before it is applied.
     unreached
-        (component, bundle) that gets no requests, whatever KServe says.
+        (component, bundle) that get no requests, whatever the status says.
     listed, metrics
-        Pods, and what each says of itself at ``/metrics`` of a port: by ``name:port``.
+        Pods, and the metrics of each by ``name:port``.
     """
 
     def __init__(self, manifest: Json, service: Service, *, replicas: int = 2) -> None:
@@ -58,7 +58,7 @@ class Cluster(Controllers):
         self.url = ""
 
     async def start(self) -> None:
-        """Listen, and bring the service up."""
+        """Listen, and start the service."""
         application = web.Application()
         application.router.add_route("*", "/{path:.*}", self._answer)
         self._runner = web.AppRunner(application, access_log=None)
@@ -78,7 +78,7 @@ class Cluster(Controllers):
         await self._runner.cleanup()
 
     def kubeconfig(self) -> Json:
-        """A kubeconfig whose current context is this cluster."""
+        """Return a kubeconfig with this cluster as the current context."""
         return {
             "apiVersion": "v1",
             "kind": "Config",
@@ -99,7 +99,7 @@ class Cluster(Controllers):
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         path = request.path
         if path == f"/v1/models/{self.name}:predict":
-            # Not the API server, but the service's own address.
+            # The address of the service, not of the API server.
             return await self._predict(request)
         if request.headers.get("authorization") != f"Bearer {TOKEN}":
             return _status(401, "Unauthorized", "Unauthorized")
@@ -187,7 +187,7 @@ class Cluster(Controllers):
         return web.json_response(answer, status=status, headers=headers)
 
     def _serving(self, component: str) -> str:
-        """Bundle of the pod that gets a request."""
+        """Return the bundle of the pod that gets a request."""
         if not self.knative:
             return random.choice(self.pods[component])
         parts = [
@@ -200,7 +200,7 @@ class Cluster(Controllers):
 
 
 def _apply(content: Any, operation: Json) -> None:
-    """One operation of a JSON patch."""
+    """Apply one operation of a JSON patch."""
     *path, last = [
         int(part) if part.isdecimal() else part.replace("~1", "/").replace("~0", "~")
         for part in operation["path"].split("/")[1:]

@@ -1,4 +1,4 @@
-"""The InferenceService and its overlays as a cluster would get them, and what is in them."""
+"""The InferenceService and its overlays as a cluster gets them, and readers for their parts."""
 
 import copy
 import functools
@@ -26,17 +26,17 @@ STANDARD_MODE = [name for name in EVERY_MANIFEST if name != "knative"]
 
 @functools.cache
 def rendered(name: str) -> str:
-    """Give the YAML that a cluster would get: the base as written, an overlay as kustomize renders it."""
+    """Return the YAML that a cluster gets: the base as written, an overlay as kustomize renders it."""
     if name == BASE:
         return SPEC.read_text()
     if kubectl := shutil.which("kubectl"):
-        # Rendering needs no cluster, but some kubectls first ask one for its version: let that fail at once.
+        # Rendering needs no cluster, but some versions of kubectl first ask one for its version.
         command = [kubectl, "--server=http://127.0.0.1:1", "kustomize"]
     elif kustomize := shutil.which("kustomize"):
         command = [kustomize, "build"]
     else:
         pytest.skip("rendering an overlay needs kubectl or kustomize")
-    # An absolute path is a directory elsewhere.
+    # An absolute path in the name is used as it is.
     done = subprocess.run([*command, str(OVERLAYS / name)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -61,7 +61,7 @@ def service(name: str) -> Manifest:
 
 
 def labels(component: str, service_name: str = "placement") -> dict[str, str]:
-    """Give the labels that KServe v0.20 puts on the pods of a component in Standard mode."""
+    """Return the labels that KServe v0.20 puts on the pods of a component in Standard mode."""
     return {
         "serving.kserve.io/inferenceservice": service_name,
         "component": component,
@@ -70,7 +70,7 @@ def labels(component: str, service_name: str = "placement") -> dict[str, str]:
 
 
 def pods(manifest: Manifest) -> dict[str, Manifest]:
-    """Give each component's pod as far as the manifest decides it."""
+    """Return each component's pod as far as the manifest decides it."""
     replicas = {"minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "deploymentStrategy"}
     not_the_pods = replicas | {"annotations", "model"}
     made = {}
@@ -84,7 +84,7 @@ def pods(manifest: Manifest) -> dict[str, Manifest]:
 
 
 def components(manifest: Manifest) -> list[Manifest]:
-    """Give the parts that become pods of their own."""
+    """Return the parts that become separate pods."""
     spec = manifest["spec"]
     return [spec[part] for part in ("predictor", "transformer") if part in spec]
 
@@ -110,12 +110,12 @@ def argument(container: Manifest, name: str) -> str | None:
 
 
 def listening_ports(manifest: Manifest, container: Manifest) -> list[int]:
-    """Give every port that a container's process binds, stated or not."""
+    """Return every port that a container's process listens on."""
     if "modelFormat" not in container:
         return [port["containerPort"] for port in container["ports"]]
     if container["runtime"] == "kserve-sklearnserver":
         return [8080, 8081]
-    # What the ClusterServingRuntime sets, what MLServer defaults to, and what the manifest overrides.
+    # Ports of the ClusterServingRuntime, MLServer's defaults, and the manifest's changes.
     ports = {"MLSERVER_HTTP_PORT": "8080", "MLSERVER_GRPC_PORT": "9000", "MLSERVER_METRICS_PORT": "8082"}
     ports |= {name: value for name, value in environment(container).items() if name in ports}
     return [int(port) for port in ports.values()]

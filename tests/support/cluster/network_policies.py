@@ -1,4 +1,4 @@
-"""Whether a cluster's NetworkPolicies let a connection through, as the Kubernetes API describes them."""
+"""An evaluator of NetworkPolicies: tells if they allow a connection."""
 
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ class Peer:
     namespace
         Name of a pod's namespace, or None outside the cluster.
     address
-        IP of what is no pod.
+        IP address of a peer that is not a pod.
     """
 
     namespace: str | None = None
@@ -34,12 +34,12 @@ def allowed(
     *,
     home: str = "default",
 ) -> bool:
-    """Whether both ends let a connection through.
+    """Return True if both ends allow a connection.
 
     Parameters
     ----------
     home
-        Namespace of policies that name none.
+        Namespace of policies without one.
     """
     return _side(policies, "Egress", source, target, (port, protocol), home) and _side(
         policies, "Ingress", target, source, (port, protocol), home
@@ -47,7 +47,7 @@ def allowed(
 
 
 def selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
-    """Whether a label selector matches; an empty one matches all."""
+    """Return True if a label selector matches; an empty one matches all."""
     unknown = selector.keys() - {"matchLabels", "matchExpressions"}
     assert not unknown, unknown
     equal = all(labels.get(name) == value for name, value in selector.get("matchLabels", {}).items())
@@ -72,7 +72,7 @@ def _side(
     port: tuple[int, str],
     home: str,
 ) -> bool:
-    """Whether a pod's policies for one direction allow it: all of nothing, or what any of them allows."""
+    """Return True if a pod has no policy for a direction, or one that allows a connection."""
     applying = [
         policy["spec"]
         for policy in policies
@@ -94,7 +94,7 @@ def _types(spec: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _names(peers: Sequence[Mapping[str, Any]] | None, other: Peer, pod: Peer) -> bool:
-    """Whether a rule is about the other end; without peers it is about everybody."""
+    """Return True if a rule matches the other end; a rule without peers matches all."""
     return not peers or any(_is(peer, other, pod) for peer in peers)
 
 

@@ -1,4 +1,4 @@
-"""What of a pod the Pod Security Standard "restricted" (v1.34) refuses, field by field."""
+"""The Pod Security Standard "restricted" (v1.34): lists the fields of a pod that violate it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -37,7 +37,7 @@ _HOOKS = ("startupProbe", "readinessProbe", "livenessProbe")
 
 
 def violations(pod: Pod) -> list[str]:
-    """Fields of a pod (`metadata` and `spec`) that a restricted namespace refuses, by their paths."""
+    """Return the paths of a pod's fields (`metadata` and `spec`) that a restricted namespace refuses."""
     spec = pod["spec"]
     found = [*_of_the_pod(spec), *_of_the_annotations(pod.get("metadata", {}))]
     context = spec.get("securityContext") or {}
@@ -66,7 +66,7 @@ def _of_the_annotations(metadata: Pod) -> Iterator[str]:
 
 
 def _of_a_context(context: Pod) -> Iterator[str]:
-    """What a pod's and a container's securityContext have in common; neither has to say anything."""
+    """Check the fields that the securityContext of pods and containers have in common."""
     selinux = context.get("seLinuxOptions") or {}
     if selinux.get("type", "") not in _SELINUX_TYPES or selinux.get("user") or selinux.get("role"):
         yield "seLinuxOptions"
@@ -84,12 +84,12 @@ def _of_a_context(context: Pod) -> Iterator[str]:
 def _of_a_container(container: Pod, of_pod: Pod) -> Iterator[str]:
     context = container.get("securityContext") or {}
     yield from _of_a_context(context)
-    # The two that a container inherits from its pod, if it says nothing itself.
+    # Fields that a container inherits from its pod.
     if "runAsNonRoot" not in context and of_pod.get("runAsNonRoot") is not True:
         yield "runAsNonRoot"
     if "seccompProfile" not in context and "seccompProfile" not in of_pod:
         yield "seccompProfile"
-    # Those that only a container has.
+    # Fields that only a container has.
     if context.get("privileged"):
         yield "privileged"
     if context.get("allowPrivilegeEscalation") is not False:
@@ -107,7 +107,7 @@ def _of_a_container(container: Pod, of_pod: Pod) -> Iterator[str]:
 
 
 def _of_the_hooks(container: Pod) -> Iterator[str]:
-    """Probes and hooks may ask no other host than the pod."""
+    """Check that probes and hooks name no other host."""
     hooks = {name: container.get(name) or {} for name in _HOOKS}
     hooks |= {f"lifecycle.{name}": hook for name, hook in (container.get("lifecycle") or {}).items()}
     for name, hook in hooks.items():

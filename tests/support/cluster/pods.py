@@ -6,7 +6,7 @@ from tests.support.cluster.kserve_controllers import Json, condition
 def pod(
     name: str, *arguments: str, component: str = "transformer", ready: bool = True, **status: str
 ) -> Json:
-    """A pod as KServe's Deployments make it."""
+    """Return a pod as KServe's Deployments make it."""
     labels = {"serving.kserve.io/inferenceservice": "placement", "component": component}
     container = "kserve-container" if component == "transformer" else "transformer-container"
     conditions = [condition("Ready", "True" if ready else "False")]
