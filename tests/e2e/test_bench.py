@@ -40,7 +40,7 @@ class Patient(ThreadingHTTPServer):
 
 @contextmanager
 def answering(status: int = 200, off_by: float = 0.0) -> Iterator[int]:
-    """A server of the rows' scores, a hundredth each."""
+    """Run a server whose scores are a hundredth of each row's number."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -21,7 +21,7 @@ Command = Callable[..., Any]
 
 @pytest.fixture
 def command(versions: Versions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Start `placement` on the cluster in a process of its own."""
+    """Start `placement` for the cluster as a process."""
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     bundles = [f"--bundle={uri}={copy}" for uri, copy in versions.copies.items()]
 
@@ -42,7 +42,7 @@ def command(versions: Versions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 async def told(process: Process, text: str) -> str:
-    """The line of progress that has a text."""
+    """Return the line of progress that contains a text."""
     assert process.stderr is not None
     async for line in process.stderr:
         if text in line.decode():
@@ -52,7 +52,7 @@ async def told(process: Process, text: str) -> str:
 
 @asynccontextmanager
 async def stuck(cluster: Cluster, command: Command) -> AsyncIterator[Process]:
-    """A rollout that waits for a transformer in vain."""
+    """Start a rollout whose transformer never becomes ready."""
     cluster.reconciles = False
     async with command("rollout", V2) as process:
         await told(process, "waiting for KServe to update the Deployment")

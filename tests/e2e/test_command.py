@@ -33,7 +33,7 @@ PROTOCOLS = ["v1", "v2", "grpc"]
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended."""
+    """The result of a command."""
 
     returncode: int
     stdout: str
@@ -53,7 +53,7 @@ def placement(*arguments: object, stdin: str = "") -> Done:
 
 
 def placement_process(*arguments: object, stdin: str = "", env: dict[str, str] | None = None) -> Done:
-    """Run the command as people do."""
+    """Run the command as a process."""
     done = subprocess.run(
         [PLACEMENT, *map(str, arguments)],
         input=stdin,
@@ -67,7 +67,7 @@ def placement_process(*arguments: object, stdin: str = "", env: dict[str, str] |
 
 
 def refusal(done: Done, command: str) -> str:
-    """What a command that failed said, after its name and whatever progress it made: a line a problem."""
+    """Return the error of a failed command, without its name and progress."""
     assert done.returncode == 1
     progress, found, told = done.stderr.partition(f"placement {command}: ")
     assert found, done.stderr
@@ -144,7 +144,7 @@ def test_train_writes_a_version_and_prints_its_uri_and_metrics(tmp_path):
 
 
 def labelled_csv(path: Path, change: tuple[int, str, str] | None = None) -> Path:
-    """A file like the real training data, with one value changed."""
+    """Write a file like the real training data, with one value changed."""
     dataset = generate(60)
     rows = [{**row, "status": label} for row, label in zip(dataset.candidates, dataset.labels, strict=True)]
     if change:
@@ -194,7 +194,7 @@ def test_train_reports_what_it_cannot_do(arguments, error, tmp_path, monkeypatch
 
 
 class Up:
-    """`placement up` as a process, and what it wrote."""
+    """`placement up` as a process, and its output."""
 
     def __init__(self, model: Path, directory: Path, *arguments: object) -> None:
         self.port, self.grpc_port = free_ports(2)
@@ -212,7 +212,7 @@ class Up:
         )
 
     def wait_for(self, what: str) -> None:
-        """Wait until it has told a step."""
+        """Wait until it has printed a text."""
         end = time.monotonic() + TIMEOUT_S
         while what not in self.told():
             assert self.process.poll() is None, self.told()
@@ -270,7 +270,7 @@ def test_ctrl_c_stops_every_child_of_up(trained_bundle, tmp_path):
         assert up.process.returncode == 0, up.told()
         assert psutil.wait_procs(family, timeout=10)[1] == []
         assert "Traceback" not in up.told()
-    # What it said while it was ready: a person can copy the line with curl.
+    # The output while it was ready has a curl command to copy.
     assert f"ready      http://127.0.0.1:{up.port}  (gRPC 127.0.0.1:{up.grpc_port})" in output
     assert f"curl http://127.0.0.1:{up.port}/v1/models/placement:predict -d " in output
 
@@ -339,7 +339,7 @@ def test_up_reports_a_missing_spec_or_model(arguments, error, tmp_path):
 
 
 def test_ctrl_c_during_a_rollout_restores_the_previous_state(trained_bundle, up, tmp_path):
-    """The service goes on with the step that was under way; what it began is gone then, too."""
+    """The service finishes the current step, and the rollout then undoes it."""
     storage = ("--storage", tmp_path, "--version", "v2", "--estimator", "forest-50", "--rows", 100)
     assert placement("train", *storage, "--previous", trained_bundle).returncode == 0
     family = {process.pid for process in up.family()}
@@ -370,7 +370,7 @@ def test_ctrl_c_during_a_rollout_restores_the_previous_state(trained_bundle, up,
 
 
 def at(up: Up, protocol: str) -> tuple[str, ...]:
-    """Arguments of `placement predict` that lead to the service."""
+    """Return the arguments of `placement predict` for the service."""
     url = f"127.0.0.1:{up.grpc_port}" if protocol == "grpc" else f"http://127.0.0.1:{up.port}"
     return ("predict", "--url", url, "--protocol", protocol)
 
@@ -403,7 +403,7 @@ def candidates() -> list[dict[str, Any]]:
 
 @pytest.fixture
 def unlabelled(tmp_path, candidates):
-    """Write candidates as a CSV like the real test data, whose first column is a number of no meaning."""
+    """Write candidates as CSV like the real test data, with a column of row numbers first."""
 
     def write(rows: Sequence[dict[str, Any]] = candidates, encoding: str = "utf-8") -> Path:
         path = tmp_path / "candidates.csv"
@@ -542,7 +542,7 @@ def test_predict_ends_quietly_when_its_output_is_closed(up, unlabelled):
 def test_predict_ignores_proxy_settings_of_the_environment(
     protocol, up, candidates, sklearn_reference, monkeypatch
 ):
-    """The service is on this machine; a company's proxy does not know it."""
+    """The service is on this machine, so a proxy could not reach it."""
     for variable in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
         monkeypatch.setenv(variable, "http://127.0.0.1:1")
         monkeypatch.setenv(variable.upper(), "http://127.0.0.1:1")

@@ -39,16 +39,16 @@ OVERLAYS = Path("inferenceservice/overlays")
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl renders the overlays")
 
 
-# The hops: every way from a transformer to a stock predictor
+# Hops: protocols between a transformer and a stock model server
 
 
 def with_hop(protocol: str, *more: str) -> spec.InferenceService:
-    """The project's spec with another protocol to the same model server."""
+    """Return the project's spec with another protocol to the same model server."""
     return dataclasses.replace(SPEC, transformer_args=(f"--predictor_protocol={protocol}", *more))
 
 
 def with_sklearnserver(protocol: str, *more: str) -> spec.InferenceService:
-    """The project's spec with KServe's own model server."""
+    """Return the project's spec with KServe's model server."""
     return dataclasses.replace(
         with_hop(protocol, *more),
         runtime="kserve-sklearnserver",
@@ -117,7 +117,7 @@ def test_the_predictors_host_header_leads_to_the_model_server(served):
 async def test_a_model_of_another_encoding_gives_no_score(
     hop, mlserver, trained_bundle, candidates, tmp_path
 ):
-    """The same feature names in another order: a transformer of one version, a model server of another."""
+    """The transformer's bundle has the same feature names in another order."""
     content = json.loads((trained_bundle / BUNDLE_FILE).read_text())
     content["vectorizer"]["feature_names"].reverse()
     (tmp_path / BUNDLE_FILE).write_text(json.dumps(content))
@@ -129,7 +129,7 @@ async def test_a_model_of_another_encoding_gives_no_score(
     assert response.json() == {"error": "no verified predictor connection available"}
 
 
-# How it ends
+# Shutdown and failures
 
 
 def test_a_component_that_dies_is_reported_and_no_process_is_left(trained_bundle, tmp_path):

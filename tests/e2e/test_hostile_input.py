@@ -1,6 +1,6 @@
-"""What nobody should send: it gets the status that says so, and the same one over every protocol.
+"""Malformed and hostile requests get an error of the client, and the same one over every protocol.
 
-Ten thousand inputs a test, others each time: `make fuzz`.
+`make fuzz` tries ten thousand random inputs in each test.
 """
 
 import json
@@ -30,7 +30,7 @@ from transformer.protocols.json_body import MAX_VALUES
 from transformer.protocols.tensors import NUMPY_DTYPES
 
 VALID = generate(40, seed=9).candidates
-#: One more than the transformer takes.
+#: One candidate more than the transformer accepts.
 TOO_MANY = 51
 MAX_REQUEST_BYTES = 8 * 2**20
 INTEGERS = [name for name in NUMPY_DTYPES if "INT" in name]
@@ -39,7 +39,7 @@ JSON_TYPE = {"content-type": "application/json"}
 
 @pytest.fixture(scope="module")
 def ask(transformer_process: TransformerProcess) -> Iterator[MalformedRequestClient]:
-    """A client of a transformer, which is still there after all that it was asked."""
+    """A client of a transformer process that must survive all requests."""
     with connect_client(transformer_process.http_port, transformer_process.grpc_port) as asking:
         yield asking
         assert asking.v1([SAMPLE]).status == "answered"
@@ -61,7 +61,7 @@ datatypes = st.sampled_from([*NUMPY_DTYPES, "BYTES", "STRING", "", "fp64", "FP64
 
 
 def one_value(datatype: str) -> st.SearchStrategy[Any]:
-    """A value that can be written down for the datatype, whether it holds it or not."""
+    """Draw a value that can be written for the datatype, although it may be out of range."""
     if datatype in INTEGERS:
         bits = max(32, np.dtype(NUMPY_DTYPES[datatype]).itemsize * 8)
         return (
@@ -80,7 +80,7 @@ def some_values(datatype: str, count: int) -> st.SearchStrategy[tuple[Any, ...]]
 
 @st.composite
 def damaged_copy(draw: st.DrawFn, tensor: Tensor) -> Tensor:
-    """The tensor with something wrong in it."""
+    """Draw a copy of the tensor with something wrong in it."""
     count = len(tensor.values)
     match draw(st.sampled_from(["name", "shape", "datatype", "narrow", "value", "length", "raw", "both"])):
         case "name":
@@ -91,7 +91,7 @@ def damaged_copy(draw: st.DrawFn, tensor: Tensor) -> Tensor:
             datatype = draw(datatypes)
             return replace(tensor, datatype=datatype, values=draw(some_values(datatype, count)))
         case "narrow" if tensor.datatype == "FP64":
-            # What was a fraction in 64 bits is another number in 16, and none at all in INT8.
+            # A fraction in FP64 is another number in FP16, and cannot be expressed in INT8.
             datatype = draw(st.sampled_from(["FP16", "FP32", *INTEGERS]))
             held = float if datatype in {"FP16", "FP32"} else int
             return replace(tensor, datatype=datatype, values=tuple(held(value) for value in tensor.values))
@@ -110,7 +110,7 @@ def damaged_copy(draw: st.DrawFn, tensor: Tensor) -> Tensor:
 
 @st.composite
 def contents(draw: st.DrawFn) -> list[Tensor]:
-    """Tensors that were valid once."""
+    """Draw tensors that are valid, or were before changes."""
     count = draw(st.sampled_from([1, 2, 3, TOO_MANY - 1, TOO_MANY]))
     rows = (draw(st.lists(st.sampled_from(VALID), min_size=1, max_size=3)) * count)[:count]
     if draw(st.integers(0, 4)) == 0:
@@ -143,14 +143,14 @@ def contents(draw: st.DrawFn) -> list[Tensor]:
 
 
 def assert_same(one: Outcome | None, other: Outcome | None) -> None:
-    """The same answer, or the same error; where a protocol cannot say the content, there is none."""
+    """Check that two outcomes are the same. None means that a protocol cannot express the content."""
     if one is None or other is None:
         return
     assert one.status == other.status, (one, other)
     if one.status == "answered":
         assert one.content == pytest.approx(other.content, abs=1e-12)
     elif "not both" not in one.content:
-        # How a tensor has two contents at once is said in each protocol's own words.
+        # The error for two contents at once differs between the protocols.
         assert one.content == other.content
 
 
@@ -187,13 +187,13 @@ def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
 
 
-#: Whatever JSON can say, some levels deep.
+#: Any JSON value, a few levels deep.
 anything = scalars | containers(scalars | containers(scalars))
 
 
 @st.composite
 def candidates(draw: st.DrawFn) -> Any:
-    """A candidate with something strange in it, most of the time."""
+    """Draw a candidate that usually has strange values."""
     if draw(st.integers(0, 19)) == 0:
         return draw(anything)
     row: dict[str, Any] = dict(draw(st.sampled_from(VALID)))
@@ -216,7 +216,7 @@ def test_candidates_get_the_same_answer_or_error_over_v1_v2_and_grpc(rows, ask):
         assert_same(first, way(tensors))
 
 
-#: Requests that were well formed once: path, JSON, binary data behind it.
+#: Well-formed requests to change: path, JSON, and binary data.
 FIELDS = [
     {"name": one.name, "datatype": one.datatype, "shape": [1], "data": [SAMPLE[one.name]]}
     for one in SIGNATURE.fields
@@ -264,7 +264,7 @@ HEADERS = [
 
 @st.composite
 def rewritten(draw: st.DrawFn, document: Any) -> Any:
-    """A JSON document with something else in one place of it, or nothing."""
+    """Draw a copy of a JSON document with one value replaced, removed or added."""
     if not isinstance(document, (dict, list)) or not document or draw(st.integers(0, 3)) == 0:
         return draw(anything)
     keys = list(document) if isinstance(document, dict) else range(len(document))
@@ -284,7 +284,7 @@ def rewritten(draw: st.DrawFn, document: Any) -> Any:
 
 @st.composite
 def garbled(draw: st.DrawFn, body: bytes) -> bytes:
-    """Bytes with some cut out, changed, doubled or put in."""
+    """Draw a copy of bytes with some removed, changed, doubled or inserted."""
     for _ in range(draw(st.integers(0, 2))):
         start = draw(st.integers(0, len(body)))
         end = min(len(body), start + draw(st.integers(0, 40)))
@@ -295,7 +295,7 @@ def garbled(draw: st.DrawFn, body: bytes) -> bytes:
 
 @st.composite
 def requests(draw: st.DrawFn) -> tuple[str, bytes, dict[str, str | bytes]]:
-    """Path, body and headers of a request with something wrong anywhere in it."""
+    """Draw path, body and headers of a request with something wrong in it."""
     path, document, binary = draw(st.sampled_from(REQUESTS))
     for _ in range(draw(st.integers(0, 2))):
         document = draw(rewritten(document))
@@ -351,7 +351,7 @@ def test_a_malformed_grpc_message_gets_an_error_of_the_client(message, ask):
 
 
 def filled(start: bytes, item: bytes, end: bytes) -> bytes:
-    """As many items as a request may have bytes."""
+    """Return a body with as many items as fit into a request."""
     return start + item * ((MAX_REQUEST_BYTES - len(start) - len(end)) // len(item)) + end
 
 
@@ -370,7 +370,7 @@ def empty_strings() -> tuple[bytes, dict[str, str]]:
 
 
 def elements_of_json() -> list[bytes]:
-    """As many as a request may have, each of fewer values than a request may have."""
+    """Return as many JSON elements as fit into a request, each below the limit of values."""
     one = b"[" + b"[]," * (MAX_VALUES // 4) + b"[]]"
     return [one] * ((MAX_REQUEST_BYTES - 1000) // len(one))
 
@@ -422,32 +422,32 @@ NOTHING = pb.ModelInferRequest(inputs=[{}]).SerializeToString()
 
 
 def of(**part: Any) -> bytes:
-    """A request of many parts."""
+    """Return a message with many copies of a part."""
     return filled(MODEL, pb.ModelInferRequest(**part).SerializeToString(), b"")
 
 
 def of_one_tensor(part: bytes, **head: Any) -> bytes:
-    """A request of one tensor that has many parts."""
+    """Return a message with one tensor that has many copies of a part."""
     tensor = pb.ModelInferRequest.InferInputTensor(**head).SerializeToString()
     tensor += part * ((MAX_REQUEST_BYTES - 1000) // len(part))
-    # Field 5, and how long it is.
+    # Field 5 and its length.
     return MODEL + b"\x2a" + varint(len(tensor)) + tensor
 
 
 def of_packed_shape() -> bytes:
-    """A request of one tensor whose shape is one field of millions of numbers."""
+    """Return a message with one tensor whose packed shape has millions of numbers."""
     shape = b"\x01" * (MAX_REQUEST_BYTES - 1000)
     tensor = b"\x0a\x01a" + b"\x1a" + varint(len(shape)) + shape
     return MODEL + b"\x2a" + varint(len(tensor)) + tensor
 
 
 def varint(number: int) -> bytes:
-    """A length, in as many bytes as the largest takes."""
+    """Return a length as a varint of five bytes."""
     return bytes([number >> 7 * place & 0x7F | 0x80 for place in range(4)]) + b"\x00"
 
 
 def of_contents(contents: list[bytes], rows: int) -> bytes:
-    """A request of one tensor with these contents."""
+    """Return a message with one tensor with these contents."""
     head = {"name": "candidates", "datatype": "BYTES", "shape": [rows]}
     tensor = {**head, "contents": {"bytes_contents": contents}}
     return pb.ModelInferRequest(model_name="placement", inputs=[tensor]).SerializeToString()
@@ -471,7 +471,7 @@ LARGE_MESSAGES = {
 }
 
 
-#: Those that are wrong, too, and whose number costs nothing.
+#: Messages that are also invalid, and whose parts are cheap to count.
 INVALID = {
     "a packed shape of many dimensions",
     "empty contents",
@@ -501,15 +501,15 @@ def test_large_requests_do_not_grow_the_memory(ask, transformer_process):
 
     ask_all()
     before = ask_all()
-    # If those of one kind stayed, it were as many of the longest; what the allocator keeps comes and goes.
+    # A leak of one kind of request would grow by more. The allocator keeps and frees some memory in between.
     after = [ask_all() for _ in range(5)]
     assert after[-1] - before < 4 * MAX_REQUEST_BYTES
-    # All that this process has been sent so far, and the limit of the InferenceService's container is 1 GiB.
+    # The peak over all requests so far. The container of the InferenceService has 1 GiB.
     assert peak_bytes(transformer_process.pid) < 2**29
 
 
 def test_refused_messages_are_freed_at_once(ask, transformer_process):
-    """Not when the garbage collector comes, which a refusal gives no reason to: there were 20 MB of each."""
+    """The garbage collector is not needed. Without this, each refused message kept 20 MB."""
 
     def refused_often() -> int:
         for _ in range(10):
@@ -528,6 +528,6 @@ LONG = [
 
 
 def peak_bytes(pid: int) -> int:
-    """The most memory that a process has had."""
+    """Return the peak memory of a process."""
     (line,) = (one for one in Path(f"/proc/{pid}/status").read_text().splitlines() if one.startswith("VmHWM"))
     return int(line.split()[1]) * 1024

@@ -66,7 +66,7 @@ def bad_columns(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
 
 
 def arrays(columns: dict[str, list[Any]], shape: list[int]) -> dict[str, np.ndarray]:
-    """The columns as numpy arrays, text as objects."""
+    """Return the columns as numpy arrays, text as objects."""
     return {
         name: np.array(values, np.object_ if isinstance(values[0], str) else np.float64).reshape(shape)
         for name, values in columns.items()
@@ -113,7 +113,7 @@ async def test_kserves_v1_client_gets_our_errors(running, rest_v1, rows):
 
 
 def kserve_request(columns: dict[str, list[Any]], shape: list[int], form: str, **more: Any) -> InferRequest:
-    """A request of kserve's SDK with lists, with arrays as JSON, or with arrays as binary data."""
+    """Return a request of kserve's SDK with lists, with arrays as JSON, or with arrays as binary data."""
     inputs = []
     for name, array in arrays(columns, shape).items():
         tensor = InferInput(name, shape, datatype(array), data=columns[name] if form == "list" else None)
@@ -334,7 +334,7 @@ async def test_tritons_asynchronous_http_client_gets_tensors(running, columns, b
 
 @pytest.fixture(scope="module")
 def over_triton_grpc(running: RunningService, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What they got, in a process without kserve."""
+    """Answers to Triton's gRPC clients, which run in a process without kserve."""
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.triton_grpc_client", running.grpc_address],
@@ -384,13 +384,13 @@ def test_tritons_grpc_client_gets_our_errors(over_triton_grpc):
     assert answers["unload"][0] == "StatusCode.UNIMPLEMENTED"
 
 
-# Clients of no protocol
+# Clients without a library
 
 
 @pytest.mark.parametrize("path", [V1_PREDICT, V2_INFER])
 @pytest.mark.parametrize("chunked", [False, True], ids=["known length", "chunked"])
 def test_a_client_that_sends_too_much_gets_413_and_keeps_working(path, chunked, running):
-    """The transformer answers before it has read it all; nobody cuts the client off on the way."""
+    """The transformer answers before it has read the body, and the ingress keeps the connection open."""
     body = bytes(30 * 2**20)
     with httpx.Client(base_url=running.url, timeout=60) as client:
         for _ in range(2):
@@ -415,7 +415,7 @@ json.dump([request.model_dump(), complete], sys.stdout)
 
 
 def test_a_frame_encoded_by_mlservers_codec_is_decoded(running, rows, expected):
-    """Over its own client's way, and with every field that its types have written out."""
+    """As its client sends it, and with every optional field written out."""
     done = subprocess.run(
         [ensure(get_runtime("kserve-mlserver")), "-c", ENCODE],
         input=json.dumps(rows),

@@ -1,6 +1,6 @@
-"""A change of the local service that is interrupted at whatever moment has happened or not; nothing is left.
+"""A change of the local service that is interrupted at any moment is done or undone, and leaves no process.
 
-The processes here do nothing but run, so that every moment of every change can be tried.
+The processes of these tests only sleep, so that every moment of every change can be tried.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from tests.support.inference_service import SPEC
 
 
 class Standin:
-    """A process that is ready when it is asked for the second time."""
+    """A process that is ready at its second readiness check."""
 
     def __init__(self, *_: object) -> None:
         self.http_port, self.grpc_port = free_ports(2)
@@ -79,12 +79,12 @@ def versions(trained_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def ignore_progress(_: str) -> None:
-    """Progress that nobody watches."""
+    """Drop a line of progress."""
 
 
 Change = Callable[[VersionSwitch, Versions], Coroutine[Any, Any, None]]
 
-#: Changes to the new version, and the canary that is there before.
+#: Changes to the new version, and the canary that exists before.
 CHANGES: dict[str, tuple[Change, str | None]] = {
     "transformer": (lambda serving, to: serving.change_transformer(to.new, ignore_progress), None),
     "predictor": (lambda serving, to: serving.change_predictor(to.new, ignore_progress), None),
@@ -132,16 +132,16 @@ def serving_tracks(serving: VersionSwitch) -> list[Track]:
 
 
 class Moments:
-    """Counts each time that anything waits for something, and tells when it is the time of a number."""
+    """Counts how often tasks wait, and sets an event at a given number."""
 
     def __init__(self, wanted: int) -> None:
         self.reached = asyncio.Event()
         self._left = wanted
 
     def task(self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
-        """A task factory."""
+        """Create a task; a task factory of asyncio."""
         task = asyncio.Task(self._watched(work), loop=loop, **options)
-        # It may be cancelled before it begins.
+        # The task may be cancelled before it begins.
         task.add_done_callback(lambda _: work.close())
         return task
 
@@ -168,7 +168,7 @@ class Moments:
 
 
 async def run_until(moment: int, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
-    """The work, begun, at a moment of it or of what it begins; None if it has ended before."""
+    """Run the work until it and its tasks have waited so often; return None if it ends before."""
     loop, moments = asyncio.get_running_loop(), Moments(moment)
     waiting = asyncio.create_task(moments.reached.wait())
     loop.set_task_factory(moments.task)
@@ -229,7 +229,7 @@ async def test_a_service_that_stops_during_a_change_leaves_no_process(
 
 
 async def test_a_change_can_be_undone(versions, tmp_path):
-    """What was served before is known, also after going back."""
+    """The previous version is known, also after a change back."""
     async with served(versions, None, tmp_path) as serving:
         await serving.change_both(versions.new, ignore_progress)
         assert serving.history == [versions.old]

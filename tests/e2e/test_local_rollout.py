@@ -19,7 +19,7 @@ from tests.support.version_pairs import VersionPair
 
 
 async def test_the_local_service_is_rolled_out_through_its_control_endpoint(pair, tmp_path):
-    """With a canary, and back; the endpoint answers whoever has the token, and nobody else."""
+    """The rollout has a canary and is rolled back; the endpoint requires its token."""
     file = tmp_path / CONTROL_FILE
     async with running_service(pair, tmp_path) as local, ControlServer(local, file):
         mode = file.stat().st_mode
@@ -67,7 +67,7 @@ async def status_shows_the_canary(pair: VersionPair, run: Path) -> None:
 
 
 def broken_model(version: Path, tmp_path: Path) -> Path:
-    """A version whose digest is right and whose model no server can load."""
+    """Create a version with the right digest and a model that no server can load."""
     from transformer.bundle.format import file_sha256
 
     broken = tmp_path / "broken" / "v9"

@@ -30,11 +30,11 @@ from tests.support.load import Tally, under_load
 from tests.support.version_pairs import VersionPair
 from transformer.bundle.format import BUNDLE_FILE, MODEL_FILE, file_sha256
 
-#: As the collocated overlay has it.
+#: The spec of the collocated overlay.
 ONE_POD = dataclasses.replace(
     SPEC, collocated=True, transformer_args=(*SPEC.transformer_args, f"--model_name={SPEC.name}")
 )
-#: Answers between one change and the next.
+#: Number of answers between changes.
 SOME = 60
 
 
@@ -46,7 +46,7 @@ def unrelated(pair: VersionPair, tmp_path_factory: pytest.TempPathFactory) -> Ve
 
 
 def changed(version: Path, copy: Path, **content: object) -> Path:
-    """A copy of a version, with another content of its bundle."""
+    """Copy a version, and change the content of its bundle."""
     shutil.copytree(version, copy)
     bundle = json.loads((copy / BUNDLE_FILE).read_text())
     (copy / BUNDLE_FILE).unlink()
@@ -55,7 +55,7 @@ def changed(version: Path, copy: Path, **content: object) -> Path:
 
 
 def unloadable(version: Path, copy: Path) -> Path:
-    """A version whose digest is right and whose model no server can load."""
+    """Create a version with the right digest and a model that no server can load."""
     (copy.parent / "model").write_bytes(b"no model")
     model = json.loads((version / BUNDLE_FILE).read_text())["model"]
     changed(version, copy, model={**model, "sha256": file_sha256(copy.parent / "model")})
@@ -79,7 +79,7 @@ async def serving(uri: Path, run: Path, service: InferenceService = SPEC) -> Asy
 
 
 def ignore_progress(_: str) -> None:
-    """Progress that nobody watches."""
+    """Drop a line of progress."""
 
 
 async def some_more(tally: Tally, version: str) -> None:
@@ -92,7 +92,7 @@ def family() -> set[int]:
 
 
 def listening() -> set[str]:
-    """The addresses that what was started listens on."""
+    """Return the addresses that started processes listen on."""
     return {
         connection.laddr.ip.removeprefix("::ffff:")
         for pid in family()
@@ -102,7 +102,7 @@ def listening() -> set[str]:
 
 
 async def test_changing_both_components_at_once_fails_no_request(unrelated, tmp_path):
-    """Neither version knows the other, so that a transformer of one never gets ready before the other."""
+    """Neither version knows the other, so a transformer of one is never ready with the other's predictor."""
     old, new = str(unrelated.old), str(unrelated.new)
     async with (
         serving(unrelated.old, tmp_path) as local,
@@ -165,7 +165,7 @@ async def test_a_canary_has_its_own_transformer_and_keeps_it_when_it_takes_over(
 
 
 async def leave(step: Callable[[Callable[[str], None]], Coroutine[Any, Any, None]]) -> None:
-    """Begin a step as a client, and leave at its first word, as with Ctrl-C."""
+    """Start a step as a client, and disconnect at its first line of progress, as with Ctrl-C."""
     begun = asyncio.Event()
     client = asyncio.create_task(step(lambda _: begun.set()))
     await begun.wait()
@@ -175,7 +175,7 @@ async def leave(step: Callable[[Callable[[str], None]], Coroutine[Any, Any, None
 
 
 async def test_a_step_whose_client_disconnects_is_finished(unrelated, tmp_path, caplog):
-    """And whoever asks what serves can wait for that end; nothing is said on the service's terminal."""
+    """A client can wait for its end, and nothing is logged."""
     caplog.set_level(logging.WARNING)
     old, new = str(unrelated.old), str(unrelated.new)
     file = tmp_path / CONTROL_FILE

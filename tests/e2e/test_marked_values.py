@@ -60,7 +60,7 @@ async def test_no_value_of_a_candidate_is_in_the_output_of_the_process(
 
 @contextlib.contextmanager
 def local_service(bundle: Path, run: Path, temporary: Path) -> Iterator[tuple[str, str]]:
-    """`placement up`: its URL and its gRPC address; all that it says goes to the run directory."""
+    """Run `placement up`; return its URL and its gRPC address. Its output goes to the run directory."""
     port, grpc_port = free_ports(2)
     ports = ("--port", str(port), "--grpc-port", str(grpc_port))
     run.mkdir()
@@ -86,13 +86,13 @@ def local_service(bundle: Path, run: Path, temporary: Path) -> Iterator[tuple[st
 
 
 def written_below(*directories: Path) -> dict[Path, str]:
-    """Every file and what is in it."""
+    """Return every file and its content."""
     files = [path for directory in directories for path in directory.rglob("*") if path.is_file()]
     return {path: path.read_bytes().decode("latin-1") for path in files}
 
 
 async def test_no_value_of_a_candidate_is_in_anything_that_the_local_service_writes(trained_bundle, tmp_path):
-    """Transformer, stock predictor, ingress and control endpoint: logs, metrics and temporary files."""
+    """Logs, metrics and temporary files of transformer, model server, ingress and control endpoint."""
     run, temporary = tmp_path / "run", tmp_path / "temporary"
     temporary.mkdir()
     with local_service(trained_bundle, run, temporary) as (url, grpc_address):

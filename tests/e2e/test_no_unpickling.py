@@ -1,6 +1,6 @@
-"""Raw input never reaches a pickle: the transformer unpickles nothing for a request, and has no scikit-learn.
+"""The transformer unpickles nothing for a request, and does not import scikit-learn.
 
-Its own processes watch: Python's audit events, and every entrance to unpickling.
+Code in its processes records Python's audit events and every call that unpickles.
 """
 
 import ast
@@ -33,13 +33,13 @@ from training.candidates import SAMPLE
 from training.generator import generate
 from transformer.bundle.signature import Signature
 
-#: What models are made of and loaded with. KServe's own SDK imports pandas.
+#: Modules that models are made of and loaded with. KServe's SDK imports pandas.
 NOT_FOR_SERVING = {"cloudpickle", "dill", "joblib", "scipy", "sklearn", "skops", "storage", "training"}
 
-#: What is noted when it is imported; the last ones are, so that the watch is known to work.
+#: Modules whose import is recorded. The last ones are imported, which shows that the recording works.
 NAMES = {*NOT_FOR_SERVING, "kserve", "transformer"}
 
-#: Runs in each of the transformer's processes before anything else does.
+#: Code that runs first in each of the transformer's processes.
 _WATCH = """
 import _pickle
 import os
@@ -86,7 +86,7 @@ sys.addaudithook(watch)
 
 
 class Payload:
-    """Writes a file where it is unpickled."""
+    """Creates a directory when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -97,7 +97,7 @@ class Payload:
 
 @dataclass
 class Watched:
-    """A transformer, and what it has told of unpickling."""
+    """A transformer, and its record of imports and unpickling."""
 
     process: TransformerProcess
     record: Path
@@ -143,7 +143,7 @@ def test_no_request_makes_the_transformer_unpickle_anything(watched, sklearn_ref
 
 
 def hostile_over_rest(url: str, executed: Path) -> None:
-    """Pickles wherever bytes or text go in, announced as what would invite to load them."""
+    """Send pickles as bytes and as text in every place, with content types that suggest to load them."""
     payload = pickle.dumps(Payload(executed))
     encoded = base64.b64encode(payload).decode()
     with io.BytesIO() as file:
@@ -195,7 +195,7 @@ def one_tensor(name: str, data: list[str] | None, content_type: str, **parameter
 
 
 def hostile_over_grpc(address: str, executed: Path, signature: Signature) -> None:
-    """The same in typed and in raw contents."""
+    """Send pickles in typed and in raw contents."""
     payload = pickle.dumps(Payload(executed))
     messages = []
     for name in ("gender", "candidates"):
@@ -231,7 +231,7 @@ def test_the_transformer_imports_nothing_that_loads_models(watched):
         if pid == str(watched.process.pid):
             assert unpickled == []
         else:
-            # A worker gets its own server from the process that starts it: proof, too, that the watch works.
+            # A worker unpickles its server from its parent, which also shows that the recording works.
             assert "finds transformer.server.rest.RestServer" in unpickled
 
 

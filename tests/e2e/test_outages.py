@@ -1,6 +1,6 @@
-"""Whatever happens to the predictor, to the way to it and to clients: real processes, each kind once.
+"""Faults of the predictor, of the network to it, and of clients, with real processes, each once.
 
-`make soak` runs all of them again and again, in another order each time.
+`make soak` repeats all of them in random order.
 """
 
 import random
@@ -10,8 +10,8 @@ import pytest
 from tests.soak.faults import CLIENTS, FAULTS
 from tests.soak.outages import outages
 
-#: What the long form has beside: to the transformer, each is another way to drop a call, to answer what is no
-#: probability, or to take longer.
+#: Faults that only `make soak` has. To the transformer they are the same as others: a dropped call, an
+#: invalid response, or a slow one.
 ONLY_LONG = {
     "resets", "429", "502", "504", "500 while stopping",
     "is late, in time", "answers twice", "400", "500",
@@ -22,7 +22,7 @@ SHORT = [fault for fault in FAULTS if fault.name not in ONLY_LONG]
 
 @pytest.fixture
 def dice():
-    """The same in every run, and other tests' dice as they were."""
+    """Seed the random generator, and restore it for other tests."""
     state = random.getstate()
     random.seed(1)
     yield

@@ -1,7 +1,6 @@
-"""Ten times as much as can be taken: what is accepted is answered in time, the rest told to come back.
+"""Ten times the load that the transformer accepts: each request is answered in time or refused with 503.
 
-Real processes, but where it is to be seen that a refusal waits for nothing. A client that does not get an
-answer within its own deadline counts as one without an answer.
+A request without a response within the client's timeout counts as one without an answer.
 """
 
 from collections.abc import AsyncIterator
@@ -21,30 +20,30 @@ from tests.support.async_processes import (
 )
 from tests.support.load import TRY_AGAIN, Tally, at_once, checker_for, status_of, under_load
 
-#: Candidates that may wait, and how many a request has: ten times as many come at once.
+#: Candidates that fit into the queue, and candidates of a request. Ten times as many are sent at once.
 WAITING, SIZE = 100, 10
 REQUESTS = 10 * WAITING // SIZE
-#: Rounds until memory is measured first, and in all.
+#: Rounds before the first measurement of memory, and all rounds.
 FIRST, ROUNDS = 20, 100
-#: 8,000 requests lie between the two measurements, each with 2.5 KB of candidates. If only the bytes of each
-#: stayed, these were 20 MB; what the allocator keeps does not grow with their number.
+#: There are 8,000 requests between the two measurements, each with 2.5 KB of candidates. A leak of only these
+#: bytes would be 20 MB. The memory that the allocator keeps does not grow with the number of requests.
 GROWTH = 16 * 2**20
 
 
 @dataclass
 class Front:
-    """A transformer that few may wait for, and who knows what it is to answer."""
+    """A transformer with a small queue, and the checker of its answers."""
 
     process: TransformerProcess
     checker: AnswerChecker
 
     @property
     def memory(self) -> int:
-        """Bytes."""
+        """Memory of the process in bytes."""
         return psutil.Process(self.process.pid).memory_info().rss
 
     async def all_at_once(self, requests: int = REQUESTS) -> Tally:
-        """What becomes of ten times as many candidates as may wait."""
+        """Send ten times as many candidates at once as fit into the queue."""
         return await at_once(self.checker, *addresses(self.process), requests=requests, size=SIZE)
 
 
@@ -60,7 +59,7 @@ async def front(pair, tmp_path_factory) -> AsyncIterator[Front]:
 
 
 def check(tally: Tally) -> None:
-    """Each was answered: rightly, or told to come back, or at its deadline; some of the first two."""
+    """Check that each request got the right answer, 503 or 504, and that there are some of the first two."""
     assert tally.faults == {}
     assert {status_of(reason) for reason in tally.failed} <= {TRY_AGAIN, "504"}, dict(tally.failed)
     assert tally.failed[TRY_AGAIN]
@@ -68,7 +67,7 @@ def check(tally: Tally) -> None:
 
 
 async def check_recovered(front: Front) -> None:
-    """All that can be taken is answered."""
+    """Check that a load within the limits is answered."""
     await wait_until_healthy(front.process, front.process.http_port, "ready")
     for _ in range(3):
         tally = await front.all_at_once(WAITING // SIZE)

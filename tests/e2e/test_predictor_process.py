@@ -92,7 +92,7 @@ def test_stop_kills_a_child_that_ignores_signals_and_its_helpers() -> None:
         assert child.stop(grace=0.2) == 128 + signal.SIGKILL
     helper = int(next(line for line in lines if line.isdigit()))
     wait_until_sync(lambda: not alive(child.pid) and not alive(helper))
-    assert child.stop() == 128 + signal.SIGKILL  # once more does no harm
+    assert child.stop() == 128 + signal.SIGKILL  # Stopping twice is allowed.
 
 
 def test_helpers_of_a_crashed_child_are_ended() -> None:

@@ -27,7 +27,7 @@ PAGES = [
 
 
 def snippets(mark: str) -> list[tuple[str, str]]:
-    """Language and content of the blocks that follow a mark."""
+    """Return language and content of the blocks that follow a mark."""
     return re.findall(rf"<!-- {mark} -->\n```(\w+)\n(.*?)```", TEXT, re.DOTALL)
 
 
@@ -39,7 +39,7 @@ def running(trained_bundle, tmp_path_factory) -> Iterator[RunningService]:
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
-    """A directory in which the README's commands find the environment where the README says."""
+    """A directory with the README's `.venv`, in which its commands run."""
     (tmp_path / ".venv").symlink_to(Path(sys.prefix))
     return tmp_path
 

@@ -24,12 +24,12 @@ TIMEOUT_S = 120
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A version whose model is small."""
+    """A version with a small model."""
     storage = tmp_path_factory.mktemp("small")
     return Path(train(generate(100), storage=storage, estimator="logistic-regression").uri)
 
 
-# Bundles that the transformer does not start with
+# Invalid bundles
 
 
 def without_a_name(content: dict[str, Any]) -> None:
@@ -41,7 +41,7 @@ def without_a_value(content: dict[str, Any]) -> None:
 
 
 def changed(version: Path, copy: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """A copy of a version with another content of its bundle."""
+    """Copy a version, and change the content of its bundle."""
     shutil.copytree(version, copy)
     content = json.loads((copy / BUNDLE_FILE).read_text())
     change(content)
@@ -50,7 +50,7 @@ def changed(version: Path, copy: Path, change: Callable[[dict[str, Any]], None])
 
 
 def truncated(version: Path, copy: Path) -> Path:
-    """A copy of a version whose bundle was not written to its end."""
+    """Copy a version with a truncated bundle."""
     shutil.copytree(version, copy)
     content = (copy / BUNDLE_FILE).read_bytes()
     (copy / BUNDLE_FILE).write_bytes(content[: len(content) // 2])
@@ -90,7 +90,7 @@ BUNDLES: dict[str, tuple[Callable[[Path, Path], Path], str, str]] = {
 def refused(
     small: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, subprocess.Popen[str]]]:
-    """A transformer for each such bundle, all at once, since each takes seconds to import."""
+    """A transformer process for each bundle, started at the same time, since each takes seconds to start."""
     storage = tmp_path_factory.mktemp("refused")
     started = {
         case: subprocess.Popen(
@@ -122,7 +122,7 @@ def test_the_transformer_does_not_start_with_a_bundle_that_is(case, refused):
     assert output == ""
 
 
-#: The command in a process that can write no file longer than so many bytes, which is told as a full disk is.
+#: Runs the command with a limit of the file size, which fails as a full disk does.
 _LIMITED = """
 import resource
 import sys
@@ -150,7 +150,7 @@ def placement(
 
 
 def refusal(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line, after whatever progress was made."""
+    """Return the one line of the error, after the lines of progress."""
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr.splitlines()[-1].partition(": ")[2]
@@ -165,7 +165,7 @@ def test_up_refuses_a_model_that_differs_from_its_digest(small, tmp_path):
     assert told.endswith(": the file was changed; restore it, or write a new version with `placement train`")
 
 
-# Storage that breaks while a version is written
+# Storage that fails while a version is written
 
 
 TRAIN = ("train", "--rows", 100, "--estimator", "logistic-regression", "--storage")
@@ -218,7 +218,7 @@ def test_unreachable_s3_storage_is_reported_before_training():
     assert "choosing" not in done.stderr
 
 
-#: Trains once, and copies the storage before each thing that it does there: what a kill would leave.
+#: Trains once, and copies the storage before each of its changes: the state that a kill would leave.
 _WATCHED = """
 import shutil
 import sys
@@ -267,8 +267,8 @@ def test_training_killed_at_any_step_leaves_a_complete_version_or_none(tmp_path)
     assert max(map(len, half)) == 2, "it was seen while it wrote"
     assert without < len(found), "and while it wrote the report"
     for storage in storages[without:]:
-        # Which compares the model's digest.
+        # Fetching compares the model's digest.
         fetch(storage / "placement" / "v1", tmp_path / "mnt" / storage.name)
-    # What it left is in nobody's way.
+    # Left-over files do not prevent the next training.
     again = train(generate(100), storage=storages[without - 1], estimator="logistic-regression")
     assert again.bundle.version == "v1"

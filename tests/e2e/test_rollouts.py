@@ -1,17 +1,16 @@
 """No candidate is scored by a model through another version's encoding, whatever is rolled out when.
 
-Real processes, steady load over V1, V2 and gRPC; every answer is compared with the score that the version
-that it claims gives in this process. `make soak` runs the same for longer, with every pair of versions.
+There are real processes and steady load over V1, V2 and gRPC. Every answer is compared with the score of the
+version that it names. `make soak` runs the same for longer, with every pair of versions.
 """
 
 import pytest
 
 from tests.soak.rollouts import SITUATIONS, control_experiment
 
-#: As wide as before, so that nothing crashes: whoever gets this one right gets them all right.
+#: The pair that is hardest to get right: its encodings have the same width, so nothing crashes.
 SILENT_KILLER = "category_renamed"
-#: What the long form has beside: what test_local_service.py, test_connections.py or test_batching.py has, and
-#: what differs in the hop alone.
+#: Situations that only `make soak` has. Other tests cover them, or only the protocol of the hop differs.
 ONLY_LONG = {
     "apply_out_predictor_late",
     "apply_out_transformer_late",
@@ -21,7 +20,7 @@ ONLY_LONG = {
     "unknown_models",
 }
 SHORT = [(SILENT_KILLER, situation) for situation in SITUATIONS if situation.__name__ not in ONLY_LONG]
-#: Requests between one change and the next; a rollout takes its time, so that it sees thousands.
+#: Requests between changes. A rollout takes so long that there are thousands.
 SOME = 60
 
 

@@ -87,7 +87,7 @@ def sklearnserver(model_dir: Path) -> Iterator[PredictorProcess]:
 
 @pytest.fixture(params=["kserve-mlserver", "kserve-sklearnserver"])
 def server(request: pytest.FixtureRequest) -> PredictorProcess:
-    """Either runtime, by the protocol that they share."""
+    """Each runtime, over the protocol that they share."""
     process: PredictorProcess = request.getfixturevalue(request.param.removeprefix("kserve-"))
     return process
 
@@ -169,7 +169,7 @@ def assert_equal(got: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
 
 
-# Answers
+# Scores
 
 
 def test_v2_scores_named_columns(server: PredictorProcess, rows: np.ndarray, expected: np.ndarray) -> None:
@@ -212,7 +212,7 @@ def test_v1_scores_plain_rows(
     assert_equal(np.array(body["predictions"]), expected)
 
 
-# Refusals: what the transformer's predictor client relies on
+# Refusals, on which the transformer's verification relies
 
 
 @pytest.mark.parametrize(("names", "reason"), WRONG_NAMES.values(), ids=WRONG_NAMES)

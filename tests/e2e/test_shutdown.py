@@ -25,22 +25,22 @@ from tests.support.sync_processes import process_families, running_transformer, 
 from tests.support.waiting import wait_until_sync
 from training.generator import generate
 
-#: Of each protocol. Each asks again as soon as it is answered; the last one of each asks for much at once.
+#: Clients of each protocol. Each sends its next request at once; the last one of each sends large requests.
 CLIENTS = 4
 MANY = 2000
-#: Answers to each client before the signal.
+#: Number of answers to each client before the signal.
 SOME = 5
-#: What a gRPC call is told that comes after it, and then finds: nobody has begun it.
+#: Errors of a gRPC call after the signal, which the transformer has not started.
 NOT_TAKEN = "^shutting down; retry on another replica$|Connection refused"
 
 
 class Client:
-    """Asks the same, again and again, until it is told that there will be no more answers.
+    """Repeats a request until the transformer refuses it.
 
     Attributes
     ----------
     asked, answered
-        How often it has.
+        Number of requests, and of answers.
     """
 
     def __init__(self, rows: list[dict[str, Any]], sklearn_reference: SklearnReference) -> None:
@@ -50,7 +50,7 @@ class Client:
         self.asked = self.answered = 0
 
     def over_rest(self, process: TransformerProcess) -> None:
-        """One connection, until an answer says that it is the last one on it."""
+        """Use one connection until a response closes it."""
         body = json.dumps({"instances": self._rows})
         connection = http.client.HTTPConnection("127.0.0.1", process.http_port, timeout=60)
         with contextlib.closing(connection):
@@ -65,7 +65,7 @@ class Client:
                 told = response.will_close
 
     def over_grpc(self, process: TransformerProcess) -> None:
-        """One channel, until a call is told to go elsewhere."""
+        """Use one channel until a call is refused."""
         message = grpc_tensors(self._signature, self._rows)
         with grpc.insecure_channel(f"127.0.0.1:{process.grpc_port}") as channel:
             stub = GRPCInferenceServiceStub(channel)
@@ -86,7 +86,7 @@ class Client:
 
 @contextlib.contextmanager
 def standing_still(predictor: PredictorProcess) -> Iterator[None]:
-    """A model server that answers nothing for a while, and then everything."""
+    """Suspend the model server while the block runs."""
     server = psutil.Process(predictor.pid)
     members = [server, *server.children(recursive=True)]
     for member in members:
@@ -99,7 +99,7 @@ def standing_still(predictor: PredictorProcess) -> Iterator[None]:
 
 
 def is_ready(process: TransformerProcess) -> bool:
-    """Whether anyone who asks anew is told over REST that it is ready, or over gRPC."""
+    """Return True if the transformer is ready over REST or over gRPC, on a new connection."""
     if process.ready():
         return True
     with grpc.insecure_channel(f"127.0.0.1:{process.grpc_port}") as channel:

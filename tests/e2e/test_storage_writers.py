@@ -35,4 +35,4 @@ def test_a_writer_killed_at_any_moment_leaves_no_incomplete_version(trained_bund
     assert seen
     for path in (tmp_path / "placement").glob("v*"):
         assert path.name in seen
-        fetch(path, tmp_path / "mnt" / path.name)  # which compares the model's digest
+        fetch(path, tmp_path / "mnt" / path.name)  # Fetching compares the model's digest.

@@ -41,7 +41,7 @@ class Authority:
     Attributes
     ----------
     file
-        Its own certificate.
+        File of its certificate.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -58,7 +58,7 @@ class Authority:
         self.file.write_bytes(_pem(own.sign(self._key, hashes.SHA256())))
 
     def certificate(self, name: str, lasts: datetime.timedelta = DAY) -> tuple[Path, Path]:
-        """Files of a certificate for a host's name or address, and of its key."""
+        """Create a certificate for a host's name or address; return its file and the key's."""
         key = ec.generate_private_key(ec.SECP256R1())
         is_address = name[0].isdigit()
         alternative = x509.IPAddress(ipaddress.ip_address(name)) if is_address else x509.DNSName(name)
@@ -118,14 +118,14 @@ def _pem(certificate: x509.Certificate) -> bytes:
 
 @dataclass
 class Terminator:
-    """Speaks TLS to whoever comes, and passes on to a model server what was said: those speak none.
+    """Terminates TLS in front of a model server, which does not speak TLS.
 
     Attributes
     ----------
     port
-        Where it listens.
+        Port of the terminator.
     heard
-        Bytes that were said by those who have taken the certificate.
+        Number of bytes that clients have sent, which they do only after they trusted the certificate.
     """
 
     to_port: int
@@ -134,12 +134,12 @@ class Terminator:
     _context: ssl.SSLContext = field(default_factory=lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
 
     def show(self, files: tuple[Path, Path]) -> None:
-        """Show another certificate from now on."""
+        """Use another certificate for new connections."""
         self._context.load_cert_chain(*files)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["Terminator"]:
-        # A gRPC client talks to nobody who does not say that this is HTTP/2.
+        # A gRPC client requires HTTP/2 in ALPN.
         self._context.set_alpn_protocols(["h2", "http/1.1"])
         async with await asyncio.start_server(self._handle, HERE, 0, ssl=self._context) as server:
             self.port = server.sockets[0].getsockname()[1]
@@ -211,7 +211,7 @@ def behind(request: pytest.FixtureRequest, hop: str) -> int:
 def test_a_predictor_with_a_certificate_of_the_authority_is_trusted(
     hop, behind, authority, trained_bundle, sklearn_reference, candidates, tmp_path
 ):
-    """As KServe sets it up: an argument, and the authority's file in the environment."""
+    """KServe sets an argument, and the authority's file in the environment."""
     arguments = (f"--predictor_protocol={hop}", "--predictor_use_ssl=true")
     environment = {"REQUESTS_CA_BUNDLE": str(authority.file)}
     terminator = Terminator(behind)
@@ -227,8 +227,8 @@ def test_a_predictor_with_a_certificate_of_the_authority_is_trusted(
     assert terminator.heard > 0
 
 
-#: Whose certificate is shown for which host, how long it lasts, whether the authority is named, and what the
-#: log says, in OpenSSL's words over REST and in BoringSSL's over gRPC.
+#: Authority of the certificate, its host, its duration, True if the authority is configured, and the error in
+#: the log: of OpenSSL over REST, of BoringSSL over gRPC.
 WRONG = {
     "no authority is named": ("ours", HERE, DAY, False, "unable to get local issuer certificate"),
     "another authority": ("another", HERE, DAY, True, "unable to get local issuer certificate"),
@@ -286,7 +286,7 @@ async def test_a_renewed_certificate_is_trusted_without_a_restart(
 def test_with_a_certificate_rest_is_served_only_over_https(
     workers, mlserver, authority, trained_bundle, sklearn_reference, candidates, tmp_path
 ):
-    """gRPC stays as it is: KServe's server has no TLS for it."""
+    """gRPC has no TLS, because KServe's server has none for it."""
     certificate, key = authority.certificate(HERE)
     believes = ssl.create_default_context(cafile=authority.file)
     arguments = (f"--ssl_certfile={certificate}", f"--ssl_keyfile={key}", f"--workers={workers}")

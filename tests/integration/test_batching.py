@@ -86,7 +86,7 @@ async def test_answered_requests_are_freed_without_the_garbage_collector(start, 
         left = sum(isinstance(one, Job) for one in gc.get_objects())
     finally:
         gc.enable()
-    # The connections' tasks may hold those of their last call.
+    # The connections' tasks may hold the jobs of their last call.
     assert left <= 2
 
 
@@ -104,7 +104,7 @@ async def test_failed_requests_are_freed_without_the_garbage_collector(start, pa
         gc.enable()
         predictor.may_answer.set()
     assert statuses == {503, 504}
-    # The connections' tasks may hold those of their last call.
+    # The connections' tasks may hold the jobs of their last call.
     assert left <= 8
 
 
@@ -187,7 +187,7 @@ async def test_a_call_never_mixes_credentials(start, pair, sklearn_reference):
     own = {caller: set(map(tuple, sklearn_reference.encode(rows))) for caller, rows in callers.items()}
     for matrix, headers in predictor.plain_calls:
         assert set(map(tuple, matrix)) <= own[headers["authorization"]]
-    # Each caller's own went together all the same.
+    # Requests of the same caller shared calls.
     assert len(predictor.plain_calls) < len(asking) / 2
 
 
@@ -291,7 +291,7 @@ async def test_with_verification_by_request_a_large_request_is_answered_by_one_m
     for _ in range(4):
         asking = asked(transformer, many)
         while not asking.done():
-            # As behind a proxy that gives each call to either.
+            # A proxy would send each call to either version.
             predictor.served = references["v1" if predictor.calls % 3 else "v2"]
             await asyncio.sleep(0)
         response = await asking
@@ -303,7 +303,7 @@ async def test_with_verification_by_request_a_large_request_is_answered_by_one_m
 async def in_front_of_a_canary(
     stack: AsyncExitStack, pair: VersionPair, share: float
 ) -> InProcessTransformer:
-    """A transformer whose every call may meet another version: the new one for that share of them."""
+    """Start a transformer whose calls reach the new version with a given probability."""
     dice = random.Random(0)
     predictor = await stack.enter_async_context(
         FakeMLServer(lambda: pair.references["v2" if dice.random() < share else "v1"]).running()
@@ -314,7 +314,7 @@ async def in_front_of_a_canary(
 
 
 async def test_with_verification_by_request_a_canary_gives_its_share_of_the_answers(stack, version_pair):
-    """A refused call is sent again, to whichever pod: that must not favour the version that has more."""
+    """A refused call is sent again to a random pod, which must not favour the version with more pods."""
     pair = version_pair("category_renamed")
     references = pair.references
     transformer = await in_front_of_a_canary(stack, pair, 0.2)
@@ -325,14 +325,14 @@ async def test_with_verification_by_request_a_canary_gives_its_share_of_the_answ
         versions[version] += 1
         expected = references[version].probabilities(pair.candidates[:1])
         assert probabilities(response) == pytest.approx(expected, abs=1e-12)
-    # 0.2, give or take four standard deviations; the square of it would be 0.06.
+    # 0.2 with four standard deviations. If retries favoured v1, the share would be about 0.06.
     assert 0.12 < versions["v2"] / versions.total() < 0.28
 
 
 async def test_with_verification_by_request_thousands_of_candidates_are_answered_in_a_canary(
     stack, version_pair
 ):
-    """In one piece: parts of it would have to meet the same model again and again."""
+    """They are one call; parts would have to reach the same model several times."""
     pair = version_pair("retrained")
     references = pair.references
     transformer = await in_front_of_a_canary(stack, pair, 0.5)
@@ -364,7 +364,7 @@ async def test_requests_that_wait_for_a_newer_version_do_not_block_others(stack,
 
 
 async def test_a_request_that_the_predictor_cannot_score_does_not_fail_others(start, pair, sklearn_reference):
-    """What shares its call is halved until it is alone: 300 others lose nothing, for a few calls more."""
+    """Its call is halved until it is alone; 300 other requests succeed with a few more calls."""
     transformer, predictor = await start("--predictor_connections=1", "--max_batch_rows=4096")
     poison = {**pair.candidates[0], "ssc_p": 40.125}
     column = list(sklearn_reference.bundle.vectorizer.feature_names).index("ssc_p")
@@ -417,11 +417,11 @@ async def test_calls_that_hang_do_not_change_the_usual_duration():
 @pytest.mark.parametrize(
     ("power", "best"),
     [
-        # One worker: another call at once makes batches smaller.
+        # One worker: a second call at the same time only makes batches smaller.
         ((1.0, 0.6, 0.4, 0.3), 1),
         # Four replicas.
         ((1.0, 3.8, 8.0, 15.0), 4),
-        # Two.
+        # Two replicas.
         ((1.0, 3.5, 3.6, 3.0), 2),
     ],
 )
@@ -436,7 +436,7 @@ def test_the_concurrency_limit_settles_where_throughput_is_best(power, best):
 
 
 def test_a_rising_number_of_callers_does_not_raise_the_concurrency_limit():
-    """One worker; the callers become ten times as many at any moment, again and again."""
+    """There is one worker, and the number of callers grows tenfold at different moments."""
     power = (1.0, 0.8, 0.6, 0.4)
     for moment in range(40):
         climb = _HillClimb(len(power))

@@ -22,15 +22,15 @@ from transformer.server.client_connection import CONNECTION, MAX_HEAD, MAX_PIPEL
 from transformer.server.client_timeouts import ClientTimeouts
 from transformer.server.client_transport import CoalescingTransport
 
-#: More than the sockets between a client and a server hold.
+#: More bytes than the socket buffers between a client and a server hold.
 LARGE = 64 * 2**20
-#: Seconds that no client here is to need.
+#: A timeout in seconds that no client reaches.
 LONG = 60.0
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"
 
 
 class Recorder:
-    """What a transport was told to do."""
+    """A transport that records what it is told to do."""
 
     def __init__(self) -> None:
         self.done: list[bytes | str] = []
@@ -61,7 +61,7 @@ async def _never(served):
 
 
 async def _answer(scope, receive, send):
-    """Answers in two pieces, with a pause before them, or between them, where the path says so."""
+    """Respond in two pieces; the path can ask for a pause."""
     path = scope["path"]
     if path == "/long":
         served = scope["state"]["served"]
@@ -89,7 +89,7 @@ async def _answer(scope, receive, send):
 
 @dataclass
 class Served:
-    """A server whose connections are ours; what becomes of a request for /long."""
+    """A server with our connections, and the events of a request for /long."""
 
     port: int = 0
     state: ServerState = field(default_factory=ServerState)
@@ -128,7 +128,7 @@ async def served() -> AsyncIterator[Served]:
 
 
 async def answers(port: int, requests: bytes) -> bytes:
-    """What comes back until the server closes."""
+    """Return all bytes until the server closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(requests)
     try:
@@ -193,7 +193,7 @@ async def test_a_request_is_cancelled_when_its_client_disconnects(served):
 
 
 def error_of(answer: bytes) -> tuple[int, str]:
-    """Status and text of the error that ends a connection."""
+    """Return status and text of the error that ends a connection."""
     head, body = answer.split(b"\r\n\r\n")
     assert b"\r\nconnection: close" in head
     return int(head.split()[1]), json.loads(body)["error"]
@@ -211,7 +211,7 @@ words = st.binary(max_size=30)
 
 @st.composite
 def requests(draw, number: int) -> tuple[bytes, tuple[int, bytes]]:
-    """A sound request, and what answers it."""
+    """Draw a valid request and its response."""
     path = draw(st.sampled_from(["/quick", "/echo"])) + f"/{number}"
     head = b"POST %s HTTP/1.1\r\n%s" % (
         path.encode(),
@@ -231,7 +231,7 @@ def requests(draw, number: int) -> tuple[bytes, tuple[int, bytes]]:
 
 @st.composite
 def pipelines(draw) -> tuple[list[bytes], list[tuple[int, bytes]]]:
-    """Requests in pieces, and their answers."""
+    """Draw requests in fragments, and their responses."""
     made = [draw(requests(number)) for number in range(draw(st.integers(1, 5)))]
     sent = b"".join(request for request, _ in made) + asked("GET", "/last", last=True)
     cuts = sorted({0, *draw(st.lists(st.integers(1, len(sent) - 1), max_size=12)), len(sent)})
@@ -246,7 +246,7 @@ async def answers_to_pieces(pieces: Iterable[bytes]) -> bytes:
             await asyncio.sleep(0)
         (connection,) = served.connections
         for piece in pieces:
-            # Over the sockets, pieces would grow together.
+            # A socket would join the fragments.
             connection.data_received(piece)
             await asyncio.sleep(0)
             while connection.flow.read_paused and not connection.transport.is_closing():
@@ -266,7 +266,7 @@ def test_requests_in_any_fragments_are_answered_in_order(pipeline):
 
 @pytest.mark.parametrize("lengths", [b"content-length: 5\r\n\r\nhello", b"\r\n"], ids=["body", "none"])
 async def test_an_upgrade_offer_does_not_lose_the_body(served, lengths, caplog):
-    """Java's client makes it with its first request, unless it is told not to."""
+    """By default, Java's client makes the offer with its first request."""
     body = lengths.split(b"\r\n\r\n")[-1] if b"hello" in lengths else b""
     offered = b"POST /echo HTTP/1.1\r\nhost: a\r\n" + OFFER + lengths
     answer = await answers(served.port, offered * 3 + asked("GET", "/last", last=True))
@@ -274,9 +274,9 @@ async def test_an_upgrade_offer_does_not_lose_the_body(served, lengths, caplog):
     assert not caplog.records
 
 
-# Requests that are not read.
+# Requests that are refused while they are read.
 
-#: What comes before something endless, what that is, and the status of the answer.
+#: Beginning of a request, its endless part, and the status of the response.
 ENDLESS = [
     pytest.param(b"", b"\r\n", 431, id="blank lines"),
     pytest.param(b"GET /", b"a", 414, id="path"),
@@ -295,7 +295,7 @@ ENDLESS_BODY = [
 
 
 async def until_answered(port: int, start: bytes, endless: bytes) -> tuple[bytes, int]:
-    """What comes back while something is sent without an end, and how much of it was sent."""
+    """Send an endless part until the server closes; return the response and the number of bytes sent."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     reading = asyncio.create_task(reader.read())
     writer.write(start)
@@ -375,7 +375,7 @@ async def test_the_limit_of_a_head_does_not_depend_on_fragments(served, bytes_, 
 
 
 async def test_an_error_response_follows_the_responses_of_earlier_requests(served):
-    """Nobody is to take it for the answer to a request that was sent before."""
+    """Otherwise a client would take it for the response to an earlier request."""
     sent = asked("GET", "/slow/1") + asked("GET", "/slow/2") + b"GET /3 HTTP/1.1\r\nno header\r\n\r\n"
     found = parse_responses(await answers(served.port, sent))
     assert [status for status, _ in found] == [200, 200, 400]
@@ -392,7 +392,7 @@ async def test_a_request_with_a_refused_body_is_cancelled_although_its_client_st
     writer.write(CHUNKED)
     while not served.state.tasks:
         await asyncio.sleep(0)
-    # It waits for its body now.
+    # The request waits for its body now.
     await asyncio.sleep(0.01)
     writer.write(b"no size\r\n")
     await asyncio.wait_for(served.given_up.wait(), 5)
@@ -413,7 +413,7 @@ async def test_too_many_pipelined_requests_are_refused(served):
 
 async def test_requests_are_not_read_faster_than_they_are_answered(served):
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
-    # No more at once than the limit lets wait.
+    # Blank lines keep the number of requests per read below the limit.
     request = asked("GET", "/1") + b"\r\n" * 200
     writer.write(request * 5_000 + asked("GET", "/1", last=True))
     waited = 0
@@ -428,7 +428,7 @@ async def test_requests_are_not_read_faster_than_they_are_answered(served):
     await writer.wait_closed()
 
 
-# Clients that keep us waiting.
+# Slow clients.
 
 
 async def test_a_response_that_the_client_does_not_read_is_dropped():
@@ -499,7 +499,7 @@ async def test_a_body_that_the_response_does_not_need_is_not_waited_for():
 
 
 async def test_a_request_is_cancelled_when_its_client_closes_its_sending_side(served, caplog):
-    """As uvicorn has it: a connection that is closed on one side is closed."""
+    """As in uvicorn, closing one side closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(asked("GET", "/long"))
     await asyncio.wait_for(served.began.wait(), 5)

@@ -101,7 +101,7 @@ async def test_a_candidate_that_an_older_version_cannot_express_waits_for_a_newe
     transformer, predictor = await start(stack, renamed.new, old)
     row = {**renamed.candidates[0], "hsc_s": "Humanities"}
     waiting = asyncio.create_task(ask(transformer, row))
-    # Others do not wait behind it.
+    # Other requests do not wait behind it.
     assert (await ask(transformer, renamed.candidates[0]))[0] == "v1"
     assert not waiting.done()
     predictor.swap(new)
@@ -153,7 +153,7 @@ async def test_a_predictor_that_refuses_all_known_encodings_is_not_used_and_the_
         assert (await transformer.http.get("/v2/health/live")).status_code == 200
         await wait_until(lambda: "hsc_s=Arts" in caplog.text)
     assert "v1: its model does not know hsc_s=Arts and its model needs hsc_s=Humanities" in caplog.text
-    # Once, not at every try.
+    # Once, and not at every attempt.
     assert caplog.text.count("hsc_s=Arts") == 1
     response = await transformer.http.post(V1_PREDICT, json={"instances": renamed.candidates[:1]})
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
@@ -220,7 +220,7 @@ async def test_with_verification_by_request_each_answer_names_its_version(name, 
     transformer, predictor = await start(stack, pair.new, references["v1"], "--verify=request")
     seen = set()
     for number in range(40):
-        # As behind a proxy: without a new connection, each call may meet another version.
+        # A proxy would send each call to another version over the same connection.
         predictor.served = references["v1" if number % 3 else "v2"]
         row = pair.candidates[number]
         version, probabilities = await ask(transformer, row)
@@ -249,7 +249,7 @@ def test_with_unknown_category_ignore_all_versions_ignore_an_unknown_category(ve
 
 
 async def test_with_verification_by_request_each_version_uses_its_own_defaults(stack, version_pair, tmp_path):
-    """The encoding is the same, what a missing value means is not."""
+    """The versions have the same encoding and different defaults."""
     pair = version_pair("retrained")
     content = json.loads((pair.new / BUNDLE_FILE).read_text())
     for version, default in ((content, 90.0), (content["previous"][0], 40.0)):

@@ -21,7 +21,7 @@ from tests.support.inference_service import SPEC
 
 
 def ignore_progress(_: str) -> None:
-    """Progress that nobody watches."""
+    """Drop a line of progress."""
 
 
 @contextlib.asynccontextmanager
@@ -46,12 +46,12 @@ async def test_a_control_file_of_another_service_is_left_alone(tmp_path):
         assert not file.exists()
 
 
-# Who may ask the control endpoint
+# Access to the control endpoint
 
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """What the control file says."""
+    """The content of the control file."""
 
     address: str
     token: str
@@ -69,7 +69,7 @@ async def control(tmp_path) -> AsyncIterator[Control]:
 
 
 async def ask(control: Control, headers: dict[str, str | None], **how: Any) -> tuple[int, str]:
-    """Status and text of an answer to whoever sends these headers, beside the right ones."""
+    """Send a request with further headers, and return status and text of the response."""
     given = {name: value for name, value in {**control.headers, **headers}.items() if value is not None}
     method, path, body = (
         how.get("method", "POST"),
@@ -92,7 +92,7 @@ async def test_the_control_endpoint_listens_only_on_loopback(control):
     assert await ask(control, {}) == (200, '{"result": null}\n')
 
 
-#: Other names by which a browser may be led here, and other origins that its page may have.
+#: Host names that DNS rebinding can point to this machine, and origins of web pages.
 ELSEWHERE = [
     {"host": "rebound.example:{port}"},
     {"host": "127.0.0.1.rebound.example:{port}"},
@@ -134,7 +134,7 @@ WRONG_TOKENS = {
 
 @pytest.mark.parametrize("wrong", WRONG_TOKENS)
 async def test_the_control_endpoint_refuses_requests_without_its_token(wrong, control, monkeypatch):
-    """Which is compared as a whole, in a time that does not tell how much of it is right."""
+    """The token is compared in constant time."""
     compared = []
 
     def compare(given: bytes, expected: bytes) -> bool:

@@ -23,15 +23,15 @@ from tests.support.in_process_transformer import InProcessTransformer
 from tests.support.request_bodies import grpc_objects, v2_objects
 from training.candidates import SAMPLE
 
-#: Who asks: two with credentials of their own, and one without any.
+#: Callers: two with different credentials, and one without.
 CALLERS = ("Bearer one", "Bearer another", None)
-#: Requests of each caller over each protocol; the first of them is for many candidates.
+#: Requests of each caller over each protocol; the first has many candidates.
 EACH = 20
 MANY = 50
-#: The field whose values tell whose a candidate is.
+#: The field whose value identifies the caller.
 MARK = "ssc_p"
 
-#: The probabilities of an answer, or None if there is none.
+#: Returns the probabilities of an answer, or None for an error.
 Ask = Callable[[InProcessTransformer, list[dict[str, Any]], str | None], Awaitable[list[float] | None]]
 
 
@@ -122,7 +122,7 @@ async def test_a_call_has_the_credentials_of_all_its_candidates(
     column = sklearn_reference.bundle.vectorizer.index[MARK]
     seen = set()
     for matrix, headers in predictor.carried:
-        # The reference rows that may go along are nobody's.
+        # Reference rows in a call belong to no caller.
         marks = {float(row[column]) for row in matrix} & owners.keys()
         assert {owners[mark] for mark in marks} == {headers.get("authorization")}
         seen |= marks
@@ -133,7 +133,7 @@ async def test_a_call_has_the_credentials_of_all_its_candidates(
 
 @pytest.mark.parametrize("hop", ["v1"])
 async def test_credentials_are_sent_once_or_refused(hop, predictor, trained_bundle):
-    """An ingress might have looked at others than those that reach the predictor."""
+    """Otherwise an ingress might check other credentials than those that reach the predictor."""
     twice = (("authorization", CALLERS[0]), ("authorization", CALLERS[1]))
     async with connected_transformer(predictor, trained_bundle, hop) as transformer:
         for path, body in ((V1_PREDICT, {"instances": [SAMPLE]}), (V2_INFER, v2_objects([SAMPLE]))):
@@ -163,6 +163,6 @@ async def test_credentials_that_grpc_cannot_carry_are_refused_and_never_left_out
                 assert response.status_code == 400
                 assert response.json()["error"].startswith("authorization: must be printable ASCII")
     assert len(predictor.carried) == (2 if hop == "v1" else 0)
-    # aiohttp shows bytes that are no UTF-8 as surrogates.
+    # aiohttp decodes bytes that are not UTF-8 as surrogates.
     sent = {headers["authorization"].encode("utf-8", "surrogateescape") for _, headers in predictor.carried}
     assert sent <= {credentials}

@@ -43,7 +43,7 @@ async def transformer(trained_bundle, predictor) -> AsyncIterator[InProcessTrans
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_transformer(trained_bundle, sklearn_reference) -> AsyncIterator[InProcessTransformer]:
-    """A transformer for tests that only ask."""
+    """A transformer for tests that do not change it."""
     async with (
         FakeMLServer(sklearn_reference).running() as predictor,
         in_process_transformer(trained_bundle, predictor.address, "--predictor_protocol=v2") as transformer,
@@ -145,7 +145,7 @@ async def test_clients_that_watch_the_health_do_not_delay_a_shutdown(trained_bun
     ) as transformer:
         watch = health(transformer).Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == SERVING
-    # The server has ended, long before its grace period of 30 s.
+    # The server has stopped long before its grace period of 30 s ends.
     assert (await watch.read()).status == NOT_SERVING
     assert await watch.read() is grpc.aio.EOF
 

@@ -22,9 +22,9 @@ from transformer.server.body_limit import BodyLimit
 from transformer.server.fast_path import FastPath
 
 REQUESTS = 1200
-#: Ids that answers are given, and times.
+#: Generated ids and times in responses.
 MADE_UP = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{4}-\d\d-\d\dT[0-9:.+]+")
-#: What a mutation puts in the place of something.
+#: Values that a mutation inserts.
 STRANGE: list[Any] = [
     None, True, False, 0, -1, 7, 1e400, float("nan"), 2**70, "", "M", "x" * 200, "\x00", "é", [], [1], {},
     {"a": 1},
@@ -42,7 +42,7 @@ def pair(version_pair) -> VersionPair:
 
 @pytest.fixture
 async def ways(pair) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient, FastPath]]:
-    """A client of the whole application, one of the application without its short way, and the short way."""
+    """A client of the application, a client of the application without its fast path, and the fast path."""
     async with AsyncExitStack() as stack:
         predictor = await stack.enter_async_context(FakeMLServer(SklearnReference(pair.new)).running())
         transformer = await stack.enter_async_context(
@@ -63,7 +63,7 @@ async def ways(pair) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient
 
 
 async def same(ways, **request: Any) -> httpx.Response:
-    """The answer to a request, if both ways give the same."""
+    """Send a request to both routes, and return the response if they answer alike."""
     short, long, _ = ways
     one, other = await asyncio.gather(short.request(**request), long.request(**request))
     assert told(one) == told(other), request
@@ -71,13 +71,13 @@ async def same(ways, **request: Any) -> httpx.Response:
 
 
 def told(response: httpx.Response) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
-    """Status, body and headers, without what is made up anew for each answer."""
+    """Return status, body and headers without generated ids and times."""
     headers = [(name, MADE_UP.sub(b"", value)) for name, value in response.headers.raw]
     return response.status_code, MADE_UP.sub(b"", response.content), sorted(headers)
 
 
 def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
-    """Every place in nested JSON."""
+    """Yield the path of every value in nested JSON."""
     yield path
     children = (
         value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -87,7 +87,7 @@ def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
 
 
 def mutated(value: Any, dice: random.Random) -> Any:
-    """A copy with one place taken away, or replaced by something strange."""
+    """Return a copy with one value removed or replaced."""
     *parents, last = dice.choice([path for path in places(value) if path] or [(None,)])
     if last is None:
         return dice.choice(STRANGE)
@@ -131,7 +131,7 @@ def v2_objects(rows: list[dict], _: random.Random) -> Any:
 
 
 def binary(content: Any, dice: random.Random) -> tuple[bytes, dict[str, str]]:
-    """A V2 request with its data behind the JSON, and now and then with a length that lies."""
+    """Return a V2 request with binary data, sometimes with a wrong length."""
     raw = b""
     for tensor in content["inputs"]:
         values = tensor.pop("data")
@@ -151,7 +151,7 @@ def binary(content: Any, dice: random.Random) -> tuple[bytes, dict[str, str]]:
 
 
 def made(rows: list[dict], dice: random.Random) -> dict[str, Any]:
-    """A request, sound or not."""
+    """Return a request, valid or not."""
     make: Callable[[list[dict], random.Random], Any] = dice.choice([v1_content, v2_content, v2_objects])
     content = make(dice.sample(rows, dice.choice([1, 1, 2, 9])), dice)
     headers = {"content-type": "application/json"}
@@ -190,7 +190,7 @@ async def test_the_fast_path_and_kserves_route_answer_alike(ways, pair):
 
 
 async def test_plain_predictions_take_the_fast_path(ways, pair, monkeypatch):
-    """Or the comparison says nothing."""
+    """Otherwise the comparison would show nothing."""
     short, _, shortcut = ways
 
     async def never(*_: object) -> None:

@@ -44,7 +44,7 @@ from transformer.settings import Settings
 from transformer.upstream.client import PredictorAddress, connect
 from transformer.upstream.messages import MAX_DETAIL
 
-#: A port that nobody can listen to: a connection to it is refused at once.
+#: A port without a server: it refuses connections at once.
 NOBODY = "127.0.0.1:1"
 
 
@@ -58,7 +58,7 @@ async def grpc_predictor(sklearn_reference) -> AsyncIterator[FaultyGrpcPredictor
 
 @pytest.fixture(params=["v1", "v2"])
 async def transformer(request, trained_bundle, predictor) -> AsyncIterator[ConnectedTransformer]:
-    """A transformer in front of the HTTP predictor, over each protocol that there is between them."""
+    """A transformer in front of the HTTP predictor, over each protocol of the hop."""
     async with connected_transformer(predictor, trained_bundle, request.param) as running:
         yield running
 
@@ -70,7 +70,7 @@ async def grpc_transformer(trained_bundle, grpc_predictor) -> AsyncIterator[Conn
 
 
 async def recovers(front: ConnectedTransformer, predictor: FaultyPredictor) -> None:
-    """Without help: requests are answered, each connection is there again, of the failed ones nothing."""
+    """Check that requests are answered, all connections are usable, and no task is left."""
     predictor.always = None
     await check(front, FINE)
     await wait_until(lambda: usable_connections() == CONNECTIONS_EACH)
@@ -79,10 +79,10 @@ async def recovers(front: ConnectedTransformer, predictor: FaultyPredictor) -> N
         await wait_until(lambda: predictor.connections == CONNECTIONS_EACH)
 
 
-# What callers see
+# Responses to callers
 
 
-#: How a request ended: its status, the probabilities or the error, and whether it says when to try again.
+#: Outcome of a request: status, probabilities or error, and True if it has Retry-After.
 Outcome = tuple[str, Any, bool]
 
 
@@ -113,19 +113,19 @@ async def grpc_status(service: InProcessTransformer, candidate: dict[str, Any]) 
 async def outcomes(
     service: InProcessTransformer, candidate: dict[str, Any] = SAMPLE, *, together: bool = True
 ) -> list[Outcome]:
-    """How the same request ends over V1, V2 and gRPC, asked at once or one by one."""
+    """Send the same request over V1, V2 and gRPC, at once or one by one."""
     asking = [ask(service, candidate) for ask in (v1_status, v2_status, grpc_status)]
     if together:
         return await asyncio.gather(*asking)
     return [await one for one in asking]
 
 
-#: Cause: status over REST and over gRPC, and whether a client is told when to try again.
+#: Statuses over V1, V2 and gRPC, each with True if it has Retry-After.
 UNAVAILABLE = [("503", True), ("503", True), ("UNAVAILABLE", True)]
 NONSENSE = [("502", False), ("502", False), ("INTERNAL", False)]
 TOO_SLOW = [("504", False), ("504", False), ("DEADLINE_EXCEEDED", False)]
 FINE = [("200", False), ("200", False), ("OK", False)]
-#: The same, and how often the predictor is asked; without a number, again and again until the deadline.
+#: The same with the number of calls to the predictor; None: calls are repeated until the deadline.
 DROPPED = (UNAVAILABLE, 2)
 REFUSED = (UNAVAILABLE, None)
 WRONG = (NONSENSE, 1)
@@ -143,17 +143,17 @@ async def check(
             assert told == service.answer[1]
         else:
             assert "predictor" in told
-    # Where none is there, one may be told why its call failed and another that it waited in vain.
+    # Without a predictor, one request may get the reason of its failed call and another that of its wait.
     if expected is not UNAVAILABLE:
         assert len({str(told) for _, told, _ in ended}) == 1, "each protocol tells the same"
 
 
 def check_asked(calls: int, often: int | None) -> None:
-    """Whether that many calls came for three requests, which may go together, and then one by one."""
+    """Check the number of calls for three requests, which may share calls first and are then sent alone."""
     assert often <= calls <= 3 * often + 1 if often else calls > 3
 
 
-# A predictor that speaks HTTP
+# Faults over REST
 
 
 async def breaks_off(request: web.Request) -> web.StreamResponse:
@@ -262,7 +262,7 @@ ROWS = [
 @pytest.mark.parametrize("rows", ROWS)
 async def test_only_valid_probabilities_for_each_candidate_are_accepted(rows, transformer, predictor):
     predictor.always = has_status(200, predictions(transformer.hop, rows))
-    # As many rows as one request has.
+    # One by one, so that each call has the rows of one request.
     await check(transformer, NONSENSE, together=False)
     check_asked(len(predictor.requests), 1)
     await recovers(transformer, predictor)
@@ -272,7 +272,7 @@ async def test_only_valid_probabilities_for_each_candidate_are_accepted(rows, tr
 @pytest.mark.parametrize("labels", [[0, 1], ["Placed", "Not Placed"], [True, False]])
 async def test_class_labels_from_a_v1_predictor_are_refused(labels, transformer, predictor):
     predictor.always = has_status(200, {"predictions": labels})
-    # As many rows as one request has.
+    # One by one, so that each call has the rows of one request.
     await check(transformer, NONSENSE, together=False)
     check_asked(len(predictor.requests), 1)
 
@@ -294,7 +294,7 @@ OUTPUTS = [
 @pytest.mark.parametrize("outputs", OUTPUTS)
 async def test_a_v2_response_without_the_requested_output_is_refused(outputs, transformer, predictor):
     predictor.always = has_status(200, {"model_name": "placement", "outputs": outputs})
-    # As many rows as one request has.
+    # One by one, so that each call has the rows of one request.
     await check(transformer, NONSENSE, together=False)
     check_asked(len(predictor.requests), 1)
 
@@ -318,7 +318,7 @@ async def test_a_missing_predictor_gives_503_with_retry_after(hop, trained_bundl
             trained_bundle, NOBODY, f"--predictor_protocol={hop}", ready=False
         ) as transformer,
         asyncio.timeout(5),
-    ):  # the deadline is 10 s
+    ):  # The deadline is 10 s.
         await check(transformer, UNAVAILABLE)
         assert await readiness(transformer) == {503}
         assert (await transformer.http.get("/v2/health/live")).status_code == 200
@@ -384,7 +384,7 @@ async def test_a_retry_keeps_the_deadline_of_its_request(transformer, predictor)
     predictor.faults += [hangs_up_after_a_while, never_answers, never_answers]
     first = asyncio.create_task(v1_status(transformer, SAMPLE))
     await wait_until(lambda: len(predictor.requests) == 2)
-    # Whoever comes when it is sent again has a deadline from then on.
+    # A request that arrives during the retry has a later deadline.
     second = asyncio.create_task(v1_status(transformer, SAMPLE))
     ended, _ = await asyncio.wait({first, second}, return_when=asyncio.FIRST_COMPLETED)
     assert ended == {first}
@@ -392,7 +392,7 @@ async def test_a_retry_keeps_the_deadline_of_its_request(transformer, predictor)
 
 
 async def test_a_call_is_cancelled_at_the_deadline(transformer, predictor):
-    """Or a predictor that is too slow would go on working for nobody."""
+    """Otherwise a slow predictor would keep working on it."""
     cancelled = asyncio.Event()
 
     async def fault(request: web.Request) -> web.StreamResponse:
@@ -437,7 +437,7 @@ async def test_a_call_that_would_fail_again_is_not_retried(fault, transformer, p
 
 
 async def test_invalid_responses_do_not_slow_down_later_requests(transformer, predictor):
-    """Connections are not suspected more with every such answer, or nobody would get one in the end."""
+    """Such responses do not increase the delay before the next connection."""
     predictor.faults += [has_status(500, {"error": "KeyError"})] * 30
     ended = [(await v1_status(transformer, SAMPLE))[0] for _ in range(30)]
     assert ended == ["502"] * 30
@@ -445,12 +445,12 @@ async def test_invalid_responses_do_not_slow_down_later_requests(transformer, pr
 
 
 async def test_no_candidate_is_sent_over_an_unverified_connection(trained_bundle, predictor):
-    """An idle connection that the predictor closes would be opened again; anything may be behind it."""
+    """When the predictor closes an idle connection, a new one may lead to another version."""
     async with connected_transformer(predictor, trained_bundle, "v2", connections=1) as transformer:
         for asked in range(1, 5):
             (used,) = [one for one in predictor.transports if not one.is_closing()]
             used.close()
-            # The connection is closed on the other side, too, before the request comes.
+            # The transformer notices the closed connection before the request arrives.
             await asyncio.sleep(0.05)
             assert await v1_status(transformer, SAMPLE) == transformer.answer
             assert len(predictor.requests) == asked
@@ -459,7 +459,7 @@ async def test_no_candidate_is_sent_over_an_unverified_connection(trained_bundle
 
 
 async def test_a_failed_attempt_to_connect_is_repeated(trained_bundle, predictor, monkeypatch):
-    """Certificates that are not mounted yet, for one."""
+    """For example, while certificates are not mounted yet."""
     missing = iter([FileNotFoundError("ca.crt")] * 2 * CONNECTIONS_EACH)
 
     def connect_later(address: PredictorAddress, **how: bool):
@@ -495,7 +495,7 @@ async def test_a_request_whose_caller_disconnected_is_not_retried(scorer, predic
 
     predictor.faults += [hangs_up_then]
     asking = [score(scorer) for _ in range(3)]
-    # They wait for a connection, and then go together.
+    # The requests wait for a connection, and then share a call.
     await wait_until(lambda: predictor.requests)
     for one in asking:
         one.cancel()
@@ -519,7 +519,7 @@ async def test_queued_requests_fail_at_once_when_the_transformer_closes(scorer, 
             await asyncio.wait_for(one, 5)
 
 
-# A predictor that speaks gRPC
+# Faults over gRPC
 
 
 async def is_stuck(context, answer):
@@ -623,7 +623,7 @@ async def test_a_call_that_is_dropped_twice_is_split_into_its_requests(trained_b
 
 
 async def test_a_grpc_call_is_cancelled_at_the_deadline(grpc_transformer, grpc_predictor):
-    """Or a predictor that is too slow would go on working for nobody."""
+    """Otherwise a slow predictor would keep working on it."""
     cancelled = asyncio.Event()
 
     async def fault(context, answer):
@@ -638,7 +638,7 @@ async def test_a_grpc_call_is_cancelled_at_the_deadline(grpc_transformer, grpc_p
     await recovers(grpc_transformer, grpc_predictor)
 
 
-# What reaches the predictor
+# Headers that reach the predictor
 
 
 INHERITED_VARIABLES = {
@@ -749,7 +749,7 @@ async def test_cookies_that_the_predictor_sets_are_not_sent_back(hop, trained_bu
         return response
 
     predictor.always = sets_a_cookie
-    # One connection, so that it is the same client that the predictor sets it for.
+    # One connection, so that both requests use the same client.
     async with connected_transformer(predictor, trained_bundle, hop, connections=1) as transformer:
         for _ in range(2):
             await ask_over_rest(transformer, {})
@@ -762,16 +762,16 @@ async def test_proxy_settings_of_the_environment_are_ignored(
 ):
     behind, drop = (grpc_predictor, aborts("UNAVAILABLE", "")) if hop == "grpc-v2" else (predictor, hangs_up)
     async with connected_transformer(behind, trained_bundle, hop) as transformer:
-        # Only now, since the test's own channel would use it, too.
+        # Set after the start, since the test's channel would use the proxy too.
         for variable in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
             monkeypatch.setenv(variable, f"http://{NOBODY}")
             monkeypatch.setenv(variable.upper(), f"http://{NOBODY}")
-        # Is answered over a new connection.
+        # This request needs a new connection.
         behind.faults.append(drop)
         assert await v1_status(transformer, SAMPLE) == transformer.answer
 
 
-# What is logged of a predictor that cannot be verified
+# Log of a predictor that cannot be verified
 
 
 async def says_no_and_closes(request: web.Request) -> web.StreamResponse:
@@ -820,7 +820,7 @@ UNVERIFIED = [
 async def test_the_log_says_once_and_in_the_predictors_words_why_it_cannot_be_verified(
     fault, told, pair, caplog, monkeypatch
 ):
-    """Of a version that knows another one, which is tried next."""
+    """The bundle has an earlier version, which is tried next."""
     monkeypatch.setattr(pool, "GRACE_S", 0.2)
     predictor = FaultyHttpPredictor(SklearnReference(pair.new))
     predictor.unverified = predictor.always = fault
@@ -830,7 +830,7 @@ async def test_the_log_says_once_and_in_the_predictors_words_why_it_cannot_be_ve
             options = (predictor.address, "--predictor_protocol=v2")
             async with in_process_transformer(pair.new, *options, ready=False) as transformer:
                 await check(transformer, UNAVAILABLE)
-                # Tried by every connection, and again.
+                # Every connection tries several times.
                 await wait_until(lambda: len(predictor.calls) > 10)
     finally:
         await predictor.stop()

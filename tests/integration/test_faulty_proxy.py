@@ -19,7 +19,7 @@ VERIFIES = b'POST / HTTP/1.1\r\ncontent-length: 16\r\n\r\n{"parameters":1}'
 
 @pytest.fixture
 async def faulty() -> AsyncIterator[FaultyProxy]:
-    """In front of what answers anything with the same."""
+    """A proxy in front of a server with one response to all requests."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(EOFError, ConnectionResetError):
@@ -49,7 +49,7 @@ async def ask(faulty: FaultyProxy, request: bytes = ASKED) -> bytes:
 
 
 def told(came: bytes) -> Any:
-    """The body that came, which its head tells the length of."""
+    """Return the body of a response whose head has the right length."""
     head, _, body = came.partition(b"\r\n\r\n")
     assert int(head.lower().rpartition(b"content-length: ")[2]) == len(body)
     return json.loads(body)

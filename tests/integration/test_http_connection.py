@@ -27,21 +27,21 @@ OK = b"HTTP/1.1 200 OK\r\n"
 HELLO = OK + b"content-length: 5\r\n\r\nhello"
 OTHER = OK + b"content-length: 5\r\n\r\nother"
 
-#: What a server does with a connection after a request: it has the number of it, and where to write.
+#: The action of a server after a request: it gets the number of the request and the writer.
 Turn = Callable[[int, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Server:
-    """Reads requests, and says the bytes that it was told to.
+    """A server that reads requests and runs an action after each.
 
     Attributes
     ----------
     requests
-        What came, each with its body.
+        Requests with their bodies.
     connections
-        How many there were.
+        Number of connections.
     left
-        Set when a client has closed one.
+        Set when a client has closed a connection.
     """
 
     def __init__(self, turn: Turn) -> None:
@@ -80,7 +80,7 @@ class Server:
 async def served(
     turn: Turn | bytes, *, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[Server]:
-    """A server that does, or only says, the same after each request."""
+    """Run a server with one action, or with the same bytes, for each request."""
     server = Server(says(turn) if isinstance(turn, bytes) else turn)
     listening = await asyncio.start_server(server.handle, host, port, ssl=tls)
     server.port = listening.sockets[0].getsockname()[1]
@@ -92,7 +92,7 @@ async def served(
 
 
 def says(*answers: bytes, hangs_up: bool = False) -> Turn:
-    """One answer after the other, and the last one for ever."""
+    """Return an action that sends the responses in order, and then repeats the last one."""
 
     async def turn(number: int, writer: asyncio.StreamWriter) -> None:
         writer.write(answers[min(number, len(answers)) - 1])
@@ -127,7 +127,7 @@ async def get(connection: HttpConnection) -> tuple[int, bytes]:
         return await connection.request("GET", "/", {})
 
 
-# What is sent
+# Requests
 
 
 async def test_a_request_is_sent_unchanged():
@@ -204,7 +204,7 @@ async def test_small_requests_do_not_wait_for_others():
         assert raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-# What comes
+# Responses
 
 ANSWERS = [
     pytest.param(HELLO, b"hello", id="known length"),
@@ -344,7 +344,7 @@ async def test_a_response_that_is_too_large_is_not_read_to_its_end(frame, monkey
         assert [await get(connection) for _ in range(2)] == [(200, bytes(2**20 - 100))] * 2
 
 
-# Nothing takes an answer's place
+# Responses belong to their requests
 
 
 @pytest.mark.parametrize("some", [b"", b"HTTP/1.1 100 Continue\r\n\r\n", HELLO[:-1]])
@@ -383,7 +383,7 @@ async def test_a_timeout_while_sending_closes_the_connection():
         async with asyncio.timeout(0.05):
             await connection.request("POST", "/", {}, bytes(2**26))
     assert connection.closed
-    # Not only when the rest has been sent.
+    # At once, and not only after the rest was sent.
     await wait_until(lambda: connection._transport.get_write_buffer_size() == 0)
     stuck.set()
     listening.close()
@@ -439,7 +439,7 @@ async def test_a_second_request_at_the_same_time_is_a_programming_error():
 
 
 async def test_a_waiting_call_fails_when_the_connection_is_closed():
-    """What has come by then is no answer, even where its end is that the connection closes."""
+    """A partial response is an error, although a closed connection may end a response."""
     async with served(OK + b"\r\nhello") as server, connected(server) as connection:
         asking = asyncio.create_task(get(connection))
         await wait_until(lambda: connection._body)
@@ -449,7 +449,7 @@ async def test_a_waiting_call_fails_when_the_connection_is_closed():
         connection.close()
 
 
-# Where it goes
+# Addresses
 
 
 async def test_a_missing_or_invalid_host_is_an_os_error():
@@ -478,7 +478,7 @@ def test_the_first_address_is_chosen_at_random_within_the_preferred_ip_version()
 
 
 def make_certificate(directory: Path, *names: str) -> Path:
-    """A certificate for names and loopback, its own authority, in one file with its key."""
+    """Create a self-signed certificate for names and loopback, in one file with its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
     now = datetime.datetime.now(datetime.UTC)
@@ -595,7 +595,7 @@ async def test_a_certificate_of_another_host_is_refused(trusted, certificate, tm
     assert server.requests == []
 
 
-# The client of a predictor that stands on it
+# The predictor's client
 
 GOOD = [[0.25, 0.75]]
 BODY_V2 = b'{"outputs": [{"name": "predict_proba", "shape": [1, 2], "data": [0.25, 0.75]}]}'
@@ -716,7 +716,7 @@ def test_a_grpc_client_cannot_promise_never_to_reconnect():
         connect(PredictorAddress("127.0.0.1:1", "grpc-v2", "placement", "predict_proba"), reconnects=False)
 
 
-# On the other event loop
+# uvloop
 
 
 @pytest.mark.parametrize(

@@ -478,7 +478,7 @@ async def test_a_client_of_http_1_0_is_answered(front):
     assert answer.endswith("\r\n\r\nin parts")
 
 
-# As it comes
+# Streaming
 
 
 async def test_a_response_is_streamed_to_the_client(front, client):
@@ -522,7 +522,7 @@ async def test_a_body_of_50_mb_is_not_held_in_memory(front, client):
         nonlocal sent
         for number in range(count):
             if number == count // 2:
-                # The backend has a part before we send the rest.
+                # The backend has the first part before the rest is sent.
                 await in_time(first.wait())
             sent += len(chunk)
             yield chunk
@@ -541,12 +541,12 @@ async def test_a_body_of_50_mb_is_not_held_in_memory(front, client):
         headers = {"content-length": str(len(chunk) * count)}
         async with client.post(front.url, data=body(), headers=headers) as response:
             assert await response.text() == str(len(chunk) * count)
-    # All the kernel's buffers on the way, and ours.
+    # The buffers of the kernel and of the ingress.
     assert most < 24 * 2**20
 
 
 async def test_an_early_response_reaches_a_client_that_is_still_sending(front):
-    """As when the transformer refuses a body that is too large before it has read it."""
+    """The transformer refuses a body that is too large before it has read it."""
 
     async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -822,7 +822,7 @@ async def test_only_this_machine_can_connect(front):
     assert listening == {"127.0.0.1"}
     for port in (front.port, front.grpc_port):
         with socket.socket() as other:
-            other.bind(("127.0.0.2", port))  # free, because no server listens on all addresses
+            other.bind(("127.0.0.2", port))  # free because no server listens on all addresses
 
 
 async def test_closing_ends_open_requests_and_frees_the_ports(front):

@@ -10,7 +10,7 @@ from tests.support.in_memory_target import InMemoryTarget, unrelated_version
 
 
 def interrupted_during(target: InMemoryTarget, *steps: str) -> None:
-    """Interrupt whoever takes these steps, one after the other, when what they change is changed."""
+    """Interrupt the rollout in each of these steps, after its change."""
     left = list(steps)
 
     async def during(step: str) -> None:
@@ -36,7 +36,7 @@ async def test_an_interrupted_rollout_is_undone(pair):
 
 
 async def test_an_interrupted_step_is_waited_for_and_undone(pair, monkeypatch):
-    """The local service finishes a step whose caller has gone."""
+    """The local service finishes a step whose caller has disconnected."""
     target = InMemoryTarget(pair.old)
     interrupted_during(target, "transformer v2")
 
@@ -52,7 +52,7 @@ async def test_an_interrupted_step_is_waited_for_and_undone(pair, monkeypatch):
 
 @pytest.mark.parametrize("change", [rollout, lambda target, _, progress: rollback(target, progress)])
 async def test_a_step_of_an_earlier_interrupted_rollout_is_waited_for(change, pair, monkeypatch):
-    """`placement rollout` right after the one that was interrupted twice."""
+    """A new `placement rollout` follows one that was interrupted twice."""
     target = InMemoryTarget(pair.old)
     target.now = replace(target.now, transformer_uri=str(pair.new))
 

@@ -38,7 +38,7 @@ async def test_no_value_of_a_candidate_is_logged(fault, hop, trained_bundle, pre
 
 
 async def repeats_what_it_got(request: web.Request) -> web.Response:
-    """As a server does that puts its input into its errors."""
+    """Respond with an error that contains the request."""
     return web.Response(status=500, text=json.dumps({"error": f"KeyError: {await request.text()}"}))
 
 
@@ -61,7 +61,7 @@ async def test_an_error_of_a_shared_call_has_no_values_of_other_callers(hop, tra
     assert [mark for mark in marks if any(str(mark) in text for text in told)] == []
 
 
-#: Values and names that a terminal, a log or a browser would take for more than text, and long ones.
+#: Values and names that a terminal, a log or a browser would interpret, and a long one.
 ODD = {
     "a terminal's escape": "\x1b[31mred\x1b]0;title\x07",
     "another line": "no\r\n2026-01-01 kserve ERROR forged",
@@ -71,7 +71,7 @@ ODD = {
     "half a pair": "\udce9",
     "long": "long" * 250_000,
 }
-#: Longest error for an odd value, with all twelve fields missing beside it; longest part of that value.
+#: Maximum length of an error with an odd value and twelve missing fields, and of the repeated part.
 LONGEST, ECHO = 1000, 80
 
 

@@ -16,14 +16,14 @@ from tests.support.waiting import wait_until
 from training.candidates import SAMPLE
 from transformer.server.byte_budget import BUDGET_IN_MAX_REQUESTS
 
-#: Candidates that may wait, and how many a request has: ten times as many come at once.
+#: Candidates that fit into the queue, and candidates of a request. Ten times as many are sent at once.
 WAITING, SIZE = 100, 10
 REQUESTS = 10 * WAITING // SIZE
 
 
 @pytest.fixture
 def gate(predictor: FaultyHttpPredictor) -> asyncio.Event:
-    """The predictor answers no call before it is set."""
+    """An event that the predictor waits for before it answers."""
     gate = asyncio.Event()
 
     async def waits(request: web.Request) -> web.StreamResponse:
@@ -46,7 +46,7 @@ async def test_requests_beyond_the_queue_limit_are_refused_before_any_answer(
     async with connected_transformer(predictor, trained_bundle, "v1", *options) as front:
         body = {"instances": [SAMPLE] * SIZE}
         asked = [asyncio.create_task(front.http.post(V1_PREDICT, json=body)) for _ in range(REQUESTS)]
-        # Each connection may carry as many candidates as may wait.
+        # Each connection may have as many candidates in flight as fit into the queue.
         taken = (CONNECTIONS_EACH + 1) * WAITING // SIZE
         await wait_until(lambda: sum(one.done() for one in asked) >= REQUESTS - taken)
         refused = [one.result() for one in asked if one.done()]
@@ -63,7 +63,7 @@ async def test_requests_beyond_the_queue_limit_are_refused_before_any_answer(
 
 
 def long_requests(front: InProcessTransformer, size: int) -> list[asyncio.Task[str]]:
-    """Requests for one candidate with much beside it, eight over every way, all sent at once."""
+    """Send requests for one candidate with a long unknown field, eight over each route, all at once."""
     row = {**SAMPLE, "notes": "x" * size}
     other = {"content-type": "application/json; charset=utf-8"}
 

@@ -30,7 +30,7 @@ from transformer.protocols import v1, v2
 
 FIELDS = {field.name: field.datatype for field in SIGNATURE.fields}
 ROW = {name: str(value) for name, value in SAMPLE.items()}
-#: A signature with a field that may be left out.
+#: A signature with a field that may be missing.
 WITH_DEFAULT = Signature(
     fields=tuple(
         field.model_copy(update={"default": 60.0}) if field.name == "mba_p" else field
@@ -40,7 +40,7 @@ WITH_DEFAULT = Signature(
 
 
 class ValidatingClient:
-    """A client whose service is this project's own decoding and validation, without a network."""
+    """A client that decodes and validates candidates in this process instead of sending them."""
 
     def __init__(self, protocol: str, signature: Signature) -> None:
         self._protocol = protocol
@@ -88,7 +88,7 @@ def protocol(request):
 
 @pytest.fixture
 def predict(monkeypatch, capsys):
-    """Run the command; gives its exit status, output and errors without the command's name."""
+    """Run the command; return its exit status, output and errors without the command's name."""
 
     def run(file, *options, protocol="v1", signature=SIGNATURE):
         client = ValidatingClient(protocol, signature)
@@ -236,7 +236,7 @@ def test_a_missing_file_is_refused(predict, tmp_path):
         assert predict(tmp_path / name).err == f"{tmp_path / name}: No such file or directory"
 
 
-# What the service judges
+# Problems that the service finds
 
 
 def test_problems_from_the_service_are_reported_by_row_and_column(predict, write, protocol):
@@ -409,7 +409,7 @@ def test_requests_that_fail_together_are_reported_once(write, caplog, predict):
     assert not caplog.records
 
 
-# Where the service is
+# Addresses of the service
 
 
 @pytest.mark.parametrize("url", ["localhost:8180", "http://", "ftp://host", "127.0.0.1", "http:/host"])
@@ -428,7 +428,7 @@ def test_a_grpc_address_must_not_have_a_scheme(url):
 
 @contextlib.asynccontextmanager
 async def answering(content: bytes) -> AsyncIterator[str]:
-    """A port that answers everything with these bytes; gives ``host:port``."""
+    """Run a server with one response to all requests; return its ``host:port``."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)

@@ -312,5 +312,5 @@ async def test_with_unknown_category_ignore_an_unknown_category_sets_no_column(
         trained_bundle, predictor.address, *OVER_V2, "--unknown_category=ignore"
     ) as service:
         _, probabilities, _ = await v1(service, rows, sklearn_reference.bundle.signature)
-    # DictVectorizer passes over what it has not seen, too.
+    # DictVectorizer also ignores unknown categories.
     assert probabilities == pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12)

@@ -21,7 +21,7 @@ MLSERVER = get_runtime("kserve-mlserver")
 
 @pytest.fixture
 def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give every runtime a lock file of nothing, which installs in no time and without a network."""
+    """Give every runtime an empty lock file, which installs quickly and without a network."""
     path = tmp_path / "lock.txt"
     path.write_text("# nothing\n")
     monkeypatch.setattr(Runtime, "lock", property(lambda _self: path))

@@ -34,7 +34,7 @@ def first(storage: Path) -> Bundle:
 
 
 def encoded(bundle: Bundle) -> np.ndarray:
-    """Encode the reference rows from what the bundle says alone."""
+    """Encode the reference rows with the bundle alone."""
     rows = np.zeros((len(bundle.reference.candidates), len(bundle.vectorizer.feature_names)))
     for row, candidate in zip(rows, bundle.reference.candidates, strict=True):
         for name, value in candidate.items():
@@ -180,7 +180,7 @@ def test_unwritable_storage_is_refused_before_training(tmp_path, monkeypatch, pl
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
     access = os.access
-    # The superuser may write everywhere.
+    # root may write everywhere.
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != locked and access(path, mode))
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)

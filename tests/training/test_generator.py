@@ -40,7 +40,7 @@ def test_generated_candidates_have_the_statistics_that_they_are_made_from():
         assert (cell.label, cell.given) == (drawn.label, drawn.given)
         assert drawn.share == pytest.approx(cell.share, abs=0.01)
         for name, mean in cell.means.items():
-            # Cutting off at 100 % moves the means of the widest distributions a little.
+            # The cut at 100 % changes the means of the widest distributions a little.
             assert drawn.means[name] == pytest.approx(mean, abs=1.3)
         np.testing.assert_allclose(drawn.correlations, cell.correlations, atol=0.12)
         for name, frequencies in cell.frequencies.items():

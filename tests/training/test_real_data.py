@@ -52,7 +52,7 @@ def test_the_chosen_model_is_right_about_95_percent_of_unseen_candidates(real):
     features = encode(fit_vectorizer(SIGNATURE, real.candidates), real.candidates)
     chosen, _ = select("auto", features, real.labels, "Placed")
     assert chosen.accuracy >= 0.95
-    # Not by luck of these folds: the same in other orders of the candidates, so in other folds.
+    # Other orders of the candidates, and so other folds, give the same result.
     accuracies = []
     for seed in range(4):
         order = np.random.default_rng(seed).permutation(len(real.labels))

@@ -100,7 +100,7 @@ def pickled(model: Classifier) -> bytes:
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_every_estimator_unpickles_under_an_older_numpy(name, tmp_path):
-    # numpy 1.26 cannot read a random generator that numpy 2 pickled; nothing else was found in the way.
+    # numpy 1.26 cannot read a random generator that numpy 2 pickled. No other obstacle was found.
     model = ESTIMATORS[name].fit(FEATURES, DATASET.labels)
     assert b"numpy.random" not in pickled(model)
     (tmp_path / "model.joblib").write_bytes(dump(model))

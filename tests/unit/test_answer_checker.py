@@ -24,7 +24,7 @@ def checker(renamed) -> AnswerChecker:
 
 
 def said(pair: VersionPair, version: str, chosen: list[int], *by: str) -> Answer:
-    """An answer that claims a version and has each candidate's score from another one."""
+    """Return an answer that names a version, with each candidate's score from the version in `by`."""
     scores = [
         pair.references[one].probabilities([pair.candidates[number]])[0]
         for one, number in zip(by, chosen, strict=True)

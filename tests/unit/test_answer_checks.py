@@ -23,14 +23,14 @@ from transformer.bundle.format import Bundle, load_bundle
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Patience of tenths of seconds."""
+    """Shorten all waits to tenths of seconds."""
     monkeypatch.setattr(answer_checks, "TIMEOUT_S", 0.3)
     monkeypatch.setattr(answer_checks, "UNVERIFIED_GRACE_S", 0.1)
     monkeypatch.setattr(answer_checks, "_POLL_S", 0.01)
 
 
 def off_by(error: float, version: str) -> Any:
-    """A version's scores, one of them wrong."""
+    """Return a version's scores, one of them wrong."""
 
     def scores(bundle: Bundle, rows: Sequence[dict[str, Any]]) -> Scores:
         right = scores_of_bundle(bundle, rows)
@@ -45,7 +45,7 @@ def off_by(error: float, version: str) -> Any:
 
 
 def unverified(every: int) -> Any:
-    """The right answers, but each so-many-th of a model that no bundle describes."""
+    """Return right answers, of which every n-th is from an unknown model."""
     count = iter(range(10**9))
 
     def scores(bundle: Bundle, rows: Sequence[dict[str, Any]]) -> Scores:
@@ -125,7 +125,7 @@ async def test_an_answer_without_scores_counts_as_wrong(scores, pair):
 
 @pytest.mark.parametrize(("silent", "share"), [("v2", 20), ("v1", 80)])
 async def test_a_canary_whose_traffic_is_not_split_is_undone(silent, share, pair):
-    """KServe may give it all, or nothing, and say otherwise."""
+    """KServe may send it all traffic or none, whatever its status says."""
     target = InMemoryTarget(pair.old)
     only = load_bundle(pair.old if silent == "v2" else pair.new)
     target.scores = lambda _, rows: scores_of_bundle(only, rows)

@@ -27,7 +27,7 @@ VULNERABLE = {
 
 @pytest.fixture
 def tools(tmp_path: Path):
-    """A directory with a pip-audit that says what it is told to, for one lock file after the other."""
+    """Create a directory with a fake pip-audit that prints the given answers, one for each lock file."""
 
     def make(*answers: list[dict] | str) -> Path:
         for number, answer in enumerate(answers):
@@ -80,7 +80,7 @@ def test_an_audit_without_findings_succeeds(tools, capsys) -> None:
     [
         "requests.exceptions.ConnectionError: Failed to resolve 'api.osv.dev'",
         "pip_audit._service.interface.ServiceError",
-        [UNKNOWN],  # pip-audit itself says "No known vulnerabilities found" and ends with 0
+        [UNKNOWN],  # pip-audit prints "No known vulnerabilities found" and exits with 0.
     ],
     ids=["no name", "error", "an index without vulnerabilities"],
 )

@@ -21,7 +21,7 @@ from transformer.bundle.signature import Category, Number, Signature
 from transformer.bundle.validation import validate
 from transformer.errors import InvalidCandidates, InvalidRequest
 
-#: Around each size at which the encoder goes another way, and those that are promised.
+#: Sizes around each limit of the encoder's code paths, and the sizes of the benchmarks.
 SIZES = sorted(
     {
         1,
@@ -43,7 +43,7 @@ finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
 
 @st.composite
 def numbers(draw: st.DrawFn, name: str) -> Number:
-    # -0.0 before 0.0: no float lies between 0.0 and -0.0.
+    # -0.0 sorts before 0.0, since there is no float between 0.0 and -0.0.
     minimum, maximum = sorted(
         (draw(finite), draw(finite)), key=lambda bound: (bound, math.copysign(1, bound))
     )
@@ -65,7 +65,7 @@ def signatures(draw: st.DrawFn) -> Signature:
     ]
     signature = Signature(fields=tuple(chosen))
     features = list(signature.feature_names("="))
-    # Fields whose features collide ("a" = "b=c" and "a=b" = "c") make no valid bundle.
+    # A bundle with colliding features ("a" = "b=c" and "a=b" = "c") is invalid.
     if len(set(features)) != len(features):
         return draw(signatures())
     return signature
@@ -86,7 +86,7 @@ def complete(signature: Signature) -> st.SearchStrategy[dict]:
 
 
 def valid(signature: Signature) -> st.SearchStrategy[dict]:
-    """Candidates that leave to the defaults what they can, now and then."""
+    """Draw valid candidates, some without the fields that have a default."""
     required = {field.name: values(field) for field in signature.fields if field.default is None}
     optional = {
         field.name: values(field) | st.none() for field in signature.fields if field.default is not None
@@ -94,7 +94,7 @@ def valid(signature: Signature) -> st.SearchStrategy[dict]:
     return st.fixed_dictionaries(required, optional=optional)
 
 
-#: What may stand in a field, right or wrong.
+#: Values of a field, valid or not.
 anything = st.one_of(
     st.none(),
     st.booleans(),
@@ -109,7 +109,7 @@ anything = st.one_of(
 
 @st.composite
 def mutilated(draw: st.DrawFn, signature: Signature) -> Any:
-    """A candidate with something wrong in it, most of the time."""
+    """Draw a candidate that is usually invalid."""
     row = draw(complete(signature))
     for name in draw(st.lists(st.sampled_from(signature.names), max_size=2)):
         row[name] = draw(anything)
@@ -119,7 +119,7 @@ def mutilated(draw: st.DrawFn, signature: Signature) -> Any:
 
 
 def fitted(signature: Signature) -> DictVectorizer:
-    """A DictVectorizer that has seen every category."""
+    """Return a DictVectorizer that is fitted with every category."""
     every = [
         {field.name: category}
         for field in signature.fields
@@ -142,7 +142,7 @@ def columns_of(rows: list[dict], signature: Signature) -> Candidates:
 
 
 def expected(rows: list[dict], signature: Signature) -> np.ndarray:
-    """What DictVectorizer makes of the rows, once the defaults stand in them."""
+    """Return DictVectorizer's encoding of the rows with defaults filled in."""
     defaults = {field.name: field.default for field in signature.fields}
     given_ = [{name: value for name, value in row.items() if value is not None} for row in rows]
     return fitted(signature).transform([{**defaults, **row} for row in given_])
@@ -152,12 +152,12 @@ def assert_same(encoded: np.ndarray, wanted: np.ndarray) -> None:
     assert encoded.dtype == wanted.dtype == np.float64
     assert encoded.shape == wanted.shape
     assert encoded.flags.c_contiguous
-    # Bytes, so that -0.0 is told from 0.0.
+    # Bytes distinguish -0.0 from 0.0.
     assert encoded.tobytes() == wanted.tobytes()
 
 
 def carefully(encoder: Encoder, candidates: Candidates) -> np.ndarray | str:
-    """The matrix or the refusal of the way that looks at each value."""
+    """Return the matrix or the error of the path that validates each value."""
     return outcome(encoder._validate_and_encode, candidates)
 
 
@@ -269,7 +269,7 @@ def test_a_row_that_is_not_a_candidate_is_refused(row, size):
 def test_the_order_of_a_candidates_keys_does_not_matter(size):
     rows = generate(size, seed=7).candidates
     mixed: list[Any] = [dict(reversed(row.items())) if number % 2 else row for number, row in enumerate(rows)]
-    # Equal keys need not be the same objects, as they are where one parser has read all.
+    # Equal keys need not be the same objects, although one parser interns them.
     mixed[-1] = {"".join(list(name)): value for name, value in {**mixed[-1], "other": [1]}.items()}
     encoder = encoder_of(PLACEMENT_SIGNATURE)
     assert_same(

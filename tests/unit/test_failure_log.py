@@ -15,7 +15,7 @@ from transformer.server.failure_log import INTERVAL_S, FailureLog
 
 
 class Clock:
-    """Goes when it is told to."""
+    """A clock that a test sets."""
 
     seconds = 0.0
 
@@ -25,7 +25,7 @@ class Clock:
 
 @pytest.fixture
 def lines():
-    """What has been logged so far."""
+    """Return the lines that were logged so far."""
     said: list[str] = []
 
     class Handler(logging.Handler):

@@ -60,7 +60,7 @@ def policies(name: str = NAME) -> list[Manifest]:
 
 
 def open_paths(given: list[Manifest]) -> set[tuple[str, str, int, str]]:
-    """Every connection from or to a component that the policies let through."""
+    """Return every connection from or to a component that the policies allow."""
     return {
         (source, target, port, protocol)
         for source, target in itertools.permutations(PEERS, 2)
@@ -99,7 +99,7 @@ def test_the_policies_select_the_pods_of_this_service_and_no_others() -> None:
         }
         for policy in policies()
     }
-    # The lookalike has the labels in another namespace, where a policy of this one does not reach.
+    # The lookalike has the same labels in another namespace, where the policies have no effect.
     transformers = {"transformer", "lookalike"}
     both = transformers | {"predictor"}
     assert selected == {
@@ -140,7 +140,7 @@ def test_draining_a_node_leaves_a_pod_of_each_component(component: str) -> None:
     assert [name for name in COMPONENTS if selects(budget["selector"], labels(name))] == [component]
     assert not selects(budget["selector"], labels(component, "promotion"))
     assert service(NAME)["spec"][component]["minReplicas"] - budget["maxUnavailable"] >= 1
-    assert budget["maxUnavailable"] >= 1  # or no node could be drained
+    assert budget["maxUnavailable"] >= 1  # otherwise no node could be drained
     assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
 
 

@@ -34,7 +34,7 @@ from tests.support.cluster.manifests import (
 )
 from tests.support.paths import ROOT
 
-DRAIN_SECONDS = 30  # what kserve.ModelServer gives running requests after SIGTERM
+DRAIN_SECONDS = 30  # Seconds that kserve.ModelServer gives running requests after SIGTERM.
 
 RESTRICTED = {
     "allowPrivilegeEscalation": False,
@@ -46,7 +46,7 @@ RESTRICTED = {
 
 
 def in_kserves_words(type_name: str) -> str:
-    """Translate a type of the Kubernetes client's models into the older notation of KServe's."""
+    """Translate a type of the Kubernetes client's models into the notation of KServe's models."""
     if of_list := re.fullmatch(r"List\[(.*)\]", type_name):
         return f"list[{in_kserves_words(of_list[1])}]"
     if of_dict := re.fullmatch(r"Dict\[str, (.*)\]", type_name):
@@ -56,7 +56,7 @@ def in_kserves_words(type_name: str) -> str:
 
 @pytest.fixture
 def sdk(monkeypatch: pytest.MonkeyPatch) -> kserve.ApiClient:
-    """KServe's client, able to find the Kubernetes models that KServe's name but its package lacks."""
+    """Return KServe's client with the Kubernetes models that its package lacks."""
     other_names = {"K8sIoApiAppsV1DeploymentStrategy": "V1DeploymentStrategy"}
 
     def kubernetes_model(name: str) -> type:
@@ -69,12 +69,12 @@ def sdk(monkeypatch: pytest.MonkeyPatch) -> kserve.ApiClient:
 
 
 def read_and_write(sdk: kserve.ApiClient, manifest: Manifest) -> Manifest:
-    """Send a manifest through KServe's models, which know no other fields than the API has."""
+    """Parse a manifest with KServe's models and serialize it again; they know only the API's fields."""
     model = "V1beta1InferenceService" if manifest["kind"] == "InferenceService" else f"V1{manifest['kind']}"
     response = SimpleNamespace(data=json.dumps(manifest))
     written: Manifest = sdk.sanitize_for_serialization(sdk.deserialize(response, model))
     if manifest["kind"] == "InferenceService":
-        # The one thing that the SDK puts in: an empty name, which says as much as none.
+        # The SDK adds only an empty name.
         assert written["spec"]["predictor"]["model"].pop("name") == ""
     return written
 
@@ -184,7 +184,7 @@ def test_mlserver_writes_only_to_writable_directories(name: str) -> None:
 
 @pytest.mark.parametrize("name", WITH_MLSERVER)
 def test_mlserver_reports_a_refused_request_without_a_traceback(name: str) -> None:
-    # Only errors of a worker process are answered with their message; the transformer reads it.
+    # The transformer reads the message of an error, which MLServer sends only for errors of a worker process.
     settings = environment(service(name)["spec"]["predictor"]["model"])
     assert int(settings["MLSERVER_PARALLEL_WORKERS"]) >= 1
     assert settings["MLSERVER_DEBUG"] == "false"
@@ -324,12 +324,12 @@ def test_autoscaling_starts_with_two_replicas_and_uses_metrics_of_the_hpa() -> N
         assert 2 <= component["minReplicas"] < component["maxReplicas"]
         assert component["scaleMetric"] == "cpu"
         assert 1 <= component["scaleTarget"] <= 100
-        # A percentage of what is requested needs a request.
+        # The target is a percentage of the requested resources.
         assert all(container["resources"]["requests"]["cpu"] for container in containers(component))
 
 
 def test_the_images_user_is_a_number_that_is_not_root() -> None:
-    # runAsNonRoot above is checked by the kubelet against this number; a name would stop the pod.
+    # The kubelet checks runAsNonRoot against this number; with a name, the pod would not start.
     users = re.findall(r"^USER\s+(\S+)$", (ROOT / "Dockerfile.transformer").read_text(), re.MULTILINE)
     assert [int(part) > 0 for part in users[-1].split(":")] == [True, True]
 

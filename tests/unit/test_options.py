@@ -108,7 +108,7 @@ def test_every_setting_is_an_argument_with_the_same_default():
 def test_every_argument_of_kserve_is_a_setting_or_refused():
     names = {field.name for field in dataclasses.fields(Settings)}
     refused = {argument.removeprefix("--") for argument in REFUSED}
-    # KServe's server reads this one itself.
+    # KServe's server reads this argument itself.
     others = {action.dest for action in kserve_parser._actions} - names - refused
     assert others == {"configure_logging"}
 

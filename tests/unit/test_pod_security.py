@@ -8,7 +8,7 @@ import pytest
 from tests.support.cluster.manifests import BASE, EVERY_MANIFEST, Manifest, pods, service
 from tests.support.cluster.pod_security import violations
 
-#: What KServe v0.20 gives its storage initializer (ClusterStorageContainer `default`).
+#: The storage initializer of KServe v0.20 (ClusterStorageContainer `default`).
 BY_THE_CHART = {
     "allowPrivilegeEscalation": False,
     "privileged": False,
@@ -64,7 +64,7 @@ def changed(pod: Manifest, where: tuple[str | int, ...], field: str, value: obje
 
 
 def restricted_pod() -> Manifest:
-    """A pod that is admitted, with a container of each kind."""
+    """Return a pod that meets the standard, with a container of each kind."""
     pod = pods(service(BASE))["transformer"]
     container = pod["spec"]["containers"][0]
     return changed(pod, POD, "initContainers", [copy.deepcopy(container) | {"name": "first"}])

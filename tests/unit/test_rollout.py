@@ -78,7 +78,7 @@ async def test_a_failed_rollout_between_unrelated_versions_is_undone_in_one_step
 
 
 async def test_a_half_finished_change_of_both_components_is_undone_in_one_step(pair, tmp_path, monkeypatch):
-    """Both were to change at once, and one of them did."""
+    """Both components were to change at once, and only one has changed."""
     target = InMemoryTarget(pair.new)
 
     async def only_one(uri: str, progress: Any) -> None:
@@ -101,7 +101,7 @@ async def test_a_forced_rollout_does_not_need_the_current_versions_bundle(pair, 
 
 
 async def test_a_version_that_the_transformer_knows_changes_the_predictor_first(pair):
-    """Rolling an older version out is the way back."""
+    """Rolling out an older version goes back."""
     target = InMemoryTarget(pair.new)
     assert await rollout(target, str(pair.old), ignore_progress) == "v1"
     assert target.steps == ["predictor v1", "transformer v1"]
@@ -166,7 +166,7 @@ async def test_a_failed_step_restores_the_canary_that_was_there(percent, pair, m
     target = InMemoryTarget(pair.old)
     await rollout(target, str(pair.new), ignore_progress, canary=20)
     before, target.steps = target.now, []
-    # Nothing answers: the last step of all fails.
+    # The last step fails because nothing answers.
     monkeypatch.setattr(target, "score", failing("no answer"))
     with pytest.raises(RolloutError, match="the previous state is restored: no answer"):
         await rollout(target, str(pair.new), ignore_progress, canary=percent)
@@ -237,14 +237,14 @@ async def test_a_rollback_does_not_need_the_bundle_of_the_version_that_it_remove
 
 
 async def test_another_version_of_the_same_name_is_not_taken_for_a_known_one(pair, tmp_path):
-    """Another v1 than the one that v2 was trained after."""
+    """This v1 is not the one that v2 was trained after."""
     target = InMemoryTarget(unrelated_version(pair.new, tmp_path / "v1", "v1"))
     with pytest.raises(RolloutError, match="v2 does not recognise v1, which serves now"):
         await rollout(target, str(pair.new), ignore_progress)
 
 
 def failing(message: str) -> Any:
-    """A step that fails."""
+    """Return a step that fails."""
 
     async def fail(*_: object) -> Any:
         raise TargetError(message)

@@ -17,7 +17,7 @@ REMOVED = object()
 
 
 def changed(document, path, value):
-    """A copy of the document with one value set, or taken away."""
+    """Return a copy of the document with one value set or removed."""
     document = copy.deepcopy(document)
     inner = document
     for key in path[:-1]:

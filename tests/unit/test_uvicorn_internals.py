@@ -37,7 +37,7 @@ async def _protocol() -> HttpToolsProtocol:
 
 async def test_the_protocol_has_what_we_rely_on():
     protocol = await _protocol()
-    # These are set by the first request.
+    # The first request sets these.
     later = {"url"}
     for name, why in PROTOCOL.items():
         assert hasattr(protocol, name) or name in later, _MOVED.format(
@@ -57,7 +57,7 @@ async def test_a_cycle_and_its_flow_control_have_what_we_rely_on():
     for name, why in FLOW.items():
         assert hasattr(protocol.flow, name), _MOVED.format(owner="FlowControl", name=name, why=why)
     assert isinstance(protocol.flow, FlowControl)
-    # The first is being answered; those behind it wait, the newest at the left.
+    # The first request is being answered; the others wait, the newest at the left.
     assert [cycle.scope["path"] for cycle, _ in protocol.pipeline] == ["/3", "/2"]
     assert protocol.cycle.scope["path"] == "/3"
     assert STATUS_LINE[408].startswith(b"HTTP/1.1 408 ")
@@ -72,7 +72,7 @@ class _Transport(asyncio.Transport):
 
 
 def test_no_other_internal_is_used():
-    """Attributes of `self` that a class of ours does not define itself, or of a cycle or the flow control."""
+    """Checks attributes of `self` that our class does not define, of a cycle and of the flow control."""
     (connection,) = _classes("client_connection.py", "ClientConnection")
     own = _defined(connection)
     used = {node.attr for node in _attributes(connection) if _is_attribute_of(node, "self")}
@@ -103,7 +103,7 @@ def _attributes(of: ast.ClassDef) -> list[ast.Attribute]:
 
 
 def _defined(of: ast.ClassDef) -> set[str]:
-    """Methods of a class, and attributes that it sets on `self`, without those that it extends."""
+    """Return a class's methods and attributes without those that it extends."""
     methods = {node.name for node in of.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     assigned = {
         node.attr

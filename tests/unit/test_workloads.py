@@ -24,7 +24,7 @@ def template(uri: str) -> Json:
 
 
 def deployment(uri: str = "v2", *, progressing: Json | None = None, **status: Any) -> Json:
-    """Three replicas, of generation 2."""
+    """Return a Deployment of three replicas and generation 2."""
     counts = {"observedGeneration": 2, "updatedReplicas": 3, "availableReplicas": 3, "replicas": 3, **status}
     return {
         "metadata": {"generation": 2},
