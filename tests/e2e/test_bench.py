@@ -27,6 +27,7 @@ from benchmarks.systems import FULL_BATCHES, OURS, OURS_CHOSEN, PREDICTOR, SYSTE
 from placement.cli import main
 from predictor.child import ChildProcess
 from predictor.process import free_ports
+from tests.support.waiting import wait_until_sync
 
 TO = "\N{EN DASH}"
 ROWS: list[Any] = [{"score": number} for number in range(20)]
@@ -172,11 +173,8 @@ def test_systems_that_are_not_measured_use_no_cpu():
 
 
 def wait_for_family(server: ServerProcess) -> list[psutil.Process]:
-    deadline = time.monotonic() + 20
-    while len(family := list(server._processes())) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return family
+    wait_until_sync(lambda: len(list(server._processes())) >= 2)
+    return list(server._processes())
 
 
 def seconds(family: list[psutil.Process]) -> float:

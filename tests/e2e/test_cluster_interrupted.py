@@ -41,7 +41,7 @@ def command(versions: Versions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return started
 
 
-async def told(process: Process, text: str) -> str:
+async def progress_line(process: Process, text: str) -> str:
     """Return the line of progress that contains a text."""
     assert process.stderr is not None
     async for line in process.stderr:
@@ -55,7 +55,7 @@ async def stuck(cluster: Cluster, command: Command) -> AsyncIterator[Process]:
     """Start a rollout whose transformer never becomes ready."""
     cluster.reconciles = False
     async with command("rollout", V2) as process:
-        await told(process, "waiting for KServe to update the Deployment")
+        await progress_line(process, "waiting for KServe to update the Deployment")
         assert cluster.uri("transformer") == V2
         yield process
 
@@ -80,7 +80,7 @@ async def test_a_second_ctrl_c_prints_the_command_to_recover(start: Start, comma
         process.send_signal(signal.SIGINT)
         await cluster.held.wait()
         process.send_signal(signal.SIGINT)
-        last = await told(process, "interrupted while rolling back")
+        last = await progress_line(process, "interrupted while rolling back")
         cluster.hold.set()
         _, errors = await process.communicate()
     assert process.returncode == 130

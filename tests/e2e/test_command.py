@@ -10,7 +10,6 @@ import re
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from placement.cli import main
 from predictor.process import free_ports
 from tests.support.paths import PLACEMENT
 from tests.support.sklearn_reference import SklearnReference
+from tests.support.waiting import wait_until_sync
 from training.candidates import SAMPLE
 from training.generator import generate
 from transformer.bundle.format import load_bundle
@@ -69,11 +69,11 @@ def placement_process(*arguments: object, stdin: str = "", env: dict[str, str] |
 def refusal(done: Done, command: str) -> str:
     """Return the error of a failed command, without its name and progress."""
     assert done.returncode == 1
-    progress, found, told = done.stderr.partition(f"placement {command}: ")
+    progress, found, message = done.stderr.partition(f"placement {command}: ")
     assert found, done.stderr
     assert all(re.match(r" *[0-9.]+ s  ", line) for line in progress.splitlines()), done.stderr
-    assert "Traceback" not in told
-    return told.removesuffix("\n")
+    assert "Traceback" not in message
+    return message.removesuffix("\n")
 
 
 # Help
@@ -123,18 +123,18 @@ def test_train_writes_a_version_and_prints_its_uri_and_metrics(tmp_path):
         "train", "--rows", 100, "--storage", tmp_path, "--estimator", "forest-50", "--json"
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["uri"] == str(tmp_path / "placement/v1")
-    assert told["version"] == "v1"
-    assert {"accuracy", "roc_auc", "brier"} <= set(told["metrics"])
-    assert all(0 <= value <= 1 for value in told["metrics"].values())
-    assert load_bundle(told["uri"]).metrics == told["metrics"]
-    assert Path(told["report"]).read_text().startswith("<!doctype html>")
+    message = json.loads(done.stdout)
+    assert message["uri"] == str(tmp_path / "placement/v1")
+    assert message["version"] == "v1"
+    assert {"accuracy", "roc_auc", "brier"} <= set(message["metrics"])
+    assert all(0 <= value <= 1 for value in message["metrics"].values())
+    assert load_bundle(message["uri"]).metrics == message["metrics"]
+    assert Path(message["report"]).read_text().startswith("<!doctype html>")
 
     done = placement(
         "train",
         *("--rows", 100, "--seed", 1, "--storage", tmp_path, "--estimator", "forest-50"),
-        *("--previous", told["uri"]),
+        *("--previous", message["uri"]),
     )
     assert done.returncode == 0, done.stderr
     table = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
@@ -159,15 +159,15 @@ def labelled_csv(path: Path, change: tuple[int, str, str] | None = None) -> Path
 def test_train_refuses_a_version_that_exists(trained_bundle):
     storage = trained_bundle.parent.parent
     before = {path: path.read_bytes() for path in trained_bundle.iterdir()}
-    told = refusal(placement("train", "--storage", storage, "--version", "v1"), "train")
-    assert told == f"{trained_bundle}: this version exists and cannot be overwritten; choose another name"
+    message = refusal(placement("train", "--storage", storage, "--version", "v1"), "train")
+    assert message == f"{trained_bundle}: this version exists and cannot be overwritten; choose another name"
     assert {path: path.read_bytes() for path in trained_bundle.iterdir()} == before
 
 
 def test_train_names_the_row_and_column_of_a_wrong_value(tmp_path):
     file = labelled_csv(tmp_path / "broken.csv", change=(41, "ssc_p", "710"))
-    told = refusal(placement("train", "--storage", tmp_path, "--data", file), "train")
-    assert told == f"{file}: row 42 (line 43), column 'ssc_p': must be 0 to 100, got '710'"
+    message = refusal(placement("train", "--storage", tmp_path, "--data", file), "train")
+    assert message == f"{file}: row 42 (line 43), column 'ssc_p': must be 0 to 100, got '710'"
     assert not (tmp_path / "placement").exists()
 
 
@@ -213,13 +213,14 @@ class Up:
 
     def wait_for(self, what: str) -> None:
         """Wait until it has printed a text."""
-        end = time.monotonic() + TIMEOUT_S
-        while what not in self.told():
-            assert self.process.poll() is None, self.told()
-            assert time.monotonic() < end, self.told()
-            time.sleep(0.02)
 
-    def told(self) -> str:
+        def printed() -> bool:
+            assert self.process.poll() is None, self.output()
+            return what in self.output()
+
+        wait_until_sync(printed, timeout_s=TIMEOUT_S)
+
+    def output(self) -> str:
         return Path(self._stderr.name).read_text()
 
     def family(self) -> list[psutil.Process]:
@@ -248,14 +249,14 @@ def up(trained_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def test_up_once_ends_after_the_answer_to_the_sample(trained_bundle, sklearn_reference, tmp_path):
     with Up(trained_bundle, tmp_path / "up", "--once", "--json") as up:
         output, _ = up.process.communicate(timeout=TIMEOUT_S)
-        assert up.process.returncode == 0, up.told()
-        assert up.told().splitlines()[-1].endswith(" s  stopped")
-    told = json.loads(output)
-    assert told["url"] == f"http://127.0.0.1:{up.port}"
-    assert told["grpc"] == f"127.0.0.1:{up.grpc_port}"
-    assert told["version"] == "v1"
-    assert told["candidate"] == SAMPLE
-    assert told["prediction"]["placement_probability"] == pytest.approx(
+        assert up.process.returncode == 0, up.output()
+        assert up.output().splitlines()[-1].endswith(" s  stopped")
+    message = json.loads(output)
+    assert message["url"] == f"http://127.0.0.1:{up.port}"
+    assert message["grpc"] == f"127.0.0.1:{up.grpc_port}"
+    assert message["version"] == "v1"
+    assert message["candidate"] == SAMPLE
+    assert message["prediction"]["placement_probability"] == pytest.approx(
         sklearn_reference.probabilities([SAMPLE])[0]
     )
 
@@ -267,9 +268,9 @@ def test_ctrl_c_stops_every_child_of_up(trained_bundle, tmp_path):
         assert len(family) > 4, "the model server, the transformer and the guard of each"
         up.process.send_signal(signal.SIGINT)
         output, _ = up.process.communicate(timeout=TIMEOUT_S)
-        assert up.process.returncode == 0, up.told()
+        assert up.process.returncode == 0, up.output()
         assert psutil.wait_procs(family, timeout=10)[1] == []
-        assert "Traceback" not in up.told()
+        assert "Traceback" not in up.output()
     # The output while it was ready has a curl command to copy.
     assert f"ready      http://127.0.0.1:{up.port}  (gRPC 127.0.0.1:{up.grpc_port})" in output
     assert f"curl http://127.0.0.1:{up.port}/v1/models/placement:predict -d " in output
@@ -281,9 +282,9 @@ def test_a_signal_before_up_is_ready_stops_every_child(number, trained_bundle, t
         up.wait_for("is loading placement")
         family = up.family()
         up.process.send_signal(number)
-        assert up.process.wait(TIMEOUT_S) == 0, up.told()
+        assert up.process.wait(TIMEOUT_S) == 0, up.output()
         assert psutil.wait_procs(family, timeout=10)[1] == []
-        assert "Traceback" not in up.told()
+        assert "Traceback" not in up.output()
 
 
 def test_the_printed_curl_command_works(trained_bundle, up, sklearn_reference):
@@ -314,8 +315,8 @@ def test_up_refuses_the_directory_of_a_running_service(trained_bundle, up):
         *("up", "--model", trained_bundle, "--run", up.directory),
         *itertools.chain(*zip(("--port", "--grpc-port"), free_ports(2), strict=True)),
     )
-    told = refusal(done, "up")
-    assert told == (
+    message = refusal(done, "up")
+    assert message == (
         f"{up.directory}: a local service runs here; stop it, or name another directory with --run"
     )
     assert (up.directory / "control.json").read_text() == control
@@ -350,20 +351,20 @@ def test_ctrl_c_during_a_rollout_restores_the_previous_state(trained_bundle, up,
         text=True,
     )
     assert rolling.stderr is not None
-    told = ""
-    while "starting with placement v2" not in told:
-        told += rolling.stderr.readline()
+    message = ""
+    while "starting with placement v2" not in message:
+        message += rolling.stderr.readline()
     rolling.send_signal(signal.SIGINT)
-    told += rolling.communicate(timeout=TIMEOUT_S)[1]
-    assert rolling.returncode == 130, told
-    assert told.splitlines()[-1].endswith("the previous state is restored"), told
+    message += rolling.communicate(timeout=TIMEOUT_S)[1]
+    assert rolling.returncode == 130, message
+    assert message.splitlines()[-1].endswith("the previous state is restored"), message
     after = placement("status", "--run", up.directory, "--json")
     uris = ("transformer_uri", "predictor_uri", "previous_uri", "canary")
     assert [json.loads(after.stdout)[name] for name in uris] == [
         json.loads(before.stdout)[name] for name in uris
     ]
     assert len(up.family()) == len(family)
-    assert "Traceback" not in told + up.told()
+    assert "Traceback" not in message + up.output()
 
 
 # predict
@@ -485,8 +486,8 @@ def test_predict_reports_a_bad_value_by_its_place_in_the_file(
     value, problem, protocol, up, candidates, unlabelled
 ):
     file = unlabelled([*candidates[:699], {**candidates[699], "ssc_p": value}, *candidates[700:]])
-    told = refusal(ask(up, protocol, file), "predict")
-    assert told.startswith(f"{file}: row 700 (line 701), column 'ssc_p': {problem}")
+    message = refusal(ask(up, protocol, file), "predict")
+    assert message.startswith(f"{file}: row 700 (line 701), column 'ssc_p': {problem}")
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -141,9 +141,9 @@ def test_a_component_that_dies_is_reported_and_no_process_is_left(trained_bundle
         with pytest.raises(LocalServiceError) as raised:
             watching.result(timeout=10)
     (log,) = tmp_path.glob("predictor-*.log")
-    told = str(raised.value).splitlines()
-    assert told[0] == f"the predictor ended with status 137; the last lines of {log}:"
-    assert told[1:] == [f"  {line}" for line in log.read_text().splitlines()[-20:]]
+    message = str(raised.value).splitlines()
+    assert message[0] == f"the predictor ended with status 137; the last lines of {log}:"
+    assert message[1:] == [f"  {line}" for line in log.read_text().splitlines()[-20:]]
     assert still_running(processes) == []
 
 

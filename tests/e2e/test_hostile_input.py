@@ -40,9 +40,9 @@ JSON_TYPE = {"content-type": "application/json"}
 @pytest.fixture(scope="module")
 def ask(transformer_process: TransformerProcess) -> Iterator[MalformedRequestClient]:
     """A client of a transformer process that must survive all requests."""
-    with connect_client(transformer_process.http_port, transformer_process.grpc_port) as asking:
-        yield asking
-        assert asking.v1([SAMPLE]).status == "answered"
+    with connect_client(transformer_process.http_port, transformer_process.grpc_port) as client:
+        yield client
+        assert client.v1([SAMPLE]).status == "answered"
         assert transformer_process.poll() is None, transformer_process.tail()
 
 
@@ -212,8 +212,8 @@ def test_candidates_get_the_same_answer_or_error_over_v1_v2_and_grpc(rows, ask):
         first = Outcome(first.status, first.content.replace("instances[", "inputs.candidates["))
     documents = tuple(json.dumps(row).encode() for row in rows)
     tensors = [Tensor("candidates", "BYTES", (len(rows),), documents)]
-    for way in (ask.v2_json, ask.v2_binary, ask.grpc_typed, ask.grpc_raw):
-        assert_same(first, way(tensors))
+    for send in (ask.v2_json, ask.v2_binary, ask.grpc_typed, ask.grpc_raw):
+        assert_same(first, send(tensors))
 
 
 #: Well-formed requests to change: path, JSON, and binary data.

@@ -27,7 +27,7 @@ from predictor.process import free_ports
 from tests.support.inference_service import SPEC
 
 
-class Standin:
+class SleepingProcess:
     """A process that is ready at its second readiness check."""
 
     def __init__(self, *_: object) -> None:
@@ -55,9 +55,9 @@ class Standin:
 
 
 @pytest.fixture(autouse=True)
-def standins(monkeypatch):
-    monkeypatch.setattr(supervisor, "TransformerProcess", Standin)
-    monkeypatch.setattr(supervisor, "start_predictor", Standin)
+def sleeping_processes(monkeypatch):
+    monkeypatch.setattr(supervisor, "TransformerProcess", SleepingProcess)
+    monkeypatch.setattr(supervisor, "start_predictor", SleepingProcess)
     monkeypatch.setattr(supervisor, "install_predictor", lambda *_: Path())
     for module in (supervisor, tracks):
         monkeypatch.setattr(module, "_POLL_S", 0.01)
@@ -107,7 +107,7 @@ CHANGES: dict[str, tuple[Change, str | None]] = {
 
 
 @contextlib.asynccontextmanager
-async def served(versions: Versions, canary: str | None, logs: Path) -> AsyncIterator[VersionSwitch]:
+async def running_service(versions: Versions, canary: str | None, logs: Path) -> AsyncIterator[VersionSwitch]:
     serving = VersionSwitch(ProcessSupervisor(SPEC, logs), TrackRouter("placement", "default"))
     try:
         await serving.start(versions.old, ignore_progress)
@@ -189,7 +189,7 @@ async def test_an_interrupted_change_leaves_only_the_processes_that_serve(change
     work, canary = change
     for moment in itertools.count():
         none, nowhere = running(), listening()
-        async with served(versions, canary, tmp_path) as serving:
+        async with running_service(versions, canary, tmp_path) as serving:
             changing = await run_until(moment, work(serving, versions))
             if changing is not None:
                 changing.cancel()
@@ -216,7 +216,7 @@ async def test_a_service_that_stops_during_a_change_leaves_no_process(
     work, canary = CHANGES[change]
     for moment in itertools.count():
         none, nowhere = running(), listening()
-        async with served(versions, canary, tmp_path) as serving:
+        async with running_service(versions, canary, tmp_path) as serving:
             changing = await run_until(moment, work(serving, versions))
             if changing is not None and interrupted:
                 changing.cancel()
@@ -230,7 +230,7 @@ async def test_a_service_that_stops_during_a_change_leaves_no_process(
 
 async def test_a_change_can_be_undone(versions, tmp_path):
     """The previous version is known, also after a change back."""
-    async with served(versions, None, tmp_path) as serving:
+    async with running_service(versions, None, tmp_path) as serving:
         await serving.change_both(versions.new, ignore_progress)
         assert serving.history == [versions.old]
         await serving.change_predictor(versions.other, ignore_progress)

@@ -27,22 +27,22 @@ async def test_the_local_service_is_rolled_out_through_its_control_endpoint(pair
         target = LocalTarget(file)
         assert await target.state() == State(str(pair.old), str(pair.old))
         watching = asyncio.create_task(local.watch())
-        told: list[str] = []
-        await rollout(target, str(pair.new), told.append, canary=50)
+        progress: list[str] = []
+        await rollout(target, str(pair.new), progress.append, canary=50)
         assert (await target.state()).canary == Canary(str(pair.new), 50)
-        assert "checking the answers of v2 and v1" in told
+        assert "checking the answers of v2 and v1" in progress
         await status_shows_the_canary(pair, tmp_path)
         candidates = pair.candidates[:1]
         versions = [(await target.score(candidates, "placement")).version for _ in range(60)]
         assert 10 <= versions.count("v2") <= 50
-        await rollout(target, str(pair.new), told.append)
+        await rollout(target, str(pair.new), progress.append)
         assert await target.state() == State(str(pair.new), str(pair.new), str(pair.old))
-        assert any("predictor" in line for line in told)
+        assert any("predictor" in line for line in progress)
         assert 'version="v2"' in (await target.metrics())["transformer"]
         with pytest.raises(RolloutError, match="the previous state is restored"):
-            await rollout(target, str(broken_model(pair.new, tmp_path)), told.append, force=True)
+            await rollout(target, str(broken_model(pair.new, tmp_path)), progress.append, force=True)
         await only_the_token_opens(json.loads(file.read_text()))
-        assert await rollback(target, told.append) == "v1"
+        assert await rollback(target, progress.append) == "v1"
         assert not watching.done(), "a version that cannot be loaded does not end the service"
         watching.cancel()
     assert not file.exists()

@@ -64,11 +64,11 @@ def local_service(bundle: Path, run: Path, temporary: Path) -> Iterator[tuple[st
     port, grpc_port = free_ports(2)
     ports = ("--port", str(port), "--grpc-port", str(grpc_port))
     run.mkdir()
-    with (run / "said").open("wb") as said:
+    with (run / "stderr").open("wb") as stderr:
         process = subprocess.Popen(
             [PLACEMENT, "up", "--model", bundle, "--run", run, *ports],
             stdout=subprocess.PIPE,
-            stderr=said,
+            stderr=stderr,
             text=True,
             env={**os.environ, "TMPDIR": str(temporary)},
         )
@@ -77,11 +77,11 @@ def local_service(bundle: Path, run: Path, temporary: Path) -> Iterator[tuple[st
     watchdog.start()
     try:
         while not (line := process.stdout.readline()).startswith("ready"):
-            assert line, (run / "said").read_text()
+            assert line, (run / "stderr").read_text()
         yield f"http://127.0.0.1:{port}", f"127.0.0.1:{grpc_port}"
     finally:
         process.terminate()
-        (run / "told").write_text(process.communicate()[0])
+        (run / "stdout").write_text(process.communicate()[0])
         watchdog.cancel()
 
 
@@ -118,6 +118,8 @@ async def test_no_value_of_a_candidate_is_in_anything_that_the_local_service_wri
         written = written_below(run, temporary)
     written |= written_below(run, temporary)
     names = " ".join(path.name for path in written)
-    assert all(name in names for name in ("transformer-v1-", "predictor-v1-", "said", "told", "bundle.json"))
+    assert all(
+        name in names for name in ("transformer-v1-", "predictor-v1-", "stderr", "stdout", "bundle.json")
+    )
     assert {path: found for path, text in written.items() if (found := traces_in(text))} == {}
     assert traces_in(metrics) == []

@@ -31,7 +31,7 @@ GROWTH = 16 * 2**20
 
 
 @dataclass
-class Front:
+class OverloadedTransformer:
     """A transformer with a small queue, and the checker of its answers."""
 
     process: TransformerProcess
@@ -48,14 +48,14 @@ class Front:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def front(pair, tmp_path_factory) -> AsyncIterator[Front]:
+async def transformer(pair, tmp_path_factory) -> AsyncIterator[OverloadedTransformer]:
     run = tmp_path_factory.mktemp("overload")
     options = (f"--max_waiting_rows={WAITING}", f"--max_batch_rows={WAITING}")
     async with (
         running_predictor(pair.old, run / "predictor.log") as behind,
         running_transformer(pair.old, behind.http_port, run / "transformer.log", *options) as process,
     ):
-        yield Front(process, checker_for(pair))
+        yield OverloadedTransformer(process, checker_for(pair))
 
 
 def check(tally: Tally) -> None:
@@ -66,33 +66,33 @@ def check(tally: Tally) -> None:
     assert tally.answered.total()
 
 
-async def check_recovered(front: Front) -> None:
+async def check_recovered(transformer: OverloadedTransformer) -> None:
     """Check that a load within the limits is answered."""
-    await wait_until_healthy(front.process, front.process.http_port, "ready")
+    await wait_until_healthy(transformer.process, transformer.process.http_port, "ready")
     for _ in range(3):
-        tally = await front.all_at_once(WAITING // SIZE)
+        tally = await transformer.all_at_once(WAITING // SIZE)
         assert (tally.faults, dict(tally.failed)) == ({}, {})
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_ten_times_the_queue_limit_at_once_is_answered_without_growing_memory(front):
+async def test_ten_times_the_queue_limit_at_once_is_answered_without_growing_memory(transformer):
     first = 0
     for number in range(ROUNDS):
-        tally = await front.all_at_once()
+        tally = await transformer.all_at_once()
         assert tally.requests == REQUESTS
         check(tally)
         if number == FIRST:
-            first = front.memory
-    print(f"\nmemory: {first >> 20} MiB, after {ROUNDS * REQUESTS} requests {front.memory >> 20} MiB")
-    assert front.memory <= first + GROWTH
-    await check_recovered(front)
+            first = transformer.memory
+    print(f"\nmemory: {first >> 20} MiB, after {ROUNDS * REQUESTS} requests {transformer.memory >> 20} MiB")
+    assert transformer.memory <= first + GROWTH
+    await check_recovered(transformer)
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_hundreds_of_clients_without_pauses_are_all_answered(front, pair):
-    url, grpc_address = addresses(front.process)
+async def test_hundreds_of_clients_without_pauses_are_all_answered(transformer, pair):
+    url, grpc_address = addresses(transformer.process)
     async with under_load(pair, url, grpc_address, clients=100, pause_s=0.0) as tally:
         await tally.reach(lambda now: now.requests >= 5000)
     print(f"\n{tally}; slowest: {tally.slowest_s}")
     check(tally)
-    await check_recovered(front)
+    await check_recovered(transformer)

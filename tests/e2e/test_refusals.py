@@ -110,9 +110,9 @@ def refused(
 
 @pytest.mark.parametrize("case", BUNDLES)
 def test_the_transformer_does_not_start_with_a_bundle_that_is(case, refused):
-    output, told = refused[case].communicate(timeout=TIMEOUT_S)
+    output, message = refused[case].communicate(timeout=TIMEOUT_S)
     assert refused[case].returncode == 1
-    (line,) = told.splitlines()
+    (line,) = message.splitlines()
     _, problem, advice = BUNDLES[case]
     number = list(BUNDLES).index(case)
     assert line.startswith("transformer: ")
@@ -160,9 +160,11 @@ def test_up_refuses_a_model_that_differs_from_its_digest(small, tmp_path):
     version = damaged_copy(small, tmp_path / "v1")
     port, grpc_port = free_ports(2)
     done = placement("up", "--model", version, "--run", tmp_path, "--port", port, "--grpc-port", grpc_port)
-    told = refusal(done)
-    assert told.startswith(f"{version}/{MODEL_FILE}: SHA-256 is ")
-    assert told.endswith(": the file was changed; restore it, or write a new version with `placement train`")
+    message = refusal(done)
+    assert message.startswith(f"{version}/{MODEL_FILE}: SHA-256 is ")
+    assert message.endswith(
+        ": the file was changed; restore it, or write a new version with `placement train`"
+    )
 
 
 # Storage that fails while a version is written
@@ -194,9 +196,9 @@ def test_a_full_disk_while_copying_a_version_is_reported(small, tmp_path):
         *("up", "--model", small, "--run", tmp_path / "run", "--port", port, "--grpc-port", grpc_port),
         longest_file=500,
     )
-    told = refusal(done)
-    assert told.startswith(f"{small}: cannot be copied to ")
-    assert told.endswith(": File too large")
+    message = refusal(done)
+    assert message.startswith(f"{small}: cannot be copied to ")
+    assert message.endswith(": File too large")
 
 
 def test_unreachable_s3_storage_is_reported_before_training():
@@ -210,11 +212,11 @@ def test_unreachable_s3_storage_is_reported_before_training():
     done = placement(
         *TRAIN, "s3://bucket/models", env={**os.environ, **s3, "AWS_DEFAULT_REGION": "us-east-1"}
     )
-    told = refusal(done)
-    assert told.startswith(
+    message = refusal(done)
+    assert message.startswith(
         's3://bucket/models/placement: Could not connect to the endpoint URL: "http://127.0.0.1:1/'
     )
-    assert told.endswith("; set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL")
+    assert message.endswith("; set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL")
     assert "choosing" not in done.stderr
 
 

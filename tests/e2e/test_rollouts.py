@@ -14,7 +14,7 @@ SILENT_KILLER = "category_renamed"
 ONLY_LONG = {
     "apply_out_predictor_late",
     "apply_out_transformer_late",
-    "newcomers_in_a_rollout",
+    "new_only_candidates_in_a_rollout",
     "rollout_over_grpc",
     "rolling_update",
     "unknown_models",

@@ -47,22 +47,22 @@ class Client:
         self._rows = rows
         self._signature = sklearn_reference.bundle.signature
         self._expected = pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12)
-        self.asked = self.answered = 0
+        self.requests = self.answered = 0
 
     def over_rest(self, process: TransformerProcess) -> None:
         """Use one connection until a response closes it."""
         body = json.dumps({"instances": self._rows})
         connection = http.client.HTTPConnection("127.0.0.1", process.http_port, timeout=60)
         with contextlib.closing(connection):
-            told = False
-            while not told:
-                self.asked += 1
+            closed = False
+            while not closed:
+                self.requests += 1
                 connection.request("POST", V1_PREDICT, body)
                 response = connection.getresponse()
                 content = json.loads(response.read())
                 assert response.status == 200, content
                 self._check([one["placement_probability"] for one in content["predictions"]])
-                told = response.will_close
+                closed = response.will_close
 
     def over_grpc(self, process: TransformerProcess) -> None:
         """Use one channel until a call is refused."""
@@ -70,7 +70,7 @@ class Client:
         with grpc.insecure_channel(f"127.0.0.1:{process.grpc_port}") as channel:
             stub = GRPCInferenceServiceStub(channel)
             while True:
-                self.asked += 1
+                self.requests += 1
                 try:
                     answer = stub.ModelInfer(message, timeout=60)
                 except grpc.RpcError as error:
@@ -85,7 +85,7 @@ class Client:
 
 
 @contextlib.contextmanager
-def standing_still(predictor: PredictorProcess) -> Iterator[None]:
+def suspended(predictor: PredictorProcess) -> Iterator[None]:
     """Suspend the model server while the block runs."""
     server = psutil.Process(predictor.pid)
     members = [server, *server.children(recursive=True)]
@@ -124,15 +124,17 @@ def test_requests_accepted_before_sigterm_are_answered_while_the_predictor(
         ThreadPoolExecutor(len(clients)) as threads,
     ):
         processes = process_families(process.pid)
-        ways = [Client.over_rest] * CLIENTS + [Client.over_grpc] * CLIENTS
-        asking = [threads.submit(way, client, process) for way, client in zip(ways, clients, strict=True)]
-        wait_until_sync(lambda: all(client.answered >= SOME for client in clients) or any_failed(asking))
-        with standing_still(mlserver) if predictor == "stands still" else contextlib.nullcontext():
+        methods = [Client.over_rest] * CLIENTS + [Client.over_grpc] * CLIENTS
+        pending = [
+            threads.submit(method, client, process) for method, client in zip(methods, clients, strict=True)
+        ]
+        wait_until_sync(lambda: all(client.answered >= SOME for client in clients) or any_failed(pending))
+        with suspended(mlserver) if predictor == "stands still" else contextlib.nullcontext():
             os.kill(process.pid, signal.SIGTERM)
             wait_until_sync(lambda: not is_ready(process))
             if predictor == "stands still":
                 assert process.poll() is None, "its callers wait"
-        for one in asking:
+        for one in pending:
             one.result(timeout=60)
         assert still_running(processes) == []
         assert process.stop() == 0, "and not because it was killed"
@@ -141,5 +143,5 @@ def test_requests_accepted_before_sigterm_are_answered_while_the_predictor(
     assert " ERROR " not in output
 
 
-def any_failed(asking: list[Future[None]]) -> bool:
-    return any(one.done() and one.exception() for one in asking)
+def any_failed(pending: list[Future[None]]) -> bool:
+    return any(one.done() and one.exception() for one in pending)

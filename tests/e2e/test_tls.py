@@ -201,7 +201,7 @@ HOPS = {"v1": "sklearnserver", "v2": "mlserver", "grpc-v2": "mlserver"}
 
 
 @pytest.fixture
-def behind(request: pytest.FixtureRequest, hop: str) -> int:
+def predictor_port(request: pytest.FixtureRequest, hop: str) -> int:
     """Port of the model server."""
     process: PredictorProcess = request.getfixturevalue(HOPS[hop])
     return process.grpc_port if hop == "grpc-v2" else process.http_port
@@ -209,12 +209,12 @@ def behind(request: pytest.FixtureRequest, hop: str) -> int:
 
 @pytest.mark.parametrize("hop", HOPS)
 def test_a_predictor_with_a_certificate_of_the_authority_is_trusted(
-    hop, behind, authority, trained_bundle, sklearn_reference, candidates, tmp_path
+    hop, predictor_port, authority, trained_bundle, sklearn_reference, candidates, tmp_path
 ):
     """KServe sets an argument, and the authority's file in the environment."""
     arguments = (f"--predictor_protocol={hop}", "--predictor_use_ssl=true")
     environment = {"REQUESTS_CA_BUNDLE": str(authority.file)}
-    terminator = Terminator(behind)
+    terminator = Terminator(predictor_port)
     terminator.show(authority.certificate(HERE))
     log = tmp_path / "transformer.log"
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(terminator.running()):
@@ -240,21 +240,21 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("hop", ["v2", "grpc-v2"])
 async def test_a_predictor_with_any_other_certificate_is_not_trusted_and_the_log_says_why(
-    hop, wrong, behind, authority, another, trained_bundle, candidates, monkeypatch, caplog
+    hop, wrong, predictor_port, authority, another, trained_bundle, candidates, monkeypatch, caplog
 ):
-    by, host, lasts, named, told = WRONG[wrong]
+    by, host, lasts, named, logged_error = WRONG[wrong]
     monkeypatch.setattr(pool, "GRACE_S", 0.2)
     monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
     if named:
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority.file))
-    terminator = Terminator(behind)
+    terminator = Terminator(predictor_port)
     terminator.show({"ours": authority, "another": another}[by].certificate(host, lasts))
     async with terminator.running():
         options = (f"{HERE}:{terminator.port}", f"--predictor_protocol={hop}", "--predictor_use_ssl=true")
         with transformer_log(caplog):
             async with in_process_transformer(trained_bundle, *options, ready=False) as transformer:
                 assert (await transformer.http.get("/v2/health/ready")).status_code == 503
-                await wait_until(lambda: re.search(told, caplog.text))
+                await wait_until(lambda: re.search(logged_error, caplog.text))
                 answer = await transformer.http.post(V1_PREDICT, json={"instances": candidates})
                 assert answer.status_code == 503
                 assert answer.json() == {"error": "no verified predictor connection available"}

@@ -51,7 +51,7 @@ def start(stack, pair, sklearn_reference):
     return start
 
 
-def asked(transformer: InProcessTransformer, rows: list[dict], **headers: str) -> asyncio.Task:
+def send(transformer: InProcessTransformer, rows: list[dict], **headers: str) -> asyncio.Task:
     return asyncio.create_task(transformer.http.post(V1_PREDICT, json={"instances": rows}, headers=headers))
 
 
@@ -63,9 +63,9 @@ def probabilities(response) -> list[float]:
 async def test_queued_requests_are_sent_as_one_call(start, pair, sklearn_reference):
     transformer, predictor = await start("--predictor_connections=1")
     predictor.may_answer.clear()
-    first = asked(transformer, pair.candidates[:1])
+    first = send(transformer, pair.candidates[:1])
     await wait_until(lambda: predictor.plain_calls)
-    rest = [asked(transformer, [one]) for one in pair.candidates[1:40]]
+    rest = [send(transformer, [one]) for one in pair.candidates[1:40]]
     await asyncio.sleep(0.1)
     predictor.may_answer.set()
     answers = [probabilities(await one) for one in (first, *rest)]
@@ -82,7 +82,7 @@ async def test_answered_requests_are_freed_without_the_garbage_collector(start, 
     try:
         for rows in (pair.candidates[:1], pair.candidates[:50]):
             for _ in range(10):
-                probabilities(await asked(transformer, rows))
+                probabilities(await send(transformer, rows))
         left = sum(isinstance(one, Job) for one in gc.get_objects())
     finally:
         gc.enable()
@@ -96,7 +96,7 @@ async def test_failed_requests_are_freed_without_the_garbage_collector(start, pa
     gc.collect()
     gc.disable()
     try:
-        many = [asked(transformer, pair.candidates[:8]) for _ in range(60)]
+        many = [send(transformer, pair.candidates[:8]) for _ in range(60)]
         statuses = {(await one).status_code for one in many}
         many.clear()
         left = sum(isinstance(one, Job) for one in gc.get_objects())
@@ -114,7 +114,7 @@ async def test_callers_that_resend_at_once_share_calls(start, pair):
 
     async def asks_again(candidate: dict) -> None:
         for _ in range(20):
-            probabilities(await asked(transformer, [candidate]))
+            probabilities(await send(transformer, [candidate]))
 
     await asyncio.gather(*map(asks_again, pair.candidates[:callers]))
     full = sum(len(matrix) >= 0.9 * callers for matrix, _ in predictor.plain_calls)
@@ -143,10 +143,10 @@ async def test_callers_that_do_not_resend_are_not_waited_for():
 async def test_a_call_has_at_most_max_batch_rows_candidates(start, pair, sklearn_reference):
     transformer, predictor = await start("--predictor_connections=1", "--max_batch_rows=10")
     predictor.may_answer.clear()
-    asking = [asked(transformer, [one]) for one in pair.candidates[:31]]
+    responses = [send(transformer, [one]) for one in pair.candidates[:31]]
     await wait_until(lambda: predictor.plain_calls)
     predictor.may_answer.set()
-    answers = [probabilities(await one) for one in asking]
+    answers = [probabilities(await one) for one in responses]
     assert [one for (one,) in answers] == pytest.approx(
         sklearn_reference.probabilities(pair.candidates[:31]), abs=1e-12
     )
@@ -157,9 +157,9 @@ async def test_a_large_request_is_split_so_that_small_ones_do_not_wait_for_it(st
     transformer, predictor = await start("--predictor_connections=1", "--max_batch_rows=16")
     predictor.may_answer.clear()
     many = (pair.candidates * 5)[:300]
-    large = asked(transformer, many)
+    large = send(transformer, many)
     await wait_until(lambda: predictor.plain_calls)
-    small = [asked(transformer, [one]) for one in pair.candidates[:8]]
+    small = [send(transformer, [one]) for one in pair.candidates[:8]]
     await asyncio.sleep(0.1)
     predictor.may_answer.set()
     for one, candidate in zip(small, pair.candidates, strict=False):
@@ -174,30 +174,30 @@ async def test_a_call_never_mixes_credentials(start, pair, sklearn_reference):
     transformer, predictor = await start("--predictor_connections=2")
     predictor.may_answer.clear()
     callers = {f"Bearer {number}": pair.candidates[20 * number : 20 * number + 20] for number in range(4)}
-    asking = {
-        (caller, number): asked(transformer, [rows[number]], authorization=caller)
+    responses = {
+        (caller, number): send(transformer, [rows[number]], authorization=caller)
         for number in range(20)
         for caller, rows in callers.items()
     }
     await wait_until(lambda: predictor.plain_calls)
     predictor.may_answer.set()
-    for (caller, number), one in asking.items():
+    for (caller, number), one in responses.items():
         expected = sklearn_reference.probabilities([callers[caller][number]])
         assert probabilities(await one) == pytest.approx(expected, abs=1e-12)
     own = {caller: set(map(tuple, sklearn_reference.encode(rows))) for caller, rows in callers.items()}
     for matrix, headers in predictor.plain_calls:
         assert set(map(tuple, matrix)) <= own[headers["authorization"]]
     # Requests of the same caller shared calls.
-    assert len(predictor.plain_calls) < len(asking) / 2
+    assert len(predictor.plain_calls) < len(responses) / 2
 
 
 async def test_headers_that_identify_a_request_are_sent_only_if_the_call_has_no_other_request(start, pair):
     transformer, predictor = await start("--predictor_connections=1")
-    await asked(transformer, pair.candidates[:1], **{"x-request-id": "alone"})
+    await send(transformer, pair.candidates[:1], **{"x-request-id": "alone"})
     predictor.may_answer.clear()
-    first = asked(transformer, pair.candidates[:1], **{"x-request-id": "first"})
+    first = send(transformer, pair.candidates[:1], **{"x-request-id": "first"})
     await wait_until(lambda: len(predictor.plain_calls) == 2)
-    others = [asked(transformer, [one], **{"x-request-id": "other"}) for one in pair.candidates[:3]]
+    others = [send(transformer, [one], **{"x-request-id": "other"}) for one in pair.candidates[:3]]
     await asyncio.sleep(0.1)
     predictor.may_answer.set()
     await asyncio.gather(first, *others)
@@ -209,10 +209,10 @@ async def test_a_full_queue_answers_503_with_retry_after(start, pair, sklearn_re
         "--predictor_connections=1", "--max_waiting_rows=5", "--max_batch_rows=1"
     )
     predictor.may_answer.clear()
-    asking = [asked(transformer, [one]) for one in pair.candidates[:20]]
-    await wait_until(lambda: sum(one.done() for one in asking) >= 10)
+    responses = [send(transformer, [one]) for one in pair.candidates[:20]]
+    await wait_until(lambda: sum(one.done() for one in responses) >= 10)
     predictor.may_answer.set()
-    answers = await asyncio.gather(*asking)
+    answers = await asyncio.gather(*responses)
     refused = [one for one in answers if one.status_code == 503]
     assert {one.headers["retry-after"] for one in refused} == {"1"}
     assert "the queue is full: limit 5 candidates" in refused[0].json()["error"]
@@ -229,9 +229,9 @@ async def test_a_full_queue_answers_over_grpc_with_retry_after(start, pair, stac
         "--predictor_connections=1", "--max_waiting_rows=1", "--max_batch_rows=1"
     )
     predictor.may_answer.clear()
-    first = asked(transformer, pair.candidates[:1])
+    first = send(transformer, pair.candidates[:1])
     await wait_until(lambda: predictor.plain_calls)
-    second = asked(transformer, pair.candidates[:1])
+    second = send(transformer, pair.candidates[:1])
     await asyncio.sleep(0.1)
     client = connect(transformer.grpc_address, "placement", "grpc")
     stack.push_async_callback(client.close)
@@ -245,14 +245,14 @@ async def test_a_full_queue_answers_over_grpc_with_retry_after(start, pair, stac
 async def test_a_cancelled_request_leaves_the_queue(start, pair):
     transformer, predictor = await start("--predictor_connections=1", "--max_waiting_rows=5")
     predictor.may_answer.clear()
-    first = asked(transformer, pair.candidates[:1])
+    first = send(transformer, pair.candidates[:1])
     await wait_until(lambda: predictor.plain_calls)
-    waiting = [asked(transformer, [one]) for one in pair.candidates[:5]]
+    waiting = [send(transformer, [one]) for one in pair.candidates[:5]]
     await asyncio.sleep(0.05)
     for one in waiting:
         one.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
-    last = asked(transformer, pair.candidates[:5])
+    last = send(transformer, pair.candidates[:5])
     await asyncio.sleep(0.05)
     predictor.may_answer.set()
     assert (await first).status_code == (await last).status_code == 200
@@ -271,10 +271,10 @@ async def test_a_large_request_is_answered_by_one_model_during_a_swap(start, pai
     many = (pair.candidates * 5)[:400]
     versions = set()
     for number in range(6):
-        asking = asked(transformer, many)
+        pending = send(transformer, many)
         await wait_for_calls(predictor, 4)
         predictor.swap(references["v1" if number % 2 else "v2"])
-        response = await asking
+        response = await pending
         version = response.headers["x-model-version"]
         versions.add(version)
         assert probabilities(response) == pytest.approx(references[version].probabilities(many), abs=1e-12)
@@ -289,20 +289,18 @@ async def test_with_verification_by_request_a_large_request_is_answered_by_one_m
     many = (pair.candidates * 5)[:200]
     calls = predictor.calls
     for _ in range(4):
-        asking = asked(transformer, many)
-        while not asking.done():
+        pending = send(transformer, many)
+        while not pending.done():
             # A proxy would send each call to either version.
             predictor.served = references["v1" if predictor.calls % 3 else "v2"]
             await asyncio.sleep(0)
-        response = await asking
+        response = await pending
         version = response.headers["x-model-version"]
         assert probabilities(response) == pytest.approx(references[version].probabilities(many), abs=1e-12)
     assert predictor.calls > calls
 
 
-async def in_front_of_a_canary(
-    stack: AsyncExitStack, pair: VersionPair, share: float
-) -> InProcessTransformer:
+async def canary_transformer(stack: AsyncExitStack, pair: VersionPair, share: float) -> InProcessTransformer:
     """Start a transformer whose calls reach the new version with a given probability."""
     dice = random.Random(0)
     predictor = await stack.enter_async_context(
@@ -317,7 +315,7 @@ async def test_with_verification_by_request_a_canary_gives_its_share_of_the_answ
     """A refused call is sent again to a random pod, which must not favour the version with more pods."""
     pair = version_pair("category_renamed")
     references = pair.references
-    transformer = await in_front_of_a_canary(stack, pair, 0.2)
+    transformer = await canary_transformer(stack, pair, 0.2)
     versions = Counter[str]()
     for _ in range(400):
         response = await transformer.http.post(V1_PREDICT, json={"instances": pair.candidates[:1]})
@@ -335,9 +333,9 @@ async def test_with_verification_by_request_thousands_of_candidates_are_answered
     """They are one call; parts would have to reach the same model several times."""
     pair = version_pair("retrained")
     references = pair.references
-    transformer = await in_front_of_a_canary(stack, pair, 0.5)
+    transformer = await canary_transformer(stack, pair, 0.5)
     many = (pair.candidates * 20)[:5000]
-    response = await asked(transformer, many)
+    response = await send(transformer, many)
     expected = references[response.headers["x-model-version"]].probabilities(many)
     assert probabilities(response) == pytest.approx(expected, abs=1e-12)
 
@@ -349,12 +347,12 @@ async def test_requests_that_wait_for_a_newer_version_do_not_block_others(stack,
     transformer = await stack.enter_async_context(
         in_process_transformer(pair.new, predictor.address, "--predictor_protocol=v2", "--max_waiting_rows=4")
     )
-    waiting = [asked(transformer, [one]) for one in pair.new_only_candidates[:3]]
+    waiting = [send(transformer, [one]) for one in pair.new_only_candidates[:3]]
     await asyncio.sleep(0.1)
     for one in pair.candidates[:10]:
-        assert (await asked(transformer, [one])).headers["x-model-version"] == "v1"
+        assert (await send(transformer, [one])).headers["x-model-version"] == "v1"
     assert not any(one.done() for one in waiting)
-    refused = [await asked(transformer, pair.new_only_candidates[:2])]
+    refused = [await send(transformer, pair.new_only_candidates[:2])]
     assert [one.status_code for one in refused] == [503]
     predictor.swap(references["v2"])
     for one, newcomer in zip(waiting, pair.new_only_candidates, strict=False):
@@ -370,12 +368,12 @@ async def test_a_request_that_the_predictor_cannot_score_does_not_fail_others(st
     column = list(sklearn_reference.bundle.vectorizer.feature_names).index("ssc_p")
     predictor.refuses = lambda matrix: bool((matrix[:, column] == 40.125).any())
     predictor.may_answer.clear()
-    first = asked(transformer, pair.candidates[:1])
+    first = send(transformer, pair.candidates[:1])
     await wait_until(lambda: predictor.plain_calls)
     others = (pair.candidates * 10)[:300]
-    innocent = [asked(transformer, [one]) for one in others[:100]]
-    guilty = asked(transformer, [poison])
-    innocent += [asked(transformer, [one]) for one in others[100:]]
+    innocent = [send(transformer, [one]) for one in others[:100]]
+    guilty = send(transformer, [poison])
+    innocent += [send(transformer, [one]) for one in others[100:]]
     await asyncio.sleep(0.5)
     predictor.may_answer.set()
     assert (await first).status_code == 200
@@ -388,7 +386,7 @@ async def test_a_request_that_the_predictor_cannot_score_does_not_fail_others(st
 async def test_a_request_that_raises_an_exception_does_not_block_others(start, pair, monkeypatch):
     transformer, predictor = await start("--predictor_connections=1")
     predictor.may_answer.clear()
-    first = asked(transformer, pair.candidates[:1])
+    first = send(transformer, pair.candidates[:1])
     await wait_until(lambda: predictor.plain_calls)
     broken = ConnectionWorker._can_answer
 
@@ -398,8 +396,8 @@ async def test_a_request_that_raises_an_exception_does_not_block_others(start, p
         return broken(worker, job, model)
 
     monkeypatch.setattr(ConnectionWorker, "_can_answer", can_answer)
-    bad = asked(transformer, pair.candidates[:1], **{"x-request-id": "broken"})
-    others = [asked(transformer, [one]) for one in pair.candidates[:5]]
+    bad = send(transformer, pair.candidates[:1], **{"x-request-id": "broken"})
+    others = [send(transformer, [one]) for one in pair.candidates[:5]]
     await asyncio.sleep(0.1)
     predictor.may_answer.set()
     assert [one.status_code for one in await asyncio.gather(first, *others)] == [200] * 6

@@ -107,7 +107,7 @@ def ours(state: ServerState) -> list[ClientConnection]:
 
 
 @asynccontextmanager
-async def serving(timeout_s: float = LONG, **settings: Any) -> AsyncIterator[Served]:
+async def running_server(timeout_s: float = LONG, **settings: Any) -> AsyncIterator[Served]:
     config = Config(_answer, log_config=None, lifespan="off", **settings)
     config.load()
     served = Served(timeouts=ClientTimeouts(timeout_s))
@@ -123,7 +123,7 @@ async def serving(timeout_s: float = LONG, **settings: Any) -> AsyncIterator[Ser
 
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
-    async with serving() as served:
+    async with running_server() as served:
         yield served
 
 
@@ -138,7 +138,7 @@ async def answers(port: int, requests: bytes) -> bytes:
         await writer.wait_closed()
 
 
-def asked(method: str, path: str, *, last: bool = False) -> bytes:
+def request_bytes(method: str, path: str, *, last: bool = False) -> bytes:
     return (
         f"{method} {path} HTTP/1.1\r\nhost: a\r\n{'connection: close' if last else 'a: b'}\r\n\r\n".encode()
     )
@@ -169,14 +169,14 @@ async def test_a_held_head_is_written_before_the_connection_closes(transport, re
 
 @pytest.mark.parametrize("path", ["/quick", "/slow"])
 async def test_a_response_without_a_body_is_sent(served, path):
-    content = await answers(served.port, asked("HEAD", path, last=True))
+    content = await answers(served.port, request_bytes("HEAD", path, last=True))
     assert content.startswith(b"HTTP/1.1 200 OK\r\n")
     assert content.endswith(b"\r\n\r\n")
 
 
 async def test_pipelined_requests_are_answered_in_order(served):
     requests = [("GET", "/1"), ("HEAD", "/2"), ("GET", "/slow/3"), ("HEAD", "/slow/4"), ("POST", "/5")]
-    sent = b"".join(asked(*request, last=request[1] == "/5") for request in requests)
+    sent = b"".join(request_bytes(*request, last=request[1] == "/5") for request in requests)
     heads_and_bodies = (await answers(served.port, sent)).split(b"\r\n\r\n")
     bodies = [part.split(b"HTTP/1.1")[0] for part in heads_and_bodies[1:]]
     assert bodies == [b"/1", b"", b"/slow/3", b"", b"/5"]
@@ -184,12 +184,12 @@ async def test_pipelined_requests_are_answered_in_order(served):
 
 async def test_a_request_is_cancelled_when_its_client_disconnects(served):
     _, writer = await asyncio.open_connection("127.0.0.1", served.port)
-    writer.write(asked("GET", "/long"))
+    writer.write(request_bytes("GET", "/long"))
     await asyncio.wait_for(served.began.wait(), 5)
     assert not served.given_up.is_set()
     writer.close()
     await asyncio.wait_for(served.given_up.wait(), 5)
-    assert (await answers(served.port, asked("GET", "/1", last=True))).endswith(b"/1")
+    assert (await answers(served.port, request_bytes("GET", "/1", last=True))).endswith(b"/1")
 
 
 def error_of(answer: bytes) -> tuple[int, str]:
@@ -233,14 +233,14 @@ def requests(draw, number: int) -> tuple[bytes, tuple[int, bytes]]:
 def pipelines(draw) -> tuple[list[bytes], list[tuple[int, bytes]]]:
     """Draw requests in fragments, and their responses."""
     made = [draw(requests(number)) for number in range(draw(st.integers(1, 5)))]
-    sent = b"".join(request for request, _ in made) + asked("GET", "/last", last=True)
+    sent = b"".join(request for request, _ in made) + request_bytes("GET", "/last", last=True)
     cuts = sorted({0, *draw(st.lists(st.integers(1, len(sent) - 1), max_size=12)), len(sent)})
     pieces = [sent[start:stop] for start, stop in itertools.pairwise(cuts)]
     return pieces, [*(answer for _, answer in made), (200, b"/last")]
 
 
 async def answers_to_pieces(pieces: Iterable[bytes]) -> bytes:
-    async with serving() as served:
+    async with running_server() as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
         while not served.connections:
             await asyncio.sleep(0)
@@ -269,7 +269,7 @@ async def test_an_upgrade_offer_does_not_lose_the_body(served, lengths, caplog):
     """By default, Java's client makes the offer with its first request."""
     body = lengths.split(b"\r\n\r\n")[-1] if b"hello" in lengths else b""
     offered = b"POST /echo HTTP/1.1\r\nhost: a\r\n" + OFFER + lengths
-    answer = await answers(served.port, offered * 3 + asked("GET", "/last", last=True))
+    answer = await answers(served.port, offered * 3 + request_bytes("GET", "/last", last=True))
     assert parse_responses(answer) == [(200, b"/echo" + body)] * 3 + [(200, b"/last")]
     assert not caplog.records
 
@@ -352,7 +352,7 @@ async def test_trailers_are_not_added_to_the_headers(served):
 
 @pytest.mark.parametrize(("bytes_", "status"), [(MAX_HEAD - 500, 200), (MAX_HEAD + 1, 431)])
 async def test_a_head_may_have_bytes_up_to_the_limit(served, bytes_, status):
-    request = asked("GET", "/1", last=True).replace(b"host: a", b"host: a\r\nlong: " + b"b" * bytes_)
+    request = request_bytes("GET", "/1", last=True).replace(b"host: a", b"host: a\r\nlong: " + b"b" * bytes_)
     answer = await answers(served.port, request)
     assert parse_responses(answer)[0][0] == status
 
@@ -363,8 +363,8 @@ async def test_the_limit_of_a_head_does_not_depend_on_fragments(served, bytes_, 
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     while not served.connections:
         await asyncio.sleep(0)
-    long = asked("GET", "/2", last=True).replace(b"host: a", b"host: a\r\nlong: " + b"b" * bytes_)
-    served.connections[0].data_received(asked("GET", "/1") + long[:cut])
+    long = request_bytes("GET", "/2", last=True).replace(b"host: a", b"host: a\r\nlong: " + b"b" * bytes_)
+    served.connections[0].data_received(request_bytes("GET", "/1") + long[:cut])
     served.connections[0].data_received(long[cut:])
     assert [status for status, _ in parse_responses(await asyncio.wait_for(reader.read(), 5))] == [
         200,
@@ -376,14 +376,20 @@ async def test_the_limit_of_a_head_does_not_depend_on_fragments(served, bytes_, 
 
 async def test_an_error_response_follows_the_responses_of_earlier_requests(served):
     """Otherwise a client would take it for the response to an earlier request."""
-    sent = asked("GET", "/slow/1") + asked("GET", "/slow/2") + b"GET /3 HTTP/1.1\r\nno header\r\n\r\n"
+    sent = (
+        request_bytes("GET", "/slow/1")
+        + request_bytes("GET", "/slow/2")
+        + b"GET /3 HTTP/1.1\r\nno header\r\n\r\n"
+    )
     found = parse_responses(await answers(served.port, sent))
     assert [status for status, _ in found] == [200, 200, 400]
     assert [body for _, body in found[:2]] == [b"/slow/1", b"/slow/2"]
 
 
 async def test_an_error_in_a_body_follows_the_responses_of_earlier_requests(served):
-    found = parse_responses(await answers(served.port, asked("GET", "/slow/1") + CHUNKED + b"no size\r\n"))
+    found = parse_responses(
+        await answers(served.port, request_bytes("GET", "/slow/1") + CHUNKED + b"no size\r\n")
+    )
     assert [status for status, _ in found] == [200, 400]
 
 
@@ -404,7 +410,7 @@ async def test_too_many_pipelined_requests_are_refused(served):
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     while not served.connections:
         await asyncio.sleep(0)
-    served.connections[0].data_received(asked("GET", "/1") * (MAX_PIPELINED + 10))
+    served.connections[0].data_received(request_bytes("GET", "/1") * (MAX_PIPELINED + 10))
     found = parse_responses(await asyncio.wait_for(reader.read(), 10))
     assert [status for status, _ in found] == [200] * (MAX_PIPELINED + 1) + [429]
     writer.close()
@@ -414,8 +420,8 @@ async def test_too_many_pipelined_requests_are_refused(served):
 async def test_requests_are_not_read_faster_than_they_are_answered(served):
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     # Blank lines keep the number of requests per read below the limit.
-    request = asked("GET", "/1") + b"\r\n" * 200
-    writer.write(request * 5_000 + asked("GET", "/1", last=True))
+    request = request_bytes("GET", "/1") + b"\r\n" * 200
+    writer.write(request * 5_000 + request_bytes("GET", "/1", last=True))
     waited = 0
     reading = asyncio.create_task(reader.read())
     while not reading.done():
@@ -432,9 +438,9 @@ async def test_requests_are_not_read_faster_than_they_are_answered(served):
 
 
 async def test_a_response_that_the_client_does_not_read_is_dropped():
-    async with serving(timeout_s=0.4) as served:
+    async with running_server(timeout_s=0.4) as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=1024)
-        writer.write(asked("GET", "/large"))
+        writer.write(request_bytes("GET", "/large"))
         await wait_until(lambda: served.connections)
         await wait_until(lambda: not (served.connections or served.state.tasks))
         with suppress(ConnectionError):
@@ -445,9 +451,9 @@ async def test_a_response_that_the_client_does_not_read_is_dropped():
 
 
 async def test_a_response_that_the_client_reads_slowly_is_delivered():
-    async with serving(timeout_s=0.4) as served:
+    async with running_server(timeout_s=0.4) as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=2**16)
-        writer.write(asked("GET", "/large", last=True))
+        writer.write(request_bytes("GET", "/large", last=True))
         for _ in range(15):
             await reader.readexactly(LARGE // 16)
             await asyncio.sleep(0.1)
@@ -462,29 +468,29 @@ async def test_a_client_that_does_not_read_does_not_delay_a_shutdown():
     config: Any = Config(_answer, log_config=None, lifespan="off", host="127.0.0.1", port=0)
     config.http = partial(ClientConnection, timeouts=ClientTimeouts(0.4))
     server = Server(config)
-    serving = asyncio.create_task(server.serve())
+    running_server = asyncio.create_task(server.serve())
     await wait_until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
     _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
-    writer.write(asked("GET", "/large", last=True))
+    writer.write(request_bytes("GET", "/large", last=True))
     await wait_until(lambda: any(one.flow.write_paused for one in ours(server.server_state)))
     server.should_exit = True
-    await asyncio.wait_for(serving, 10)
+    await asyncio.wait_for(running_server, 10)
     writer.close()
     with suppress(ConnectionError):
         await writer.wait_closed()
 
 
 async def test_a_connection_without_a_request_is_closed():
-    async with serving(timeout_s=0.2) as served:
+    async with running_server(timeout_s=0.2) as served:
         assert await answers(served.port, b"") == b""
         assert await answers(served.port, b"\r\n") == b""
 
 
 async def test_a_blank_line_does_not_keep_a_connection_open():
-    async with serving(timeout_s=0.2, timeout_keep_alive=1) as served:
+    async with running_server(timeout_s=0.2, timeout_keep_alive=1) as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
-        writer.write(asked("GET", "/1"))
+        writer.write(request_bytes("GET", "/1"))
         await reader.readuntil(b"\r\n\r\n/1")
         writer.write(b"\r\n")
         assert await asyncio.wait_for(reader.read(), 5) == b""
@@ -493,7 +499,7 @@ async def test_a_blank_line_does_not_keep_a_connection_open():
 
 
 async def test_a_body_that_the_response_does_not_need_is_not_waited_for():
-    async with serving(timeout_s=0.2, timeout_keep_alive=60) as served:
+    async with running_server(timeout_s=0.2, timeout_keep_alive=60) as served:
         answer = await answers(served.port, b"POST /1 HTTP/1.1\r\ncontent-length: 100\r\n\r\nhello")
         assert parse_responses(answer) == [(200, b"/1")]
 
@@ -501,7 +507,7 @@ async def test_a_body_that_the_response_does_not_need_is_not_waited_for():
 async def test_a_request_is_cancelled_when_its_client_closes_its_sending_side(served, caplog):
     """As in uvicorn, closing one side closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
-    writer.write(asked("GET", "/long"))
+    writer.write(request_bytes("GET", "/long"))
     await asyncio.wait_for(served.began.wait(), 5)
     writer.write_eof()
     assert await asyncio.wait_for(reader.read(), 5) == b""
@@ -512,7 +518,7 @@ async def test_a_request_is_cancelled_when_its_client_closes_its_sending_side(se
 
 
 async def test_the_timer_for_timeouts_ends_with_the_last_connection():
-    async with serving(timeout_s=0.2) as served:
+    async with running_server(timeout_s=0.2) as served:
         for _ in range(2):
-            assert await answers(served.port, asked("GET", "/1", last=True))
+            assert await answers(served.port, request_bytes("GET", "/1", last=True))
             await wait_until(lambda: not (served.connections or served.timeouts._timer))

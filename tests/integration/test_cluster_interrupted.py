@@ -12,9 +12,9 @@ from tests.support.cluster.fixtures import V1, V2, Start
 async def test_an_interrupted_wait_leaves_the_spec_as_patched(start: Start, target: Any) -> None:
     cluster = await start()
     cluster.failing.add(V2)
-    asked = asyncio.Event()
-    task = asyncio.create_task(target(timeout_s=60).set_predictor(V2, lambda _: asked.set()))
-    await asked.wait()
+    started = asyncio.Event()
+    task = asyncio.create_task(target(timeout_s=60).set_predictor(V2, lambda _: started.set()))
+    await started.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -16,7 +16,6 @@ from tests.support.endpoints import READINESS, V1_PREDICT
 from tests.support.fake_mlserver import FakeMLServer
 from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
 from tests.support.sklearn_reference import SklearnReference
-from tests.support.version_pairs import VersionPair
 from tests.support.waiting import wait_until
 from transformer.batching import connection_worker
 from transformer.bundle.candidates import Rows
@@ -27,18 +26,13 @@ CONNECTIONS = "transformer_predictor_connections"
 
 
 @pytest.fixture
-def renamed(version_pair) -> VersionPair:
-    return version_pair("category_renamed")
+def old_reference(pair) -> SklearnReference:
+    return SklearnReference(pair.old)
 
 
 @pytest.fixture
-def old(renamed) -> SklearnReference:
-    return SklearnReference(renamed.old)
-
-
-@pytest.fixture
-def new(renamed) -> SklearnReference:
-    return SklearnReference(renamed.new)
+def new_reference(pair) -> SklearnReference:
+    return SklearnReference(pair.new)
 
 
 @pytest.fixture
@@ -70,24 +64,26 @@ def sample(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
-@pytest.mark.parametrize("behind", ["old", "new"])
-async def test_requests_are_encoded_for_the_version_behind_the_connection(behind, stack, renamed, request):
+@pytest.mark.parametrize("behind", ["old_reference", "new_reference"])
+async def test_requests_are_encoded_for_the_version_behind_the_connection(behind, stack, pair, request):
     sklearn_reference = request.getfixturevalue(behind)
-    transformer, _ = await start(stack, renamed.new, sklearn_reference)
-    rows = renamed.candidates[:5]
+    transformer, _ = await start(stack, pair.new, sklearn_reference)
+    rows = pair.candidates[:5]
     assert await ask(transformer, *rows) == (
         sklearn_reference.bundle.version,
         pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12),
     )
 
 
-async def test_a_swap_during_requests_gives_no_answer_through_the_other_encoding(stack, renamed, old, new):
-    transformer, predictor = await start(stack, renamed.new, old)
-    references = {"v1": old, "v2": new}
+async def test_a_swap_during_requests_gives_no_answer_through_the_other_encoding(
+    stack, pair, old_reference, new_reference
+):
+    transformer, predictor = await start(stack, pair.new, old_reference)
+    references = {"v1": old_reference, "v2": new_reference}
     seen = set()
-    for swap in (new, old, new):
+    for swap in (new_reference, old_reference, new_reference):
         for number in range(20):
-            row = renamed.candidates[number]
+            row = pair.candidates[number]
             version, probabilities = await ask(transformer, row)
             assert probabilities == pytest.approx(references[version].probabilities([row]), abs=1e-12)
             seen.add(version)
@@ -96,21 +92,23 @@ async def test_a_swap_during_requests_gives_no_answer_through_the_other_encoding
 
 
 async def test_a_candidate_that_an_older_version_cannot_express_waits_for_a_newer_predictor(
-    stack, renamed, old, new
+    stack, pair, old_reference, new_reference
 ):
-    transformer, predictor = await start(stack, renamed.new, old)
-    row = {**renamed.candidates[0], "hsc_s": "Humanities"}
+    transformer, predictor = await start(stack, pair.new, old_reference)
+    row = {**pair.candidates[0], "hsc_s": "Humanities"}
     waiting = asyncio.create_task(ask(transformer, row))
     # Other requests do not wait behind it.
-    assert (await ask(transformer, renamed.candidates[0]))[0] == "v1"
+    assert (await ask(transformer, pair.candidates[0]))[0] == "v1"
     assert not waiting.done()
-    predictor.swap(new)
-    assert await waiting == ("v2", pytest.approx(new.probabilities([row]), abs=1e-12))
+    predictor.swap(new_reference)
+    assert await waiting == ("v2", pytest.approx(new_reference.probabilities([row]), abs=1e-12))
 
 
-async def test_a_request_that_no_version_can_express_in_time_gets_503_with_retry_after(stack, renamed, old):
-    transformer, _ = await start(stack, renamed.new, old, "--predictor_request_timeout_seconds=1")
-    row = {**renamed.candidates[0], "hsc_s": "Humanities"}
+async def test_a_request_that_no_version_can_express_in_time_gets_503_with_retry_after(
+    stack, pair, old_reference
+):
+    transformer, _ = await start(stack, pair.new, old_reference, "--predictor_request_timeout_seconds=1")
+    row = {**pair.candidates[0], "hsc_s": "Humanities"}
     response = await transformer.http.post(V1_PREDICT, json={"instances": [row]})
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
 
@@ -144,10 +142,10 @@ async def test_versions_with_the_same_encoding_are_told_apart_by_their_scores(st
 
 
 async def test_a_predictor_that_refuses_all_known_encodings_is_not_used_and_the_log_says_why(
-    stack, renamed, new, caplog
+    stack, pair, new_reference, caplog
 ):
     with caplog.at_level(logging.WARNING, "kserve.transformer"):
-        transformer, _ = await start(stack, renamed.old, new, ready=False)
+        transformer, _ = await start(stack, pair.old, new_reference, ready=False)
         for path in READINESS:
             assert (await transformer.http.get(path)).status_code == 503
         assert (await transformer.http.get("/v2/health/live")).status_code == 200
@@ -155,7 +153,7 @@ async def test_a_predictor_that_refuses_all_known_encodings_is_not_used_and_the_
     assert "v1: its model does not know hsc_s=Arts and its model needs hsc_s=Humanities" in caplog.text
     # Once, and not at every attempt.
     assert caplog.text.count("hsc_s=Arts") == 1
-    response = await transformer.http.post(V1_PREDICT, json={"instances": renamed.candidates[:1]})
+    response = await transformer.http.post(V1_PREDICT, json={"instances": pair.candidates[:1]})
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
 
 
@@ -163,47 +161,51 @@ async def answers(transformer: InProcessTransformer, path: str, status: int) -> 
     return (await transformer.http.get(path)).status_code == status
 
 
-async def test_readiness_follows_the_connections(stack, renamed, old, monkeypatch):
+async def test_readiness_follows_the_connections(stack, pair, old_reference, monkeypatch):
     monkeypatch.setattr(connection_worker, "HEARTBEAT_S", 0.05)
-    transformer, predictor = await start(stack, renamed.old, old)
+    transformer, predictor = await start(stack, pair.old, old_reference)
     for path in READINESS:
         assert (await transformer.http.get(path)).status_code == 200
     predictor.swap(None)
     for path in READINESS:
         await wait_until(partial(answers, transformer, path, 503))
-    predictor.swap(old)
+    predictor.swap(old_reference)
     for path in READINESS:
         await wait_until(partial(answers, transformer, path, 200))
 
 
-async def test_requests_wait_while_there_is_no_connection_for_a_moment(stack, renamed, old):
-    transformer, predictor = await start(stack, renamed.old, old)
+async def test_requests_wait_while_there_is_no_connection_for_a_moment(stack, pair, old_reference):
+    transformer, predictor = await start(stack, pair.old, old_reference)
     predictor.swap(None)
-    asking = [asyncio.create_task(ask(transformer, row)) for row in renamed.candidates[:8]]
+    waiting = [asyncio.create_task(ask(transformer, row)) for row in pair.candidates[:8]]
     await asyncio.sleep(0.1)
-    predictor.swap(old)
-    assert {version for version, _ in await asyncio.gather(*asking)} == {"v1"}
+    predictor.swap(old_reference)
+    assert {version for version, _ in await asyncio.gather(*waiting)} == {"v1"}
 
 
-async def test_the_pool_keeps_the_configured_number_of_connections_and_renews_old_ones(stack, renamed, old):
+async def test_the_pool_keeps_the_configured_number_of_connections_and_renews_old_ones(
+    stack, pair, old_reference
+):
     _, predictor = await start(
-        stack, renamed.old, old, "--predictor_connections=3", "--predictor_connection_age=0.1"
+        stack, pair.old, old_reference, "--predictor_connections=3", "--predictor_connection_age=0.1"
     )
     await wait_until(lambda: sample(CONNECTIONS, version="v1", state="usable") == 3)
     await wait_until(lambda: predictor.connections >= 12)
 
 
-async def test_metrics_count_connections_verifications_and_requests_by_version(stack, renamed, old, new):
+async def test_metrics_count_connections_verifications_and_requests_by_version(
+    stack, pair, old_reference, new_reference
+):
     before = {
         "equal": sample("transformer_verifications_total", outcome="equal"),
         "v1": sample("transformer_requests_total", version="v1"),
         "v2": sample("transformer_requests_total", version="v2"),
     }
-    transformer, predictor = await start(stack, renamed.new, old, "--predictor_connections=2")
+    transformer, predictor = await start(stack, pair.new, old_reference, "--predictor_connections=2")
     await wait_until(lambda: sample(CONNECTIONS, version="v1", state="usable") == 2)
-    await ask(transformer, renamed.candidates[0])
-    predictor.swap(new)
-    await ask(transformer, renamed.candidates[0])
+    await ask(transformer, pair.candidates[0])
+    predictor.swap(new_reference)
+    await ask(transformer, pair.candidates[0])
     await wait_until(lambda: sample(CONNECTIONS, version="v2", state="usable") == 2)
     assert sample(CONNECTIONS, version="v1", state="usable") == 0
     assert sample("transformer_verifications_total", outcome="equal") >= before["equal"] + 4
@@ -268,15 +270,15 @@ async def test_with_verification_by_request_each_version_uses_its_own_defaults(s
 
 
 async def test_with_verification_by_request_requests_for_a_newer_version_do_not_block_others(
-    stack, renamed, old, new
+    stack, pair, old_reference, new_reference
 ):
     transformer, predictor = await start(
-        stack, renamed.new, old, "--verify=request", "--predictor_connections=1"
+        stack, pair.new, old_reference, "--verify=request", "--predictor_connections=1"
     )
-    row = {**renamed.candidates[0], "hsc_s": "Humanities"}
+    row = {**pair.candidates[0], "hsc_s": "Humanities"}
     waiting = [asyncio.create_task(ask(transformer, row)) for _ in range(4)]
-    assert (await ask(transformer, renamed.candidates[0]))[0] == "v1"
+    assert (await ask(transformer, pair.candidates[0]))[0] == "v1"
     assert not any(one.done() for one in waiting)
-    predictor.served = new
+    predictor.served = new_reference
     for one in waiting:
-        assert await one == ("v2", pytest.approx(new.probabilities([row]), abs=1e-12))
+        assert await one == ("v2", pytest.approx(new_reference.probabilities([row]), abs=1e-12))

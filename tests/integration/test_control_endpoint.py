@@ -113,11 +113,11 @@ async def test_the_control_endpoint_refuses_requests_from_web_pages(headers, con
     port = control.address.rpartition(":")[2]
     headers = {name: value.format(port=port) for name, value in headers.items()}
     error = f"the host must be {control.address}, and requests from web pages are refused"
-    told = (403, json.dumps({"error": error}))
-    assert await ask(control, headers) == told
-    assert await ask(control, {**headers, "authorization": None}) == told
+    refused_with = (403, json.dumps({"error": error}))
+    assert await ask(control, headers) == refused_with
+    assert await ask(control, {**headers, "authorization": None}) == refused_with
     asked_first = {**headers, "access-control-request-method": "POST", "authorization": None}
-    assert await ask(control, asked_first, method="OPTIONS", body=None) == told
+    assert await ask(control, asked_first, method="OPTIONS", body=None) == refused_with
 
 
 WRONG_TOKENS = {
@@ -143,10 +143,10 @@ async def test_the_control_endpoint_refuses_requests_without_its_token(wrong, co
 
     monkeypatch.setattr("hmac.compare_digest", compare)
     given = {"authorization": WRONG_TOKENS[wrong](control.token)}
-    told = (401, json.dumps({"error": "authorization: must be the token of the control file"}))
-    assert await ask(control, given) == told
-    assert await ask(control, given, path="/nothing") == told, "nor what there is"
-    assert await ask(control, given, method="GET", body=None) == told
+    refused_with = (401, json.dumps({"error": "authorization: must be the token of the control file"}))
+    assert await ask(control, given) == refused_with
+    assert await ask(control, given, path="/nothing") == refused_with, "nor what there is"
+    assert await ask(control, given, method="GET", body=None) == refused_with
     assert compared == [f"Bearer {control.token}".encode()] * 3
 
 
@@ -161,10 +161,10 @@ async def test_a_token_that_is_not_text_is_refused(control):
 
 
 @pytest.mark.parametrize(
-    ("body", "told"), [(b"{", "is not JSON"), (b"\xff", "is not JSON"), (b"[]", "must be an object")]
+    ("body", "message"), [(b"{", "is not JSON"), (b"\xff", "is not JSON"), (b"[]", "must be an object")]
 )
-async def test_a_malformed_step_is_refused(body, told, control):
-    assert await ask(control, {}, body=body) == (400, json.dumps({"error": f"body: {told}"}))
+async def test_a_malformed_step_is_refused(body, message, control):
+    assert await ask(control, {}, body=body) == (400, json.dumps({"error": f"body: {message}"}))
 
 
 async def test_every_start_has_a_new_token(tmp_path):

@@ -41,7 +41,7 @@ def pair(version_pair) -> VersionPair:
 
 
 @pytest.fixture
-async def ways(pair) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient, FastPath]]:
+async def routes(pair) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient, FastPath]]:
     """A client of the application, a client of the application without its fast path, and the fast path."""
     async with AsyncExitStack() as stack:
         predictor = await stack.enter_async_context(FakeMLServer(SklearnReference(pair.new)).running())
@@ -62,33 +62,33 @@ async def ways(pair) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient
         yield transformer.http, long, served
 
 
-async def same(ways, **request: Any) -> httpx.Response:
+async def ask_both(routes, **request: Any) -> httpx.Response:
     """Send a request to both routes, and return the response if they answer alike."""
-    short, long, _ = ways
+    short, long, _ = routes
     one, other = await asyncio.gather(short.request(**request), long.request(**request))
-    assert told(one) == told(other), request
+    assert comparable(one) == comparable(other), request
     return one
 
 
-def told(response: httpx.Response) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
+def comparable(response: httpx.Response) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
     """Return status, body and headers without generated ids and times."""
     headers = [(name, MADE_UP.sub(b"", value)) for name, value in response.headers.raw]
     return response.status_code, MADE_UP.sub(b"", response.content), sorted(headers)
 
 
-def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
+def value_paths(value: Any, path: tuple = ()) -> Iterator[tuple]:
     """Yield the path of every value in nested JSON."""
     yield path
     children = (
         value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     )
     for key, child in children:
-        yield from places(child, (*path, key))
+        yield from value_paths(child, (*path, key))
 
 
-def mutated(value: Any, dice: random.Random) -> Any:
+def mutate(value: Any, dice: random.Random) -> Any:
     """Return a copy with one value removed or replaced."""
-    *parents, last = dice.choice([path for path in places(value) if path] or [(None,)])
+    *parents, last = dice.choice([path for path in value_paths(value) if path] or [(None,)])
     if last is None:
         return dice.choice(STRANGE)
     value = json.loads(json.dumps(value))
@@ -150,7 +150,7 @@ def binary(content: Any, dice: random.Random) -> tuple[bytes, dict[str, str]]:
     }
 
 
-def made(rows: list[dict], dice: random.Random) -> dict[str, Any]:
+def random_request(rows: list[dict], dice: random.Random) -> dict[str, Any]:
     """Return a request, valid or not."""
     make: Callable[[list[dict], random.Random], Any] = dice.choice([v1_content, v2_content, v2_objects])
     content = make(dice.sample(rows, dice.choice([1, 1, 2, 9])), dice)
@@ -159,7 +159,7 @@ def made(rows: list[dict], dice: random.Random) -> dict[str, Any]:
         body, headers = binary(content, dice)
     else:
         for _ in range(dice.choice([0, 0, 1, 1, 2])):
-            content = mutated(content, dice)
+            content = mutate(content, dice)
         body = json.dumps(content).encode()
     if dice.random() < 0.1:
         body = body[: dice.randrange(len(body))] if dice.random() < 0.7 else body + b"\xff"
@@ -178,20 +178,20 @@ def made(rows: list[dict], dice: random.Random) -> dict[str, Any]:
     }
 
 
-async def test_the_fast_path_and_kserves_route_answer_alike(ways, pair):
+async def test_the_fast_path_and_kserves_route_answer_alike(routes, pair):
     dice = random.Random(0)
     statuses: Counter[int] = Counter()
     for _ in range(REQUESTS):
-        statuses[(await same(ways, **made(pair.candidates, dice))).status_code] += 1
+        statuses[(await ask_both(routes, **random_request(pair.candidates, dice))).status_code] += 1
     assert statuses[200] > REQUESTS / 5
     assert statuses[400] > REQUESTS / 8
     assert {404, 405, 415} <= set(statuses)
     assert not {status for status in statuses if status >= 500}
 
 
-async def test_plain_predictions_take_the_fast_path(ways, pair, monkeypatch):
+async def test_plain_predictions_take_the_fast_path(routes, pair, monkeypatch):
     """Otherwise the comparison would show nothing."""
-    short, _, shortcut = ways
+    short, _, shortcut = routes
 
     async def never(*_: object) -> None:
         raise AssertionError("the long way")
@@ -205,14 +205,14 @@ async def test_plain_predictions_take_the_fast_path(ways, pair, monkeypatch):
         await short.get("/v2/health/live")
 
 
-async def test_a_cloudevent_takes_kserves_route_and_gets_a_cloudevent(ways, pair):
+async def test_a_cloudevent_takes_kserves_route_and_gets_a_cloudevent(routes, pair):
     event = {
         "specversion": "1.0", "id": "7", "source": "here", "type": "candidate",
         "time": "2026-01-01T00:00:00Z",
         "data": {"instances": pair.candidates[:1]},
     }  # fmt: skip
     for content_type in ("application/json", "application/cloudevents+json"):
-        short, _, _ = ways
+        short, _, _ = routes
         response = await short.post(
             V1_PREDICT, content=json.dumps(event), headers={"content-type": content_type}
         )
@@ -220,7 +220,7 @@ async def test_a_cloudevent_takes_kserves_route_and_gets_a_cloudevent(ways, pair
         assert "placement_probability" in response.text
 
 
-async def test_both_routes_refuse_a_body_that_is_too_large(ways):
+async def test_both_routes_refuse_a_body_that_is_too_large(routes):
     for url in (V1_PREDICT, V2_INFER):
-        response = await same(ways, method="POST", url=url, content=bytes(30_000))
+        response = await ask_both(routes, method="POST", url=url, content=bytes(30_000))
         assert response.status_code == 413

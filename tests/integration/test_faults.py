@@ -69,12 +69,12 @@ async def grpc_transformer(trained_bundle, grpc_predictor) -> AsyncIterator[Conn
         yield running
 
 
-async def recovers(front: ConnectedTransformer, predictor: FaultyPredictor) -> None:
+async def recovers(transformer: ConnectedTransformer, predictor: FaultyPredictor) -> None:
     """Check that requests are answered, all connections are usable, and no task is left."""
     predictor.always = None
-    await check(front, FINE)
+    await check(transformer, FINE)
     await wait_until(lambda: usable_connections() == CONNECTIONS_EACH)
-    await wait_until(lambda: len(asyncio.all_tasks()) <= front.tasks)
+    await wait_until(lambda: len(asyncio.all_tasks()) <= transformer.tasks)
     if isinstance(predictor, FaultyHttpPredictor):
         await wait_until(lambda: predictor.connections == CONNECTIONS_EACH)
 
@@ -98,8 +98,8 @@ async def v2_status(service: InProcessTransformer, candidate: dict[str, Any]) ->
 
 def of_rest(response: httpx.Response, probabilities: Callable[[Any], list[float]]) -> Outcome:
     content = response.json()
-    told = probabilities(content) if response.status_code == 200 else content["error"]
-    return str(response.status_code), told, response.headers.get("retry-after") == "1"
+    message = probabilities(content) if response.status_code == 200 else content["error"]
+    return str(response.status_code), message, response.headers.get("retry-after") == "1"
 
 
 async def grpc_status(service: InProcessTransformer, candidate: dict[str, Any]) -> Outcome:
@@ -114,10 +114,10 @@ async def outcomes(
     service: InProcessTransformer, candidate: dict[str, Any] = SAMPLE, *, together: bool = True
 ) -> list[Outcome]:
     """Send the same request over V1, V2 and gRPC, at once or one by one."""
-    asking = [ask(service, candidate) for ask in (v1_status, v2_status, grpc_status)]
+    pending = [ask(service, candidate) for ask in (v1_status, v2_status, grpc_status)]
     if together:
-        return await asyncio.gather(*asking)
-    return [await one for one in asking]
+        return await asyncio.gather(*pending)
+    return [await one for one in pending]
 
 
 #: Statuses over V1, V2 and gRPC, each with True if it has Retry-After.
@@ -137,15 +137,15 @@ async def check(
 ) -> None:
     ended = await outcomes(service, together=together)
     assert [(status, again) for status, _, again in ended] == expected
-    for _, told, _ in ended:
+    for _, message, _ in ended:
         if expected is FINE:
             assert isinstance(service, ConnectedTransformer)
-            assert told == service.answer[1]
+            assert message == service.answer[1]
         else:
-            assert "predictor" in told
+            assert "predictor" in message
     # Without a predictor, one request may get the reason of its failed call and another that of its wait.
     if expected is not UNAVAILABLE:
-        assert len({str(told) for _, told, _ in ended}) == 1, "each protocol tells the same"
+        assert len({str(message) for _, message, _ in ended}) == 1, "each protocol tells the same"
 
 
 def check_asked(calls: int, often: int | None) -> None:
@@ -330,15 +330,15 @@ async def test_the_transformer_notices_that_the_predictor_stops_and_starts_again
 ):
     monkeypatch.setattr(connection_worker, "HEARTBEAT_S", 0.1)
     monkeypatch.setattr(pool, "GRACE_S", 0.2)
-    behind = grpc_predictor if hop == "grpc-v2" else predictor
-    async with connected_transformer(behind, trained_bundle, hop) as transformer:
-        await behind.stop()
+    faulty = grpc_predictor if hop == "grpc-v2" else predictor
+    async with connected_transformer(faulty, trained_bundle, hop) as transformer:
+        await faulty.stop()
         await check(transformer, UNAVAILABLE)
         await wait_until(lambda: not usable_connections())
         assert await readiness(transformer) == {503}
-        await behind.start(int(behind.address.rpartition(":")[2]))
+        await faulty.start(int(faulty.address.rpartition(":")[2]))
         await wait_until(lambda: is_ready(transformer), timeout_s=5)
-        await recovers(transformer, behind)
+        await recovers(transformer, faulty)
 
 
 ONCE = [hangs_up, breaks_off, has_status(503, text="moving"), has_status(500, text="Internal Server Error")]
@@ -447,13 +447,13 @@ async def test_invalid_responses_do_not_slow_down_later_requests(transformer, pr
 async def test_no_candidate_is_sent_over_an_unverified_connection(trained_bundle, predictor):
     """When the predictor closes an idle connection, a new one may lead to another version."""
     async with connected_transformer(predictor, trained_bundle, "v2", connections=1) as transformer:
-        for asked in range(1, 5):
+        for calls in range(1, 5):
             (used,) = [one for one in predictor.transports if not one.is_closing()]
             used.close()
             # The transformer notices the closed connection before the request arrives.
             await asyncio.sleep(0.05)
             assert await v1_status(transformer, SAMPLE) == transformer.answer
-            assert len(predictor.requests) == asked
+            assert len(predictor.requests) == calls
             carried = predictor.requests[-1].transport
             assert any(one.transport is carried for one, scored in predictor.calls if not scored)
 
@@ -494,12 +494,12 @@ async def test_a_request_whose_caller_disconnected_is_not_retried(scorer, predic
         return await hangs_up(request)
 
     predictor.faults += [hangs_up_then]
-    asking = [score(scorer) for _ in range(3)]
+    pending = [score(scorer) for _ in range(3)]
     # The requests wait for a connection, and then share a call.
     await wait_until(lambda: predictor.requests)
-    for one in asking:
+    for one in pending:
         one.cancel()
-    await asyncio.gather(*asking, return_exceptions=True)
+    await asyncio.gather(*pending, return_exceptions=True)
     gone.set()
     await score(scorer)
     await wait_until(lambda: usable_connections() == Settings.predictor_connections)
@@ -509,12 +509,12 @@ async def test_a_request_whose_caller_disconnected_is_not_retried(scorer, predic
 
 async def test_queued_requests_fail_at_once_when_the_transformer_closes(scorer, predictor):
     predictor.always = never_answers
-    asking = [score(scorer)]
+    pending = [score(scorer)]
     await wait_until(lambda: predictor.requests)
-    asking += [score(scorer) for _ in range(9)]
+    pending += [score(scorer) for _ in range(9)]
     await asyncio.sleep(0)
     await scorer.close()
-    for one in asking:
+    for one in pending:
         with pytest.raises(PredictorUnavailable):
             await asyncio.wait_for(one, 5)
 
@@ -616,9 +616,9 @@ async def test_a_grpc_call_with_a_refused_encoding_is_sent_again_until_a_model_a
 async def test_a_call_that_is_dropped_twice_is_split_into_its_requests(trained_bundle, predictor):
     predictor.always = hangs_up
     rows = [{**SAMPLE, "ssc_p": 50 + number} for number in range(3)]
-    async with connected_transformer(predictor, trained_bundle, "v2", connections=1) as front:
-        asked = [front.http.post(V1_PREDICT, json={"instances": [row]}) for row in rows]
-        assert {answer.status_code for answer in await asyncio.gather(*asked)} == {503}
+    async with connected_transformer(predictor, trained_bundle, "v2", connections=1) as transformer:
+        pending = [transformer.http.post(V1_PREDICT, json={"instances": [row]}) for row in rows]
+        assert {answer.status_code for answer in await asyncio.gather(*pending)} == {503}
     assert [len(matrix) for matrix, _ in predictor.carried] == [3, 3, 1, 1, 1]
 
 
@@ -722,15 +722,15 @@ async def test_a_header_that_cannot_be_forwarded_does_not_fail_the_request(
 
 @pytest.mark.parametrize("hop", ["v2", "grpc-v2"])
 async def test_tracing_headers_that_are_too_long_are_left_out(hop, trained_bundle, predictor, grpc_predictor):
-    behind = grpc_predictor if hop == "grpc-v2" else predictor
+    faulty = grpc_predictor if hop == "grpc-v2" else predictor
     headers = {
         "tracestate": "a=" + "x" * 30_000,
         "x-request-id": "7",
         "authorization": "Bearer " + "y" * 4000,
     }
-    async with connected_transformer(behind, trained_bundle, hop) as transformer:
+    async with connected_transformer(faulty, trained_bundle, hop) as transformer:
         await ask_over_rest(transformer, headers)
-    (seen,) = behind.metadata
+    (seen,) = faulty.metadata
     assert seen["authorization"] == headers["authorization"]
     assert "tracestate" not in seen
     assert "x-request-id" not in seen
@@ -760,14 +760,14 @@ async def test_cookies_that_the_predictor_sets_are_not_sent_back(hop, trained_bu
 async def test_proxy_settings_of_the_environment_are_ignored(
     hop, trained_bundle, predictor, grpc_predictor, monkeypatch
 ):
-    behind, drop = (grpc_predictor, aborts("UNAVAILABLE", "")) if hop == "grpc-v2" else (predictor, hangs_up)
-    async with connected_transformer(behind, trained_bundle, hop) as transformer:
+    faulty, drop = (grpc_predictor, aborts("UNAVAILABLE", "")) if hop == "grpc-v2" else (predictor, hangs_up)
+    async with connected_transformer(faulty, trained_bundle, hop) as transformer:
         # Set after the start, since the test's channel would use the proxy too.
         for variable in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
             monkeypatch.setenv(variable, f"http://{NOBODY}")
             monkeypatch.setenv(variable.upper(), f"http://{NOBODY}")
         # This request needs a new connection.
-        behind.faults.append(drop)
+        faulty.faults.append(drop)
         assert await v1_status(transformer, SAMPLE) == transformer.answer
 
 
@@ -816,9 +816,9 @@ UNVERIFIED = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "told"), UNVERIFIED)
+@pytest.mark.parametrize(("fault", "message"), UNVERIFIED)
 async def test_the_log_says_once_and_in_the_predictors_words_why_it_cannot_be_verified(
-    fault, told, pair, caplog, monkeypatch
+    fault, message, pair, caplog, monkeypatch
 ):
     """The bundle has an earlier version, which is tried next."""
     monkeypatch.setattr(pool, "GRACE_S", 0.2)
@@ -836,8 +836,8 @@ async def test_the_log_says_once_and_in_the_predictors_words_why_it_cannot_be_ve
         await predictor.stop()
     about = f"predictor {predictor.address}: "
     (line,) = {one.getMessage() for one in caplog.records if one.getMessage().startswith(about)}
-    assert line.startswith(about + told)
-    assert line == about + told or len(line.partition("400: ")[2]) <= MAX_DETAIL
+    assert line.startswith(about + message)
+    assert line == about + message or len(line.partition("400: ")[2]) <= MAX_DETAIL
 
 
 async def test_the_log_says_why_a_grpc_predictor_cannot_be_verified(
@@ -849,8 +849,8 @@ async def test_the_log_says_why_a_grpc_predictor_cannot_be_verified(
         options = (grpc_predictor.address, "--predictor_protocol=grpc-v2")
         async with in_process_transformer(trained_bundle, *options, ready=False) as transformer:
             await check(transformer, UNAVAILABLE)
-    told = "the predictor answered with INVALID_ARGUMENT: no such output"
-    assert f"predictor {grpc_predictor.address}: {told}" in [one.getMessage() for one in caplog.records]
+    message = "the predictor answered with INVALID_ARGUMENT: no such output"
+    assert f"predictor {grpc_predictor.address}: {message}" in [one.getMessage() for one in caplog.records]
 
 
 async def test_the_log_does_not_repeat_what_the_predictor_says_about_a_candidate(

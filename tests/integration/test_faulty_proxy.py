@@ -48,7 +48,7 @@ async def ask(faulty: FaultyProxy, request: bytes = ASKED) -> bytes:
     return came
 
 
-def told(came: bytes) -> Any:
+def body_of(came: bytes) -> Any:
     """Return the body of a response whose head has the right length."""
     head, _, body = came.partition(b"\r\n\r\n")
     assert int(head.lower().rpartition(b"content-length: ")[2]) == len(body)
@@ -90,9 +90,9 @@ async def test_the_proxy_replaces_a_response_as_its_fault_says(spoil, came, faul
 
 async def test_a_changed_content_is_a_complete_response(faulty):
     faulty.spoil = proxy.of_another_length(-1)
-    assert told(await ask(faulty)) == {"outputs": [{"shape": [1, 2], "data": [0.25, 0.75]}]}
+    assert body_of(await ask(faulty)) == {"outputs": [{"shape": [1, 2], "data": [0.25, 0.75]}]}
     faulty.spoil = proxy.of_another_length(1)
-    assert told(await ask(faulty))["outputs"][0]["data"] == [0.25, 0.75, 0.5, 0.5, 0.25, 0.75]
+    assert body_of(await ask(faulty))["outputs"][0]["data"] == [0.25, 0.75, 0.5, 0.5, 0.25, 0.75]
     faulty.spoil = proxy.has_nan
     assert b'"data": [NaN, 0.75' in await ask(faulty)
     faulty.spoil = proxy.has_status(503, "busy")

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import datetime
+import inspect
 import ipaddress
 import socket
 import ssl
@@ -81,7 +82,7 @@ async def served(
     turn: Turn | bytes, *, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[Server]:
     """Run a server with one action, or with the same bytes, for each request."""
-    server = Server(says(turn) if isinstance(turn, bytes) else turn)
+    server = Server(sends(turn) if isinstance(turn, bytes) else turn)
     listening = await asyncio.start_server(server.handle, host, port, ssl=tls)
     server.port = listening.sockets[0].getsockname()[1]
     try:
@@ -91,7 +92,7 @@ async def served(
         server.hang_up()
 
 
-def says(*answers: bytes, hangs_up: bool = False) -> Turn:
+def sends(*answers: bytes, hangs_up: bool = False) -> Turn:
     """Return an action that sends the responses in order, and then repeats the last one."""
 
     async def turn(number: int, writer: asyncio.StreamWriter) -> None:
@@ -234,7 +235,7 @@ ANSWERS = [
 ]
 
 
-@pytest.mark.parametrize("how", [says, says_byte_by_byte])
+@pytest.mark.parametrize("how", [sends, says_byte_by_byte])
 @pytest.mark.parametrize(("answer", "body"), ANSWERS)
 async def test_responses_are_read_one_after_another(how, answer, body):
     async with served(how(answer)) as server, connected(server) as connection:
@@ -265,7 +266,7 @@ LAST_ANSWERS = [
 ]
 
 
-@pytest.mark.parametrize("how", [says, says_byte_by_byte])
+@pytest.mark.parametrize("how", [sends, says_byte_by_byte])
 @pytest.mark.parametrize(("answer", "hangs_up"), LAST_ANSWERS)
 async def test_a_response_with_connection_close_closes_the_connection(how, answer, hangs_up):
     async with served(how(answer, hangs_up=hangs_up)) as server, connected(server) as connection:
@@ -320,7 +321,7 @@ async def test_a_malformed_response_is_an_error_and_closes_the_connection(answer
     ],
 )
 async def test_a_response_that_breaks_off_is_an_error(answer):
-    async with served(says(answer, hangs_up=True)) as server, connected(server) as connection:
+    async with served(sends(answer, hangs_up=True)) as server, connected(server) as connection:
         with pytest.raises(ConnectionError):
             await get(connection)
         assert connection.closed
@@ -357,11 +358,11 @@ async def test_a_cancelled_call_closes_the_connection_so_that_its_response_reach
         writer.write(HELLO)
 
     async with served(turn) as server, connected(server) as connection:
-        asking = asyncio.create_task(get(connection))
+        pending = asyncio.create_task(get(connection))
         await wait_until(lambda: server.requests)
-        asking.cancel()
+        pending.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asking
+            await pending
         assert connection.closed
         on.set()
         with pytest.raises(ConnectionError):
@@ -430,22 +431,22 @@ async def test_bytes_before_the_first_request_close_the_connection():
 
 async def test_a_second_request_at_the_same_time_is_a_programming_error():
     async with served(HELLO) as server, connected(server) as connection:
-        asking = asyncio.create_task(get(connection))
+        pending = asyncio.create_task(get(connection))
         await asyncio.sleep(0)
         with pytest.raises(RuntimeError):
             await get(connection)
-        assert await asking == (200, b"hello")
+        assert await pending == (200, b"hello")
         assert await get(connection) == (200, b"hello")
 
 
 async def test_a_waiting_call_fails_when_the_connection_is_closed():
     """A partial response is an error, although a closed connection may end a response."""
     async with served(OK + b"\r\nhello") as server, connected(server) as connection:
-        asking = asyncio.create_task(get(connection))
+        pending = asyncio.create_task(get(connection))
         await wait_until(lambda: connection._body)
         connection.close()
         with pytest.raises(ConnectionError):
-            await asking
+            await pending
         connection.close()
 
 
@@ -535,15 +536,15 @@ async def test_requests_over_tls_are_the_same(host, certificate, monkeypatch):
 
 
 async def test_tls_uses_the_host_name_as_server_name(certificate):
-    asked = []
+    sent = []
     context = server_side(certificate)
-    context.sni_callback = lambda _, name, __: asked.append(name)
+    context.sni_callback = lambda _, name, __: sent.append(name)
     ours = ssl.create_default_context(cafile=certificate)
     async with served(HELLO, tls=context) as server:
         connection = await HttpConnection.open("localhost", server.port, ours)
         assert await get(connection) == (200, b"hello")
         connection.close()
-    assert asked == ["localhost"]
+    assert sent == ["localhost"]
 
 
 async def test_a_trailing_dot_of_a_host_name_is_used_only_for_resolution(certificate, monkeypatch):
@@ -575,7 +576,7 @@ async def test_a_server_that_hangs_up_over_tls_has_closed_the_connection(certifi
         with pytest.raises(ConnectionError):
             await get(connection)
     async with (
-        served(says(HELLO[:-1], hangs_up=True), tls=server_side(certificate)) as server,
+        served(sends(HELLO[:-1], hangs_up=True), tls=server_side(certificate)) as server,
         connected(server, ours) as connection,
     ):
         with pytest.raises(ConnectionError):
@@ -648,7 +649,7 @@ async def test_a_client_that_may_reconnect_does():
 
 @pytest.mark.parametrize("reconnects", [False, True])
 async def test_a_call_that_breaks_off_is_not_resent(reconnects):
-    async with served(says(ANSWER_V2[:-1], hangs_up=True)) as server:
+    async with served(sends(ANSWER_V2[:-1], hangs_up=True)) as server:
         client = rest_client(f"127.0.0.1:{server.port}", reconnects=reconnects)
         with pytest.raises(PredictorUnavailable, match=r"127\.0\.0\.1:\d+ cannot be reached") as raised:
             await call(client)
@@ -658,7 +659,7 @@ async def test_a_call_that_breaks_off_is_not_resent(reconnects):
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "error_text"),
     [
         (b"garbage", "invalid response from the predictor: not HTTP"),
         (
@@ -668,10 +669,10 @@ async def test_a_call_that_breaks_off_is_not_resent(reconnects):
         (b"HTTP/1.1 307 X\r\nlocation: /\r\ncontent-length: 0\r\n\r\n", "answered with status 307"),
     ],
 )
-async def test_an_invalid_response_is_reported_as_the_predictors(answer, told):
+async def test_an_invalid_response_is_reported_as_the_predictors(answer, error_text):
     async with served(answer) as server:
         client = rest_client(f"127.0.0.1:{server.port}")
-        with pytest.raises(InvalidPredictorResponse, match=told):
+        with pytest.raises(InvalidPredictorResponse, match=error_text):
             await call(client)
         await client.close()
 
@@ -737,4 +738,5 @@ def test_a_grpc_client_cannot_promise_never_to_reconnect():
     ],
 )
 def test_a_connection_behaves_the_same_on_uvloop(promise, certificate):
-    uvloop.run(promise(certificate) if "over_tls" in promise.__name__ else promise())
+    needs_certificate = "certificate" in inspect.signature(promise).parameters
+    uvloop.run(promise(certificate) if needs_certificate else promise())

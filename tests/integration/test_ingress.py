@@ -47,7 +47,7 @@ class Backends:
             setattr(self.ingress, component, backends)
 
 
-class Front:
+class RunningIngress:
     """An ingress and its ports."""
 
     def __init__(self) -> None:
@@ -62,8 +62,8 @@ class Front:
 
 
 @pytest.fixture
-async def front() -> AsyncIterator[Front]:
-    front = Front()
+async def front() -> AsyncIterator[RunningIngress]:
+    front = RunningIngress()
     await front.ingress.start(front.port, front.grpc_port)
     try:
         yield front
@@ -223,7 +223,7 @@ async def test_no_request_line_reaches_another_host(target, front):
     assert answer.startswith("HTTP/1.1 400 ")
 
 
-async def exchange(front: Front, request: str) -> str:
+async def exchange(front: RunningIngress, request: str) -> str:
     reader, writer = await front.connect()
     with contextlib.closing(writer):
         writer.write(request.encode())

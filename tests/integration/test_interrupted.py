@@ -27,12 +27,12 @@ def interrupted_during(target: InMemoryTarget, *steps: str) -> None:
 async def test_an_interrupted_rollout_is_undone(pair):
     target = InMemoryTarget(pair.old)
     interrupted_during(target, "predictor v2")
-    told: list[str] = []
+    progress: list[str] = []
     with pytest.raises(asyncio.CancelledError):
-        await rollout(target, str(pair.new), told.append)
+        await rollout(target, str(pair.new), progress.append)
     assert target.steps == ["transformer v2", "predictor v2", "predictor v1", "transformer v1"]
-    assert told[2] == "interrupted; rolling back"
-    assert told[-1] == "the previous state is restored"
+    assert progress[2] == "interrupted; rolling back"
+    assert progress[-1] == "the previous state is restored"
 
 
 async def test_an_interrupted_step_is_waited_for_and_undone(pair, monkeypatch):
@@ -68,38 +68,38 @@ async def test_a_step_of_an_earlier_interrupted_rollout_is_waited_for(change, pa
 async def test_interrupting_twice_prints_the_command_to_recover(step, pair):
     target = InMemoryTarget(pair.old)
     interrupted_during(target, "predictor v2", step)
-    told: list[str] = []
+    progress: list[str] = []
     with pytest.raises(asyncio.CancelledError):
-        await rollout(target, str(pair.new), told.append)
+        await rollout(target, str(pair.new), progress.append)
     assert step in (target.steps[-1], "wait_until_idle")
-    assert told[-1] == (
+    assert progress[-1] == (
         "interrupted while rolling back; two versions may be serving now: see `placement status`, and run "
         f"`placement rollout {pair.old}` to recover"
     )
     interrupted_during(target)
-    await rollout(target, str(pair.old), told.append)
+    await rollout(target, str(pair.old), progress.append)
     assert (target.now.transformer_uri, target.now.predictor_uri) == (str(pair.old), str(pair.old))
 
 
 async def test_the_command_to_recover_between_unrelated_versions_has_force(pair, tmp_path):
     target = InMemoryTarget(pair.new)
     interrupted_during(target, "both v9", "wait_until_idle")
-    told: list[str] = []
+    progress: list[str] = []
     with pytest.raises(asyncio.CancelledError):
-        await rollout(target, str(unrelated_version(pair.new, tmp_path / "v9")), told.append, force=True)
-    assert told[-1].endswith(f"`placement rollout {pair.new} --force` to recover")
-    await rollout(target, str(pair.new), told.append, force=True)
+        await rollout(target, str(unrelated_version(pair.new, tmp_path / "v9")), progress.append, force=True)
+    assert progress[-1].endswith(f"`placement rollout {pair.new} --force` to recover")
+    await rollout(target, str(pair.new), progress.append, force=True)
     assert target.steps[-1] == "both v2"
 
 
 async def test_an_interrupted_canary_can_be_undone(pair):
     target = InMemoryTarget(pair.old)
     interrupted_during(target, "canary v2", "wait_until_idle")
-    told: list[str] = []
+    progress: list[str] = []
     with pytest.raises(asyncio.CancelledError):
-        await rollout(target, str(pair.new), told.append, canary=10)
-    assert told[-1].endswith(f"`placement rollout {pair.old}` to recover")
-    await rollout(target, str(pair.old), told.append)
+        await rollout(target, str(pair.new), progress.append, canary=10)
+    assert progress[-1].endswith(f"`placement rollout {pair.old}` to recover")
+    await rollout(target, str(pair.old), progress.append)
     assert target.steps[-2:] == ["end canary", "transformer v1"]
 
 
@@ -107,8 +107,8 @@ async def test_an_interrupted_rollback_prints_the_command_to_finish_it(pair):
     target = InMemoryTarget(pair.new)
     target.now = replace(target.now, previous_uri=str(pair.old))
     interrupted_during(target, "transformer v1")
-    told: list[str] = []
+    progress: list[str] = []
     with pytest.raises(asyncio.CancelledError):
-        await rollback(target, told.append)
-    assert told[-1].startswith("interrupted while rolling back; two versions may be serving now")
-    assert told[-1].endswith(f"`placement rollout {pair.old}` to recover")
+        await rollback(target, progress.append)
+    assert progress[-1].startswith("interrupted while rolling back; two versions may be serving now")
+    assert progress[-1].endswith(f"`placement rollout {pair.old}` to recover")

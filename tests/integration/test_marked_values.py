@@ -54,11 +54,11 @@ async def test_an_error_of_a_shared_call_has_no_values_of_other_callers(hop, tra
             transformer.http.post(V1_PREDICT, json={"instances": [{**SAMPLE, "ssc_p": mark}]})
             for mark in marks[::2]
         ]
-        told = [answer.text for answer in await asyncio.gather(*rest)]
-        told += [await call.details() for call in calls]
+        errors = [answer.text for answer in await asyncio.gather(*rest)]
+        errors += [await call.details() for call in calls]
     assert max(len(rows) for rows, _ in predictor.carried) > 1, "they shared calls"
-    assert all("predictor" in text for text in told)
-    assert [mark for mark in marks if any(str(mark) in text for text in told)] == []
+    assert all("predictor" in text for text in errors)
+    assert [mark for mark in marks if any(str(mark) in text for text in errors)] == []
 
 
 #: Values and names that a terminal, a log or a browser would interpret, and a long one.
@@ -75,10 +75,10 @@ ODD = {
 LONGEST, ECHO = 1000, 80
 
 
-def check_echo(told: str, odd: str) -> None:
-    assert len(told) <= LONGEST
-    assert told.isprintable(), ascii(told)
-    assert odd[: ECHO + 1] not in told or len(odd) <= ECHO
+def check_echo(error: str, odd: str) -> None:
+    assert len(error) <= LONGEST
+    assert error.isprintable(), ascii(error)
+    assert odd[: ECHO + 1] not in error or len(odd) <= ECHO
 
 
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)

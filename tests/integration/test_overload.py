@@ -43,17 +43,17 @@ async def test_requests_beyond_the_queue_limit_are_refused_before_any_answer(
         f"--max_batch_rows={WAITING}",
         "--predictor_request_timeout_seconds=30",
     )
-    async with connected_transformer(predictor, trained_bundle, "v1", *options) as front:
+    async with connected_transformer(predictor, trained_bundle, "v1", *options) as transformer:
         body = {"instances": [SAMPLE] * SIZE}
-        asked = [asyncio.create_task(front.http.post(V1_PREDICT, json=body)) for _ in range(REQUESTS)]
+        tasks = [asyncio.create_task(transformer.http.post(V1_PREDICT, json=body)) for _ in range(REQUESTS)]
         # Each connection may have as many candidates in flight as fit into the queue.
         taken = (CONNECTIONS_EACH + 1) * WAITING // SIZE
-        await wait_until(lambda: sum(one.done() for one in asked) >= REQUESTS - taken)
-        refused = [one.result() for one in asked if one.done()]
+        await wait_until(lambda: sum(one.done() for one in tasks) >= REQUESTS - taken)
+        refused = [one.result() for one in tasks if one.done()]
         assert {one.status_code for one in refused} == {503}
         assert all(one.headers["retry-after"] for one in refused)
         gate.set()
-        answers = await asyncio.gather(*asked)
+        answers = await asyncio.gather(*tasks)
     assert {one.status_code for one in answers} == {200, 503}
     right = [one.json()["predictions"] for one in answers if one.status_code == 200]
     assert len(right) >= WAITING // SIZE
@@ -62,16 +62,16 @@ async def test_requests_beyond_the_queue_limit_are_refused_before_any_answer(
         assert [row["placement_probability"] for row in rows] == pytest.approx(probability, abs=1e-12)
 
 
-def long_requests(front: InProcessTransformer, size: int) -> list[asyncio.Task[str]]:
+def long_requests(transformer: InProcessTransformer, size: int) -> list[asyncio.Task[str]]:
     """Send requests for one candidate with a long unknown field, eight over each route, all at once."""
     row = {**SAMPLE, "notes": "x" * size}
     other = {"content-type": "application/json; charset=utf-8"}
 
     async def rest(path: str, body: dict[str, Any], headers: dict[str, str]) -> str:
-        return str((await front.http.post(path, json=body, headers=headers)).status_code)
+        return str((await transformer.http.post(path, json=body, headers=headers)).status_code)
 
     async def rpc() -> str:
-        code = await front.grpc.ModelInfer(grpc_objects([row])).code()
+        code = await transformer.grpc.ModelInfer(grpc_objects([row])).code()
         return "200" if code is grpc.StatusCode.OK else "503" if "EXHAUSTED" in code.name else code.name
 
     over_rest = [
@@ -87,11 +87,11 @@ async def test_requests_beyond_the_byte_budget_are_refused_and_the_budget_is_fre
 ):
     options = ("--max_request_bytes=20000", "--predictor_request_timeout_seconds=30")
     taken = BUDGET_IN_MAX_REQUESTS * 20_000 // 15_000
-    async with connected_transformer(predictor, trained_bundle, "v1", *options) as front:
-        asked = long_requests(front, 15_000)
-        await wait_until(lambda: sum(one.done() for one in asked) >= len(asked) - taken)
-        assert {one.result() for one in asked if one.done()} == {"503"}
+    async with connected_transformer(predictor, trained_bundle, "v1", *options) as transformer:
+        tasks = long_requests(transformer, 15_000)
+        await wait_until(lambda: sum(one.done() for one in tasks) >= len(tasks) - taken)
+        assert {one.result() for one in tasks if one.done()} == {"503"}
         gate.set()
-        assert set(await asyncio.gather(*asked)) == {"200", "503"}
+        assert set(await asyncio.gather(*tasks)) == {"200", "503"}
         for _ in range(3):
-            assert set(await asyncio.gather(*long_requests(front, 1000))) == {"200"}
+            assert set(await asyncio.gather(*long_requests(transformer, 1000))) == {"200"}

@@ -99,18 +99,18 @@ class FaultyProxy:
             answers, requests = await asyncio.open_connection("127.0.0.1", self._predictor_port)
         except OSError:
             return
-        asked: asyncio.Queue[HttpMessage] = asyncio.Queue()
-        ways = [
-            asyncio.create_task(self._pass_requests(reader, requests, asked)),
-            asyncio.create_task(self._pass_answers(answers, writer, asked)),
+        pending: asyncio.Queue[HttpMessage] = asyncio.Queue()
+        directions = [
+            asyncio.create_task(self._pass_requests(reader, requests, pending)),
+            asyncio.create_task(self._pass_answers(answers, writer, pending)),
         ]
         try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for way in ways:
-                way.cancel()
+            for direction in directions:
+                direction.cancel()
             requests.close()
-            ended = await asyncio.gather(*ways, return_exceptions=True)
+            ended = await asyncio.gather(*directions, return_exceptions=True)
             self._surprises += [
                 one
                 for one in ended
@@ -118,21 +118,21 @@ class FaultyProxy:
             ]
 
     async def _pass_requests(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: asyncio.Queue[HttpMessage]
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pending: asyncio.Queue[HttpMessage]
     ) -> None:
         while True:
             request = await read_message(reader)
             self.calls += request.scores
-            asked.put_nowait(request)
+            pending.put_nowait(request)
             writer.write(request.whole)
             await writer.drain()
 
     async def _pass_answers(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: asyncio.Queue[HttpMessage]
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pending: asyncio.Queue[HttpMessage]
     ) -> None:
         while True:
             answer = await read_message(reader)
-            request = await asked.get()
+            request = await pending.get()
             spoil = self.spoil
             if spoil and (request.scores or self.verifications) and random.random() < self.part:
                 self.spoiled += 1

@@ -11,19 +11,14 @@ from transformer.bundle.format import UNVERIFIED
 
 
 @pytest.fixture(scope="module")
-def renamed(version_pair) -> VersionPair:
-    return version_pair("category_renamed")
-
-
-@pytest.fixture(scope="module")
-def checker(renamed) -> AnswerChecker:
+def checker(pair) -> AnswerChecker:
     return AnswerChecker(
-        renamed.candidates,
-        {label: [sklearn_reference] for label, sklearn_reference in renamed.references.items()},
+        pair.candidates,
+        {label: [sklearn_reference] for label, sklearn_reference in pair.references.items()},
     )
 
 
-def said(pair: VersionPair, version: str, chosen: list[int], *by: str) -> Answer:
+def answer_from(pair: VersionPair, version: str, chosen: list[int], *by: str) -> Answer:
     """Return an answer that names a version, with each candidate's score from the version in `by`."""
     scores = [
         pair.references[one].probabilities([pair.candidates[number]])[0]
@@ -46,17 +41,17 @@ def said(pair: VersionPair, version: str, chosen: list[int], *by: str) -> Answer
     ],
 )
 def test_the_checker_tells_right_answers_from_wrong_mixed_and_unverified_ones(
-    version, by, verdict, renamed, checker
+    version, by, verdict, pair, checker
 ):
     chosen = [3, 1, 4]
-    assert checker.verdict(chosen, said(renamed, version, chosen, *by)) == verdict
+    assert checker.verdict(chosen, answer_from(pair, version, chosen, *by)) == verdict
 
 
-def test_the_checker_compares_every_part_of_an_answer_with_the_model(renamed, checker):
+def test_the_checker_compares_every_part_of_an_answer_with_the_model(pair, checker):
     chosen = [3, 1, 4]
-    right = said(renamed, "v1", chosen, "v1", "v1", "v1")
-    old, new = renamed.references.values()
-    misread_score = float(misread(old, new, renamed.candidates)[3])
+    right = answer_from(pair, "v1", chosen, "v1", "v1", "v1")
+    old, new = pair.references.values()
+    misread_score = float(misread(old, new, pair.candidates)[3])
     for wrong in (
         Answer("v1", right.probabilities[:2], right.positive[:2]),
         Answer("v1", right.probabilities[::-1], right.positive[::-1]),
@@ -67,15 +62,15 @@ def test_the_checker_compares_every_part_of_an_answer_with_the_model(renamed, ch
     assert checker.verdict([3], Answer("v1", [misread_score], [misread_score >= 0.5])) == "wrong"
 
 
-def test_unknown_models_must_answer_as_unverified_and_must_not_be_mixed(renamed):
-    old, new = renamed.references.values()
-    checker = AnswerChecker(renamed.candidates, {UNVERIFIED: [old, new]})
+def test_unknown_models_must_answer_as_unverified_and_must_not_be_mixed(pair):
+    old, new = pair.references.values()
+    checker = AnswerChecker(pair.candidates, {UNVERIFIED: [old, new]})
     for by in ("v1", "v2"):
-        assert checker.verdict([0, 1], said(renamed, UNVERIFIED, [0, 1], by, by)) == "right"
-        assert checker.verdict([0, 1], said(renamed, by, [0, 1], by, by)) == "wrong"
-    assert checker.verdict([0, 1], said(renamed, UNVERIFIED, [0, 1], "v1", "v2")) == "mixed"
-    checker = AnswerChecker(renamed.candidates, {UNVERIFIED: [old]}, others=[new])
-    assert checker.verdict([0, 1], said(renamed, UNVERIFIED, [0, 1], "v2", "v2")) == "wrong"
+        assert checker.verdict([0, 1], answer_from(pair, UNVERIFIED, [0, 1], by, by)) == "right"
+        assert checker.verdict([0, 1], answer_from(pair, by, [0, 1], by, by)) == "wrong"
+    assert checker.verdict([0, 1], answer_from(pair, UNVERIFIED, [0, 1], "v1", "v2")) == "mixed"
+    checker = AnswerChecker(pair.candidates, {UNVERIFIED: [old]}, others=[new])
+    assert checker.verdict([0, 1], answer_from(pair, UNVERIFIED, [0, 1], "v2", "v2")) == "wrong"
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -90,10 +85,10 @@ def test_every_candidate_of_a_pair_gets_different_scores_from_both_versions(name
     assert bool(pair.new_only_candidates) == (name != "retrained")
 
 
-def test_many_candidates_get_another_score_through_the_wrong_encoding(renamed):
-    old, new = renamed.references.values()
-    scores = np.array(old.probabilities(renamed.candidates))
-    assert differ(scores, misread(old, new, renamed.candidates)).mean() > 0.3
+def test_many_candidates_get_another_score_through_the_wrong_encoding(pair):
+    old, new = pair.references.values()
+    scores = np.array(old.probabilities(pair.candidates))
+    assert differ(scores, misread(old, new, pair.candidates)).mean() > 0.3
 
 
 @pytest.mark.parametrize("verdict", ["wrong", "mixed", "unverified"])

@@ -57,17 +57,17 @@ def locks(number: int) -> list[Path]:
     return [Path(f"/locks/{name}.txt") for name in "abc"[:number]]
 
 
-def asked(tools: Path) -> list[str]:
+def calls_of(tools: Path) -> list[str]:
     return (tools / "asked").read_text().splitlines()
 
 
 def test_a_known_vulnerability_is_reported_and_fails_the_audit(tools, capsys) -> None:
     assert audit.audit(tools([CLEAN], [CLEAN, VULNERABLE]), locks(2)) == 1
-    told = capsys.readouterr().err
-    assert "/locks/a.txt: 1 packages, 0 known" in told
-    assert "jinja2 3.1.2: PYSEC-1, fixed in 3.1.3" in told
-    assert "PYSEC-2, fixed in no version yet" in told
-    assert "2 known vulnerabilities" in told
+    printed = capsys.readouterr().err
+    assert "/locks/a.txt: 1 packages, 0 known" in printed
+    assert "jinja2 3.1.2: PYSEC-1, fixed in 3.1.3" in printed
+    assert "PYSEC-2, fixed in no version yet" in printed
+    assert "2 known vulnerabilities" in printed
 
 
 def test_an_audit_without_findings_succeeds(tools, capsys) -> None:
@@ -90,7 +90,7 @@ def test_an_unreachable_database_is_reported_once(silence, tools, capsys) -> Non
     assert (
         "NOT AUDITED: the vulnerability database cannot be reached: /locks/a.txt" in capsys.readouterr().err
     )
-    assert len(asked(directory)) == 1
+    assert len(calls_of(directory)) == 1
 
 
 def test_a_finding_fails_the_audit_although_the_database_becomes_unreachable(tools, capsys) -> None:
@@ -111,7 +111,7 @@ def test_any_other_failure_of_pip_audit_fails_the_audit(tools) -> None:
 def test_further_arguments_go_to_pip_audit(tools) -> None:
     directory = tools([CLEAN])
     audit.audit(directory, locks(1), ["--vulnerability-service", "osv"])
-    assert asked(directory)[0].endswith("--requirement /locks/a.txt --vulnerability-service osv")
+    assert calls_of(directory)[0].endswith("--requirement /locks/a.txt --vulnerability-service osv")
 
 
 def test_every_lock_file_is_audited() -> None:

@@ -52,13 +52,13 @@ async def test_a_bundle_without_the_current_version_is_refused_with_a_remedy(pai
 
 async def test_unrelated_versions_change_both_components_at_once_and_only_with_force(pair, tmp_path):
     target = InMemoryTarget(pair.new)
-    told: list[str] = []
+    progress: list[str] = []
     assert (
-        await rollout(target, str(unrelated_version(pair.new, tmp_path / "v9")), told.append, force=True)
+        await rollout(target, str(unrelated_version(pair.new, tmp_path / "v9")), progress.append, force=True)
         == "v9"
     )
     assert target.steps == ["both v9"]
-    assert told[0].startswith("v9 and v2 do not recognise each other: both components change at once")
+    assert progress[0].startswith("v9 and v2 do not recognise each other: both components change at once")
 
 
 @pytest.mark.parametrize(
@@ -220,20 +220,20 @@ async def test_a_rollback_takes_the_order_in_which_the_transformer_knows_the_pre
     versions = {"v1": pair.old, "v2": pair.new, "v9": unrelated_version(pair.new, tmp_path / "v9")}
     target = InMemoryTarget(versions[serving])
     target.now = replace(target.now, previous_uri=str(versions[earlier]))
-    told: list[str] = []
-    assert await rollback(target, told.append) == earlier
+    progress: list[str] = []
+    assert await rollback(target, progress.append) == earlier
     assert target.steps == steps
-    assert steps[0].split()[0] in told[0], "which goes first, or both"
+    assert steps[0].split()[0] in progress[0], "which goes first, or both"
 
 
 async def test_a_rollback_does_not_need_the_bundle_of_the_version_that_it_removes(pair):
     target = InMemoryTarget(pair.new)
     target.now = replace(target.now, previous_uri=str(pair.old))
     target.unreadable.add(str(pair.new))
-    told: list[str] = []
-    await rollback(target, told.append)
+    progress: list[str] = []
+    await rollback(target, progress.append)
     assert target.steps == ["predictor v1", "transformer v1"]
-    assert "is out of reach): the predictor changes first" in told[0]
+    assert "is out of reach): the predictor changes first" in progress[0]
 
 
 async def test_another_version_of_the_same_name_is_not_taken_for_a_known_one(pair, tmp_path):
