@@ -110,7 +110,7 @@ def is_ready(process: TransformerProcess) -> bool:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("predictor", ["answers", "stands still"])
+@pytest.mark.parametrize("predictor", ["answers", "is suspended"])
 def test_requests_accepted_before_sigterm_are_answered_while_the_predictor(
     workers, predictor, mlserver, trained_bundle, sklearn_reference, tmp_path
 ):
@@ -129,10 +129,10 @@ def test_requests_accepted_before_sigterm_are_answered_while_the_predictor(
             threads.submit(method, client, process) for method, client in zip(methods, clients, strict=True)
         ]
         wait_until_sync(lambda: all(client.answered >= SOME for client in clients) or any_failed(pending))
-        with suspended(mlserver) if predictor == "stands still" else contextlib.nullcontext():
+        with suspended(mlserver) if predictor == "is suspended" else contextlib.nullcontext():
             os.kill(process.pid, signal.SIGTERM)
             wait_until_sync(lambda: not is_ready(process))
-            if predictor == "stands still":
+            if predictor == "is suspended":
                 assert process.poll() is None, "its callers wait"
         for one in pending:
             one.result(timeout=60)

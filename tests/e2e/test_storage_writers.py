@@ -9,30 +9,19 @@ import time
 from storage.bundles import fetch, versions
 from tests.support.paths import ROOT
 
-_WRITER = """
-import sys
-from itertools import count
-from storage.bundles import publish
-from tests.support.bundle_copies import copied
-from transformer.bundle.format import load_bundle
-template = load_bundle(sys.argv[1])
-print("ready", flush=True)
-for number in count(int(sys.argv[3])):
-    model = bytes([number % 256]) * 2_000_000
-    publish(copied(template, f"v{number}", model), model, sys.argv[2])
-"""
-
 
 def test_a_writer_killed_at_any_moment_leaves_no_incomplete_version(trained_bundle, tmp_path):
     for attempt, seconds in enumerate([0.5, *(random.uniform(0.02, 0.25) for _ in range(4))]):
-        arguments = [sys.executable, "-c", _WRITER, str(trained_bundle), str(tmp_path), str(1000 * attempt)]
-        with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE) as writer:
+        program = [sys.executable, "-m", "tests.support.bundle_writer"]
+        arguments = [trained_bundle, tmp_path, str(1000 * attempt)]
+        with subprocess.Popen([*program, *arguments], cwd=ROOT, stdout=subprocess.PIPE) as writer:
             assert writer.stdout is not None
-            writer.stdout.readline()
+            assert writer.stdout.readline() == b"ready\n"
             time.sleep(seconds)
             writer.send_signal(signal.SIGKILL)
     seen = versions(tmp_path, "placement")
     assert seen
     for path in (tmp_path / "placement").glob("v*"):
         assert path.name in seen
-        fetch(path, tmp_path / "mnt" / path.name)  # Fetching compares the model's digest.
+        # Fetching compares the model's digest.
+        fetch(path, tmp_path / "mnt" / path.name)

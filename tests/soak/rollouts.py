@@ -144,7 +144,7 @@ async def new_only_candidates_in_a_rollout(pair: VersionPair, run: Path, some: i
     others.expect_answers("v1", "v2", at_least=some)
     outcome = Outcome(new_only_candidates)
     outcome.expect_no_failure_but_to_try_again()
-    outcome.expect(not too_early, f"{too_early} newcomers were answered before there was a model for them")
+    outcome.expect(not too_early, f"{too_early} candidates were answered before a model accepted them")
     new_only_candidates.add(tally)
     return Outcome(new_only_candidates, list(dict.fromkeys(others.unexpected + outcome.unexpected)))
 
