@@ -35,6 +35,7 @@ REFUSED_ORDER = (
     "Feature names must be in the same order as they were in fit.\n"
 )
 REFUSED_WIDTH = "X has 20 features, but RandomForestClassifier is expecting 21 features as input."
+REFUSALS = [REFUSED_NAMES, REFUSED_ORDER, REFUSED_WIDTH]
 LOADING = "Model placement is not ready yet."
 
 
@@ -220,3 +221,33 @@ def aborts(code: str, details: str) -> Fault:
         await context.abort(grpc.StatusCode[code], details)
 
     return fault
+
+
+async def breaks_off(request: web.Request) -> web.StreamResponse:
+    """Close the connection in the middle of the response."""
+    response = web.StreamResponse(headers={"content-length": "1000"})
+    await response.prepare(request)
+    await response.write(b'{"predictions": [[0.25, 0')
+    assert request.transport is not None
+    request.transport.close()
+    return response
+
+
+async def never_answers(request: web.Request) -> web.StreamResponse:
+    """Keep the connection open without a response."""
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def never_ends(request: web.Request) -> web.StreamResponse:
+    """Keep the connection open in the middle of the response."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    await response.write(b'{"predictions": [')
+    await asyncio.Event().wait()
+    return response
+
+
+async def redirects(request: web.Request) -> web.StreamResponse:
+    """Redirect to another path."""
+    return web.Response(status=307, headers={"location": str(request.url.with_path("/elsewhere"))})
