@@ -1,6 +1,7 @@
 """Fixtures: transformers in front of faulty predictors."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.support.connected_transformer import (
 from tests.support.faulty_predictor import (
     FaultyGrpcPredictor,
 )
+from tests.support.raw_http_server import make_certificate
 
 
 @pytest.fixture
@@ -32,3 +34,8 @@ async def transformer(request, trained_bundle, predictor) -> AsyncIterator[Conne
 async def grpc_transformer(trained_bundle, grpc_predictor) -> AsyncIterator[ConnectedTransformer]:
     async with connected_transformer(grpc_predictor, trained_bundle, "grpc-v2") as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificate(tmp_path_factory.mktemp("tls"), "localhost")
