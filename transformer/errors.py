@@ -87,23 +87,27 @@ class InvalidCandidates(InvalidRequest):
         self.total = total
 
 
-class UnknownModel(ServiceError):
-    """A model that this server does not have."""
+class NotFound(ServiceError):
+    """Something that a request names and that does not exist here."""
 
     status = HTTPStatus.NOT_FOUND
     grpc_code = "NOT_FOUND"
+
+
+class UnknownModel(NotFound):
+    """A model that this server does not have."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"Model with name {printable(name)} does not exist.")
 
 
-class UnknownVersion(UnknownModel):
+class UnknownVersion(NotFound):
     """A version that no verified connection leads to."""
 
     def __init__(self, name: str, version: str, existing: Sequence[str]) -> None:
-        ServiceError.__init__(
-            self,
-            f"model {printable(name)} has no version {quoted(version)}; versions now: {', '.join(existing)}",
+        versions = ", ".join(existing) or "none"
+        super().__init__(
+            f"model {printable(name)} has no version {quoted(version)}; versions now: {versions}"
         )
 
 

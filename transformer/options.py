@@ -25,6 +25,7 @@ REFUSED = {
     "--grpc_max_receive_message_length": "set --max_request_bytes, which limits bodies and messages",
     "--predictor_request_retries": "remove it; a retry budget bounds the retries of dropped calls",
     "--enable_predictor_health_check": "remove it; readiness always includes the predictor",
+    "--max_threads": "remove it; gRPC calls are answered in the event loop",
 }
 _FLAGS = {"--enable_predictor_health_check"}
 _DEFAULTS = {
@@ -154,7 +155,12 @@ def _check(options: Mapping[str, Any], fail: Callable[[str], NoReturn]) -> None:
         host_and_port(host, use_ssl=options["predictor_use_ssl"])
     except ValueError as error:
         fail(f"--predictor_host: {error}")
-    for name in ("workers", "max_threads", "max_asyncio_workers", "predictor_request_timeout_seconds"):
+    if options["workers"] < 1:
+        fail(
+            f"--workers: must be 1 or more, got {options['workers']}; KServe sets it to containerConcurrency "
+            "unless the transformer's args have --workers"
+        )
+    for name in ("max_asyncio_workers", "predictor_request_timeout_seconds"):
         if options[name] is not None and options[name] < 1:
             fail(f"--{name}: must be 1 or more, got {options[name]}")
     for name in ("http_port", "grpc_port"):

@@ -55,7 +55,7 @@ class Settings:
         Address to listen on; all if None.
     workers
         Processes that serve REST.
-    max_threads, max_asyncio_workers, event_loop, timeout_keep_alive, ssl_certfile, ssl_keyfile
+    max_asyncio_workers, event_loop, timeout_keep_alive, ssl_certfile, ssl_keyfile
         As KServe's arguments of these names.
     enable_docs_url
         Serve ``/docs``.
@@ -90,7 +90,6 @@ class Settings:
     grpc_port: int = 8081
     enable_grpc: bool = True
     workers: int = 1
-    max_threads: int = 4
     max_asyncio_workers: int | None = None
     event_loop: str = "auto"
     timeout_keep_alive: int = 65

@@ -6,9 +6,10 @@ It routes requests by `Host`, like KServe's ingress, and streams bodies in both 
 import asyncio
 import contextlib
 import errno
+import re
 import socket
 from collections import Counter
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 
 from tornado import httputil
 from tornado.http1connection import HTTP1Connection
@@ -43,6 +44,10 @@ def components_by_host(name: str, namespace: str) -> dict[str, str]:
     }
 
 
+#: Paths of the V2 protocol that name a model version.
+_VERSION = re.compile(r"/v2/models/[^/]+/versions/(?P<version>[^/?]+)")
+
+
 class Ingress(httputil.HTTPServerConnectionDelegate):
     """Listens on loopback and forwards requests to the components.
 
@@ -55,12 +60,15 @@ class Ingress(httputil.HTTPServerConnectionDelegate):
     ----------
     transformer, predictor
         Backends of each component. Set them at any time: new requests use the new value.
+    transformer_by_version
+        Transformers in front of a predictor of each version. REST requests for one version go there.
     transformer_grpc
         Forwarder for gRPC; set its `backends` likewise. It chooses a backend per connection.
     """
 
     def __init__(self, name: str, namespace: str) -> None:
         self.transformer: Sequence[Backend] = ()
+        self.transformer_by_version: Mapping[str, Sequence[Backend]] = {}
         self.predictor: Sequence[Backend] = ()
         self.transformer_grpc = Forwarder()
         self._components = components_by_host(name, namespace)
@@ -112,12 +120,14 @@ class Ingress(httputil.HTTPServerConnectionDelegate):
         return ProxiedRequest(request_conn, self._choose_backend, self._backends, self._start_task)
 
     @contextlib.contextmanager
-    def _choose_backend(self, host: str) -> Iterator[str]:
-        """Choose a backend for a `Host`, and count the request as in flight there while this is open."""
+    def _choose_backend(self, host: str, target: str) -> Iterator[str]:
+        """Choose a backend for a `Host` and a path, and count the request as in flight while this is open."""
         component = self._components.get(httputil.split_host_and_port(host.lower())[0].strip("[]"))
         if component is None:
             raise UnknownHostError(f"no InferenceService has the host {host[:80]!a}")
         backends: Sequence[Backend] = getattr(self, component)
+        if component == "transformer" and (named := _VERSION.match(target)):
+            backends = self.transformer_by_version.get(named["version"], backends)
         if not backends:
             raise NoBackendError(f"the {component} has no backend yet")
         address = choose_backend(backends).address

@@ -39,8 +39,8 @@ class ProxiedRequest(httputil.HTTPMessageDelegate):
     client
         Connection to the client.
     choose_backend
-        Gives the address of a backend for a `Host`, and counts the request as in flight there while the
-        context is open. Raises UnknownHostError or NoBackendError.
+        Gives the address of a backend for a `Host` and a path, and counts the request as in flight there
+        while the context is open. Raises UnknownHostError or NoBackendError.
     backends
         Opens connections to backends.
     start_task
@@ -50,7 +50,7 @@ class ProxiedRequest(httputil.HTTPMessageDelegate):
     def __init__(
         self,
         client: HTTP1Connection,
-        choose_backend: Callable[[str], AbstractContextManager[str]],
+        choose_backend: Callable[[str, str], AbstractContextManager[str]],
         backends: TCPClient,
         start_task: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
     ) -> None:
@@ -116,7 +116,7 @@ class ProxiedRequest(httputil.HTTPMessageDelegate):
             return self._send_error(HTTPStatus.BAD_REQUEST, "the request's target must be a path")
         response = ProxiedResponse(self._client)
         try:
-            with self._choose_backend(self._headers.get("Host", "")) as address:
+            with self._choose_backend(self._headers.get("Host", ""), self._start.path) as address:
                 await self._forward(address, response)
         except UnknownHostError as error:
             return self._send_error(HTTPStatus.NOT_FOUND, str(error))

@@ -117,6 +117,11 @@ class TrackRouter:
             if one.component == "transformer"
         ]
         self._ingress.transformer = [Backend(one.address, share) for one, share in transformers]
+        self._ingress.transformer_by_version = {
+            track.predictor.bundle.version: [Backend(track.transformer.address)]
+            for track, _ in shares
+            if len(track.processes) == 2
+        }
         self._ingress.transformer_grpc.backends = [
             Backend(one.grpc_address, share) for one, share in transformers
         ]

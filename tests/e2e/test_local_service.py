@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import psutil
 import pytest
 
@@ -151,6 +152,10 @@ async def test_a_canary_has_its_own_transformer_and_keeps_it_when_it_takes_over(
         assert set(metrics) == {"transformer", "canary"}
         assert 'version="v1"' in metrics["transformer"]
         assert 'version="v2"' in metrics["canary"]
+        async with aiohttp.ClientSession(local.url) as client:
+            for version in ("v1", "v2") * 5:
+                async with client.get(f"/v2/models/placement/versions/{version}/ready") as response:
+                    assert response.status == 200, "the ingress asks the side that has the version"
         both = family()
         await target.set_both(new, ignore_progress)
         assert await target.state() == State(new, new, old)

@@ -239,7 +239,7 @@ async def test_a_request_for_a_version_that_has_gone_waits_for_it_until_its_dead
     assert (await busy).headers["x-model-version"] == "v2"
     response = await pinned
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-    assert response.json() == {"error": "no predictor of version v1 was available in time"}
+    assert response.json() == {"error": "no predictor of version v1 answered in time"}
 
 
 async def test_a_request_for_a_version_that_returns_is_answered_by_it(stack, pair, references):
@@ -271,8 +271,71 @@ async def test_behind_a_proxy_a_version_that_no_longer_answers_is_503_at_the_dea
     served[0] = references["v2"]
     response = await transformer.http.post(f"{MODEL}/versions/v1/infer", json=body(pair, 0))
     assert response.status_code == 503
-    assert response.json() == {"error": "no predictor of version v1 was available in time"}
+    assert response.json() == {"error": "no predictor of version v1 answered in time"}
 
 
 async def transformer_ready(transformer: InProcessTransformer) -> bool:
     return await versions(transformer) == ["v1"]
+
+
+@pytest.mark.parametrize("mode", [(), ("--verify=request",)], ids=["by connection", "by request"])
+async def test_an_unknown_model_is_no_version_that_can_be_asked_for(mode, stack, version_pair):
+    """It has the encoding of a version, but another model."""
+    pair = version_pair("retrained")
+    stranger = await predictor_of(stack, SklearnReference(pair.new))
+    arguments = ("--predictor_protocol=v2", *mode)
+    transformer = await stack.enter_async_context(
+        in_process_transformer(pair.old, stranger.address, *arguments)
+    )
+    answer = await transformer.http.post(V1_PREDICT, json={"instances": pair.candidates[:1]})
+    assert answer.headers["x-model-version"] == "unverified"
+    assert await versions(transformer) == []
+    for version in ("v1", "unverified"):
+        error = {"error": f"model placement has no version '{version}'; versions now: none"}
+        for response in (
+            await transformer.http.get(f"{MODEL}/versions/{version}/ready"),
+            await transformer.http.get(f"{MODEL}/versions/{version}"),
+            await transformer.http.post(f"{MODEL}/versions/{version}/infer", json=body(pair, 0)),
+        ):
+            assert (response.status_code, response.json()) == (404, error)
+
+
+async def test_without_any_predictor_a_known_version_is_not_ready_and_another_does_not_exist(stack, pair):
+    transformer = await stack.enter_async_context(
+        in_process_transformer(pair.new, "127.0.0.1:1", "--predictor_protocol=v2", ready=False)
+    )
+    assert (await transformer.http.get(f"{MODEL}/versions/v1/ready")).status_code == 503
+    assert (await transformer.http.get(f"{MODEL}/versions/v9/ready")).status_code == 404
+
+
+async def test_a_small_canary_answers_every_request_that_asks_for_it(stack, pair, references):
+    """Mostly, no connection leads to it when the request comes."""
+    stable, canary = [await predictor_of(stack, reference) for reference in references.values()]
+    backends = [Backend(stable.address, 0.75), Backend(canary.address, 0.25)]
+    _, port = await stack.enter_async_context(balanced_by_connection(*backends))
+    transformer = await in_front_of(stack, pair, f"127.0.0.1:{port}", "--predictor_connection_age=1")
+
+    async def has_been_seen() -> bool:
+        return "v2" in await versions(transformer)
+
+    await wait_until(has_been_seen)
+    for number in range(6):
+        response = await transformer.http.post(f"{MODEL}/versions/v2/infer", json=body(pair, number))
+        assert (response.status_code, response.headers["x-model-version"]) == (200, "v2")
+        await asyncio.sleep(0.3)
+
+
+async def test_behind_a_proxy_a_request_for_a_version_that_has_gone_makes_few_calls(stack, version_pair):
+    pair = version_pair("retrained")
+    served = [SklearnReference(pair.old)]
+    predictor = await predictor_of(stack, lambda: served[0])
+    transformer = await in_front_of(
+        stack, pair, predictor.address, "--verify=request", "--predictor_request_timeout_seconds=2"
+    )
+    await wait_until(lambda: transformer_ready(transformer))
+    served[0] = SklearnReference(pair.new)
+    before = predictor.calls
+    response = await transformer.http.post(f"{MODEL}/versions/v1/infer", json=body(pair, 0))
+    assert response.status_code == 503
+    # With pauses that double from 10 ms to 500 ms, and a few calls that verify renewed connections.
+    assert predictor.calls - before <= 20

@@ -59,7 +59,7 @@ async def in_process_transformer(
     server = _create(directory, predictor_host, f"--grpc_port={port}", *arguments)
     application = _rest_config(server).app
     grpc_server = server.grpc_server()
-    running = asyncio.create_task(grpc_server.start(2))
+    running = asyncio.create_task(grpc_server.start())
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
     try:
         # The transport raises an exception that the application does not turn into a response.

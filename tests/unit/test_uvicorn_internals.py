@@ -10,16 +10,18 @@ from uvicorn.server import ServerState
 
 from tests.support.paths import ROOT
 from transformer.server.uvicorn_internals import (
+    CONFIG,
     CYCLE,
     FLOW,
     PROTOCOL,
+    SERVER,
     STATUS_LINE,
     FlowControl,
     HttpToolsProtocol,
     RequestResponseCycle,
 )
 
-SERVER = ROOT / "transformer" / "server"
+SERVER_PACKAGE = ROOT / "transformer" / "server"
 _MOVED = (
     f"uvicorn {version('uvicorn')} has no {{owner}}.{{name}}, which transformer/server relies on ({{why}}): "
     "see what replaces it, and change client_connection.py and uvicorn_internals.py"
@@ -37,13 +39,18 @@ async def _protocol() -> HttpToolsProtocol:
 
 async def test_the_protocol_has_what_we_rely_on():
     protocol = await _protocol()
-    # The first request sets these.
-    later = {"url"}
+    protocol.on_message_begin()
     for name, why in PROTOCOL.items():
-        assert hasattr(protocol, name) or name in later, _MOVED.format(
-            owner="HttpToolsProtocol", name=name, why=why
-        )
+        assert hasattr(protocol, name), _MOVED.format(owner="HttpToolsProtocol", name=name, why=why)
     assert list(inspect.signature(protocol._start_asgi_task).parameters) == ["cycle", "app"]
+
+
+async def test_the_server_and_its_configuration_have_what_we_rely_on():
+    config = uvicorn.Config(_app, log_config=None)
+    server = uvicorn.Server(config)
+    for owner, listed in ((server, SERVER), (config, CONFIG)):
+        for name, why in listed.items():
+            assert hasattr(owner, name), _MOVED.format(owner=type(owner).__name__, name=name, why=why)
 
 
 async def test_a_cycle_and_its_flow_control_have_what_we_rely_on():
@@ -93,8 +100,18 @@ def test_no_other_internal_is_used():
     assert of_flow <= set(FLOW), "list these in uvicorn_internals.FLOW"
 
 
+def test_no_other_internal_of_the_server_and_its_configuration_is_used():
+    used: dict[str, set[str]] = {"_server": set(), "config": set()}
+    for file in ("rest.py", "kserve_server.py", "workers.py"):
+        for node in ast.walk(ast.parse((SERVER_PACKAGE / file).read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
+                used.setdefault(node.value.attr, set()).add(node.attr)
+    assert used["_server"] <= set(SERVER), "list these in uvicorn_internals.SERVER"
+    assert used["config"] <= set(CONFIG), "list these in uvicorn_internals.CONFIG"
+
+
 def _classes(file: str, name: str) -> list[ast.ClassDef]:
-    tree = ast.parse((SERVER / file).read_text())
+    tree = ast.parse((SERVER_PACKAGE / file).read_text())
     return [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
 
 

@@ -9,14 +9,14 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from transformer.batching.jobs import Batch, Job, Part, encode
+from transformer.batching.jobs import Batch, Part, encode
 from transformer.batching.usable_models import UsableModels
+from transformer.bundle.encoder import Matrix
 from transformer.errors import EncodingRefused
 from transformer.metrics import RETRIES
 from transformer.settings import UnknownModel
 from transformer.upstream.client import PredictorClient
 from transformer.upstream.known_versions import KnownVersion, UpstreamModel
-from transformer.upstream.messages import Matrix
 from transformer.upstream.verification import verified_call
 
 #: Calls that search for a model that takes a batch, before other batches go first.
@@ -38,21 +38,16 @@ class BalancedUpstream:
         self._models = models
         self._unknown_model = unknown_model
 
-    async def score(self, client: PredictorClient, batch: Batch) -> list[Job]:
+    async def score(self, client: PredictorClient, batch: Batch) -> None:
         """Score a batch, in the encodings of as many versions as its requests need.
-
-        Returns
-        -------
-        Jobs with a part that must be sent again; see `Batch.answer`.
 
         Raises
         ------
         EncodingRefused
-            If no model took the parts that are left in `batch.unanswered`.
+            If the parts that are left in `batch.unanswered` reached no model that may answer them.
         ServiceError
             If a call failed.
         """
-        again: list[Job] = []
         refused = False
         for _ in range(MAX_CALLS):
             version = self._choose_version(batch.unanswered, refused=refused)
@@ -70,11 +65,15 @@ class BalancedUpstream:
                 continue
             if not model.verified and self._unknown_model == "refuse":
                 continue
-            self._models.saw(model.version)
+            self._models.saw(model)
             if _is_valid_for(model, version, parts, matrix):
-                again += _answer(batch, parts, probabilities, model)
+                _answer(batch, parts, probabilities, model)
             if not batch.unanswered:
-                return again
+                return
+            if not all(part.job.accepts(model) for part in parts):
+                # The next call may reach the version that the caller asks for, but each call scores the rows.
+                RETRIES.labels("other version").inc()
+                break
         raise EncodingRefused("no predictor accepted any known encoding of this request")
 
     def _choose_version(self, parts: Collection[Part], *, refused: bool) -> KnownVersion | None:
@@ -85,7 +84,7 @@ class BalancedUpstream:
         little more than the square of that share.
         """
         able = [version for version in self._models.versions if any(_may_go(part, version) for part in parts)]
-        recent = [version for version in self._models.recent() if version in able]
+        recent = [version for version in self._models.recent_encodings() if version in able]
         possible = able if refused or not recent else recent
         return random.choice(possible) if possible else None  # noqa: S311 (no secret)
 
@@ -111,9 +110,11 @@ def _is_valid_for(model: UpstreamModel, version: KnownVersion, parts: Sequence[P
     return True
 
 
-def _answer(batch: Batch, parts: list[Part], probabilities: Matrix, model: UpstreamModel) -> list[Job]:
+def _answer(batch: Batch, parts: list[Part], probabilities: Matrix, model: UpstreamModel) -> None:
     """Give the answers to the callers that accept the model's version."""
-    if all(part.job.accepts(model) for part in parts):
-        return batch.answer(parts, probabilities, model)
-    accepted = np.concatenate([np.full(part.rows, part.job.accepts(model)) for part in parts])
-    return batch.answer([part for part in parts if part.job.accepts(model)], probabilities[accepted], model)
+    if not all(part.job.accepts(model) for part in parts):
+        accepted = np.concatenate([np.full(part.rows, part.job.accepts(model)) for part in parts])
+        parts, probabilities = [part for part in parts if part.job.accepts(model)], probabilities[accepted]
+    # Requests are not split here, so one model always answers all of a request.
+    again = batch.answer(parts, probabilities, model)
+    assert not again  # noqa: S101

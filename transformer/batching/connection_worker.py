@@ -29,6 +29,8 @@ logger = logging.getLogger("kserve.transformer")
 
 #: Interval of health checks on an idle connection: uvicorn, and so MLServer, closes it after 5 s.
 HEARTBEAT_S = 2.0
+#: While a request waits for a version that no connection leads to, one worker renews its connection so often.
+SEARCH_S = 0.25
 #: Timeout of a verification and of a health check.
 VERIFY_TIMEOUT_S = 10.0
 #: Back-off of a connection that cannot be used: doubled from the first to the last, each with jitter.
@@ -64,10 +66,17 @@ class WorkerContext:
 
 
 class ConnectionWorker:
-    """Keeps one connection to the predictor, and carries batches over it."""
+    """Keeps one connection to the predictor, and carries batches over it.
 
-    def __init__(self, context: WorkerContext) -> None:
+    Parameters
+    ----------
+    searches
+        Renew the connection early while a request waits for another version than those behind connections.
+    """
+
+    def __init__(self, context: WorkerContext, *, searches: bool = False) -> None:
         self._context = context
+        self._searches = searches
         self._queue = context.queue
         self._models = context.models
         self._now = asyncio.get_running_loop().time
@@ -138,13 +147,19 @@ class ConnectionWorker:
         def accepts(job: Job) -> bool:
             return job.not_before <= verified_at and (self._by_request or self._can_answer(job, model))
 
+        poll_s = SEARCH_S if self._searches else HEARTBEAT_S
+        last_use = verified_at
         with self._models.in_use(model):
             while (left := end - self._now()) > 0:
-                ready = await self._queue.next_batch(accepts, min(HEARTBEAT_S, left))
-                if ready is None:
-                    await self._check_health(client)
-                else:
+                ready = await self._queue.next_batch(accepts, min(poll_s, left))
+                if ready is not None:
                     await self._carry(client, *ready, None if self._by_request else model)
+                    last_use = self._now()
+                elif self._now() - last_use >= HEARTBEAT_S:
+                    await self._check_health(client)
+                    last_use = self._now()
+                if self._searches and self._queue.waits_for_version and self._now() - verified_at >= SEARCH_S:
+                    return
 
     def _can_answer(self, job: Job, model: UpstreamModel) -> bool:
         """Return True if the model behind this connection can score a job, or the rest of it."""
@@ -196,13 +211,12 @@ class ConnectionWorker:
 
     async def _score(self, client: PredictorClient, batch: Batch, model: UpstreamModel | None) -> None:
         if model is None:
-            again = await self._context.balanced.score(client, batch)
-        else:
-            version = model.version
-            matrix = encode(batch.parts, version)
-            probabilities = await client.call(matrix, None, version.classes, batch.headers)
-            again = batch.answer(batch.parts, probabilities, model)
-        for job in again:
+            await self._context.balanced.score(client, batch)
+            return
+        version = model.version
+        matrix = encode(batch.parts, version)
+        probabilities = await client.call(matrix, None, version.classes, batch.headers)
+        for job in batch.answer(batch.parts, probabilities, model):
             self._queue.put(job)
 
     def _end(self, batch: Batch, call: Call) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 
 from transformer.bundle.candidates import Candidates
+from transformer.bundle.encoder import Matrix
 from transformer.bundle.prediction import Prediction
 from transformer.errors import PredictorTooSlow, PredictorUnavailable, ServiceError
 from transformer.headers import AUTHORIZATION
 from transformer.upstream.known_versions import KnownVersion, UpstreamModel
-from transformer.upstream.messages import Matrix
 
 #: Parts of one job that different models may answer before the job starts again.
 MAX_MODEL_CHANGES = 8
@@ -151,10 +151,10 @@ class Job:
 
     def timeout_error(self) -> ServiceError:
         """Return the error of a job whose deadline has passed."""
+        if self.version is not None:
+            return PredictorUnavailable(f"no predictor of version {self.version} answered in time")
         # One refusal may be a rollout. A job that only met refusals did not wait for a slow predictor.
         if self.is_unsent or self.refusals > 1:
-            if self.version is not None:
-                return PredictorUnavailable(f"no predictor of version {self.version} was available in time")
             return PredictorUnavailable("no predictor that can score this request was available in time")
         return PredictorTooSlow("the predictor did not answer in time")
 

@@ -71,7 +71,10 @@ class Pool:
         #: True while requests get 503 at once.
         self._down = False
         self._going_down: asyncio.TimerHandle | None = None
-        workers = [ConnectionWorker(context) for _ in range(settings.predictor_connections)]
+        workers = [
+            ConnectionWorker(context, searches=number == 0 and not by_request)
+            for number in range(settings.predictor_connections)
+        ]
         self._tasks = [asyncio.create_task(worker.run()) for worker in workers]
         self._go_down_soon()
 

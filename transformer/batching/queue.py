@@ -65,6 +65,11 @@ class RequestQueue:
     def __len__(self) -> int:
         return len(self._waiting) + len(self._parked)
 
+    @property
+    def waits_for_version(self) -> bool:
+        """True if a request waits for a version that no connection leads to."""
+        return any(job.version is not None for job in self._parked)
+
     def admit(self, job: Job, *, can_go: bool = True) -> None:
         """Add a new job; park it if no connection can carry it at present.
 

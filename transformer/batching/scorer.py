@@ -49,10 +49,18 @@ class Scorer:
         """Names of the versions behind verified connections, newest first."""
         return () if self._pool is None else self._pool.models.verified_versions()
 
-    def check_version(self, version: str | None) -> None:
+    def check_version(self, version: str | None, *, recently: bool = False) -> None:
         """Refuse a version that no verified connection leads to.
 
-        While there is no verified connection at all, every version in the bundle is accepted.
+        While there is no connection at all, every version in the bundle is accepted.
+
+        Parameters
+        ----------
+        version
+            The version; any if None.
+        recently
+            Accept a version, too, that a verified connection led to within `usable_models.RECENT_S`: during
+            a canary that few connections reach, a request can wait for it.
 
         Raises
         ------
@@ -61,9 +69,12 @@ class Scorer:
         """
         if version is None:
             return
-        existing = self.versions or tuple(one.name for one in self._versions)
-        if version not in existing:
-            raise UnknownVersion(self._address.model_name, version, existing)
+        existing = self.versions if self.ready else tuple(one.name for one in self._versions)
+        if version in existing:
+            return
+        if recently and self._pool is not None and version in self._pool.models.recent_versions():
+            return
+        raise UnknownVersion(self._address.model_name, version, existing)
 
     def start(self) -> None:
         """Start to connect. Must be called inside the event loop that serves."""

@@ -10,7 +10,7 @@ from transformer.upstream.known_versions import KnownVersion, UpstreamModel
 
 #: Label of connections whose calls may each reach another version.
 ANY_VERSION = "any"
-#: Behind a balancing proxy, a version that has not answered for this long is not expected there.
+#: A version that has not answered for this long is not expected behind the predictor's address.
 RECENT_S = 30.0
 
 
@@ -35,7 +35,9 @@ class UsableModels:
         self._on_change = on_change
         self._now = asyncio.get_running_loop().time
         self._models: list[UpstreamModel] = []
-        self._last_seen: dict[KnownVersion, float] = {}
+        #: When a model with each version's encoding last answered, and when each version's own model did.
+        self._last_encoding: dict[KnownVersion, float] = {}
+        self._last_verified: dict[KnownVersion, float] = {}
 
     def __bool__(self) -> bool:
         return bool(self._models)
@@ -44,7 +46,7 @@ class UsableModels:
     def in_use(self, model: UpstreamModel) -> Iterator[None]:
         """Count a connection to a model as usable."""
         gauge = CONNECTIONS.labels(ANY_VERSION if self._by_request else model.label, "usable")
-        self.saw(model.version)
+        self.saw(model)
         gauge.inc()
         self._models.append(model)
         self._on_change()
@@ -56,23 +58,35 @@ class UsableModels:
             # Requests that only this connection could finish may start again on another.
             self._on_change()
 
-    def saw(self, version: KnownVersion) -> None:
-        """Note that a version's model has answered."""
-        self._last_seen[version] = self._now()
+    def saw(self, model: UpstreamModel) -> None:
+        """Note that a model has answered."""
+        self._last_encoding[model.version] = self._now()
+        if model.verified:
+            self._last_verified[model.version] = self._now()
 
-    def recent(self) -> list[KnownVersion]:
-        """Return the versions that have answered within `RECENT_S`, newest first."""
-        since = self._now() - RECENT_S
-        return [version for version in self.versions if self._last_seen.get(version, -RECENT_S) > since]
+    def recent_encodings(self) -> list[KnownVersion]:
+        """Return the versions whose encoding a model has accepted within `RECENT_S`, newest first."""
+        return self._recent(self._last_encoding)
+
+    def recent_versions(self) -> tuple[str, ...]:
+        """Return the names of the versions that have answered within `RECENT_S`, newest first."""
+        return tuple(version.name for version in self._recent(self._last_verified))
 
     def verified_versions(self) -> tuple[str, ...]:
-        """Return the names of the versions that can be asked for, newest first."""
+        """Return the names of the versions behind verified connections, newest first.
+
+        Where each call may reach another version, these are the versions that have answered recently.
+        """
         if not self._models:
             return ()
         if self._by_request:
-            return tuple(version.name for version in self.recent())
+            return self.recent_versions()
         found = {model.version for model in self._models if model.verified}
         return tuple(version.name for version in self.versions if version in found)
+
+    def _recent(self, last: dict[KnownVersion, float]) -> list[KnownVersion]:
+        since = self._now() - RECENT_S
+        return [version for version in self.versions if last.get(version, -RECENT_S) > since]
 
     def has(self, model: UpstreamModel) -> bool:
         """Return True if a usable connection leads to the model."""

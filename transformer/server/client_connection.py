@@ -2,16 +2,17 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, MutableMapping
+from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import httptools
-import orjson
 
 from transformer.server.client_timeouts import MIN_PROGRESS, ClientTimeouts, ProgressTimer, WaitsFor
 from transformer.server.client_transport import CoalescingTransport, PipelineFlowControl
-from transformer.server.uvicorn_internals import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from transformer.server.refusal import Refusal
+from transformer.server.uvicorn_internals import HttpToolsProtocol, RequestResponseCycle
 
 T = TypeVar("T")
 
@@ -41,6 +42,32 @@ class State(Enum):
     REFUSING = "refusing"
     #: Nothing: the error is sent, and the rest of what the client sends is discarded.
     REFUSED = "refused"
+
+
+@dataclass(slots=True)
+class ReadProgress:
+    """Progress of the requests on a connection.
+
+    Attributes
+    ----------
+    requests
+        Requests that have begun.
+    received
+        Bytes received.
+    useful
+        Bytes that had been received when a request last made progress.
+    head_fits
+        True if a head that ends in the present data is surely within the limit, so it need not be measured.
+    """
+
+    requests: int = 0
+    received: int = 0
+    useful: int = 0
+    head_fits: bool = True
+
+    def note(self) -> None:
+        """Note that a request has made progress."""
+        self.useful = self.received
 
 
 class ClientConnection(HttpToolsProtocol):
@@ -88,18 +115,10 @@ class ClientConnection(HttpToolsProtocol):
         self._answering: RequestResponseCycle | None = None
         #: The task that answers it.
         self._task: asyncio.Task[object] | None = None
-        #: Number of requests that have begun.
-        self._requests = 0
-        #: Bytes received.
-        self._received = 0
-        #: Bytes that had been received when a request last made progress.
-        self._progress = 0
-        #: True if a head that ends in this data is surely within the limit, so that it need not be measured.
-        self._head_fits = True
+        self._read = ReadProgress()
         #: True while the parser is fed a head that replaces the client's; see `_stay_with_http`.
         self._resuming = False
-        #: Why the parser was stopped, and the response that says so: empty where none can be sent.
-        self._reason: tuple[HTTPStatus, str] | None = None
+        #: The error response that waits to be sent; empty where none can be sent.
         self._refusal = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -127,15 +146,19 @@ class ClientConnection(HttpToolsProtocol):
         if self._is_refused:
             return
         self._unset_keepalive_if_required()
-        self._received += len(data)
-        self._head_fits = self._state is not State.HEAD and len(data) <= MAX_HEAD
+        self._read.received += len(data)
+        self._read.head_fits = self._state is not State.HEAD and len(data) <= MAX_HEAD
         try:
             self._feed(data)
-        except httptools.HttpParserError:
-            self._refuse(*(self._reason or (HTTPStatus.BAD_REQUEST, "the request is not HTTP/1.1")))
+        except httptools.HttpParserError as error:
+            # The parser wraps what its callbacks raise.
+            cause = error.__context__
+            if not isinstance(cause, Refusal):
+                cause = Refusal(HTTPStatus.BAD_REQUEST, "the request is not HTTP/1.1")
+            self._refuse(cause)
         else:
-            if self._received - self._progress > MAX_HEAD:
-                self._refuse(*self._head_too_large())
+            if self._read.received - self._read.useful > MAX_HEAD:
+                self._refuse(self._head_too_large())
 
     def _feed(self, data: bytes) -> None:
         """Parse data, also behind heads that offer an upgrade to another protocol."""
@@ -170,30 +193,30 @@ class ClientConnection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request; see `httptools.HttpRequestParser`."""
         if len(self.pipeline) >= MAX_PIPELINED:
-            self._stop_parser(
+            raise Refusal(
                 HTTPStatus.TOO_MANY_REQUESTS,
                 f"too many requests in flight on this connection: limit {MAX_PIPELINED}",
             )
         self._state = State.HEAD
-        self._requests += 1
+        self._read.requests += 1
         super().on_message_begin()
         self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
 
     def on_headers_complete(self) -> None:
         """Start to answer the request, or queue it."""
-        if len(self.headers) > MAX_HEADERS or not (self._head_fits or self._head_bytes() <= MAX_HEAD):
-            self._stop_parser(*self._head_too_large())
+        if len(self.headers) > MAX_HEADERS or not (self._read.head_fits or self._head_bytes() <= MAX_HEAD):
+            raise self._head_too_large()
         if not self._resuming:
             super().on_headers_complete()
         # A copy, because the parser adds trailers to the list, which are not headers.
         self.headers = self.headers.copy()
         self._state = State.BODY
-        self._progress = self._received
+        self._read.note()
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
         super().on_body(body)
-        self._progress = self._received
+        self._read.note()
 
     def on_message_complete(self) -> None:
         """End a request."""
@@ -202,23 +225,18 @@ class ClientConnection(HttpToolsProtocol):
             return
         super().on_message_complete()
         self._state = State.IDLE
-        self._progress = self._received
-
-    def _stop_parser(self, status: HTTPStatus, text: str) -> NoReturn:
-        self._reason = status, text
-        # The parser turns it into an HttpParserError.
-        raise ValueError(text)
+        self._read.note()
 
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
-    def _head_too_large(self) -> tuple[HTTPStatus, str]:
+    def _head_too_large(self) -> Refusal:
         if len(self.url) > MAX_HEAD // 2:
-            return (
+            return Refusal(
                 HTTPStatus.REQUEST_URI_TOO_LONG,
                 f"path too long: limit {MAX_HEAD // 2} bytes, got {len(self.url)} or more",
             )
-        return (
+        return Refusal(
             HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
             f"head too large: limit {MAX_HEADERS} headers and {MAX_HEAD} bytes",
         )
@@ -286,9 +304,9 @@ class ClientConnection(HttpToolsProtocol):
     def _is_refused(self) -> bool:
         return self._state in {State.REFUSING, State.REFUSED}
 
-    def _refuse(self, status: HTTPStatus, text: str) -> None:
+    def _refuse(self, refusal: Refusal) -> None:
         """Read no further request, and answer the one being read with an error, after those before it."""
-        self._refusal = _error_response(status, text, self.server_state.default_headers)
+        self._refusal = refusal.response(self.server_state.default_headers)
         if self._state is State.BODY:
             self._drop_request()
         self._state = State.REFUSING
@@ -328,7 +346,7 @@ class ClientConnection(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
-        if self._timer.check(waits, self._requests, progress):
+        if self._timer.check(waits, self._read.requests, progress):
             self._time_out(waits, timeout_s)
 
     def _waits_for(self) -> tuple[WaitsFor, int]:
@@ -344,20 +362,17 @@ class ClientConnection(HttpToolsProtocol):
             # Nothing is read of a request that waits for its turn.
             held_up = self.flow.read_paused or self.cycle.waiting_for_100_continue
             if self._state is State.BODY and not held_up:
-                return WaitsFor.BODY, self._received
+                return WaitsFor.BODY, self._read.received
             return WaitsFor.NOTHING, 0
         return _WAITS_FOR[self._state], 0
 
     def _time_out(self, waits: WaitsFor, timeout_s: float) -> None:
         if waits is WaitsFor.HEAD:
-            self._refuse(
-                HTTPStatus.REQUEST_TIMEOUT, f"head too slow: limit {timeout_s:g} s for a request's head"
-            )
+            text = f"head too slow: limit {timeout_s:g} s for a request's head"
+            self._refuse(Refusal(HTTPStatus.REQUEST_TIMEOUT, text))
         elif waits is WaitsFor.BODY:
-            self._refuse(
-                HTTPStatus.REQUEST_TIMEOUT,
-                f"body too slow: limit {timeout_s:g} s for each {MIN_PROGRESS} bytes of a request's body",
-            )
+            text = f"body too slow: limit {timeout_s:g} s for each {MIN_PROGRESS} bytes of a request's body"
+            self._refuse(Refusal(HTTPStatus.REQUEST_TIMEOUT, text))
         elif waits is WaitsFor.READ:
             self.transport.abort()
         elif waits in {WaitsFor.REMAINDER, WaitsFor.CLOSE} or (
@@ -386,15 +401,3 @@ async def while_needed(scope: MutableMapping[str, Any], answering: Coroutine[Any
     except ConnectionResetError:
         if not connection.lost:
             raise
-
-
-def _error_response(status: HTTPStatus, text: str, headers: list[tuple[bytes, bytes]]) -> bytes:
-    """Return the connection's last response, with KServe's body for errors."""
-    body = orjson.dumps({"error": text})
-    own = [
-        (b"content-length", b"%d" % len(body)),
-        (b"content-type", b"application/json"),
-        (b"connection", b"close"),
-    ]
-    lines = [b"%s: %s\r\n" % header for header in (*headers, *own)]
-    return b"".join([STATUS_LINE[status], *lines, b"\r\n", body])

@@ -103,15 +103,6 @@ class TransformerDataPlane(DataPlane):  # type: ignore[misc]
         """Return True if a prediction would succeed and the server is not shutting down."""
         return not self.stopping() and self.handler.ready()
 
-    async def model_ready(self, model_name: str, disable_predictor_health_check: bool = False) -> bool:
-        """Return True if a prediction of the model would succeed.
-
-        KServe's own routes set `disable_predictor_health_check` before a prediction. Then it is enough that
-        the model is known, because a request may wait for a predictor that is being replaced.
-        """
-        handler = self.handler_of(model_name)
-        return disable_predictor_health_check or handler.ready()
-
     def metadata(self) -> dict[str, Any]:
         """Return name, version and V2 protocol extensions of the server."""
         return {**super().metadata(), "extensions": ["binary_tensor_data"]}

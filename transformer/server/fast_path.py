@@ -1,7 +1,7 @@
 """The fast path: plain predictions are answered before KServe's application sees them.
 
-Anything unusual (CloudEvents, other content types, models or methods) goes on to the application's routes.
-Both give the same answers.
+Anything unusual (CloudEvents, other content types, models or methods) goes on to the application's routes,
+which give the same answers.
 """
 
 import logging

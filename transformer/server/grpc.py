@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -65,7 +64,7 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
         self._interceptor = StatusInterceptor()
         self._health = HealthServicer(data_plane)
 
-    async def start(self, max_workers: int) -> None:
+    async def start(self) -> None:
         """Serve until `stop`.
 
         Raises
@@ -74,7 +73,6 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
             If the port cannot be bound.
         """
         self._server = grpc.aio.server(
-            ThreadPoolExecutor(max_workers=max_workers),
             interceptors=(self._interceptor,),
             options=[
                 ("grpc.max_receive_message_length", self._settings.max_request_bytes),
@@ -92,6 +90,7 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
         reflection.enable_server_reflection(
             (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
+        _ = self._data_plane.handler.histograms
         host = self._settings.host or "::"
         self._server.add_insecure_port(f"{f'[{host}]' if ':' in host else host}:{self._port}")
         await self._server.start()
@@ -173,7 +172,10 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     async def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        """Send the status now and whenever it changes, until the server shuts down."""
+        """Send the status now and whenever it changes, until the server shuts down or the connection is old.
+
+        A connection lives for `CONNECTION_AGE_S` and the grace period; clients then watch again.
+        """
         last = None
         while True:
             stopping, status = self.stopping, await self._status(request.service)

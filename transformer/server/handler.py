@@ -17,6 +17,7 @@ from prometheus_client import Histogram
 from transformer.batching.scorer import Scorer
 from transformer.bundle.format import Bundle
 from transformer.bundle.prediction import Prediction, Request
+from transformer.errors import printable
 from transformer.headers import forwarded
 from transformer.protocols import grpc_messages, openapi, v1, v2
 from transformer.server.byte_budget import BUDGET_IN_MAX_REQUESTS, ByteBudget
@@ -64,7 +65,7 @@ class Handler:
         UnknownVersion
             If no verified connection leads to the version.
         """
-        self.scorer.check_version(version)
+        self.scorer.check_version(version, recently=True)
         return v2.decode(
             body,
             json_length,
@@ -83,7 +84,7 @@ class Handler:
         UnknownVersion
             If no verified connection leads to the version.
         """
-        self.scorer.check_version(message.model_version or None)
+        self.scorer.check_version(message.model_version or None, recently=True)
         return grpc_messages.decode(
             message,
             output_name=self._bundle.name,
@@ -131,7 +132,8 @@ class Handler:
             answer = encode(request, prediction)
         finally:
             self._budget.release(size)
-        self._observe(decoded - start, scored - decoded, perf_counter() - scored)
+        request_id = forward.get("x-request-id", "N.A.")
+        self._observe(decoded - start, scored - decoded, perf_counter() - scored, request_id)
         return answer, prediction.version
 
     def ready(self, version: str | None = None) -> bool:
@@ -144,7 +146,7 @@ class Handler:
         """
         self.scorer.start()
         self.scorer.check_version(version)
-        return self.scorer.ready
+        return self.scorer.ready and (version is None or version in self.scorer.versions)
 
     def metadata(self, version: str | None = None) -> dict[str, Any]:
         """Return the model's metadata.
@@ -169,8 +171,11 @@ class Handler:
         )
 
     @cached_property
-    def _histograms(self) -> tuple[Histogram, Histogram, Histogram]:
-        """KServe's histograms of this model. Made at the first request, since a handler is pickled before."""
+    def histograms(self) -> tuple[Histogram, Histogram, Histogram]:
+        """KServe's latency histograms of this model, of answered requests.
+
+        Made when a server starts, because a handler is pickled for the worker processes before.
+        """
         labels = get_labels(self.name)
         return (
             PRE_HIST_TIME.labels(**labels),
@@ -178,14 +183,15 @@ class Handler:
             POST_HIST_TIME.labels(**labels),
         )
 
-    def _observe(self, preprocess_s: float, predict_s: float, postprocess_s: float) -> None:
-        preprocess, predict, postprocess = self._histograms
+    def _observe(self, preprocess_s: float, predict_s: float, postprocess_s: float, request_id: str) -> None:
+        preprocess, predict, postprocess = self.histograms
         preprocess.observe(preprocess_s)
         predict.observe(predict_s)
         postprocess.observe(postprocess_s)
         if self._settings.enable_latency_logging:
             trace_logger.info(
-                "preprocess_ms: %.3f, predict_ms: %.3f, postprocess_ms: %.3f",
+                "requestId: %s, preprocess_ms: %.3f, predict_ms: %.3f, postprocess_ms: %.3f",
+                printable(request_id),
                 1000 * preprocess_s,
                 1000 * predict_s,
                 1000 * postprocess_s,

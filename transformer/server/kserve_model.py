@@ -18,11 +18,3 @@ class TransformerModel(BaseKServeModel):  # type: ignore[misc]
         super().__init__(handler.name)
         self.handler = handler
         self.ready = True
-
-    async def healthy(self) -> bool:
-        """Return True if a prediction would succeed."""
-        return self.handler.ready()
-
-    def load(self) -> bool:
-        """Return True: the bundle was read at the start, and nothing else is loaded."""
-        return True

@@ -1,7 +1,6 @@
 """`kserve.ModelServer` with this project's REST and gRPC servers."""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 
 from kserve.model_server import ModelServer
 
@@ -10,7 +9,7 @@ from transformer.server.dataplane import FixedRepository, TransformerDataPlane
 from transformer.server.grpc import GrpcServer
 from transformer.server.handler import Handler
 from transformer.server.kserve_model import TransformerModel
-from transformer.server.rest import RestServer
+from transformer.server.rest import RestServer, limit_threads
 from transformer.server.workers import Workers, collect_garbage_less_often
 from transformer.settings import Settings
 
@@ -34,7 +33,6 @@ class TransformerServer(ModelServer):  # type: ignore[misc]
             http_port=settings.http_port,
             grpc_port=settings.grpc_port,
             workers=settings.workers,
-            max_threads=settings.max_threads,
             max_asyncio_workers=settings.max_asyncio_workers,
             enable_grpc=settings.enable_grpc,
             enable_latency_logging=settings.enable_latency_logging,
@@ -82,7 +80,7 @@ class TransformerServer(ModelServer):  # type: ignore[misc]
             self.servers.append(rest.start())
         if self.enable_grpc:
             self._grpc_server = self.grpc_server()
-            self.servers.append(self._grpc_server.start(self.max_threads))
+            self.servers.append(self._grpc_server.start())
         self.register_signal_handler()
         with asyncio.Runner(loop_factory=rest.config.get_loop_factory()) as runner:
             runner.run(self._serve_and_close())
@@ -102,9 +100,7 @@ class TransformerServer(ModelServer):  # type: ignore[misc]
 
     async def _serve_and_close(self) -> None:
         collect_garbage_less_often()
-        if self.max_asyncio_workers is not None:
-            threads = ThreadPoolExecutor(self.max_asyncio_workers)
-            asyncio.get_running_loop().set_default_executor(threads)
+        limit_threads(self.max_asyncio_workers)
         try:
             self._handler.scorer.start()
             await self._serve()

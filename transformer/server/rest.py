@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from http import HTTPStatus
 from socket import socket
@@ -10,12 +11,12 @@ from socket import socket
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from kserve.constants.constants import FASTAPI_APP_IMPORT_STRING
-from kserve.errors import ModelNotFound
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.server import RESTServer
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
-from transformer.errors import NotImplementedHere, ServiceError, printable
+from transformer.errors import ServiceError, printable
 from transformer.server.body_limit import BodyLimit
 from transformer.server.client_connection import ClientConnection
 from transformer.server.client_timeouts import ClientTimeouts, linger_s
@@ -90,6 +91,8 @@ class RestServer(RESTServer):  # type: ignore[misc]
         self._register_endpoints(app)
         self._add_exception_handlers(app)
         self.dataplane.stopping = self._is_stopping
+        # Prometheus then sees the model's series before its first request.
+        _ = handler.histograms
         app.openapi = cache(handler.openapi)  # type: ignore[method-assign]
         limit = settings.max_request_bytes
         served: App = BodyLimit(app, limit, linger_s(settings.client_timeout_seconds))
@@ -110,8 +113,6 @@ class RestServer(RESTServer):  # type: ignore[misc]
     def _add_exception_handlers(self, app: FastAPI) -> None:
         super()._add_exception_handlers(app)
         app.add_exception_handler(ServiceError, self._service_error)
-        app.add_exception_handler(ModelNotFound, _not_found)
-        app.add_exception_handler(NotImplementedError, self._not_implemented)
         app.add_exception_handler(HTTPException, _http_error)
 
     async def _service_error(self, _: Request, error: Exception) -> Response:
@@ -121,9 +122,6 @@ class RestServer(RESTServer):  # type: ignore[misc]
     def _error_response(self, error: ServiceError) -> Response:
         self._failures.record(str(error.status.value), error)
         return JSONResponse({"error": str(error)}, error.status, headers=error.headers)
-
-    async def _not_implemented(self, _: Request, error: Exception) -> Response:
-        return self._error_response(NotImplementedHere(str(error)))
 
     async def start(self) -> None:
         """Serve until `stop`. The process handles signals, because gRPC stops at the same ones."""
@@ -142,6 +140,7 @@ class RestServer(RESTServer):  # type: ignore[misc]
 
     async def _serve_and_close(self, sockets: list[socket] | None) -> None:
         scorer = self.dataplane.handler.scorer
+        limit_threads(self._settings.max_asyncio_workers)
         try:
             scorer.start()
             await self._server.serve(sockets=sockets)
@@ -149,14 +148,16 @@ class RestServer(RESTServer):  # type: ignore[misc]
             await scorer.close()
 
 
-async def _not_found(_: Request, error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, HTTPStatus.NOT_FOUND)
+def limit_threads(threads: int | None) -> None:
+    """Limit the threads of the running event loop; None keeps Python's default."""
+    if threads is not None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 (registered for it)
     text = f"{request.method} {printable(request.url.path)}: {error.detail}"
-    allowed = (error.headers or {}).get("allow")
+    allowed = Headers(error.headers).get("allow")
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and allowed:
         text += f"; use {allowed}"
     return JSONResponse({"error": text}, error.status_code, headers=error.headers)

@@ -4,7 +4,7 @@ KServe's routes know no model versions, parse V2 requests twice, and answer 422 
 fault. Its remaining routes list models and serve metrics.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import Any
 
@@ -23,7 +23,7 @@ from transformer.protocols.v1 import V1Request
 from transformer.server.dataplane import TransformerDataPlane
 from transformer.server.fast_path import encode_v2
 
-_Endpoint = Callable[[Request], Awaitable[Response]]
+_Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class PostOnly:
@@ -75,7 +75,9 @@ class RestRoutes:
             v2_model: self.model_metadata,
             version: self.model_metadata,
         }
-        app.router.routes += [Route(path, PostOnly(endpoint)) for path, endpoint in post.items()]
+        app.router.routes += [
+            Route(path, PostOnly(endpoint), name=endpoint.__name__) for path, endpoint in post.items()
+        ]
         app.router.routes += [Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()]
 
     async def live_v1(self, _: Request) -> Response:

@@ -1,4 +1,4 @@
-"""The internals of uvicorn 0.54 that `client_connection` and `client_transport` rely on, and what for.
+"""The internals of uvicorn 0.54 that the server relies on, and what for.
 
 A test compares these lists with the installed uvicorn and with the code, so that a new uvicorn fails with the
 name that moved.
@@ -8,9 +8,11 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 __all__ = [
+    "CONFIG",
     "CYCLE",
     "FLOW",
     "PROTOCOL",
+    "SERVER",
     "STATUS_LINE",
     "FlowControl",
     "HttpToolsProtocol",
@@ -58,4 +60,21 @@ CYCLE = {
 FLOW = {
     "read_paused": "True while nothing is read",
     "resume_reading": "overridden; reads on",
+}
+#: Attributes and methods of `uvicorn.Server`, used by `rest`.
+SERVER = {
+    "should_exit": "True while the server is shutting down",
+    "handle_exit": "(sig, frame) begins a shutdown; a second SIGINT ends it at once",
+    "capture_signals": "replaced: the process handles signals for REST and gRPC together",
+    "serve": "serves on given sockets",
+}
+#: Attributes and methods of `uvicorn.Config`, used by `rest` and `workers`.
+CONFIG = {
+    "app": "set to the ASGI application",
+    "host": "set to the address to listen on",
+    "http": "set to the factory of client connections",
+    "ws": "set to none: no websockets",
+    "proxy_headers": "set to False: no middleware for the addresses of clients behind a proxy",
+    "workers": "number of worker processes",
+    "get_loop_factory": "returns the factory of event loops",
 }

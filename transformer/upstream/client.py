@@ -17,12 +17,12 @@ import grpc
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 
+from transformer.bundle.encoder import Matrix
 from transformer.errors import InvalidPredictorResponse, PredictorUnavailable
 from transformer.headers import grpc_metadata
 from transformer.settings import PredictorProtocol, Settings
 from transformer.upstream import messages
 from transformer.upstream.http_connection import MAX_RESPONSE, BadResponse, HttpConnection
-from transformer.upstream.messages import Matrix
 
 _HOST = re.compile(
     r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s\x00-\x1f\x7f\[\]/?#@:,\\]+))(?::(?P<port>[0-9]{1,5}))?"

@@ -6,13 +6,12 @@ import numpy as np
 import numpy.typing as npt
 
 from transformer.bundle.candidates import Candidates, Rows
-from transformer.bundle.encoder import Encoder
+from transformer.bundle.encoder import Encoder, Matrix
 from transformer.bundle.format import UNVERIFIED, Bundle, Version, same_probabilities
 from transformer.bundle.prediction import Prediction
 from transformer.bundle.signature import Signature
 from transformer.bundle.validation import UnknownCategory
 from transformer.errors import InvalidCandidates
-from transformer.upstream.messages import Matrix
 
 
 class KnownVersion:

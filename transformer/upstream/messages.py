@@ -11,10 +11,10 @@ from typing import Any
 
 import grpc
 import numpy as np
-import numpy.typing as npt
 import orjson
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
+from transformer.bundle.encoder import Matrix
 from transformer.errors import (
     EncodingRefused,
     InvalidPredictorResponse,
@@ -23,8 +23,6 @@ from transformer.errors import (
     ServiceError,
     printable,
 )
-
-Matrix = npt.NDArray[np.float64]
 
 #: Parts of scikit-learn 1.5's errors about a frame or an array that does not fit the model.
 _REFUSALS = ("feature names should match", "features as input")

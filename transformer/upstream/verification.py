@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from transformer.bundle.encoder import Matrix
 from transformer.errors import EncodingRefused, InvalidPredictorResponse, PredictorUnavailable, ServiceError
 from transformer.metrics import VERIFICATIONS
 from transformer.settings import UnknownModel
 from transformer.upstream.client import PredictorClient
 from transformer.upstream.known_versions import KnownVersion, UpstreamModel
-from transformer.upstream.messages import Matrix
 
 
 class NotVerified(PredictorUnavailable):

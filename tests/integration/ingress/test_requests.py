@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from inferenceservice.local.forwarder import Backend
 from tests.support.endpoints import V1_PREDICT
 from tests.support.running_ingress import PREDICTOR, SERVICE, backend, in_time, raw_backend, says, send_raw
 
@@ -47,6 +48,21 @@ async def test_an_unknown_host_is_not_found(host, running, client):
                 assert response.status == 404
                 assert response.content_type == "application/json"
                 assert await response.json() == {"error": f"no InferenceService has the host '{host}'"}
+
+
+async def test_a_request_for_one_version_goes_to_the_transformer_that_has_it(running, client):
+    async with backend(says("stable")) as stable, backend(says("canary")) as canary:
+        running.backends.transformer = stable
+        running.ingress.transformer_by_version = {"v1": [Backend(stable)], "v2": [Backend(canary)]}
+        for path, expected in {
+            "/v2/models/placement/versions/v2/infer": "canary",
+            "/v2/models/placement/versions/v2?x=1": "canary",
+            "/v2/models/placement/versions/v1/ready": "stable",
+            "/v2/models/placement/versions/v9": "stable",
+            "/v2/models/placement/infer": "stable",
+        }.items():
+            async with client.post(running.url + path) as response:
+                assert await response.text() == expected, path
 
 
 async def test_new_requests_follow_a_changed_backend(running, client):

@@ -1,0 +1,32 @@
+"""An error that a client's connection sends itself, before the application sees the request."""
+
+from http import HTTPStatus
+
+import orjson
+
+from transformer.server.uvicorn_internals import STATUS_LINE
+
+
+class Refusal(Exception):
+    """A request that is not read to its end. Nothing more is read on its connection."""
+
+    def __init__(self, status: HTTPStatus, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+    def response(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """Return the connection's last response, with KServe's body for errors.
+
+        Parameters
+        ----------
+        headers
+            Headers of every response of the server.
+        """
+        body = orjson.dumps({"error": str(self)})
+        own = [
+            (b"content-length", b"%d" % len(body)),
+            (b"content-type", b"application/json"),
+            (b"connection", b"close"),
+        ]
+        lines = [b"%s: %s\r\n" % header for header in (*headers, *own)]
+        return b"".join([STATUS_LINE[self.status], *lines, b"\r\n", body])
