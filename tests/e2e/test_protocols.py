@@ -1,21 +1,22 @@
-"""Every form of a request gets the score of scikit-learn from a real MLServer."""
+"""All promises of `tests/integration/test_protocols.py`, with a real MLServer behind the transformer."""
 
-import pytest
+from dataclasses import dataclass
 
-from tests.support.in_process_transformer import in_process_transformer
-from tests.support.request_forms import FORMS
+import pytest_asyncio
+
+from predictor.process import PredictorProcess
+
+# The tests and their fixtures, except for the predictor.
+from tests.integration.test_protocols import *  # noqa: F403
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
-@pytest.mark.parametrize("count", [1, 32])
-async def test_every_form_of_a_request_gives_the_score_of_scikit_learn(
-    form, count, mlserver, trained_bundle, sklearn_reference
-):
-    bundle = sklearn_reference.bundle
-    rows = [dict(row) for row in bundle.reference.candidates[:count]]
-    predictor = f"127.0.0.1:{mlserver.http_port}"
-    async with in_process_transformer(trained_bundle, predictor, "--predictor_protocol=v2") as transformer:
-        answer = await form(transformer, rows, bundle.signature)
-    assert answer.probabilities == pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12)
-    assert answer.positive == [probability >= bundle.threshold for probability in answer.probabilities]
-    assert answer.version == bundle.version
+@dataclass(frozen=True)
+class Predictor:
+    """The part of a predictor that the tests use."""
+
+    address: str
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def predictor(mlserver: PredictorProcess) -> Predictor:  # type: ignore[no-redef]
+    return Predictor(f"127.0.0.1:{mlserver.http_port}")

@@ -25,6 +25,9 @@ from training.candidates import SAMPLE
 #: Outcome of a request: status, probabilities or error, and True if it has Retry-After.
 Outcome = tuple[str, Any, bool]
 
+#: Seconds in which a fault must be forgotten, also on a busy machine.
+RECOVERY_S = 10.0
+
 
 async def v1_outcome(service: InProcessTransformer, candidate: dict[str, Any]) -> Outcome:
     response = await service.http.post(V1_PREDICT, json={"instances": [candidate] * 2})
@@ -99,7 +102,7 @@ async def check_recovery(transformer: ConnectedTransformer, predictor: FaultyPre
     """Check that requests are answered, all connections are usable, and no task is left."""
     predictor.always = None
     await check_statuses(transformer, SUCCESS)
-    await wait_until(lambda: usable_connections() == CONNECTIONS_EACH)
-    await wait_until(lambda: len(asyncio.all_tasks()) <= transformer.tasks)
+    await wait_until(lambda: usable_connections() == CONNECTIONS_EACH, timeout_s=RECOVERY_S)
+    await wait_until(lambda: len(asyncio.all_tasks()) <= transformer.tasks, timeout_s=RECOVERY_S)
     if isinstance(predictor, FaultyHttpPredictor):
-        await wait_until(lambda: predictor.connections == CONNECTIONS_EACH)
+        await wait_until(lambda: predictor.connections == CONNECTIONS_EACH, timeout_s=RECOVERY_S)
