@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import warnings
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -102,10 +101,7 @@ class FakeMLServer:
     def _score(self, rows: Any) -> Any:
         served = self.served() if callable(self.served) else self.served
         assert served is not None
-        with warnings.catch_warnings():
-            # scikit-learn warns about every plain array.
-            warnings.filterwarnings("ignore", "X does not have valid feature names")
-            return served.model.predict_proba(rows)
+        return served.predict_proba(rows)
 
 
 def v2_rows(body: dict[str, Any]) -> Any:

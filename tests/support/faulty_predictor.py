@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import warnings
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -71,8 +70,6 @@ class FaultyPredictor:
         self.address = ""
         self.reference = reference
         self._reference_rows = known_versions(reference.bundle)[0].reference
-        #: Probabilities of the reference rows, which many verifications ask for.
-        self._verified: list[list[float]] | None = None
 
     async def start(self, port: int = 0) -> None:
         """Listen on a port of this machine."""
@@ -100,18 +97,8 @@ class FaultyPredictor:
 
     def probabilities(self, rows: Any) -> list[list[float]]:
         """Return the model's probabilities of each class for each row."""
-        if not self.verifies(rows):
-            return self._score(rows)
-        if self._verified is None:
-            self._verified = self._score(rows)
-        return self._verified
-
-    def _score(self, rows: Any) -> list[list[float]]:
-        with warnings.catch_warnings():
-            # scikit-learn warns about every plain array.
-            warnings.filterwarnings("ignore", "X does not have valid feature names")
-            scores: list[list[float]] = self.reference.model.predict_proba(rows).tolist()
-            return scores
+        scores: list[list[float]] = self.reference.predict_proba(rows).tolist()
+        return scores
 
 
 class FaultyHttpPredictor(FaultyPredictor):

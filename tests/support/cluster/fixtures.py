@@ -1,5 +1,7 @@
 """Fixtures: an InferenceService in a fake cluster, and versions to roll out."""
 
+import copy
+import functools
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,9 +75,15 @@ def versions(trained_bundle: Path, tmp_path: Path) -> Versions:
     return Versions(bundles, {"pvc://models": str(tmp_path / "models")})
 
 
+@functools.cache
+def _project_manifest() -> Json:
+    content: Json = yaml.safe_load(MANIFEST.read_text())
+    return content
+
+
 def manifest(mode: str = "Standard", *, collocated: bool = False) -> Json:
     """Return the InferenceService of this repository."""
-    content: Json = yaml.safe_load(MANIFEST.read_text())
+    content = copy.deepcopy(_project_manifest())
     content["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] = mode
     if collocated:
         container = content["spec"].pop("transformer")["containers"][0]
