@@ -17,6 +17,6 @@ class Predictor:
     address: str
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def predictor(mlserver: PredictorProcess) -> Predictor:  # type: ignore[no-redef]
+@pytest_asyncio.fixture(scope="module", loop_scope="module")  # type: ignore[no-redef]
+async def predictor(mlserver: PredictorProcess) -> Predictor:
     return Predictor(f"127.0.0.1:{mlserver.http_port}")

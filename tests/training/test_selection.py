@@ -89,7 +89,7 @@ def test_every_estimator_serves_in_one_thread_and_refuses_other_features(name):
     model = ESTIMATORS[name].fit(FEATURES, DATASET.labels)
     assert model.get_params().get("n_jobs") is None
     assert list(model.classes_) == list(PLACEMENT.classes)
-    assert list(vars(model)["feature_names_in_"]) == VECTORIZER.feature_names_
+    assert list(model.feature_names_in_) == VECTORIZER.feature_names_
     with pytest.raises(ValueError, match="feature names should match"):
         model.predict_proba(FEATURES[FEATURES.columns[::-1]])
 
