@@ -2,6 +2,7 @@
 
 import time
 import zlib
+from typing import Any
 
 import joblib
 import numpy as np
@@ -86,7 +87,7 @@ def test_the_same_data_lead_to_the_same_choice():
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_every_estimator_serves_in_one_thread_and_refuses_other_features(name):
-    model = ESTIMATORS[name].fit(FEATURES, DATASET.labels)
+    model: Any = ESTIMATORS[name].fit(FEATURES, DATASET.labels)
     assert model.get_params().get("n_jobs") is None
     assert list(model.classes_) == list(PLACEMENT.classes)
     assert list(model.feature_names_in_) == VECTORIZER.feature_names_
