@@ -208,7 +208,7 @@ async def test_the_transformer_notices_that_the_predictor_stops_and_starts_again
         await check_statuses(transformer, UNAVAILABLE)
         await wait_until(lambda: not usable_connections())
         assert await readiness(transformer) == {503}
-        await faulty.start(int(faulty.address.rpartition(":")[2]))
+        await faulty.start()
         await wait_until(lambda: is_ready(transformer), timeout_s=5)
         await check_recovery(transformer, faulty)
 

@@ -14,6 +14,7 @@ from aiohttp import web
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 
+from predictor.process import free_ports
 from tests.support.endpoints import V1_PREDICT
 from tests.support.fake_mlserver import v2_rows
 from tests.support.sklearn_reference import SklearnReference
@@ -67,12 +68,14 @@ class FaultyPredictor:
         self.always: Fault | None = None
         self.unverified: Fault | None = None
         self.carried: list[tuple[npt.NDArray[Any], Mapping[str, str]]] = []
-        self.address = ""
+        # Not a port that the kernel chooses: while the predictor is stopped, it could choose it again.
+        (self.port,) = free_ports(1)
+        self.address = f"localhost:{self.port}"
         self.reference = reference
         self._reference_rows = known_versions(reference.bundle)[0].reference
 
-    async def start(self, port: int = 0) -> None:
-        """Listen on a port of this machine."""
+    async def start(self) -> None:
+        """Listen, on the same port each time."""
         raise NotImplementedError
 
     async def stop(self) -> None:
@@ -125,14 +128,13 @@ class FaultyHttpPredictor(FaultyPredictor):
         """Number of open connections."""
         return sum(not transport.is_closing() for transport in self.transports)
 
-    async def start(self, port: int = 0) -> None:
+    async def start(self) -> None:
         application = web.Application()
         application.router.add_get("/v2/health/live", self._live)
         application.router.add_post("/{path:.*}", self._answer)
         self._runner = web.AppRunner(application, access_log=None, handler_cancellation=True)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", port).start()
-        self.address = f"localhost:{self._runner.addresses[0][1]}"
+        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
 
     async def stop(self) -> None:
         await self._runner.cleanup()
@@ -162,10 +164,10 @@ def v1_rows(body: dict[str, Any]) -> Any:
 class FaultyGrpcPredictor(services.GRPCInferenceServiceServicer, FaultyPredictor):  # type: ignore[misc]
     """A faulty predictor that speaks gRPC."""
 
-    async def start(self, port: int = 0) -> None:
+    async def start(self) -> None:
         self._server = grpc.aio.server()
         services.add_GRPCInferenceServiceServicer_to_server(self, self._server)
-        self.address = f"localhost:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
+        self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self._server.start()
 
     async def stop(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inferenceservice.local.forwarder import LoopbackServer
+from predictor.process import free_ports
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 #: The text that MLServer 1.7 writes before the first number of an output.
@@ -68,7 +69,8 @@ class FaultyProxy:
     """
 
     def __init__(self, predictor_port: int) -> None:
-        self.port = 0
+        # Not a port that the kernel chooses: while the proxy is stopped, it could choose it again.
+        (self.port,) = free_ports(1)
         self.spoil: Spoil | None = None
         self.part = 1.0
         self.verifications = False
@@ -80,7 +82,7 @@ class FaultyProxy:
 
     async def start(self) -> None:
         """Listen, on the same port each time."""
-        self.port = await self._server.start(self.port)
+        await self._server.start(self.port)
 
     async def stop(self) -> None:
         """Refuse new connections, and reset open ones.
