@@ -146,8 +146,9 @@ class ClientConnection(HttpToolsProtocol):
         if self._is_refused:
             return
         self._unset_keepalive_if_required()
-        self._read.received += len(data)
-        self._read.head_fits = self._state is not State.HEAD and len(data) <= MAX_HEAD
+        read = self._read
+        read.received += len(data)
+        read.head_fits = self._state is not State.HEAD and len(data) <= MAX_HEAD
         try:
             self._feed(data)
         except httptools.HttpParserError as error:
@@ -157,7 +158,7 @@ class ClientConnection(HttpToolsProtocol):
                 cause = Refusal(HTTPStatus.BAD_REQUEST, "the request is not HTTP/1.1")
             self._refuse(cause)
         else:
-            if self._read.received - self._read.useful > MAX_HEAD:
+            if read.received - read.useful > MAX_HEAD:
                 self._refuse(self._head_too_large())
 
     def _feed(self, data: bytes) -> None:
@@ -302,7 +303,8 @@ class ClientConnection(HttpToolsProtocol):
 
     @property
     def _is_refused(self) -> bool:
-        return self._state in {State.REFUSING, State.REFUSED}
+        # Not a set: this is checked for all data that arrive, and an enum's hash is slow.
+        return self._state is State.REFUSING or self._state is State.REFUSED
 
     def _refuse(self, refusal: Refusal) -> None:
         """Read no further request, and answer the one being read with an error, after those before it."""
