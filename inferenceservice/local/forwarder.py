@@ -1,4 +1,8 @@
-"""Layer-4 load balancer on loopback, like a Kubernetes Service: each new connection goes to one backend."""
+"""Layer-4 load balancer on loopback, like a Kubernetes Service: each new connection goes to one backend.
+
+A proxy program is not used: a rollout changes the backends while connections are open, and waits until an old
+backend has none.
+"""
 
 import asyncio
 import contextlib
