@@ -23,16 +23,31 @@ async def grpc_predictor(sklearn_reference) -> AsyncIterator[FaultyGrpcPredictor
     await predictor.stop()
 
 
+@pytest.fixture
+def request_timeout_s() -> float:
+    """Request timeout of the transformers; tests that wait for it have a short one in its place."""
+    return 30
+
+
 @pytest.fixture(params=["v1", "v2"])
-async def transformer(request, trained_bundle, predictor) -> AsyncIterator[ConnectedTransformer]:
+async def transformer(
+    request, trained_bundle, predictor, request_timeout_s
+) -> AsyncIterator[ConnectedTransformer]:
     """A transformer in front of the HTTP predictor, over each protocol of the hop."""
-    async with connected_transformer(predictor, trained_bundle, request.param) as running:
+    hop = request.param
+    async with connected_transformer(
+        predictor, trained_bundle, hop, request_timeout_s=request_timeout_s
+    ) as running:
         yield running
 
 
 @pytest.fixture
-async def grpc_transformer(trained_bundle, grpc_predictor) -> AsyncIterator[ConnectedTransformer]:
-    async with connected_transformer(grpc_predictor, trained_bundle, "grpc-v2") as running:
+async def grpc_transformer(
+    trained_bundle, grpc_predictor, request_timeout_s
+) -> AsyncIterator[ConnectedTransformer]:
+    async with connected_transformer(
+        grpc_predictor, trained_bundle, "grpc-v2", request_timeout_s=request_timeout_s
+    ) as running:
         yield running
 
 

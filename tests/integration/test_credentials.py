@@ -112,8 +112,7 @@ async def test_a_call_has_the_credentials_of_all_its_candidates(
     if faulty:
         for fault in FAULTS[type(predictor)] * 2:
             predictor.faults += [None, fault]
-    options = ("--predictor_request_timeout_seconds=10", "--max_batch_rows=32")
-    async with connected_transformer(predictor, trained_bundle, hop, *options) as transformer:
+    async with connected_transformer(predictor, trained_bundle, hop, "--max_batch_rows=32") as transformer:
         answers = await asyncio.gather(*(ask(transformer, rows, caller) for ask, caller, rows in asked))
     for (_, _, rows), answer in zip(asked, answers, strict=True):
         assert answer == pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12) or (

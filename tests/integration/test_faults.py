@@ -55,38 +55,37 @@ NOBODY = "127.0.0.1:1"
 
 
 HTTP_FAULTS = [
-    pytest.param(hangs_up, DROPPED, id="hangs up"),
-    pytest.param(breaks_off, DROPPED, id="breaks off"),
-    pytest.param(never_answers, SLOW, id="never answers"),
-    pytest.param(never_ends, SLOW, id="never ends"),
-    pytest.param(has_status(504, text="upstream request timeout"), SLOW, id="504"),
-    pytest.param(has_status(404, {"error": "Model placement not found"}), DROPPED, id="404"),
-    pytest.param(has_status(429, text="slow down"), DROPPED, id="429"),
-    pytest.param(has_status(502, text="bad gateway"), DROPPED, id="502"),
-    pytest.param(has_status(503, text="no healthy upstream"), DROPPED, id="503"),
-    pytest.param(has_status(400, {"error": LOADING}), DROPPED, id="400 while loading"),
-    pytest.param(has_status(500, text="Internal Server Error"), DROPPED, id="500 while stopping"),
-    pytest.param(has_status(500, {"error": REFUSED_NAMES}), REFUSED, id="other feature names"),
-    pytest.param(has_status(500, {"error": REFUSED_ORDER}), REFUSED, id="another order"),
-    pytest.param(has_status(500, {"error": REFUSED_WIDTH}), REFUSED, id="another width"),
-    pytest.param(has_status(500, {"error": "KeyError: 'x'"}), WRONG, id="500"),
-    pytest.param(has_status(400, {"error": "no"}), WRONG, id="400"),
-    pytest.param(has_status(403, text="RBAC: access denied"), WRONG, id="403"),
-    pytest.param(redirects, WRONG, id="redirect"),
-    pytest.param(has_status(204, text=""), WRONG, id="204"),
-    pytest.param(has_status(200, text=""), WRONG, id="empty"),
-    pytest.param(has_status(200, text="<html>"), WRONG, id="not JSON"),
-    pytest.param(has_status(200, []), WRONG, id="a list"),
-    pytest.param(has_status(200, {"predictions": None, "outputs": None}), WRONG, id="null"),
-    pytest.param(has_status(200, {"error": "oh"}), WRONG, id="an error as success"),
+    pytest.param(hangs_up, *DROPPED, id="hangs up"),
+    pytest.param(breaks_off, *DROPPED, id="breaks off"),
+    pytest.param(never_answers, *SLOW, id="never answers"),
+    pytest.param(never_ends, *SLOW, id="never ends"),
+    pytest.param(has_status(504, text="upstream request timeout"), *SLOW, id="504"),
+    pytest.param(has_status(404, {"error": "Model placement not found"}), *DROPPED, id="404"),
+    pytest.param(has_status(429, text="slow down"), *DROPPED, id="429"),
+    pytest.param(has_status(502, text="bad gateway"), *DROPPED, id="502"),
+    pytest.param(has_status(503, text="no healthy upstream"), *DROPPED, id="503"),
+    pytest.param(has_status(400, {"error": LOADING}), *DROPPED, id="400 while loading"),
+    pytest.param(has_status(500, text="Internal Server Error"), *DROPPED, id="500 while stopping"),
+    pytest.param(has_status(500, {"error": REFUSED_NAMES}), *REFUSED, id="other feature names"),
+    pytest.param(has_status(500, {"error": REFUSED_ORDER}), *REFUSED, id="another order"),
+    pytest.param(has_status(500, {"error": REFUSED_WIDTH}), *REFUSED, id="another width"),
+    pytest.param(has_status(500, {"error": "KeyError: 'x'"}), *WRONG, id="500"),
+    pytest.param(has_status(400, {"error": "no"}), *WRONG, id="400"),
+    pytest.param(has_status(403, text="RBAC: access denied"), *WRONG, id="403"),
+    pytest.param(redirects, *WRONG, id="redirect"),
+    pytest.param(has_status(204, text=""), *WRONG, id="204"),
+    pytest.param(has_status(200, text=""), *WRONG, id="empty"),
+    pytest.param(has_status(200, text="<html>"), *WRONG, id="not JSON"),
+    pytest.param(has_status(200, []), *WRONG, id="a list"),
+    pytest.param(has_status(200, {"predictions": None, "outputs": None}), *WRONG, id="null"),
+    pytest.param(has_status(200, {"error": "oh"}), *WRONG, id="an error as success"),
 ]
 
 
-@pytest.mark.parametrize(("fault", "expected"), HTTP_FAULTS)
+@pytest.mark.parametrize(("fault", "statuses", "calls_each", "request_timeout_s"), HTTP_FAULTS)
 async def test_a_fault_of_the_predictor_gets_its_status_and_leaves_nothing(
-    fault, expected, transformer, predictor
+    fault, statuses, calls_each, transformer, predictor
 ):
-    statuses, calls_each = expected
     predictor.always = fault
     await check_statuses(transformer, statuses)
     check_calls(len(predictor.requests), calls_each)
@@ -95,19 +94,18 @@ async def test_a_fault_of_the_predictor_gets_its_status_and_leaves_nothing(
 
 @pytest.mark.parametrize("transformer", ["v2 by request"], indirect=True)
 @pytest.mark.parametrize(
-    ("fault", "expected"),
+    ("fault", "statuses", "calls_each", "request_timeout_s"),
     [
-        pytest.param(hangs_up, DROPPED, id="hangs up"),
-        pytest.param(has_status(400, {"error": LOADING}), DROPPED, id="400 while loading"),
-        pytest.param(has_status(500, {"error": REFUSED_NAMES}), REFUSED, id="other feature names"),
-        pytest.param(never_answers, SLOW, id="never answers"),
-        pytest.param(has_status(500, {"error": "KeyError: 'x'"}), WRONG, id="500"),
+        pytest.param(hangs_up, *DROPPED, id="hangs up"),
+        pytest.param(has_status(400, {"error": LOADING}), *DROPPED, id="400 while loading"),
+        pytest.param(has_status(500, {"error": REFUSED_NAMES}), *REFUSED, id="other feature names"),
+        pytest.param(never_answers, *SLOW, id="never answers"),
+        pytest.param(has_status(500, {"error": "KeyError: 'x'"}), *WRONG, id="500"),
     ],
 )
 async def test_a_fault_gets_the_same_status_with_verification_by_request(
-    fault, expected, transformer, predictor
+    fault, statuses, calls_each, transformer, predictor
 ):
-    statuses, calls_each = expected
     predictor.always = fault
     await check_statuses(transformer, statuses)
     check_calls(len(predictor.requests), calls_each)
@@ -248,6 +246,7 @@ async def test_the_retry_budget_limits_retries_to_a_predictor_that_drops_all_cal
         assert await v1_outcome(transformer, SAMPLE) == transformer.answer
 
 
+@pytest.mark.parametrize("request_timeout_s", [1])
 async def test_a_retry_keeps_the_deadline_of_its_request(transformer, predictor):
     async def hangs_up_after_a_while(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(0.5)
@@ -263,6 +262,7 @@ async def test_a_retry_keeps_the_deadline_of_its_request(transformer, predictor)
     assert (await first)[0] == (await second)[0] == "504"
 
 
+@pytest.mark.parametrize("request_timeout_s", [1])
 async def test_a_call_is_cancelled_at_the_deadline(transformer, predictor):
     """Otherwise a slow predictor would keep working on it."""
     cancelled = asyncio.Event()
@@ -289,6 +289,7 @@ async def test_a_call_with_a_refused_encoding_is_sent_again_until_a_model_accept
     assert len(predictor.requests) == 4
 
 
+@pytest.mark.parametrize("request_timeout_s", [1])
 async def test_a_retried_call_that_takes_too_long_gets_504(transformer, predictor):
     predictor.faults += [has_status(500, {"error": REFUSED_WIDTH}), never_answers]
     assert (await v1_outcome(transformer, SAMPLE))[0] == "504"

@@ -70,37 +70,36 @@ async def answers_without_outputs(context, answer):
 
 
 GRPC_FAULTS = [
-    pytest.param(aborts("UNAVAILABLE", "moving"), DROPPED, id="UNAVAILABLE"),
-    pytest.param(aborts("NOT_FOUND", "Model placement not found"), DROPPED, id="NOT_FOUND"),
-    pytest.param(aborts("RESOURCE_EXHAUSTED", "slow down"), DROPPED, id="RESOURCE_EXHAUSTED"),
-    pytest.param(aborts("INVALID_ARGUMENT", LOADING), DROPPED, id="loading"),
-    pytest.param(aborts("INTERNAL", "1"), DROPPED, id="stopping"),
-    pytest.param(aborts("INTERNAL", f"ValueError: {REFUSED_NAMES}"), REFUSED, id="other feature names"),
-    pytest.param(aborts("INVALID_ARGUMENT", REFUSED_ORDER), REFUSED, id="another order"),
-    pytest.param(aborts("INVALID_ARGUMENT", REFUSED_WIDTH), REFUSED, id="another width"),
-    pytest.param(aborts("INTERNAL", "KeyError: 'x'"), WRONG, id="INTERNAL"),
-    pytest.param(aborts("INVALID_ARGUMENT", "no"), WRONG, id="INVALID_ARGUMENT"),
-    pytest.param(aborts("UNKNOWN", "oh"), WRONG, id="UNKNOWN"),
-    pytest.param(aborts("PERMISSION_DENIED", "RBAC"), WRONG, id="PERMISSION_DENIED"),
-    pytest.param(aborts("DEADLINE_EXCEEDED", "upstream"), SLOW, id="DEADLINE_EXCEEDED"),
-    pytest.param(is_stuck, SLOW, id="never answers"),
-    pytest.param(answers(name="predict"), WRONG, id="another output"),
-    pytest.param(answers(datatype="FP32"), WRONG, id="another datatype"),
-    pytest.param(answers(rows=1), WRONG, id="too few candidates"),
-    pytest.param(answers(shape=[20]), WRONG, id="flat"),
-    pytest.param(answers(values=[float("nan")] * 2), WRONG, id="NaN"),
-    pytest.param(answers(values=[-0.5, 1.5]), WRONG, id="below 0 and above 1"),
-    pytest.param(answers_labels, WRONG, id="labels"),
-    pytest.param(answers_raw_bytes_that_are_too_few, WRONG, id="too few bytes"),
-    pytest.param(answers_without_outputs, WRONG, id="no outputs"),
+    pytest.param(aborts("UNAVAILABLE", "moving"), *DROPPED, id="UNAVAILABLE"),
+    pytest.param(aborts("NOT_FOUND", "Model placement not found"), *DROPPED, id="NOT_FOUND"),
+    pytest.param(aborts("RESOURCE_EXHAUSTED", "slow down"), *DROPPED, id="RESOURCE_EXHAUSTED"),
+    pytest.param(aborts("INVALID_ARGUMENT", LOADING), *DROPPED, id="loading"),
+    pytest.param(aborts("INTERNAL", "1"), *DROPPED, id="stopping"),
+    pytest.param(aborts("INTERNAL", f"ValueError: {REFUSED_NAMES}"), *REFUSED, id="other feature names"),
+    pytest.param(aborts("INVALID_ARGUMENT", REFUSED_ORDER), *REFUSED, id="another order"),
+    pytest.param(aborts("INVALID_ARGUMENT", REFUSED_WIDTH), *REFUSED, id="another width"),
+    pytest.param(aborts("INTERNAL", "KeyError: 'x'"), *WRONG, id="INTERNAL"),
+    pytest.param(aborts("INVALID_ARGUMENT", "no"), *WRONG, id="INVALID_ARGUMENT"),
+    pytest.param(aborts("UNKNOWN", "oh"), *WRONG, id="UNKNOWN"),
+    pytest.param(aborts("PERMISSION_DENIED", "RBAC"), *WRONG, id="PERMISSION_DENIED"),
+    pytest.param(aborts("DEADLINE_EXCEEDED", "upstream"), *SLOW, id="DEADLINE_EXCEEDED"),
+    pytest.param(is_stuck, *SLOW, id="never answers"),
+    pytest.param(answers(name="predict"), *WRONG, id="another output"),
+    pytest.param(answers(datatype="FP32"), *WRONG, id="another datatype"),
+    pytest.param(answers(rows=1), *WRONG, id="too few candidates"),
+    pytest.param(answers(shape=[20]), *WRONG, id="flat"),
+    pytest.param(answers(values=[float("nan")] * 2), *WRONG, id="NaN"),
+    pytest.param(answers(values=[-0.5, 1.5]), *WRONG, id="below 0 and above 1"),
+    pytest.param(answers_labels, *WRONG, id="labels"),
+    pytest.param(answers_raw_bytes_that_are_too_few, *WRONG, id="too few bytes"),
+    pytest.param(answers_without_outputs, *WRONG, id="no outputs"),
 ]
 
 
-@pytest.mark.parametrize(("fault", "expected"), GRPC_FAULTS)
+@pytest.mark.parametrize(("fault", "statuses", "calls_each", "request_timeout_s"), GRPC_FAULTS)
 async def test_a_fault_of_a_grpc_predictor_gets_its_status_and_leaves_nothing(
-    fault, expected, grpc_transformer, grpc_predictor
+    fault, statuses, calls_each, grpc_transformer, grpc_predictor
 ):
-    statuses, calls_each = expected
     grpc_predictor.always = fault
     await check_statuses(grpc_transformer, statuses)
     check_calls(len(grpc_predictor.metadata), calls_each)
@@ -131,6 +130,7 @@ async def test_a_call_that_is_dropped_twice_is_split_into_its_requests(trained_b
     assert [len(matrix) for matrix, _ in predictor.carried] == [3, 3, 1, 1, 1]
 
 
+@pytest.mark.parametrize("request_timeout_s", [1])
 async def test_a_grpc_call_is_cancelled_at_the_deadline(grpc_transformer, grpc_predictor):
     """Otherwise a slow predictor would keep working on it."""
     cancelled = asyncio.Event()

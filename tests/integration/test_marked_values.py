@@ -22,7 +22,7 @@ JSON = {"content-type": "application/json"}
 @pytest.mark.parametrize("hop", ["v1", "v2"])
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 async def test_no_value_of_a_candidate_is_logged(fault, hop, trained_bundle, predictor, caplog, capfd):
-    async with connected_transformer(predictor, trained_bundle, hop) as transformer:
+    async with connected_transformer(predictor, trained_bundle, hop, request_timeout_s=1) as transformer:
         predictor.always = fault
         with transformer_log(caplog):
             ended = await ask_over_every_protocol(transformer.http, transformer.grpc)

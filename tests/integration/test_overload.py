@@ -38,11 +38,7 @@ def gate(predictor: FaultyHttpPredictor) -> asyncio.Event:
 async def test_requests_beyond_the_queue_limit_are_refused_before_any_answer(
     predictor, gate, trained_bundle, sklearn_reference
 ):
-    options = (
-        f"--max_waiting_rows={WAITING}",
-        f"--max_batch_rows={WAITING}",
-        "--predictor_request_timeout_seconds=30",
-    )
+    options = (f"--max_waiting_rows={WAITING}", f"--max_batch_rows={WAITING}")
     async with connected_transformer(predictor, trained_bundle, "v1", *options) as transformer:
         body = {"instances": [SAMPLE] * SIZE}
         tasks = [asyncio.create_task(transformer.http.post(V1_PREDICT, json=body)) for _ in range(REQUESTS)]
@@ -85,9 +81,10 @@ def long_requests(transformer: InProcessTransformer, size: int) -> list[asyncio.
 async def test_requests_beyond_the_byte_budget_are_refused_and_the_budget_is_freed(
     predictor, gate, trained_bundle
 ):
-    options = ("--max_request_bytes=20000", "--predictor_request_timeout_seconds=30")
     taken = BUDGET_IN_MAX_REQUESTS * 20_000 // 15_000
-    async with connected_transformer(predictor, trained_bundle, "v1", *options) as transformer:
+    async with connected_transformer(
+        predictor, trained_bundle, "v1", "--max_request_bytes=20000"
+    ) as transformer:
         tasks = long_requests(transformer, 15_000)
         await wait_until(lambda: sum(one.done() for one in tasks) >= len(tasks) - taken)
         assert {one.result() for one in tasks if one.done()} == {"503"}

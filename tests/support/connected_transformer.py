@@ -41,9 +41,14 @@ class ConnectedTransformer(InProcessTransformer):
 
 @contextlib.asynccontextmanager
 async def connected_transformer(
-    predictor: FaultyPredictor, bundle: Path, hop: str, *arguments: str, connections: int = CONNECTIONS_EACH
+    predictor: FaultyPredictor,
+    bundle: Path,
+    hop: str,
+    *arguments: str,
+    connections: int = CONNECTIONS_EACH,
+    request_timeout_s: float = 30,
 ) -> AsyncIterator[ConnectedTransformer]:
-    """Start a transformer with a request timeout of one second.
+    """Start a transformer.
 
     Parameters
     ----------
@@ -53,7 +58,7 @@ async def connected_transformer(
     protocol, _, verify = hop.partition(" by ")
     options = [
         f"--predictor_protocol={protocol}",
-        "--predictor_request_timeout_seconds=1",
+        f"--predictor_request_timeout_seconds={request_timeout_s}",
         f"--predictor_connections={connections}",
         *([f"--verify={verify}"] if verify else []),
         *arguments,

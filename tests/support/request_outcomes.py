@@ -70,11 +70,12 @@ UNAVAILABLE = [("503", True), ("503", True), ("UNAVAILABLE", True)]
 INVALID_RESPONSE = [("502", False), ("502", False), ("INTERNAL", False)]
 TOO_SLOW = [("504", False), ("504", False), ("DEADLINE_EXCEEDED", False)]
 SUCCESS = [("200", False), ("200", False), ("OK", False)]
-#: The same with the number of calls to the predictor; None: calls are repeated until the deadline.
-DROPPED = (UNAVAILABLE, 2)
-REFUSED = (UNAVAILABLE, None)
-WRONG = (INVALID_RESPONSE, 1)
-SLOW = (TOO_SLOW, 1)
+#: The same with the number of calls to the predictor (None: they are repeated until the deadline) and the
+#: request timeout for a test: short only where the request ends with it.
+DROPPED = (UNAVAILABLE, 2, 30)
+REFUSED = (UNAVAILABLE, None, 2)
+WRONG = (INVALID_RESPONSE, 1, 30)
+SLOW = (TOO_SLOW, 1, 1)
 
 
 async def check_statuses(
