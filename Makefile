@@ -4,6 +4,7 @@ VENV := .venv/bin
 ARGS ?=
 # Processes that run tests. They often wait, so there may be more than cores.
 WORKERS ?= 3
+QUICK_WORKERS ?= 6
 # Each process that tests start would otherwise compile all modules, where the environment turns bytecode off.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(VENV)/python -m pytest
 
@@ -27,9 +28,9 @@ test: .venv/dev.stamp  ## Run all tests (ARGS go to pytest).
 
 quick: .venv/dev.stamp  ## Check changed files, run unit and integration tests (ARGS go to pytest).
 	@changed=$$(git diff --name-only --diff-filter=d HEAD -- '*.py'; git ls-files --others --exclude-standard -- '*.py'); \
-	if [ -n "$$changed" ]; then $(VENV)/ruff check $$changed && $(VENV)/ruff format --check $$changed; fi
-	@$(VENV)/mypy
-	@$(PYTEST) -n $(WORKERS) --dist worksteal tests/unit tests/integration $(ARGS)
+	if [ -n "$$changed" ]; then \
+		$(VENV)/ruff check $$changed && $(VENV)/ruff format --check $$changed && $(VENV)/mypy; fi
+	@$(PYTEST) -n $(QUICK_WORKERS) --dist worksteal tests/unit tests/integration $(ARGS)
 
 fuzz: .venv/dev.stamp  ## Send tens of thousands of random hostile inputs (FUZZ_EXAMPLES=10000 per test).
 	@$(VENV)/python -m predictor install kserve-mlserver

@@ -319,10 +319,10 @@ async def test_a_small_canary_answers_every_request_that_asks_for_it(stack, pair
         return "v2" in await versions(transformer)
 
     await wait_until(has_been_seen)
-    for number in range(6):
+    for number in range(4):
         response = await transformer.http.post(f"{MODEL}/versions/v2/infer", json=body(pair, number))
         assert (response.status_code, response.headers["x-model-version"]) == (200, "v2")
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.1)
 
 
 async def test_behind_a_proxy_a_request_for_a_version_that_has_gone_makes_few_calls(stack, version_pair):
