@@ -111,7 +111,7 @@ class VersionSwitch:
                 task.result()
 
     async def change_canary(self, canary: Canary, progress: Progress) -> None:
-        """Send a share of the traffic to a track of its own with the canary's bundle."""
+        """Send a share of the traffic to a separate track with the canary's bundle."""
         old = self.canary
         if old is not None and old.predictor.uri == canary.uri:
             new = old
