@@ -4,8 +4,11 @@ import asyncio
 import contextlib
 import datetime
 import ipaddress
+import os
 import re
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +20,7 @@ from anyio.from_thread import start_blocking_portal
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from kserve.constants.constants import KSERVE_TLS_CERT_FILE_ENV
 
 from inferenceservice.local.launch import TransformerProcess
 from predictor.environment import ensure
@@ -311,3 +315,12 @@ def test_with_a_certificate_rest_is_served_only_over_https(
             over_v1(f"http://{at}", candidates)
         with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
             over_v1(f"https://{at}", candidates)
+
+
+def test_a_certificate_from_kserves_environment_variable_is_used():
+    script = "from transformer.options import parse; print(parse(['--predictor_host=a']).ssl_certfile)"
+    environment = {**os.environ, KSERVE_TLS_CERT_FILE_ENV: "/tls.crt"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "/tls.crt"

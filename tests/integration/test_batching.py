@@ -270,7 +270,7 @@ async def test_a_large_request_is_answered_by_one_model_during_a_swap(start, pai
     transformer, predictor = await start("--predictor_connections=2", "--max_batch_rows=16")
     many = (pair.candidates * 5)[:400]
     versions = set()
-    for number in range(6):
+    for number in range(3):
         pending = send(transformer, many)
         await wait_for_calls(predictor, 4)
         predictor.swap(references["v1" if number % 2 else "v2"])

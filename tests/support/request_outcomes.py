@@ -73,7 +73,7 @@ SUCCESS = [("200", False), ("200", False), ("OK", False)]
 #: The same with the number of calls to the predictor (None: they are repeated until the deadline) and the
 #: request timeout for a test: short only where the request ends with it.
 DROPPED = (UNAVAILABLE, 2, 30)
-REFUSED = (UNAVAILABLE, None, 2)
+REFUSED = (UNAVAILABLE, None, 1)
 WRONG = (INVALID_RESPONSE, 1, 30)
 SLOW = (TOO_SLOW, 1, 1)
 

@@ -1,13 +1,9 @@
 """The transformer refuses a wrong command line when it starts."""
 
 import dataclasses
-import os
 import re
-import subprocess
-import sys
 
 import pytest
-from kserve.constants.constants import KSERVE_TLS_CERT_FILE_ENV
 from kserve.model_server import parser as kserve_parser
 
 from transformer.options import REFUSED, parse
@@ -116,12 +112,3 @@ def test_settings_cannot_be_changed():
     settings = parse(["--predictor_host=a"])
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.workers = 2  # type: ignore[misc]
-
-
-def test_a_certificate_from_kserves_environment_variable_is_used():
-    script = "from transformer.options import parse; print(parse(['--predictor_host=a']).ssl_certfile)"
-    environment = {**os.environ, KSERVE_TLS_CERT_FILE_ENV: "/tls.crt"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "/tls.crt"
