@@ -14,6 +14,8 @@ from transformer.server.handler import Handler
 #: Maximum characters of KServe's own error text, which may repeat the caller's words.
 _MAX_DETAIL = 120
 
+NO_LOADING = "models are not loaded by request; set the InferenceService's storageUri"
+
 
 def _never() -> bool:
     return False
@@ -120,4 +122,4 @@ class FixedRepository(ModelRepositoryExtension):  # type: ignore[misc]
         self._refuse()
 
     def _refuse(self) -> None:
-        raise NotImplementedHere("models are not loaded by request; set the InferenceService's storageUri")
+        raise NotImplementedHere(NO_LOADING)

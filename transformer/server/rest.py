@@ -88,7 +88,6 @@ class RestServer(RESTServer):  # type: ignore[misc]
         if has_middleware:
             self._add_middlewares(app)
         RestRoutes(self.dataplane).add_to(app)
-        self._register_endpoints(app)
         self._add_exception_handlers(app)
         self.dataplane.stopping = self._is_stopping
         # Prometheus then sees the model's series before its first request.

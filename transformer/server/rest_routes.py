@@ -1,7 +1,7 @@
-"""The REST routes that this project answers itself, in front of KServe's.
+"""The REST routes, in place of KServe's.
 
 KServe's routes know no model versions, parse V2 requests twice, and answer 422 or 500 where the request is at
-fault. Its remaining routes list models and serve metrics.
+fault.
 """
 
 from collections.abc import Callable, Coroutine
@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 import orjson
+from kserve.protocol.rest.server import metrics_handler
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -20,7 +21,7 @@ from transformer.errors import NotImplementedHere, PredictorUnavailable
 from transformer.headers import VERSION_HEADER, forwardable
 from transformer.protocols import v2
 from transformer.protocols.v1 import V1Request
-from transformer.server.dataplane import TransformerDataPlane
+from transformer.server.dataplane import NO_LOADING, TransformerDataPlane
 from transformer.server.fast_path import encode_v2
 
 _Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -61,9 +62,14 @@ class RestRoutes:
             f"{v1}:explain": self.explain,
             f"{v2_model}/infer": self.infer,
             f"{version}/infer": self.infer,
+            "/v2/repository/models/{model_name}/load": self.change_models,
+            "/v2/repository/models/{model_name}/unload": self.change_models,
         }
         get: dict[str, _Endpoint] = {
             "/": self.live_v1,
+            "/metrics": metrics_handler,
+            "/v1/models": self.models,
+            "/v2/models": self.models,
             "/v2": self.server_metadata,
             # The path in the Open Inference Protocol's description.
             "/v2/": self.server_metadata,
@@ -83,6 +89,14 @@ class RestRoutes:
     async def live_v1(self, _: Request) -> Response:
         """V1: the process is alive."""
         return JSONResponse({"status": "alive"})
+
+    async def models(self, _: Request) -> Response:
+        """V1 and V2: names of the models."""
+        return JSONResponse({"models": list(self._dataplane.model_registry.get_models())})
+
+    async def change_models(self, _: Request) -> Response:
+        """V2: load or unload a model, which is refused."""
+        raise NotImplementedHere(NO_LOADING)
 
     async def server_metadata(self, _: Request) -> Response:
         """V2: name, version and extensions of the server."""
