@@ -8,7 +8,7 @@ QUICK_WORKERS ?= 6
 # Each process that tests start would otherwise compile all modules, where the environment turns bytecode off.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(VENV)/python -m pytest
 
-.PHONY: help setup run test quick fuzz soak bench check lint lock audit clean
+.PHONY: help setup run test quick fuzz soak attacks bench check lint lock audit clean
 
 help:  ## List the commands.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/ /' | sort | awk '{printf "make %-8s %s\n", $$1, substr($$0, index($$0, $$2))}'
@@ -40,6 +40,10 @@ fuzz: .venv/dev.stamp  ## Send tens of thousands of random hostile inputs (FUZZ_
 soak: .venv/dev.stamp  ## Test rollouts, canaries, outages and overload under load (ARGS='--minutes 30').
 	@$(VENV)/python -m predictor install kserve-mlserver kserve-sklearnserver
 	@$(VENV)/python -m tests.soak.run $(ARGS)
+
+attacks: .venv/dev.stamp  ## Attack a transformer and print its peak memory and an honest client's results.
+	@$(VENV)/python -m predictor install kserve-mlserver
+	@$(VENV)/python -m tests.soak.attacks $(ARGS)
 
 bench: setup  ## Compare with other systems and write docs/benchmarks.md (ARGS=--quick takes two minutes).
 	@command -v wrk > /dev/null || echo "bench: better numbers with wrk (Debian: apt-get install wrk)" >&2

@@ -118,6 +118,13 @@ class TooLarge(ServiceError):
     grpc_code = "RESOURCE_EXHAUSTED"
 
 
+class RequestTooSlow(ServiceError):
+    """A request that was not complete in time."""
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+    grpc_code = "DEADLINE_EXCEEDED"
+
+
 class NotImplementedHere(ServiceError):
     """A part of the protocol that this service does not implement."""
 

@@ -58,7 +58,6 @@ def blocking(address: str, columns: dict[str, list[Any]], rows: int) -> dict[str
         "nested": told(client.infer(MODEL, inputs(columns, [rows, 1]))),
         "one": told(client.infer(MODEL, good, outputs=[triton.InferRequestedOutput(f"{MODEL}_probability")])),
         "headers": told(client.infer(MODEL, good, headers={"x-request-id": "7"}, client_timeout=30)),
-        "compressed": told(client.infer(MODEL, good, compression_algorithm="gzip")),
     }
     errors = {
         "bad value": lambda: client.infer(MODEL, inputs(bad, [rows])),
@@ -68,6 +67,7 @@ def blocking(address: str, columns: dict[str, list[Any]], rows: int) -> dict[str
         "no output": lambda: client.infer(MODEL, good, outputs=[triton.InferRequestedOutput("salary")]),
         "no config": lambda: client.get_model_config(MODEL),
         "unload": lambda: client.unload_model(MODEL),
+        "compressed": lambda: client.infer(MODEL, good, compression_algorithm="gzip"),
     }
     for name, ask in errors.items():
         try:

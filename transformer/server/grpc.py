@@ -11,7 +11,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
-from kserve.protocol.grpc.interceptors import ExceptionToStatusInterceptor
 from kserve.protocol.grpc.server import GRPCServer
 from kserve.protocol.grpc.servicer import InferenceServicer
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
@@ -23,6 +22,7 @@ from transformer.protocols.protobuf_limits import check_fields
 from transformer.protocols.v2 import V2Request
 from transformer.server.dataplane import TransformerDataPlane
 from transformer.server.failure_log import FailureLog
+from transformer.server.message_reader import MAX_CALLS, UNREAD_BYTES, MessageReader
 from transformer.settings import Settings
 
 logger = logging.getLogger("kserve.transformer")
@@ -38,6 +38,7 @@ HEALTH_INTERVAL_S = 0.5
 SERVICE: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _METHODS = f"/{SERVICE}/"
 _Status = health_pb2.HealthCheckResponse
+_Parse = Callable[[bytes], Message]
 
 
 class GrpcServer(GRPCServer):  # type: ignore[misc]
@@ -61,7 +62,7 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
     ) -> None:
         super().__init__(settings.grpc_port, data_plane, model_repository_extension, {}, grace_period)
         self._settings = settings
-        self._interceptor = StatusInterceptor()
+        self._interceptor = CallInterceptor(MessageReader(settings.client_timeout_seconds))
         self._health = HealthServicer(data_plane)
 
     async def start(self) -> None:
@@ -77,6 +78,14 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
             options=[
                 ("grpc.max_receive_message_length", self._settings.max_request_bytes),
                 ("grpc.so_reuseport", 0),
+                # Calls that arrive faster than Python accepts and counts them wait in core.
+                ("grpc.server.max_pending_requests", MAX_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", MAX_CALLS),
+                # Identity only, as over REST: 8 KB can unpack to 8 MiB.
+                ("grpc.compression_enabled_algorithms_bitset", 1),
+                ("grpc.http2.lookahead_bytes", UNREAD_BYTES),
+                # Otherwise core raises that limit for fast connections.
+                ("grpc.http2.bdp_probe", 0),
                 # Clients that reconnect find other replicas, and leave a terminating pod during its preStop
                 # pause.
                 ("grpc.max_connection_age_ms", int(CONNECTION_AGE_S * 1000)),
@@ -193,54 +202,84 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         return int(_Status.SERVING if ready else _Status.NOT_SERVING)
 
 
-class StatusInterceptor(ExceptionToStatusInterceptor):  # type: ignore[misc]
-    """Turns this project's errors into gRPC status codes, and leaves KServe's errors to KServe.
+class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Limits calls and the reading of their messages, and turns this project's errors into gRPC status codes.
+
+    gRPC's core reads the message of a unary method before it calls the method, but that of a stream only when
+    the method asks for it. So all methods are served as methods with a stream of requests; clients see no
+    difference.
+
+    Parameters
+    ----------
+    reader
+        Reads the messages.
 
     Attributes
     ----------
     stopping
-        True while every call is refused.
+        True while every call of the inference service is refused.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, reader: MessageReader) -> None:
         self.stopping = False
+        self._reader = reader
         self._failures = FailureLog()
+        self._handlers: dict[str, grpc.RpcMethodHandler] = {}
 
     async def intercept_service(
         self,
         continuation: Callable[..., Any],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler | None:
-        """Wrap the methods of the inference service; health checks and reflection raise no errors of ours."""
-        if not handler_call_details.method.startswith(_METHODS):
-            return await continuation(handler_call_details)
-        handler = await super().intercept_service(continuation, handler_call_details)
-        # gRPC would answer UNKNOWN to bytes that cannot be parsed.
-        return handler and handler._replace(request_deserializer=_or_error(handler.request_deserializer))
+        """Return the handler of a method."""
+        method = handler_call_details.method
+        handler = self._handlers.get(method)
+        if handler is None:
+            found = await continuation(handler_call_details)
+            if found is None:
+                return None
+            handler = self._handlers[method] = self._limited(found, infers=method.startswith(_METHODS))
+        return handler
 
-    async def intercept(
-        self,
-        method: Callable[..., Any],
-        request_or_iterator: Any,  # noqa: ANN401
-        context: grpc.aio.ServicerContext,
-        method_name: str,
-    ) -> Any:  # noqa: ANN401
-        """Answer a call, or refuse it."""
-        if isinstance(request_or_iterator, ServiceError):
-            self._refuse(request_or_iterator, context)
-            return None
-        if self.stopping:
-            _end(PredictorUnavailable("shutting down; retry on another replica"), context)
-            return None
+    def _limited(self, handler: grpc.RpcMethodHandler, *, infers: bool) -> grpc.RpcMethodHandler:
+        parse, serialize = handler.request_deserializer, handler.response_serializer
+        if not handler.response_streaming:
 
-        async def answer(request: Any, context: grpc.aio.ServicerContext) -> Any:  # noqa: ANN401
+            async def answer(_: object, context: grpc.aio.ServicerContext) -> Any:  # noqa: ANN401
+                try:
+                    with self._reader.call(context.peer()):
+                        if infers and self.stopping:
+                            raise PredictorUnavailable("shutting down; retry on another replica")
+                        return await handler.unary_unary(await self._message(parse, context), context)
+                except ServiceError as error:
+                    self._refuse(error, context)
+
+            return grpc.stream_unary_rpc_method_handler(answer, None, serialize)
+
+        async def stream(_: object, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
             try:
-                return await method(request, context)
+                with self._reader.call(context.peer()):
+                    responses = (
+                        handler.stream_stream(self._messages(parse, context), context)
+                        if handler.request_streaming
+                        else handler.unary_stream(await self._message(parse, context), context)
+                    )
+                    async for response in responses:
+                        yield response
             except ServiceError as error:
                 self._refuse(error, context)
 
-        return await super().intercept(answer, request_or_iterator, context, method_name)
+        return grpc.stream_stream_rpc_method_handler(stream, None, serialize)
+
+    async def _messages(self, parse: _Parse, context: grpc.aio.ServicerContext) -> AsyncIterator[Message]:
+        while (data := await self._reader.read(context.peer(), context.read)) is not grpc.aio.EOF:
+            yield _parsed(parse, data)
+
+    async def _message(self, parse: _Parse, context: grpc.aio.ServicerContext) -> Message:
+        data = await self._reader.read(context.peer(), context.read)
+        if data is grpc.aio.EOF:
+            raise InvalidRequest("the call has no message")
+        return _parsed(parse, data)
 
     def _refuse(self, error: ServiceError, context: grpc.aio.ServicerContext) -> None:
         self._failures.record(error.grpc_code, error)
@@ -263,16 +302,10 @@ def _text_metadata(context: grpc.aio.ServicerContext) -> list[tuple[str, str]]:
     return [(key, value) for key, value in context.invocation_metadata() if isinstance(value, str)]
 
 
-def _or_error(deserialize: Callable[[bytes], Message]) -> Callable[[bytes], Message | ServiceError]:
-    """Make a deserializer return an error instead of raising it."""
-
-    def deserialize_or_error(data: bytes) -> Message | ServiceError:
-        try:
-            check_fields(data)
-            return deserialize(data)
-        except ServiceError as error:
-            return error
-        except DecodeError:
-            return InvalidRequest("cannot parse the request message for this method")
-
-    return deserialize_or_error
+def _parsed(parse: _Parse, data: bytes) -> Message:
+    """Parse a message. gRPC itself would answer UNKNOWN to bytes that cannot be parsed."""
+    check_fields(data)
+    try:
+        return parse(data)
+    except DecodeError as error:
+        raise InvalidRequest("cannot parse the request message for this method") from error
