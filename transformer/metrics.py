@@ -20,3 +20,8 @@ BATCHES = Histogram(
     "Candidates per call to the predictor",
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096),
 )
+CLIENTS_TURNED_AWAY = Counter(
+    "transformer_clients_turned_away",
+    "REST connections closed at the limit of connections: idle ones, and new ones that were refused",
+    ["connection"],
+)

@@ -19,11 +19,15 @@ from uvicorn.server import ServerState
 from tests.support.raw_http import parse_responses
 from tests.support.waiting import wait_until
 from transformer.server.client_connection import CONNECTION, MAX_HEAD, MAX_PIPELINED, ClientConnection
+from transformer.server.client_limit import ClientLimit
 from transformer.server.client_timeouts import ClientTimeouts
 from transformer.server.client_transport import CoalescingTransport
+from transformer.server.descriptors import ClientLimits
 
 #: More bytes than the socket buffers between a client and a server hold.
 LARGE = 64 * 2**20
+#: A limit on connections that few tests reach.
+LIMITS = ClientLimits(rest=1000, refused=10, grpc=0)
 #: A timeout in seconds that no client reaches.
 LONG = 60.0
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"
@@ -94,6 +98,7 @@ class Served:
     port: int = 0
     state: ServerState = field(default_factory=ServerState)
     timeouts: ClientTimeouts = field(default_factory=lambda: ClientTimeouts(LONG))
+    limit: ClientLimit = field(default_factory=lambda: ClientLimit(LIMITS))
     began: asyncio.Event = field(default_factory=asyncio.Event)
     given_up: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -107,12 +112,16 @@ def ours(state: ServerState) -> list[ClientConnection]:
 
 
 @asynccontextmanager
-async def running_server(timeout_s: float = LONG, **settings: Any) -> AsyncIterator[Served]:
+async def running_server(
+    timeout_s: float = LONG, limits: ClientLimits = LIMITS, **settings: Any
+) -> AsyncIterator[Served]:
     config = Config(_answer, log_config=None, lifespan="off", **settings)
     config.load()
-    served = Served(timeouts=ClientTimeouts(timeout_s))
+    served = Served(timeouts=ClientTimeouts(timeout_s), limit=ClientLimit(limits))
     server = await asyncio.get_running_loop().create_server(
-        lambda: ClientConnection(config, served.state, {"served": served}, timeouts=served.timeouts),
+        lambda: ClientConnection(
+            config, served.state, {"served": served}, timeouts=served.timeouts, limit=served.limit
+        ),
         "127.0.0.1",
         0,
     )
@@ -213,7 +222,7 @@ words = st.binary(max_size=30)
 def requests(draw, number: int) -> tuple[bytes, tuple[int, bytes]]:
     """Draw a valid request and its response."""
     path = draw(st.sampled_from(["/quick", "/echo"])) + f"/{number}"
-    head = b"POST %s HTTP/1.1\r\n%s" % (
+    head = b"POST %s HTTP/1.1\r\nHost: a\r\n%s" % (
         path.encode(),
         draw(st.sampled_from([b"", b"A: b\r\n", OFFER, WEBSOCKET])),
     )
@@ -285,7 +294,7 @@ ENDLESS = [
     pytest.param(b"GET / HTTP/1.1\r\n", b"a", 431, id="a header's name"),
     pytest.param(b"GET / HTTP/1.1\r\na: ", b"b", 431, id="a header's value"),
 ]
-CHUNKED = b"POST /echo HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"
+CHUNKED = b"POST /echo HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
 ENDLESS_BODY = [
     pytest.param(b"0", 431, id="size of a chunk"),
     pytest.param(b"1;" + b"a" * 99, 431, id="a chunk's extension"),
@@ -345,7 +354,7 @@ async def test_trailers_are_not_added_to_the_headers(served):
     (connection,) = served.connections
     while not connection.cycle.response_complete:
         await asyncio.sleep(0)
-    assert [name for name, _ in connection.cycle.scope["headers"]] == [b"transfer-encoding"]
+    assert [name for name, _ in connection.cycle.scope["headers"]] == [b"host", b"transfer-encoding"]
     writer.close()
     await writer.wait_closed()
 
@@ -466,7 +475,7 @@ async def test_a_response_that_the_client_reads_slowly_is_delivered():
 
 async def test_a_client_that_does_not_read_does_not_delay_a_shutdown():
     config: Any = Config(_answer, log_config=None, lifespan="off", host="127.0.0.1", port=0)
-    config.http = partial(ClientConnection, timeouts=ClientTimeouts(0.4))
+    config.http = partial(ClientConnection, timeouts=ClientTimeouts(0.4), limit=ClientLimit(LIMITS))
     server = Server(config)
     running_server = asyncio.create_task(server.serve())
     await wait_until(lambda: server.started)
@@ -500,7 +509,9 @@ async def test_a_blank_line_does_not_keep_a_connection_open():
 
 async def test_a_body_that_the_response_does_not_need_is_not_waited_for():
     async with running_server(timeout_s=0.2, timeout_keep_alive=60) as served:
-        answer = await answers(served.port, b"POST /1 HTTP/1.1\r\ncontent-length: 100\r\n\r\nhello")
+        answer = await answers(
+            served.port, b"POST /1 HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\nhello"
+        )
         assert parse_responses(answer) == [(200, b"/1")]
 
 
@@ -522,3 +533,78 @@ async def test_the_timer_for_timeouts_ends_with_the_last_connection():
         for _ in range(2):
             assert await answers(served.port, request_bytes("GET", "/1", last=True))
             await wait_until(lambda: not (served.connections or served.timeouts._timer))
+
+
+# Many connections.
+
+FEW = ClientLimits(rest=4, refused=2, grpc=0)
+
+
+async def connect(served: Served, sent: bytes = b"", until: bytes = b"") -> asyncio.StreamReader:
+    """Connect and send; return when the response is read."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(sent)
+    if until:
+        await asyncio.wait_for(reader.readuntil(until), 5)
+    else:
+        # Time for the server to read what was sent.
+        await asyncio.sleep(0.05)
+    # The reader has no reference to its writer, which closes the connection when it is freed.
+    reader.writer = writer  # type: ignore[attr-defined]
+    return reader
+
+
+async def close_all(readers: Iterable[asyncio.StreamReader]) -> None:
+    for reader in readers:
+        reader.writer.close()  # type: ignore[attr-defined]
+        with suppress(ConnectionError):
+            await reader.writer.wait_closed()  # type: ignore[attr-defined]
+
+
+async def test_a_new_connection_replaces_the_longest_idle_one():
+    async with running_server(limits=FEW) as served:
+        clients = [await connect(served, request_bytes("GET", f"/{n}"), b"\r\n\r\n/%d" % n) for n in range(4)]
+        # The first one is the least idle one now.
+        clients[0].writer.write(request_bytes("GET", "/again"))  # type: ignore[attr-defined]
+        await clients[0].readuntil(b"/again")
+        clients += [await connect(served, request_bytes("GET", f"/{n}"), b"/%d" % n) for n in (4, 5)]
+        assert await clients[1].read() == await clients[2].read() == b""
+        assert len(served.connections) == 4
+        for client in (clients[0], *clients[3:]):
+            client.writer.write(request_bytes("GET", "/end"))  # type: ignore[attr-defined]
+            assert (await client.readuntil(b"/end")).startswith(b"HTTP/1.1 200")
+        await close_all(clients)
+
+
+async def test_a_connection_without_a_request_is_replaced_too():
+    async with running_server(limits=FEW) as served:
+        clients = [await connect(served) for _ in range(6)]
+        assert await clients[0].read() == await clients[1].read() == b""
+        assert len(served.connections) == 4
+        await close_all(clients)
+
+
+@pytest.mark.parametrize(
+    "busy",
+    [request_bytes("GET", "/long"), request_bytes("GET", "/1")[:-5], CHUNKED],
+    ids=["answering", "head", "body"],
+)
+async def test_a_connection_is_refused_while_all_others_are_busy(busy):
+    async with running_server(limits=FEW) as served:
+        clients = [await connect(served, busy) for _ in range(4)]
+        refused = [await connect(served, request_bytes("GET", "/2")) for _ in range(2)]
+        for client in refused:
+            answer = await asyncio.wait_for(client.read(), 5)
+            assert error_of(answer) == (503, "too many connections: limit 4; try again later")
+            assert b"\r\nretry-after: 1\r\n" in answer
+        # More refusals than descriptors are left for them get no response.
+        another = await connect(served)
+        with suppress(ConnectionError):
+            assert await asyncio.wait_for(another.read(), 5) == b""
+        assert len(served.connections) == 6
+        await close_all([*refused, another])
+        await wait_until(lambda: len(served.connections) == 4)
+        await close_all(clients[:1])
+        await wait_until(lambda: len(served.connections) == 3)
+        assert (await answers(served.port, request_bytes("GET", "/3", last=True))).endswith(b"/3")
+        await close_all(clients[1:])

@@ -129,7 +129,7 @@ async def test_a_body_that_stops_is_answered_with_408(transformer, client, route
         case "V2":
             request = transformer.request(path=V2_INFER)
         case "chunked":
-            head = f"POST {V1_PREDICT} HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n10\r\n"
+            head = f"POST {V1_PREDICT} HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n10\r\n"
             request = head.encode() + b'{"instances": []}'
     client.send(request[:-5])
     assert error(await client.responses())[0] == 408

@@ -87,7 +87,9 @@ async def listening_transformer(
     config.load()
     state = ServerState()
     listening = await asyncio.get_running_loop().create_server(
-        lambda: config.http_protocol_class(config=config, server_state=state, app_state={}), "127.0.0.1"
+        lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),
+        "127.0.0.1",
+        ssl=config.ssl,
     )
     try:
         await wait_until(server.dataplane.ready)

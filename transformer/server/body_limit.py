@@ -71,11 +71,12 @@ class BodyLimit:
 
     def _check_headers(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """Refuse a body by its headers, before any of it is read."""
-        by_name = dict(headers)
-        encoding = by_name.get(b"content-encoding", b"identity").decode("latin-1")
-        if encoding.lower() != "identity":
-            raise CompressedBody(f"content-encoding: must be identity, got {quoted(encoding)}")
-        announced = content_length(by_name) or 0
+        codings = [value for name, value in headers if name == b"content-encoding"]
+        for coding in codings:
+            if coding.strip().lower() != b"identity":
+                text = quoted(coding.decode("latin-1"))
+                raise CompressedBody(f"content-encoding: must be identity, got {text}")
+        announced = content_length(dict(headers)) or 0
         if announced > self._max_bytes:
             raise self._too_large(announced)
 

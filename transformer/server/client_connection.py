@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 
 import httptools
 
+from transformer.server.client_limit import ClientLimit
 from transformer.server.client_timeouts import MIN_PROGRESS, ClientTimeouts, ProgressTimer, WaitsFor
 from transformer.server.client_transport import CoalescingTransport, PipelineFlowControl
 from transformer.server.refusal import Refusal
+from transformer.server.request_head import HeadRules, decoded_path
 from transformer.server.uvicorn_internals import HttpToolsProtocol, RequestResponseCycle
 
 T = TypeVar("T")
@@ -76,7 +78,8 @@ class ClientConnection(HttpToolsProtocol):
     It differs from uvicorn's protocol in these points:
 
     - A request whose client has gone can be cancelled.
-    - Slow clients are disconnected, and heads are limited.
+    - Slow clients are disconnected; heads and the number of connections are limited.
+    - Heads that break rules of HTTP/1.1 are refused, and an encoded slash separates no segments of a path.
     - A body behind an offer to upgrade to another protocol is read.
     - An error about an unreadable request is sent after the responses to all requests before it.
     - The head and the body of a small response are written together.
@@ -87,6 +90,8 @@ class ClientConnection(HttpToolsProtocol):
         As `HttpToolsProtocol`.
     timeouts
         Checks the connection's progress at intervals.
+    limit
+        Limits the server's connections.
     is_stopping
         Returns True while the server is shutting down.
 
@@ -100,6 +105,7 @@ class ClientConnection(HttpToolsProtocol):
         self,
         *args: Any,  # noqa: ANN401 (uvicorn's own)
         timeouts: ClientTimeouts,
+        limit: ClientLimit,
         is_stopping: Callable[[], bool] = lambda: False,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
@@ -107,6 +113,7 @@ class ClientConnection(HttpToolsProtocol):
         self.lost = False
         self.url = b""
         self._timeouts = timeouts
+        self._limit = limit
         self._is_stopping = is_stopping
         self._timer = ProgressTimer()
         self._state = State.IDLE
@@ -116,6 +123,7 @@ class ClientConnection(HttpToolsProtocol):
         #: The task that answers it.
         self._task: asyncio.Task[object] | None = None
         self._read = ReadProgress()
+        self._rules = HeadRules()
         #: True while the parser is fed a head that replaces the client's; see `_stay_with_http`.
         self._resuming = False
         #: The error response that waits to be sent; empty where none can be sent.
@@ -130,6 +138,10 @@ class ClientConnection(HttpToolsProtocol):
         if self._is_stopping():
             # Accepted before the server stopped accepting, and after it shut down all other connections.
             self.shutdown()
+        if self._limit.admits(len(self.connections)):
+            self._limit.became_idle(self)
+        else:
+            self._refuse_connection()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
@@ -138,6 +150,18 @@ class ClientConnection(HttpToolsProtocol):
             # uvicorn marks only the last request, and logs an error when this one sends no response.
             self._answering.disconnected = True
         self._cancel()
+        self._drop_references()
+
+    def _drop_references(self) -> None:
+        """Drop all references to requests, because these refer to their connection.
+
+        The garbage collector runs rarely, so the memory of a cycle would be kept for long.
+        """
+        self._unset_keepalive_if_required()
+        self._limit.remove(self)
+        self.pipeline.clear()
+        self.cycle = self.scope = self.headers = None  # type: ignore[assignment]
+        self._answering = self._task = None
 
     # Reading requests.
 
@@ -152,11 +176,7 @@ class ClientConnection(HttpToolsProtocol):
         try:
             self._feed(data)
         except httptools.HttpParserError as error:
-            # The parser wraps what its callbacks raise.
-            cause = error.__context__
-            if not isinstance(cause, Refusal):
-                cause = Refusal(HTTPStatus.BAD_REQUEST, "the request is not HTTP/1.1")
-            self._refuse(cause)
+            self._refuse(_refusal(error))
         else:
             if read.received - read.useful > MAX_HEAD:
                 self._refuse(self._head_too_large())
@@ -208,7 +228,11 @@ class ClientConnection(HttpToolsProtocol):
         if len(self.headers) > MAX_HEADERS or not (self._read.head_fits or self._head_bytes() <= MAX_HEAD):
             raise self._head_too_large()
         if not self._resuming:
+            parser = self.parser
+            self._rules.check(parser.get_http_version(), parser.get_method(), self.url, self.headers)
             super().on_headers_complete()
+            if b"%2" in self.url:
+                self.scope["path"] = decoded_path(self.scope["raw_path"])
         # A copy, because the parser adds trailers to the list, which are not headers.
         self.headers = self.headers.copy()
         self._state = State.BODY
@@ -253,6 +277,7 @@ class ClientConnection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Go on with the next request, or with the error that waits."""
         super().on_response_complete()
+        self._limit.became_idle(self)
         if self._state is State.REFUSING:
             self._send_refusal()
 
@@ -295,6 +320,18 @@ class ClientConnection(HttpToolsProtocol):
             self._task.cancel()
 
     @property
+    def is_idle(self) -> bool:
+        """True while the connection carries no part of a request or a response."""
+        return self._state is State.IDLE and self._is_answered and not self.transport.get_write_buffer_size()
+
+    def close_idle(self) -> None:
+        """Close an idle connection to make place for another one."""
+        # It does not count from now on, although it is lost only after the present events.
+        self.connections.discard(self)
+        # Over TLS, close() would wait for the client. Nothing is left to send.
+        self.transport.abort()
+
+    @property
     def _is_answered(self) -> bool:
         """True if every request that was read has its response."""
         return self.cycle is None or self.cycle.response_complete or self.cycle.disconnected
@@ -313,6 +350,14 @@ class ClientConnection(HttpToolsProtocol):
             self._drop_request()
         self._state = State.REFUSING
         self._send_refusal()
+
+    def _refuse_connection(self) -> None:
+        """Refuse all requests, because the server has too many connections."""
+        if not self._limit.can_answer(len(self.connections)):
+            self.transport.abort()
+            return
+        text = f"too many connections: limit {self._limit.max_connections}; try again later"
+        self._refuse(Refusal(HTTPStatus.SERVICE_UNAVAILABLE, text))
 
     def _drop_request(self) -> None:
         """Drop the request whose body is being read, queued or in progress."""
@@ -390,6 +435,16 @@ _WAITS_FOR = {
     State.BODY: WaitsFor.REMAINDER,
     State.REFUSING: WaitsFor.NOTHING,
 }
+
+
+def _refusal(error: httptools.HttpParserError) -> Refusal:
+    """Return the refusal that a callback raised, or one for a request that the parser cannot read."""
+    # The parser wraps what its callbacks raise.
+    cause = error.__context__
+    if isinstance(cause, Refusal):
+        # Without its traceback, whose frames refer to the connection.
+        return cause.with_traceback(None)
+    return Refusal(HTTPStatus.BAD_REQUEST, "the request is not HTTP/1.1")
 
 
 async def while_needed(scope: MutableMapping[str, Any], answering: Coroutine[Any, Any, None]) -> None:

@@ -154,7 +154,7 @@ def encode_v2(request: v2.V2Request, prediction: Prediction) -> tuple[bytes, dic
 
 def content_length(headers: Headers) -> int | None:
     """Return the announced bytes of a request's body; None if there is no valid length."""
-    digits = headers.get(b"content-length", b"")
+    digits = headers.get(b"content-length", b"").rstrip(b" \t")
     if not digits.isdigit():
         return None
     # Python refuses numbers of thousands of digits, and leading zeros do not count.

@@ -6,6 +6,7 @@ from kserve.model_server import ModelServer
 
 from transformer.bundle.format import Bundle
 from transformer.server.dataplane import FixedRepository, TransformerDataPlane
+from transformer.server.descriptors import raise_limit
 from transformer.server.grpc import GrpcServer
 from transformer.server.handler import Handler
 from transformer.server.kserve_model import TransformerModel
@@ -71,6 +72,7 @@ class TransformerServer(ModelServer):  # type: ignore[misc]
 
         With several workers, each is a process that serves REST; the first process serves gRPC.
         """
+        raise_limit()
         rest = self.rest_server()
         if self.workers > 1:
             self._rest_multiprocess_server = Workers(rest, self._settings.log_config_file)

@@ -4,6 +4,7 @@ from http import HTTPStatus
 
 import orjson
 
+from transformer.errors import RETRY_AFTER_S
 from transformer.server.uvicorn_internals import STATUS_LINE
 
 
@@ -28,5 +29,7 @@ class Refusal(Exception):
             (b"content-type", b"application/json"),
             (b"connection", b"close"),
         ]
+        if self.status is HTTPStatus.SERVICE_UNAVAILABLE:
+            own.append((b"retry-after", b"%d" % RETRY_AFTER_S))
         lines = [b"%s: %s\r\n" % header for header in (*headers, *own)]
         return b"".join([STATUS_LINE[self.status], *lines, b"\r\n", body])

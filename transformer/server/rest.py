@@ -19,8 +19,10 @@ from starlette.exceptions import HTTPException
 from transformer.errors import ServiceError, printable
 from transformer.server.body_limit import BodyLimit
 from transformer.server.client_connection import ClientConnection
+from transformer.server.client_limit import ClientLimit
 from transformer.server.client_timeouts import ClientTimeouts, linger_s
 from transformer.server.dataplane import TransformerDataPlane
+from transformer.server.descriptors import client_limits
 from transformer.server.failure_log import FailureLog
 from transformer.server.fast_path import App, FastPath
 from transformer.server.rest_routes import RestRoutes
@@ -102,6 +104,7 @@ class RestServer(RESTServer):  # type: ignore[misc]
         self.config.http = partial(
             ClientConnection,
             timeouts=ClientTimeouts(settings.client_timeout_seconds),
+            limit=ClientLimit(client_limits(settings)),
             is_stopping=self._is_stopping,
         )
         self.config.app = served

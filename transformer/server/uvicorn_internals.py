@@ -41,7 +41,7 @@ PROTOCOL = {
     "flow": "the flow control of the connection",
     "headers": "headers of the request that is being read, names in lower case",
     "loop": "the event loop",
-    "parser": "the httptools parser, which calls the on_… methods",
+    "parser": "the httptools parser, which calls the on_… methods, and knows method and version",
     "scope": "ASGI scope of the request that is being read",
     "server_state": "has default_headers for every response",
     "transport": "the transport that responses are written to",
