@@ -29,6 +29,8 @@ App = Callable[[Message, Receive, Send], Coroutine[Any, Any, None]]
 Headers = Mapping[bytes, bytes]
 _ResponseHeaders = list[tuple[bytes, bytes]]
 
+#: Maximum bytes of a body that is read at once; a longer one waits for its turn.
+MAX_UNREAD = 64 * 2**10
 #: Content types of a plain JSON body, and of a V2 body, which may have binary data behind the JSON.
 _JSON = {None, b"application/json"}
 _V2_TYPES = {*_JSON, b"application/octet-stream"}
@@ -54,7 +56,7 @@ class FastPath:
     error_response
         Makes a response of an error.
     max_request_bytes
-        Maximum bytes of a body that is read here.
+        Maximum bytes of a body.
     """
 
     def __init__(
@@ -66,8 +68,8 @@ class FastPath:
     ) -> None:
         self._app = app
         self._handler = handler
-        self._max_request_bytes = max_request_bytes
         self._error_response = error_response
+        self._max_bytes = min(max_request_bytes, MAX_UNREAD)
         self._routes = {
             f"/v1/models/{handler.name}:predict": (_JSON, self._v1),
             f"/v2/models/{handler.name}/infer": (_V2_TYPES, self._v2),
@@ -109,7 +111,7 @@ class FastPath:
         length = content_length(headers)
         return (
             length is not None
-            and length <= self._max_request_bytes
+            and length <= self._max_bytes
             and headers.get(b"content-type") in content_types
             and b"content-encoding" not in headers
             and not any(name.startswith(b"ce-") for name in headers)

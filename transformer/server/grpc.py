@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -15,14 +16,15 @@ from kserve.protocol.grpc.server import GRPCServer
 from kserve.protocol.grpc.servicer import InferenceServicer
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
-from transformer.errors import InvalidRequest, PredictorUnavailable, ServiceError, grpc_details
+from transformer.errors import InvalidRequest, PredictorUnavailable, QueueFull, ServiceError, grpc_details
 from transformer.headers import VERSION_HEADER
 from transformer.protocols import grpc_messages
 from transformer.protocols.protobuf_limits import check_fields
 from transformer.protocols.v2 import V2Request
 from transformer.server.dataplane import TransformerDataPlane
+from transformer.server.descriptors import client_limits
 from transformer.server.failure_log import FailureLog
-from transformer.server.message_reader import MAX_CALLS, UNREAD_BYTES, MessageReader
+from transformer.server.fair_reader import FairLimit, FairReader
 from transformer.settings import Settings
 
 logger = logging.getLogger("kserve.transformer")
@@ -34,6 +36,10 @@ CONNECTION_AGE_S = 5
 LATE_S = 1.0
 #: Interval in which a client that watches the health learns of a change.
 HEALTH_INTERVAL_S = 0.5
+#: Maximum calls in flight.
+MAX_CALLS = 16_384
+#: Bytes of a message that a client can send before the message is read: about 30 candidates.
+UNREAD_BYTES = 8192
 #: Name of the inference service, and the prefix of its methods.
 SERVICE: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _METHODS = f"/{SERVICE}/"
@@ -62,7 +68,7 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
     ) -> None:
         super().__init__(settings.grpc_port, data_plane, model_repository_extension, {}, grace_period)
         self._settings = settings
-        self._interceptor = CallInterceptor(MessageReader(settings.client_timeout_seconds))
+        self._interceptor = CallInterceptor(data_plane.handler.reader, settings.client_timeout_seconds)
         self._health = HealthServicer(data_plane)
 
     async def start(self) -> None:
@@ -86,6 +92,7 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
                 ("grpc.http2.lookahead_bytes", UNREAD_BYTES),
                 # Otherwise core raises that limit for fast connections.
                 ("grpc.http2.bdp_probe", 0),
+                ("grpc.max_allowed_incoming_connections", client_limits(self._settings).grpc),
                 # Clients that reconnect find other replicas, and leave a terminating pod during its preStop
                 # pause.
                 ("grpc.max_connection_age_ms", int(CONNECTION_AGE_S * 1000)),
@@ -213,6 +220,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     ----------
     reader
         Reads the messages.
+    timeout_s
+        Seconds in which a message must be complete.
 
     Attributes
     ----------
@@ -220,9 +229,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         True while every call of the inference service is refused.
     """
 
-    def __init__(self, reader: MessageReader) -> None:
+    def __init__(self, reader: FairReader, timeout_s: float) -> None:
         self.stopping = False
         self._reader = reader
+        self._timeout_s = timeout_s
+        self._calls = FairLimit(MAX_CALLS)
         self._failures = FailureLog()
         self._handlers: dict[str, grpc.RpcMethodHandler] = {}
 
@@ -247,7 +258,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
             async def answer(_: object, context: grpc.aio.ServicerContext) -> Any:  # noqa: ANN401
                 try:
-                    with self._reader.call(context.peer()):
+                    with self._counted(context.peer()):
                         if infers and self.stopping:
                             raise PredictorUnavailable("shutting down; retry on another replica")
                         return await handler.unary_unary(await self._message(parse, context), context)
@@ -258,7 +269,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         async def stream(_: object, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
             try:
-                with self._reader.call(context.peer()):
+                with self._counted(context.peer()):
                     responses = (
                         handler.stream_stream(self._messages(parse, context), context)
                         if handler.request_streaming
@@ -272,14 +283,31 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return grpc.stream_stream_rpc_method_handler(stream, None, serialize)
 
     async def _messages(self, parse: _Parse, context: grpc.aio.ServicerContext) -> AsyncIterator[Message]:
-        while (data := await self._reader.read(context.peer(), context.read)) is not grpc.aio.EOF:
+        while (data := await self._read(context)) is not grpc.aio.EOF:
             yield _parsed(parse, data)
 
     async def _message(self, parse: _Parse, context: grpc.aio.ServicerContext) -> Message:
-        data = await self._reader.read(context.peer(), context.read)
+        data = await self._read(context)
         if data is grpc.aio.EOF:
             raise InvalidRequest("the call has no message")
         return _parsed(parse, data)
+
+    async def _read(self, context: grpc.aio.ServicerContext) -> Any:  # noqa: ANN401
+        return await self._reader.read(context.peer(), context.read, self._timeout_s)
+
+    @contextmanager
+    def _counted(self, connection: str) -> Iterator[None]:
+        """Count a call while it is in flight."""
+        if not self._calls.allows(connection):
+            raise QueueFull(
+                f"too many gRPC calls in flight: limit {MAX_CALLS}, half of it for one connection; "
+                "try again later"
+            )
+        self._calls.add(connection)
+        try:
+            yield
+        finally:
+            self._calls.remove(connection)
 
     def _refuse(self, error: ServiceError, context: grpc.aio.ServicerContext) -> None:
         self._failures.record(error.grpc_code, error)

@@ -21,6 +21,7 @@ from transformer.errors import printable
 from transformer.headers import forwarded
 from transformer.protocols import grpc_messages, openapi, v1, v2
 from transformer.server.byte_budget import BUDGET_IN_MAX_REQUESTS, ByteBudget
+from transformer.server.fair_reader import FairReader
 from transformer.settings import Settings
 
 _Request = TypeVar("_Request", bound=Request)
@@ -48,6 +49,7 @@ class Handler:
     def __init__(self, bundle: Bundle, settings: Settings) -> None:
         self.name = settings.model_name or bundle.name
         self.scorer = Scorer(bundle, settings, self.name)
+        self.reader = FairReader()
         self._settings = settings
         self._bundle = bundle
         self._fields = self.scorer.fields

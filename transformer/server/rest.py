@@ -96,7 +96,7 @@ class RestServer(RESTServer):  # type: ignore[misc]
         _ = handler.histograms
         app.openapi = cache(handler.openapi)  # type: ignore[method-assign]
         limit = settings.max_request_bytes
-        served: App = BodyLimit(app, limit, linger_s(settings.client_timeout_seconds))
+        served: App = BodyLimit(app, handler.reader, limit, linger_s(settings.client_timeout_seconds))
         if not has_middleware:
             served = FastPath(served, handler, self._error_response, limit)
         # Websockets are not offered, so their library need not be loaded.

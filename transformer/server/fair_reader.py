@@ -1,0 +1,146 @@
+"""A limit on the large requests that are read at the same time, over REST and gRPC together.
+
+A request takes memory while it arrives, before any limit on complete requests can see it: requests that stop
+just before their end would take any amount. Until its turn comes, a request takes little: HTTP's flow control
+keeps the rest of it in the client.
+"""
+
+import asyncio
+import math
+from collections import Counter, OrderedDict, deque
+from collections.abc import Awaitable, Callable, Hashable
+from typing import TypeVar
+
+from transformer.errors import QueueFull, RequestTooSlow
+
+#: Maximum requests that are read at the same time. One that has arrived is read in less than a millisecond.
+MAX_READING = 16
+#: Seconds after which a request that still arrives is refused if one connection waits; with n connections, an
+#: n-th of it, but at least the second value. It is checked in intervals of that value.
+MAX_READING_S, MIN_READING_S = 1.0, 0.1
+
+_Content = TypeVar("_Content")
+
+
+class FairLimit:
+    """A limit of which no connection can take everything.
+
+    A connection may take one more while it has fewer than are free. So one connection takes at most half of
+    the limit, two take two thirds, and there is something left for the next one (the dynamic threshold of
+    Choudhury and Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet Switches", 1998).
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._free = limit
+        self._taken = Counter[Hashable]()
+
+    def allows(self, connection: Hashable) -> bool:
+        """Return True if the connection may take one more."""
+        return self._taken[connection] < self._free
+
+    def add(self, connection: Hashable) -> None:
+        """Take one."""
+        self._taken[connection] += 1
+        self._free -= 1
+
+    def remove(self, connection: Hashable) -> None:
+        """Give one back."""
+        self._free += 1
+        self._taken[connection] -= 1
+        if not self._taken[connection]:
+            del self._taken[connection]
+
+
+class FairReader:
+    """Reads requests. Where requests of several connections wait, the connections take turns."""
+
+    def __init__(self) -> None:
+        self._reads = FairLimit(MAX_READING)
+        #: Timeouts of the requests that are read, in the order in which they began, with the time of that.
+        self._reading: dict[asyncio.Timeout, float] = {}
+        #: Requests that wait, by connection.
+        self._waiting: OrderedDict[Hashable, deque[asyncio.Future[None]]] = OrderedDict()
+        self._check: asyncio.TimerHandle | None = None
+
+    async def read(
+        self, connection: Hashable, read: Callable[[], Awaitable[_Content]], timeout_s: float = math.inf
+    ) -> _Content:
+        """Read one request as soon as its turn comes.
+
+        Parameters
+        ----------
+        connection
+            The client's connection.
+        read
+            Reads the request.
+        timeout_s
+            Seconds in which it must be read.
+
+        Raises
+        ------
+        QueueFull
+            If it takes more than `MAX_READING_S` or less while others wait.
+        RequestTooSlow
+            If it takes more than the timeout.
+        """
+        if self._reads.allows(connection):
+            self._reads.add(connection)
+        else:
+            await self._turn(connection)
+        began = asyncio.get_running_loop().time()
+        deadline = began + timeout_s
+        timeout = asyncio.timeout_at(deadline)
+        self._reading[timeout] = began
+        try:
+            async with timeout:
+                return await read()
+        except TimeoutError:
+            # Outside of this block, so that the error does not keep the unfinished request by its context.
+            pass
+        finally:
+            del self._reading[timeout]
+            self._done(connection)
+        if timeout.when() == deadline:
+            raise RequestTooSlow(f"the message was not complete within {timeout_s:g} s")
+        raise QueueFull(
+            "too many requests arrive at the same time, and this one took too long; try again later"
+        )
+
+    async def _turn(self, connection: Hashable) -> None:
+        """Wait until a request of the connection may be read; it is then counted as being read."""
+        loop = asyncio.get_running_loop()
+        turn = loop.create_future()
+        self._waiting.setdefault(connection, deque()).append(turn)
+        if self._check is None:
+            self._check = loop.call_later(MIN_READING_S, self._refuse_slow)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._done(connection)
+            raise
+
+    def _done(self, connection: Hashable) -> None:
+        """Count one request less, and let the next ones be read."""
+        self._reads.remove(connection)
+        while (waiting := next(filter(self._reads.allows, self._waiting), None)) is not None:
+            turns = self._waiting.pop(waiting)
+            turn = turns.popleft()
+            if turns:
+                self._waiting[waiting] = turns
+            if not turn.done():
+                self._reads.add(waiting)
+                turn.set_result(None)
+
+    def _refuse_slow(self) -> None:
+        """Refuse requests that take too long while others wait."""
+        self._check = None
+        if not self._waiting:
+            return
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        limit = max(MAX_READING_S / len(self._waiting), MIN_READING_S)
+        for timeout, began in self._reading.items():
+            if now - began >= limit and not timeout.expired():
+                timeout.reschedule(now)
+        self._check = loop.call_later(MIN_READING_S, self._refuse_slow)
