@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from tests.support.bundle_copies import file_sha256
 from transformer.bundle.format import (
     BUNDLE_FILE,
     Bundle,
     BundleError,
     Version,
-    file_sha256,
     load_bundle,
     parse_bundle,
 )

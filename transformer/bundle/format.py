@@ -3,7 +3,6 @@
 The transformer reads ``bundle.json`` and unpickles nothing. Only the predictor reads ``model.joblib``.
 """
 
-import hashlib
 import os
 from collections.abc import Sequence
 from datetime import datetime
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
 from transformer.bundle.candidates import Rows
+from transformer.bundle.regular_file import read_file
 from transformer.bundle.signature import STRICT, Signature, check_unique
 from transformer.bundle.validation import validate
 from transformer.errors import InvalidCandidates, shortened
@@ -226,20 +226,19 @@ def load_bundle(directory: str | os.PathLike[str]) -> Bundle:
     Raises
     ------
     BundleError
-        If ``bundle.json`` cannot be read or is invalid; see `parse_bundle`.
+        If ``bundle.json`` is not a regular file of at most `MAX_BUNDLE_BYTES`, cannot be read within
+        `READ_TIMEOUT_S`, or is invalid; see `parse_bundle`.
     """
     path = Path(directory) / BUNDLE_FILE
     try:
-        text = path.read_bytes()
-    except OSError as error:
+        text = read_file(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(
             f"{path}: {error.strerror}; "
             "STORAGE_URI must name a version's directory, as `placement train` prints it"
         ) from error
+    except OSError as error:
+        raise BundleError(
+            f"{path}: {error.strerror}; check the storage, or train the version again with `placement train`"
+        ) from error
     return parse_bundle(text, str(path))
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
