@@ -104,7 +104,9 @@ def publish(bundle: Bundle, model: bytes, storage: str | os.PathLike[str]) -> st
     VersionExistsError
         If the version exists, or another writer creates it first.
     StorageError
-        If the storage cannot be written.
+        If the storage cannot be written, or a file exceeds its limit.
+    transformer.bundle.format.BundleError
+        If the bundle has too many values to be read again.
     """
     check_free(storage, bundle.name, bundle.version)
     uri = version_uri(storage, bundle.name, bundle.version)
@@ -112,6 +114,7 @@ def publish(bundle: Bundle, model: bytes, storage: str | os.PathLike[str]) -> st
     for file, limit in ((MODEL_FILE, MAX_MODEL_BYTES), (BUNDLE_FILE, MAX_BUNDLE_BYTES)):
         with _storage_errors(f"{uri}/{file}"):
             require_size(len(contents[file]), limit)
+    parse_bundle(contents[BUNDLE_FILE], f"{uri}/{BUNDLE_FILE}")
     with _storage_errors(uri):
         try:
             _directory(_model_uri(storage, bundle.name)).create(bundle.version, contents)

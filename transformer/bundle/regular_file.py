@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformer.bundle.deadline import Deadline, call_within
 
-#: Maximum size of a bundle's `bundle.json`; one with 32 reference rows and three earlier versions has 0.1 MB.
+#: Maximum size of a `bundle.json`; one with 15 fields and three earlier versions has 0.1 MB.
 MAX_BUNDLE_BYTES = 16 * 2**20
 #: Maximum size of a bundle's model file: the memory limit of the predictor in the manifests.
 MAX_MODEL_BYTES = 2 * 2**30
