@@ -76,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
 
 async def _serve(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM, or with --once until the sample's prediction."""
-    from inferenceservice import spec
+    from inferenceservice import spec_file
     from inferenceservice.local.control_file import CONTROL_FILE
     from inferenceservice.local.control_server import ControlServer
     from inferenceservice.local.local_service import run_local_service
@@ -100,7 +100,7 @@ async def _serve(options: argparse.Namespace) -> int:
     print_step = StepPrinter()
     try:
         async with run_local_service(
-            spec.read(options.file),
+            await spec_file.read(options.file),
             model=options.model,
             port=options.port,
             grpc_port=options.grpc_port,

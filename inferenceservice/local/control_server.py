@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from inferenceservice import spec
+from inferenceservice import spec_file
 from inferenceservice.local.control_arguments import ArgumentError, check_arguments
 from inferenceservice.local.control_file import ControlFile
 from inferenceservice.local.local_service import LocalService
@@ -178,7 +178,7 @@ def _operations(local: LocalService) -> dict[str, _Operation]:
 
     async def apply(given: dict[str, Any], progress: Progress) -> None:
         async with local.exclusive(f"an apply of {given['file']}"):
-            await local.apply(await asyncio.to_thread(spec.read, given["file"]), progress)
+            await local.apply(await spec_file.read(given["file"]), progress)
 
     return {
         "state": lambda _, __: local.state(),

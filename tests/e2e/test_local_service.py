@@ -173,12 +173,12 @@ async def test_a_canary_has_its_own_transformer_and_keeps_it_when_it_takes_over(
 
 
 async def test_a_model_that_is_exchanged_after_its_digest_was_checked_is_not_loaded(
-    unrelated, tmp_path, monkeypatch
+    pair, tmp_path, monkeypatch
 ):
     """The processes load private copies, whose digest was checked."""
     loaded = tmp_path / "loaded"
     storage = tmp_path / "storage"
-    shutil.copytree(unrelated.new, storage / "v2")
+    shutil.copytree(pair.new, storage / "v2")
 
     class Forged:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -191,14 +191,13 @@ async def test_a_model_that_is_exchanged_after_its_digest_was_checked_is_not_loa
             exchanged.append(step)
 
     exchanged: list[str] = []
-    async with serving(unrelated.old, tmp_path) as local:
-        await local.set_both(str(storage / "v2"), exchange)
+    async with serving(pair.old, tmp_path) as local:
+        await local.set_transformer(str(pair.new), ignore_progress)
+        await local.set_predictor(str(storage / "v2"), exchange)
         assert len(exchanged) == 1
-        scores = await local.score(unrelated.candidates[:3], "placement")
+        scores = await local.score(pair.candidates[:3], "placement")
         assert scores.version == "v2"
-        assert scores.probabilities == pytest.approx(
-            unrelated.references["v2"].probabilities(unrelated.candidates[:3])
-        )
+        assert scores.probabilities == pytest.approx(pair.references["v2"].probabilities(pair.candidates[:3]))
         with pytest.raises(LocalServiceError, match="the file was changed; restore it"):
             await local.set_predictor(str(storage / "v2"), ignore_progress)
     assert not loaded.exists()
