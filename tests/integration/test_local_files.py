@@ -17,8 +17,10 @@ import pytest
 from inferenceservice.cancellable_thread import run_cancellable
 from inferenceservice.local.scratch_directory import ScratchDirectory
 from inferenceservice.local.supervisor import LocalServiceError, ProcessSupervisor
+from tests.support.hostile_s3 import hostile_s3, silent
 from tests.support.inference_service import SPEC
 from tests.support.paths import ROOT
+from tests.support.waiting import wait_until_sync
 from transformer.bundle.deadline import Deadline, call_within
 
 
@@ -128,6 +130,40 @@ def test_a_process_ends_although_a_thread_blocks():
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "given up\n", "")
+
+
+def test_a_process_ends_although_its_s3_endpoint_does_not_answer():
+    script = (
+        "import asyncio, contextlib\n"
+        "from inferenceservice.cancellable_thread import run_cancellable\n"
+        "from storage import bundles\n"
+        "async def main():\n"
+        "    task = asyncio.create_task(run_cancellable(lambda one: bundles.check('s3://a/b', one), 100))\n"
+        "    await asyncio.to_thread(input)\n"
+        "    task.cancel()\n"
+        "    await asyncio.wait([task])\n"
+        "    print(task.cancelled())\n"
+        "asyncio.run(main())\n"
+    )
+    with hostile_s3(silent) as server:
+        variables = {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": server.url,
+        }
+        with subprocess.Popen(
+            [sys.executable, "-c", script],
+            cwd=ROOT,
+            env={**os.environ, **variables},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            wait_until_sync(lambda: server.requests)
+            output, errors = process.communicate("\n", timeout=60)
+    assert (process.returncode, output, errors) == (0, "True\n", "")
 
 
 def test_a_signal_ends_a_process_that_waits_for_a_storage():

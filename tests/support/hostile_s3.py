@@ -39,7 +39,6 @@ class HostileS3:
 
     url: str
     requests: list[str] = field(default_factory=list)
-    sent_bytes: int = 0
 
 
 @contextlib.contextmanager
