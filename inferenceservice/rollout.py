@@ -36,17 +36,20 @@ async def rollout(
     ------
     RolloutError
         If the rollout is refused, or if it failed; after a failure the previous state is restored.
+    TargetError
+        If another rollout is in progress, or the target cannot be read.
     """
-    plan = await plan_rollout(target, uri, progress, canary=canary is not None, force=force)
-    if canary is not None:
-        await target.require_canary_support()
-    try:
-        if canary is None:
-            await _roll_out_fully(target, plan, progress)
-        else:
-            await _roll_out_canary(target, plan, canary, progress)
-    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 (raised again)
-        await _undo(target, plan, error, progress)
+    async with target.exclusive(f"a rollout of {uri}"):
+        plan = await plan_rollout(target, uri, progress, canary=canary is not None, force=force)
+        if canary is not None:
+            await target.require_canary_support()
+        try:
+            if canary is None:
+                await _roll_out_fully(target, plan, progress)
+            else:
+                await _roll_out_canary(target, plan, canary, progress)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 (raised again)
+            await _undo(target, plan, error, progress)
     return plan.bundle.version
 
 
@@ -57,7 +60,14 @@ async def rollback(target: RolloutTarget, progress: Progress) -> str:
     ------
     RolloutError
         If there is no earlier version, or a step fails.
+    TargetError
+        If another rollout is in progress.
     """
+    async with target.exclusive("a rollback"):
+        return await _roll_back(target, progress)
+
+
+async def _roll_back(target: RolloutTarget, progress: Progress) -> str:
     plan = await plan_rollback(target, progress)
     to = State(plan.uri, plan.uri, collocated=plan.before.collocated)
     try:

@@ -1,6 +1,7 @@
 """Interface of a place that a version is rolled out to: the local service or a cluster."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -52,6 +53,20 @@ class Scores:
 
 class RolloutTarget(Protocol):
     """Steps of a rollout. A step that fails raises TargetError."""
+
+    def exclusive(self, change: str) -> AbstractAsyncContextManager[None]:
+        """Return a context in which no other client rolls out.
+
+        Parameters
+        ----------
+        change
+            The change in words, for the error that other clients get: ``a rollout of models/placement/v2``.
+
+        Raises
+        ------
+        TargetError
+            If another rollout is in progress; the message names it.
+        """
 
     async def state(self) -> State:
         """Return the bundles that are served now."""

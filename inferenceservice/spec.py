@@ -9,8 +9,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from transformer.bundle.regular_file import read_text
+
 #: Name that KServe gives to the transformer's container inside the predictor's pod (collocation).
 COLLOCATED_CONTAINER = "transformer-container"
+_MAX_BYTES = 10**6
+_KUSTOMIZE_TIMEOUT_S = 120
 
 
 class SpecError(Exception):
@@ -128,7 +132,7 @@ def read(path: str | Path) -> InferenceService:
 
 def _documents(path: Path) -> list[Any]:
     try:
-        text = _kustomized(path) if path.is_dir() else path.read_text()
+        text = _kustomized(path) if path.is_dir() else read_text(path, _MAX_BYTES)
         return list(yaml.safe_load_all(text))
     except OSError as error:
         raise SpecError(
@@ -144,11 +148,17 @@ def _kustomized(path: Path) -> str:
     # Without --server kubectl queries localhost:8080, the default port of our own ingress, for a schema.
     command = ["kubectl", "--server=http://127.0.0.1:1", "kustomize", str(path)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=_KUSTOMIZE_TIMEOUT_S
+        )
     except FileNotFoundError as error:
         raise SpecError(
             f"{path}: is a kustomize directory and needs kubectl, which is not installed; install it, or "
             "name a YAML file"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise SpecError(
+            f"{path}: kubectl kustomize did not end within {_KUSTOMIZE_TIMEOUT_S} s; check its resources"
         ) from error
     if done.returncode:
         raise SpecError(f"{path}: kubectl kustomize: {done.stderr.strip()}")

@@ -76,10 +76,11 @@ def _run(options: argparse.Namespace) -> int:
 
 async def _serve(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM, or with --once until the sample's prediction."""
-    from inferenceservice import spec
+    from inferenceservice import spec_file
     from inferenceservice.local.control_file import CONTROL_FILE
     from inferenceservice.local.control_server import ControlServer
     from inferenceservice.local.local_service import run_local_service
+    from inferenceservice.local.scratch_directory import remove_all
     from training.candidates import SAMPLE, SIGNATURE
 
     main_task = asyncio.current_task()
@@ -88,6 +89,7 @@ async def _serve(options: argparse.Namespace) -> int:
     def stop() -> None:
         if stopped.is_set():
             # A second signal ends the process immediately; its children then end by themselves.
+            remove_all()
             os._exit(INTERRUPTED)
         stopped.set()
         assert main_task is not None  # noqa: S101 (this code runs in a task)
@@ -98,7 +100,7 @@ async def _serve(options: argparse.Namespace) -> int:
     print_step = StepPrinter()
     try:
         async with run_local_service(
-            spec.read(options.file),
+            await spec_file.read(options.file),
             model=options.model,
             port=options.port,
             grpc_port=options.grpc_port,

@@ -8,14 +8,21 @@ A version is the directory ``<storage>/<name>/<version>/`` with exactly two file
 """
 
 import contextlib
+import hashlib
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from storage.directories import LocalDirectory, S3Directory, StorageDirectory, VersionTakenError
-from transformer.bundle.format import BUNDLE_FILE, MODEL_FILE, Bundle, file_sha256, parse_bundle
+from storage.directories import LocalDirectory, StorageDirectory, VersionTakenError
+from storage.s3_directory import S3Directory
+from transformer.bundle.deadline import Deadline, call_within
+from transformer.bundle.format import BUNDLE_FILE, MODEL_FILE, Bundle, parse_bundle
+from transformer.bundle.regular_file import MAX_BUNDLE_BYTES, MAX_MODEL_BYTES, READ_TIMEOUT_S, require_size
+
+#: Seconds for copying a version, or for reading all of it.
+COPY_TIMEOUT_S = 600.0
 
 _NUMBERED = re.compile(r"v(\d+)")
 
@@ -97,11 +104,17 @@ def publish(bundle: Bundle, model: bytes, storage: str | os.PathLike[str]) -> st
     VersionExistsError
         If the version exists, or another writer creates it first.
     StorageError
-        If the storage cannot be written.
+        If the storage cannot be written, or a file exceeds its limit.
+    transformer.bundle.format.BundleError
+        If the bundle has too many values to be read again.
     """
     check_free(storage, bundle.name, bundle.version)
     uri = version_uri(storage, bundle.name, bundle.version)
     contents = {MODEL_FILE: model, BUNDLE_FILE: bundle.to_json().encode()}
+    for file, limit in ((MODEL_FILE, MAX_MODEL_BYTES), (BUNDLE_FILE, MAX_BUNDLE_BYTES)):
+        with _storage_errors(f"{uri}/{file}"):
+            require_size(len(contents[file]), limit)
+    parse_bundle(contents[BUNDLE_FILE], f"{uri}/{BUNDLE_FILE}")
     with _storage_errors(uri):
         try:
             _directory(_model_uri(storage, bundle.name)).create(bundle.version, contents)
@@ -121,49 +134,115 @@ def write_beside(uri: str, suffix: str, content: bytes, media_type: str) -> str:
 
 
 def read_bundle(uri: str | os.PathLike[str]) -> Bundle:
-    """Read the bundle of a version from any storage.
+    """Read the bundle of a version from any storage, without checking its model.
 
     Raises
     ------
     StorageError
-        If there is no version at `uri`.
+        If there is no version at `uri`, or it cannot be read in time.
     transformer.bundle.format.BundleError
         If its ``bundle.json`` is invalid.
     """
-    text = os.fspath(uri).rstrip("/")
+    text = _without_slash(uri)
     with _storage_errors(text):
-        try:
-            content = _directory(text).read(BUNDLE_FILE)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise StorageError(
-                f"{text}: no version here, {BUNDLE_FILE} is missing; use a URI that `placement train` printed"
-            ) from error
-    return parse_bundle(content, f"{text}/{BUNDLE_FILE}")
+        content = call_within(READ_TIMEOUT_S, lambda deadline: _read_bundle_file(text, deadline))
+    return _parse(content, text)
 
 
-def fetch(uri: str | os.PathLike[str], directory: str | os.PathLike[str]) -> Bundle:
-    """Copy a version into a new or empty local directory, as KServe's storage initializer does.
+def check(uri: str | os.PathLike[str], deadline: Deadline) -> Bundle:
+    """Read the bundle of a version, and check the digest of its model; write nothing.
+
+    May block after the deadline if the storage does not answer: call it in a thread.
 
     Raises
     ------
     StorageError
-        If there is no version at `uri`, the model's digest is not that in the bundle, or `directory` is not
-        empty.
+        If there is no version at `uri`, it cannot be read in time, or the model's digest is not that in the
+        bundle.
     """
-    bundle, text, target = read_bundle(uri), os.fspath(uri).rstrip("/"), Path(directory)
+    text = _without_slash(uri)
+    bundle = _parse(_read_bundle_file(text, deadline), text)
+    digest = hashlib.sha256()
+    for chunk in _model_chunks(text, deadline):
+        digest.update(chunk)
+    _require_digest(text, digest.hexdigest(), bundle)
+    return bundle
+
+
+def fetch(
+    uri: str | os.PathLike[str], directory: str | os.PathLike[str], deadline: Deadline | None = None
+) -> Bundle:
+    """Copy a version into a new or empty local directory, as KServe's storage initializer does.
+
+    The digest is that of the copy, so a later change in the storage does not change what is loaded.
+
+    Parameters
+    ----------
+    deadline
+        Time limit for a caller that has a thread for this call; without one, a new thread copies the version.
+
+    Raises
+    ------
+    StorageError
+        If there is no version at `uri`, it cannot be copied in time, the model's digest is not that in the
+        bundle, or `directory` is not empty.
+    """
+    text, target = _without_slash(uri), Path(directory)
+    if deadline is None:
+        with _storage_errors(text):
+            return call_within(COPY_TIMEOUT_S, lambda new: fetch(text, target, new))
+    content = _read_bundle_file(text, deadline)
+    bundle = _parse(content, text)
     with _storage_errors(f"{text}: cannot be copied to {target}"):
+        deadline.check()
         target.mkdir(parents=True, exist_ok=True)
         if any(target.iterdir()):
             raise StorageError(f"{target}: must be empty for a copy of the version {text}")
-        for file in (MODEL_FILE, BUNDLE_FILE):
-            _directory(text).download(file, target / file)
-    found = file_sha256(target / MODEL_FILE)
+        digest = hashlib.sha256()
+        with (target / MODEL_FILE).open("xb") as copy:
+            for chunk in _model_chunks(text, deadline):
+                digest.update(chunk)
+                copy.write(chunk)
+        _require_digest(text, digest.hexdigest(), bundle)
+        # The content that was checked, and not what the storage holds now.
+        (target / BUNDLE_FILE).write_bytes(content)
+    return bundle
+
+
+def _read_bundle_file(uri: str, deadline: Deadline) -> bytes:
+    with _storage_errors(f"{uri}/{BUNDLE_FILE}"):
+        try:
+            return b"".join(_directory(uri).read_chunks(BUNDLE_FILE, MAX_BUNDLE_BYTES, deadline))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise StorageError(
+                f"{uri}: no version here, {BUNDLE_FILE} is missing; use a URI that `placement train` printed"
+            ) from error
+
+
+def _parse(content: bytes, uri: str) -> Bundle:
+    return parse_bundle(content, f"{uri}/{BUNDLE_FILE}")
+
+
+def _model_chunks(uri: str, deadline: Deadline) -> Iterator[bytes]:
+    with _storage_errors(f"{uri}/{MODEL_FILE}"):
+        try:
+            yield from _directory(uri).read_chunks(MODEL_FILE, MAX_MODEL_BYTES, deadline)
+        except FileNotFoundError as error:
+            raise StorageError(
+                f"{uri}/{MODEL_FILE}: is missing; restore it, or write a new version with `placement train`"
+            ) from error
+
+
+def _require_digest(uri: str, found: str, bundle: Bundle) -> None:
     if found != bundle.model.sha256:
         raise StorageError(
-            f"{text}/{MODEL_FILE}: SHA-256 is {found}, expected {bundle.model.sha256}: the file was changed; "
+            f"{uri}/{MODEL_FILE}: SHA-256 is {found}, expected {bundle.model.sha256}: the file was changed; "
             "restore it, or write a new version with `placement train`"
         )
-    return bundle
+
+
+def _without_slash(uri: str | os.PathLike[str]) -> str:
+    return os.fspath(uri).rstrip("/")
 
 
 def _model_uri(storage: str | os.PathLike[str], name: str) -> str:
@@ -185,10 +264,16 @@ def _storage_errors(uri: str) -> Iterator[None]:
     """Convert errors of the operating system and of S3 to a StorageError that names the URI."""
     try:
         yield
+    except TimeoutError as error:
+        reason = error.strerror or str(error) or "no answer in time"
+        raise StorageError(f"{uri}: {reason}; check that the storage answers, then try again") from error
     except OSError as error:
         raise StorageError(f"{uri}: {error.strerror or error}") from error
+    except ValueError as error:
+        # A null character, or a surrogate.
+        raise StorageError(f"{uri!a}: {error}; use a URI that `placement train` printed") from error
     except Exception as error:
-        if type(error).__module__.split(".")[0] not in ("botocore", "aiohttp"):
+        if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
             raise
         raise StorageError(
             f"{uri}: {error}; set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL"

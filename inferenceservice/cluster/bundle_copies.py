@@ -1,17 +1,15 @@
 """Reading the bundles of a cluster on this machine, from their storage or from copies."""
 
-import tempfile
 from collections.abc import Mapping
 
+from inferenceservice.cancellable_thread import run_cancellable
 from inferenceservice.rollout_target import TargetError
 from storage import bundles
 from transformer.bundle.format import Bundle, BundleError
 
 
-def read_bundle(uri: str, copies: Mapping[str, str]) -> Bundle:
+async def read_bundle(uri: str, copies: Mapping[str, str]) -> Bundle:
     """Read the bundle at a URI of the cluster, and check the digest of its model.
-
-    Blocks: call it in a thread. It copies the version to a temporary directory.
 
     Parameters
     ----------
@@ -24,11 +22,12 @@ def read_bundle(uri: str, copies: Mapping[str, str]) -> Bundle:
         If the bundle cannot be read.
     """
     source = _readable_uri(uri, copies)
-    with tempfile.TemporaryDirectory(prefix="bundle-") as directory:
-        try:
-            return bundles.fetch(source, directory)
-        except (bundles.StorageError, BundleError) as error:
-            raise TargetError(str(error)) from error
+    try:
+        return await run_cancellable(lambda deadline: bundles.check(source, deadline), bundles.COPY_TIMEOUT_S)
+    except TimeoutError as error:
+        raise TargetError(f"{source}: {error.strerror}; check that the storage answers") from error
+    except (bundles.StorageError, BundleError) as error:
+        raise TargetError(str(error)) from error
 
 
 def _readable_uri(uri: str, copies: Mapping[str, str]) -> str:

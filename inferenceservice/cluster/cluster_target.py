@@ -4,8 +4,9 @@ Each step patches the spec as an operator would edit it, and waits until the pod
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -75,13 +76,22 @@ class ClusterTarget:
         self._poll_s = poll_s
         self._spec = OwnedSpec(self.namespace, name, poll_s)
 
+    @contextlib.asynccontextmanager
+    async def exclusive(self, change: str) -> AsyncIterator[None]:
+        """See `RolloutTarget`. Reserves nothing.
+
+        Equal changes of two clients are one change to Kubernetes, and a different change of another client
+        ends the rollout; see `OwnedSpec`.
+        """
+        yield
+
     async def state(self) -> State:
         """See `RolloutTarget`."""
         return await asyncio.to_thread(self._state)
 
     async def read_bundle(self, uri: str) -> Bundle:
         """See `RolloutTarget`."""
-        return await asyncio.to_thread(copies.read_bundle, uri, self._copies)
+        return await copies.read_bundle(uri, self._copies)
 
     async def set_transformer(self, uri: str, progress: Progress) -> None:
         """See `RolloutTarget`. Does nothing if both share a pod: `set_predictor` changes both then."""

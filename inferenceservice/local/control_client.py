@@ -2,7 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Sequence
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,23 @@ class LocalTarget:
             self._control = ControlFile.read(file)
         except (OSError, ValueError) as error:
             raise NotRunningError(f"{file}: no local service runs here; start one with `make run`") from error
+
+    @contextlib.asynccontextmanager
+    async def exclusive(self, change: str) -> AsyncIterator[None]:
+        """See `RolloutTarget`. The service is held while this process keeps its connection."""
+        hold = secrets.token_hex(8)
+        arguments = {"change": change, "id": hold}
+        async with contextlib.aclosing(self._messages("hold", arguments)) as messages:
+            with self._connection_errors():
+                message = await anext(messages, {"error": "the local service was stopped"})
+            if "error" in message:
+                raise TargetError(message["error"])
+            try:
+                yield
+            finally:
+                # Without an answer, the end of the connection releases the service.
+                with contextlib.suppress(TargetError):
+                    await self._call("release", id=hold)
 
     async def state(self) -> State:
         """See `RolloutTarget`."""
@@ -93,7 +111,7 @@ class LocalTarget:
 
     async def _call(self, operation: str, progress: Progress | None = None, **arguments: object) -> Any:  # noqa: ANN401 (JSON)
         """Run an operation on the server, pass its progress on, and return its result."""
-        try:
+        with self._connection_errors():
             async with contextlib.aclosing(self._messages(operation, arguments)) as messages:
                 async for message in messages:
                     if "result" in message:
@@ -102,15 +120,20 @@ class LocalTarget:
                         raise TargetError(message["error"])
                     if progress is not None:
                         progress(message["progress"])
+        raise NotRunningError(
+            f"the local service at {self._control.address} was stopped during {operation}; start it with "
+            "`make run`"
+        )
+
+    @contextlib.contextmanager
+    def _connection_errors(self) -> Iterator[None]:
+        try:
+            yield
         except aiohttp.ClientError as error:
             raise NotRunningError(
                 f"the local service at {self._control.address} does not answer: {error}; restart it "
                 "with `make run`"
             ) from error
-        raise NotRunningError(
-            f"the local service at {self._control.address} was stopped during {operation}; start it with "
-            "`make run`"
-        )
 
     async def _messages(self, operation: str, arguments: object) -> AsyncGenerator[dict[str, Any], None]:
         """Send a request, and yield each line of the response."""
@@ -121,6 +144,8 @@ class LocalTarget:
             aiohttp.ClientSession(timeout=timeout, trust_env=False) as session,
             session.post(url, json=arguments, headers=headers) as response,
         ):
+            if response.status == 400:
+                raise TargetError((await response.json())["error"])
             if response.status != 200:
                 raise TargetError(
                     f"the control server answered with status {response.status}: {await response.text()}"

@@ -7,8 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from transformer.bundle.regular_file import read_file
+
 #: Name of the file in the directory that `placement up` runs in.
 CONTROL_FILE = "control.json"
+_MAX_BYTES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class ControlFile:
             If there is no such file, or it is no control file.
         """
         try:
-            return cls(**json.loads(path.read_text()))
+            return cls(**json.loads(read_file(path, _MAX_BYTES)))
         except TypeError as error:
             raise ValueError(f"{path}: is not a control file") from error
 

@@ -17,7 +17,8 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from inferenceservice import spec
+from inferenceservice import spec_file
+from inferenceservice.local.control_arguments import ArgumentError, check_arguments
 from inferenceservice.local.control_file import ControlFile
 from inferenceservice.local.local_service import LocalService
 from inferenceservice.rollout_target import Canary, Progress, Scores, State, TargetError
@@ -50,14 +51,19 @@ class ControlServer:
         self._control = ControlFile("", secrets.token_urlsafe(32))
         self._runner: web.AppRunner | None = None
         self._running: set[asyncio.Task[None]] = set()
+        #: Tasks that hold the service for a client's rollout, by the client's id.
+        self._holds: dict[str, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
         """Listen on a free port of loopback, and write the control file."""
         application = web.Application(middlewares=[self._authenticate], client_max_size=_MAX_BODY_BYTES)
-        for name, operation in _operations(self._local).items():
-            application.router.add_post(f"/{name}", self._handler(operation))
+        operations = {**_operations(self._local), "hold": self._hold, "release": self._release}
+        for name, operation in operations.items():
+            application.router.add_post(f"/{name}", self._handler(name, operation))
         application.on_shutdown.append(self._cancel_operations)
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=_CLOSE_TIMEOUT_S)
+        self._runner = web.AppRunner(
+            application, access_log=None, shutdown_timeout=_CLOSE_TIMEOUT_S, handler_cancellation=True
+        )
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
@@ -92,35 +98,62 @@ class ControlServer:
             return _error_response(401, "authorization: must be the token of the control file")
         return await handler(request)
 
-    def _handler(self, operation: _Operation) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    def _handler(
+        self, name: str, operation: _Operation
+    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def handle(request: web.Request) -> web.StreamResponse:
             try:
-                arguments = await request.json()
-            except ValueError:
+                arguments = json.loads(await request.read())
+            except (ValueError, RecursionError):
                 return _error_response(400, "body: is not JSON")
             if not isinstance(arguments, dict):
                 return _error_response(400, "body: must be an object")
+            try:
+                check_arguments(name, arguments)
+            except ArgumentError as error:
+                return _error_response(400, str(error))
             response = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
-            # A client that disconnects does not cancel the operation: a half-finished change helps no one.
-            with contextlib.suppress(ConnectionError):
-                messages = self._start_operation(operation, arguments)
-                await response.prepare(request)
-                while True:
-                    message = await messages.get()
-                    await response.write(json.dumps(message).encode() + b"\n")
-                    if "progress" not in message:
-                        break
+            task, messages = self._start_operation(operation, arguments)
+            # A client that disconnects cancels this handler, but not the operation: a half-finished change
+            # helps no one. It ends only the hold of the client's rollout.
+            try:
+                with contextlib.suppress(ConnectionError):
+                    await _send(request, response, messages)
+            finally:
+                if name == "hold":
+                    task.cancel()
             return response
 
         return handle
 
-    def _start_operation(self, operation: _Operation, arguments: dict[str, Any]) -> "asyncio.Queue[_Message]":
-        """Start an operation in a task, and return the queue of its messages."""
+    def _start_operation(
+        self, operation: _Operation, arguments: dict[str, Any]
+    ) -> "tuple[asyncio.Task[None], asyncio.Queue[_Message]]":
+        """Start an operation in a task, and return the task and the queue of its messages."""
         messages: asyncio.Queue[_Message] = asyncio.Queue()
         task = asyncio.create_task(_run_operation(operation, arguments, messages))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        return messages
+        return task, messages
+
+    async def _hold(self, given: dict[str, Any], progress: Progress) -> None:
+        """Hold the service for a rollout until the client releases it or disconnects."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 (operations run in tasks)
+        async with self._local.exclusive(given["change"]):
+            self._holds[given["id"]] = task
+            try:
+                progress("held")
+                await asyncio.Event().wait()
+            finally:
+                del self._holds[given["id"]]
+
+    async def _release(self, given: dict[str, Any], _: Progress) -> None:
+        """End a hold; without an effect if it has ended."""
+        task = self._holds.get(given["id"])
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
 
     async def _cancel_operations(self, _: web.Application) -> None:
         for task in self._running:
@@ -128,11 +161,24 @@ class ControlServer:
         await asyncio.gather(*self._running, return_exceptions=True)
 
 
+async def _send(
+    request: web.Request, response: web.StreamResponse, messages: "asyncio.Queue[_Message]"
+) -> None:
+    """Send the messages of an operation until the last one."""
+    await response.prepare(request)
+    while True:
+        message = await messages.get()
+        await response.write(json.dumps(message).encode() + b"\n")
+        if "progress" not in message:
+            break
+
+
 def _operations(local: LocalService) -> dict[str, _Operation]:
     """Return the operations of the service, by the names of `LocalTarget`'s methods."""
 
     async def apply(given: dict[str, Any], progress: Progress) -> None:
-        await local.apply(await asyncio.to_thread(spec.read, given["file"]), progress)
+        async with local.exclusive(f"an apply of {given['file']}"):
+            await local.apply(await spec_file.read(given["file"]), progress)
 
     return {
         "state": lambda _, __: local.state(),

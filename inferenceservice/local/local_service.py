@@ -54,6 +54,7 @@ class LocalService:
         self._router = TrackRouter(service.name, service.namespace)
         self._versions = VersionSwitch(self._supervisor, self._router)
         self._one_change_at_a_time = asyncio.Lock()
+        self._exclusive_change: str | None = None
         self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> Bundle:
@@ -93,6 +94,19 @@ class LocalService:
             If it cannot be read.
         """
         return await self._supervisor.read_bundle(uri)
+
+    @contextlib.asynccontextmanager
+    async def exclusive(self, change: str) -> AsyncIterator[None]:
+        """Reserve the service for a change of several steps; see `RolloutTarget`."""
+        if self._exclusive_change is not None:
+            raise LocalServiceError(
+                f"{self._exclusive_change} is in progress; wait until it ends, then see `placement status`"
+            )
+        self._exclusive_change = change
+        try:
+            yield
+        finally:
+            self._exclusive_change = None
 
     async def set_transformer(self, uri: str, progress: Progress) -> None:
         """Start a transformer with another bundle, send new requests to it, and stop the old one."""

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -19,6 +20,9 @@ from tests.support.placement_command import (
     run_placement_process,
 )
 from training.candidates import SAMPLE
+
+#: Beginnings of the names of our temporary directories.
+OWN_DIRECTORIES = ("local-inferenceservice-", "new-local-inferenceservice-", "placement-")
 
 
 def test_up_once_ends_after_the_answer_to_the_sample(trained_bundle, sklearn_reference, tmp_path):
@@ -60,6 +64,41 @@ def test_a_signal_before_up_is_ready_stops_every_child(number, trained_bundle, t
         assert up.process.wait(COMMAND_TIMEOUT_S) == 0, up.output()
         assert psutil.wait_procs(family, timeout=10)[1] == []
         assert "Traceback" not in up.output()
+
+
+def test_a_second_signal_ends_up_at_once_and_leaves_no_files(trained_bundle, tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    with PlacementUp(trained_bundle, tmp_path / "up") as up:
+        up.wait_for("ready")
+        family = up.family()
+        assert len(list((tmp_path / "tmp").glob("local-inferenceservice-*/*-models"))) == 2
+        up.process.send_signal(signal.SIGINT)
+        up.process.send_signal(signal.SIGTERM)
+        assert up.process.wait(COMMAND_TIMEOUT_S) == 130, up.output()
+        assert psutil.wait_procs(family, timeout=10)[1] == []
+        left = [path.name for path in (tmp_path / "tmp").iterdir() if path.name.startswith(OWN_DIRECTORIES)]
+        assert left == []
+        assert "Traceback" not in up.output()
+
+
+def test_rollouts_of_a_fifo_fail_and_up_still_stops(trained_bundle, tmp_path):
+    fifo = tmp_path / "v9"
+    fifo.mkdir()
+    os.mkfifo(fifo / "bundle.json")
+    with PlacementUp(trained_bundle, tmp_path / "up") as up:
+        up.wait_for("ready")
+        for _ in range(3):
+            done = run_placement_process("rollout", fifo, "--run", up.directory)
+            assert error_of(done, "rollout") == (f"{fifo}/bundle.json: must be a regular file, got a FIFO")
+        family = up.family()
+        up.process.send_signal(signal.SIGTERM)
+        assert up.process.wait(COMMAND_TIMEOUT_S) == 0, up.output()
+        assert psutil.wait_procs(family, timeout=10)[1] == []
+    port, grpc_port = free_ports(2)
+    arguments = ("--port", port, "--grpc-port", grpc_port, "--run", tmp_path / "up")
+    done = run_placement_process("up", "--model", fifo, *arguments)
+    assert error_of(done, "up") == f"{fifo}/bundle.json: must be a regular file, got a FIFO"
 
 
 def test_the_printed_curl_command_works(trained_bundle, up, sklearn_reference):

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from inferenceservice.local import supervisor, tracks
-from inferenceservice.local.supervisor import ProcessSupervisor
+from inferenceservice.local.supervisor import LocalServiceError, ProcessSupervisor
 from inferenceservice.local.tracks import Track, TrackRouter
 from inferenceservice.local.version_switch import VersionSwitch
 from inferenceservice.rollout_target import Canary
@@ -30,7 +30,10 @@ from tests.support.inference_service import SPEC
 class SleepingProcess:
     """A process that is ready at its second readiness check."""
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, *arguments: object) -> None:
+        log = arguments[-1]
+        assert isinstance(log, Path)
+        log.touch()
         self.http_port, self.grpc_port = free_ports(2)
         self._child = subprocess.Popen(["sleep", "1000"])
         self._asked = False
@@ -61,6 +64,14 @@ def sleeping_processes(monkeypatch):
     monkeypatch.setattr(supervisor, "install_predictor", lambda *_: Path())
     for module in (supervisor, tracks):
         monkeypatch.setattr(module, "_POLL_S", 0.01)
+
+
+@pytest.fixture(autouse=True)
+def temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    directory = tmp_path / "tmp"
+    directory.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(directory))
+    return directory
 
 
 @dataclass(frozen=True)
@@ -185,7 +196,9 @@ async def run_until(moment: int, work: Coroutine[Any, Any, None]) -> asyncio.Tas
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-async def test_an_interrupted_change_leaves_only_the_processes_that_serve(change, versions, tmp_path):
+async def test_an_interrupted_change_leaves_only_the_processes_that_serve(
+    change, versions, tmp_path, temporary_directory
+):
     work, canary = change
     for moment in itertools.count():
         none, nowhere = running(), listening()
@@ -199,10 +212,13 @@ async def test_an_interrupted_change_leaves_only_the_processes_that_serve(change
             there = {one.process.pid for track in serving_tracks(serving) for one in track.processes}
             assert running() - none == there, f"at moment {moment}"
             assert listening() - nowhere == 2 * len(serving_tracks(serving))
+            copies = {one.directory for track in serving_tracks(serving) for one in track.processes}
+            assert set(temporary_directory.glob("*/*")) == copies
             for track in serving_tracks(serving):
                 assert len(track.processes) == 2
         assert running() == none
         assert listening() == nowhere
+        assert list(temporary_directory.iterdir()) == []
         if changing is None:
             break
     assert moment > 0, "never interrupted"
@@ -226,6 +242,41 @@ async def test_a_service_that_stops_during_a_change_leaves_no_process(
         await asyncio.gather(changing, return_exceptions=True)
         assert running() == none, f"at moment {moment}"
         assert listening() == nowhere
+
+
+def files_of(serving: VersionSwitch) -> tuple[set[Path], set[Path]]:
+    """Return the copies of bundles and the logs of the processes that serve."""
+    processes = [one for track in serving_tracks(serving) for one in track.processes]
+    return {one.directory for one in processes}, {one.log for one in processes}
+
+
+async def test_many_changes_leave_only_the_files_of_the_processes_that_serve(
+    versions, tmp_path, temporary_directory, monkeypatch
+):
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "transformer-v1-7.log").touch()
+    (logs / "notes.log").touch()
+    async with running_service(versions, None, logs) as serving:
+        (logs / "notes.log").unlink()
+        for _ in range(10):
+            for uri in (versions.new, versions.old):
+                await serving.change_transformer(uri, ignore_progress)
+                await serving.change_predictor(uri, ignore_progress)
+        await serving.change_both(versions.new, ignore_progress)
+        await serving.change_canary(Canary(versions.other, 10), ignore_progress)
+        await serving.end_canary()
+        assert files_of(serving) == (set(temporary_directory.glob("*/*")), set(logs.iterdir()))
+        monkeypatch.setattr(SleepingProcess, "poll", lambda _: 1)
+        monkeypatch.setattr(SleepingProcess, "ready", lambda _: False)
+        for _ in range(supervisor.MAX_FAILED_LOGS + 5):
+            with pytest.raises(LocalServiceError, match="ended with status 1"):
+                await serving.change_predictor(versions.old, ignore_progress)
+        copies, own = files_of(serving)
+        assert set(temporary_directory.glob("*/*")) == copies
+        assert len(set(logs.iterdir()) - own) == supervisor.MAX_FAILED_LOGS, "the logs of the last failures"
+    assert list(temporary_directory.iterdir()) == []
+    assert own < set(logs.iterdir()), "what served last can be read"
 
 
 async def test_a_change_can_be_undone(versions, tmp_path):

@@ -13,8 +13,9 @@ from inferenceservice.local.control_client import LocalTarget, NotRunningError
 from inferenceservice.local.control_file import CONTROL_FILE
 from inferenceservice.local.control_server import ControlServer
 from inferenceservice.rollout import RolloutError, rollback, rollout
-from inferenceservice.rollout_target import Canary, State
+from inferenceservice.rollout_target import Canary, State, TargetError
 from tests.support.async_processes import running_service
+from tests.support.bundle_copies import file_sha256
 from tests.support.version_pairs import VersionPair
 
 
@@ -50,6 +51,25 @@ async def test_the_local_service_is_rolled_out_through_its_control_endpoint(pair
         LocalTarget(file)
 
 
+async def test_the_second_of_two_equal_rollouts_changes_nothing(pair, tmp_path):
+    """While the first is in progress it is refused; afterwards it finds that the version serves."""
+    file = tmp_path / CONTROL_FILE
+    async with running_service(pair, tmp_path) as local, ControlServer(local, file):
+        results = await asyncio.gather(
+            *(rollout(LocalTarget(file), str(pair.new), lambda _: None) for _ in range(3)),
+            return_exceptions=True,
+        )
+        assert results.count("v2") == 1
+        refused = {str(one) for one in results if isinstance(one, TargetError)}
+        assert refused == {
+            f"a rollout of {pair.new} is in progress; wait until it ends, then see `placement status`"
+        }
+        progress: list[str] = []
+        assert await rollout(LocalTarget(file), str(pair.new), progress.append) == "v2"
+        assert progress == ["checking that v2 serves"]
+        assert await LocalTarget(file).state() == State(str(pair.new), str(pair.new), str(pair.old))
+
+
 async def status_shows_the_canary(pair: VersionPair, run: Path) -> None:
     """Each transformer's connections lead to its own predictor."""
     command = (Path(sys.executable).with_name("placement"), "status", "--run", run)
@@ -68,8 +88,6 @@ async def status_shows_the_canary(pair: VersionPair, run: Path) -> None:
 
 def broken_model(version: Path, tmp_path: Path) -> Path:
     """Create a version with the right digest and a model that no server can load."""
-    from transformer.bundle.format import file_sha256
-
     broken = tmp_path / "broken" / "v9"
     broken.mkdir(parents=True)
     (broken / "model.joblib").write_bytes(b"no model")

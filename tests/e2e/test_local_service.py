@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import json
 import logging
+import pickle
 import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -25,11 +26,11 @@ from inferenceservice.rollout_target import Canary, State, TargetError
 from inferenceservice.spec import InferenceService
 from predictor.process import free_ports
 from tests.support.async_processes import RENEW_SOON
-from tests.support.bundle_copies import damaged_copy
+from tests.support.bundle_copies import damaged_copy, file_sha256
 from tests.support.inference_service import SPEC
 from tests.support.load import Tally, under_load
 from tests.support.version_pairs import VersionPair
-from transformer.bundle.format import BUNDLE_FILE, MODEL_FILE, file_sha256
+from transformer.bundle.format import BUNDLE_FILE, MODEL_FILE
 
 #: The spec of the collocated overlay.
 ONE_POD = dataclasses.replace(
@@ -169,6 +170,37 @@ async def test_a_canary_has_its_own_transformer_and_keeps_it_when_it_takes_over(
         with pytest.raises(TargetError, match=r"v3/model.joblib: SHA-256 is .*: the file was changed"):
             await rollout(target, broken, ignore_progress, force=True)
         assert await target.state() == State(new, new, old), "it was not loaded"
+
+
+async def test_a_model_that_is_exchanged_after_its_digest_was_checked_is_not_loaded(
+    pair, tmp_path, monkeypatch
+):
+    """The processes load private copies, whose digest was checked."""
+    loaded = tmp_path / "loaded"
+    storage = tmp_path / "storage"
+    shutil.copytree(pair.new, storage / "v2")
+
+    class Forged:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (loaded,)
+
+    def exchange(step: str) -> None:
+        if "predictor" in step and "loading" in step:
+            with (storage / "v2" / MODEL_FILE).open("wb") as file:
+                pickle.dump(Forged(), file)
+            exchanged.append(step)
+
+    exchanged: list[str] = []
+    async with serving(pair.old, tmp_path) as local:
+        await local.set_transformer(str(pair.new), ignore_progress)
+        await local.set_predictor(str(storage / "v2"), exchange)
+        assert len(exchanged) == 1
+        scores = await local.score(pair.candidates[:3], "placement")
+        assert scores.version == "v2"
+        assert scores.probabilities == pytest.approx(pair.references["v2"].probabilities(pair.candidates[:3]))
+        with pytest.raises(LocalServiceError, match="the file was changed; restore it"):
+            await local.set_predictor(str(storage / "v2"), ignore_progress)
+    assert not loaded.exists()
 
 
 async def leave(step: Callable[[Callable[[str], None]], Coroutine[Any, Any, None]]) -> None:

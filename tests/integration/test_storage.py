@@ -10,7 +10,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from storage import directories
+from storage import s3_directory
 from storage.bundles import (
     StorageError,
     VersionExistsError,
@@ -97,10 +97,10 @@ def test_versions_are_numbered_one_after_another(storage, make):
 def test_the_slower_of_two_uploads_is_refused(s3, make, monkeypatch):
     faster = make("v1", b"faster")
 
-    class Slow(directories.S3Directory):
+    class Slow(s3_directory.S3Directory):
         def create(self, version, contents):
             with monkeypatch.context() as unslowed:
-                unslowed.setattr("storage.bundles.S3Directory", directories.S3Directory)
+                unslowed.setattr("storage.bundles.S3Directory", s3_directory.S3Directory)
                 publish(faster, b"faster", s3)
             super().create(version, contents)
 
@@ -125,7 +125,7 @@ def test_an_interrupted_upload_is_not_a_version_and_the_error_says_so(s3, make):
 
 def test_the_bundle_is_uploaded_last(s3, make, monkeypatch):
     written = []
-    directory = directories.S3Directory(s3 + "/placement")
+    directory = s3_directory.S3Directory(s3 + "/placement")
     monkeypatch.setattr(
         directory._s3, "pipe_file", lambda path, *_, **__: written.append(path.rpartition("/")[2])
     )

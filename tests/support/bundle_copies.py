@@ -9,6 +9,11 @@ from transformer.bundle.format import MODEL_FILE, Bundle
 MODEL = b"a model"
 
 
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    return sha256(path.read_bytes()).hexdigest()
+
+
 def bundle_copy(template: Bundle, version: str, model: bytes = MODEL) -> Bundle:
     """Return a bundle with another version and the digest of another model."""
     named = template.model.model_copy(update={"sha256": sha256(model).hexdigest()})

@@ -1,11 +1,12 @@
 """A rollout target in memory that records its steps."""
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ class InMemoryTarget:
         self.scores: Callable[[Bundle, Sequence[dict[str, Any]]], Scores] = scores_of_bundle
         self.during: Callable[[str], Any] = lambda _: asyncio.sleep(0)
         self._dice = random.Random(0)
+        self._change = ""
 
     async def _step(self, name: str, uri: str = "", **changes: Any) -> None:
         step = f"{name} {Path(uri).name}".strip()
@@ -66,6 +68,16 @@ class InMemoryTarget:
             changes = {"previous_uri": self.now.predictor_uri, "canary": None, **changes}
         self.now = dataclasses.replace(self.now, **changes)
         await self.during(step)
+
+    @contextlib.asynccontextmanager
+    async def exclusive(self, change: str) -> AsyncIterator[None]:
+        if self._change:
+            raise TargetError(f"{self._change} is in progress")
+        self._change = change
+        try:
+            yield
+        finally:
+            self._change = ""
 
     async def state(self) -> State:
         return self.now

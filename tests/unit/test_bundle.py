@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from tests.support.bundle_copies import file_sha256
 from transformer.bundle.format import (
     BUNDLE_FILE,
     Bundle,
     BundleError,
     Version,
-    file_sha256,
     load_bundle,
     parse_bundle,
 )
@@ -96,6 +96,25 @@ def test_a_bundle_lists_at_most_three_earlier_versions(content):
 def test_a_file_that_is_not_a_bundle_is_refused(text):
     with pytest.raises(BundleError, match=r"bundle\.json: "):
         parse_bundle(text)
+
+
+#: JSON of at most 1 MB that would take hundreds of megabytes when it is parsed.
+AMPLIFIED = {
+    "values": b'{"reference": [%s0]}' % (b"0," * 300_000),
+    "empty arrays": b'{"reference": [%s[]]}' % (b"[]," * 150_000),
+    "nested arrays": b'{"threshold": [%s0]}' % (b"[" * 100 + b"]" * 100 + b",") * 3_000,
+    "unknown keys": b'{%s"a": {}}' % b"".join(b'"%d":{},' % number for number in range(150_000)),
+}
+
+
+@pytest.mark.parametrize("case", AMPLIFIED)
+def test_a_bundle_with_too_many_values_is_refused_before_it_is_parsed(case):
+    with pytest.raises(
+        BundleError, match=r"bundle\.json: has too many values: limit 200000, got about \d+; "
+    ):
+        parse_bundle(AMPLIFIED[case])
+    with pytest.raises(BundleError, match="has too many values"):
+        parse_bundle(AMPLIFIED[case].decode())
 
 
 def test_the_error_for_a_missing_bundle_explains_storage_uri(tmp_path):

@@ -1,6 +1,7 @@
 """A spec is read as it is, or refused with the file and the field that are wrong."""
 
 import copy
+import os
 import re
 from pathlib import Path
 
@@ -184,6 +185,26 @@ def test_a_rendering_error_is_reported_in_kubectls_words(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     with pytest.raises(SpecError, match=r"collocated: kubectl kustomize: error: no such patch$"):
         read("inferenceservice/overlays/collocated")
+
+
+def test_a_rendering_that_does_not_end_is_given_up(tmp_path, monkeypatch):
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text("#!/bin/sh\nexec sleep 1000\n")
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("inferenceservice.spec._KUSTOMIZE_TIMEOUT_S", 0.2)
+    with pytest.raises(SpecError, match=r"collocated: kubectl kustomize did not end within 0\.2 s"):
+        read("inferenceservice/overlays/collocated")
+
+
+def test_a_fifo_and_a_large_file_are_no_specs(tmp_path):
+    os.mkfifo(tmp_path / "fifo.yaml")
+    with pytest.raises(SpecError, match=r"fifo\.yaml: must be a regular file, got a FIFO"):
+        read(tmp_path / "fifo.yaml")
+    (tmp_path / "large.yaml").touch()
+    os.truncate(tmp_path / "large.yaml", 10**9)
+    with pytest.raises(SpecError, match=r"large\.yaml: is too large: limit 1000000 bytes"):
+        read(tmp_path / "large.yaml")
 
 
 def test_a_kustomize_directory_needs_kubectl_and_the_error_says_so(tmp_path, monkeypatch):
