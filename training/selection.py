@@ -1,5 +1,7 @@
 """Choose the classifier: the fastest one within one standard error of the best in cross-validation.
 
+A forest's time is that of its serving form, if it will be served in it.
+
 The best one has the lowest Brier score: callers get a probability, and the Brier score rewards calibrated
 probabilities. Unlike the log loss, it stays finite when a forest gives 0 or 1 and is wrong.
 """
@@ -13,6 +15,7 @@ import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
 from training.estimators import ESTIMATORS, SEED, Estimator
+from training.serving_form import is_supported
 
 #: Number of folds of the cross-validation.
 FOLDS = 5
@@ -51,8 +54,13 @@ class UnknownEstimatorError(Exception):
         super().__init__(f"estimator {name!r} is not known, expected {', '.join([AUTO, *ESTIMATORS])}")
 
 
-def estimators_for(name: str, rows: int) -> list[Estimator]:
+def estimators_for(name: str, rows: int, *, rewrite: bool = True) -> list[Estimator]:
     """Return the estimators of a name, fastest prediction first; ``auto`` stands for several.
+
+    Parameters
+    ----------
+    rewrite
+        False if forests are served as they were fitted.
 
     Raises
     ------
@@ -60,7 +68,9 @@ def estimators_for(name: str, rows: int) -> list[Estimator]:
         If the name is unknown.
     """
     if name == AUTO:
-        return [e for e in ESTIMATORS.values() if e.automatic and rows <= e.max_rows]
+        automatic = [e for e in ESTIMATORS.values() if e.automatic and rows <= e.max_rows]
+        rewritten = rewrite and is_supported()
+        return sorted(automatic, key=lambda e: e.serving_ms if rewritten else e.original_ms)
     if name not in ESTIMATORS:
         raise UnknownEstimatorError(name)
     return [ESTIMATORS[name]]
@@ -105,6 +115,8 @@ def select(
     labels: Sequence[str],
     positive_class: str,
     progress: Progress = lambda _: None,
+    *,
+    rewrite: bool = True,
 ) -> tuple[Trial, list[Trial]]:
     """Cross-validate the estimators of a name; return the chosen trial and all trials.
 
@@ -112,9 +124,11 @@ def select(
     ----------
     name
         A name of `ESTIMATORS`, or ``auto`` for the automatic choice.
+    rewrite
+        False if forests are served as they were fitted.
     """
     trials = []
-    for estimator in estimators_for(name, len(labels)):
+    for estimator in estimators_for(name, len(labels), rewrite=rewrite):
         trial = cross_validate(estimator, features, labels, positive_class)
         progress(
             f"{estimator.name}: Brier score {trial.brier:.4f} ± {trial.brier_error:.4f}, "
