@@ -60,7 +60,7 @@ def fit(
     chosen, trials = select(
         estimator, features, dataset.labels, task.positive_class, progress, rewrite=rewrite
     )
-    progress(f"chose {chosen.estimator.name}" + (", the fastest among the best" if len(trials) > 1 else ""))
+    progress(f"chose {chosen.estimator.name}" + (", fast and among the best" if len(trials) > 1 else ""))
     evaluation = evaluate(dataset, features, chosen)
     model = chosen.estimator.fit(features, dataset.labels)
     column = task.classes.index(task.positive_class)
