@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.load import ROOT
-from benchmarks.models import CHOSEN, FOREST, ServedModel
+from benchmarks.models import CHOSEN, FOREST, ORIGINAL_FOREST, ServedModel
 from benchmarks.server_process import Process
 from inferenceservice import spec
 from predictor.child import ChildProcess
@@ -106,7 +106,7 @@ def _gunicorn(server: str, workers: int) -> Launcher:
         return workspace.child(
             server,
             [gunicorn, *options, f"--chdir={PEERS}", "flask_app:app"],
-            MODEL=workspace.models[FOREST].pickled,
+            MODEL=workspace.models[ORIGINAL_FOREST].pickled,
         )
 
     return Launcher(start)
@@ -122,14 +122,14 @@ def _kserve(server: str, script: str, *needs: str) -> Launcher:
         ]
         command += [f"--http_port={workspace.port(server)}"]
         command += [f"--predictor_host=127.0.0.1:{workspace.port(one)}" for one in needs]
-        return workspace.child(server, command, MODEL=workspace.models[FOREST].pickled)
+        return workspace.child(server, command, MODEL=workspace.models[ORIGINAL_FOREST].pickled)
 
     return Launcher(start, needs=needs)
 
 
 def _start_litserve(workspace: Workspace) -> Process:
     command = [workspace.peer_python(), PEERS / "litserve_api.py", str(workspace.port("litserve"))]
-    return workspace.child("litserve", command, MODEL=workspace.models[FOREST].pickled)
+    return workspace.child("litserve", command, MODEL=workspace.models[ORIGINAL_FOREST].pickled)
 
 
 def _start_bentoml(workspace: Workspace) -> Process:
@@ -138,7 +138,7 @@ def _start_bentoml(workspace: Workspace) -> Process:
     return workspace.child(
         "bentoml",
         [bentoml, "serve", "bentoml_service:Placement", *address],
-        MODEL=workspace.models[FOREST].pickled,
+        MODEL=workspace.models[ORIGINAL_FOREST].pickled,
         BENTOML_HOME=workspace.work / "bentoml",
         BENTOML_DO_NOT_TRACK="true",
         PYTHONDONTWRITEBYTECODE="1",
@@ -211,7 +211,7 @@ def _launchers() -> dict[str, Launcher]:
     launchers = {
         "tutorial": _gunicorn("tutorial", 1),
         "tutorial-workers": _gunicorn("tutorial-workers", WORKERS),
-        "documented": _kserve("documented", "kserve_transformer.py", f"{SKLEARNSERVER}/{FOREST}"),
+        "documented": _kserve("documented", "kserve_transformer.py", f"{SKLEARNSERVER}/{ORIGINAL_FOREST}"),
         "litserve": Launcher(_start_litserve),
         "bentoml": Launcher(_start_bentoml),
         "noop": _kserve("noop", "kserve_noop.py"),
@@ -220,7 +220,7 @@ def _launchers() -> dict[str, Launcher]:
         "front-end": _ours("front-end", "stub", "v1", FOREST),
     }
     for runtime in (SKLEARNSERVER, MLSERVER):
-        for model in (FOREST, CHOSEN):
+        for model in (FOREST, ORIGINAL_FOREST, CHOSEN):
             launchers[f"{runtime}/{model}"] = _predictor(f"{runtime}/{model}", runtime, model)
             for protocol in get_runtime(runtime).protocols:
                 server = our_name(runtime, protocol, model)

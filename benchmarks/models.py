@@ -16,14 +16,17 @@ from sklearn.feature_extraction import DictVectorizer
 from training.candidates import Candidate
 from training.generator import generate
 from training.train import train
-from transformer.bundle.format import MODEL_FILE, Bundle, BundleError, load_bundle
+from transformer.bundle.format import FORMAT, MODEL_FILE, Bundle, BundleError, load_bundle
 
 Progress = Callable[[str], None]
 
-#: Names of the models, and the estimator of each.
+#: Names of the models. Both forests are the tutorial's, with equal probabilities: our service serves it in
+#: its serving form, the peers as it was fitted.
 FOREST = "forest"
+ORIGINAL_FOREST = "forest-original"
 CHOSEN = "chosen"
-ESTIMATORS = {FOREST: "tutorial", CHOSEN: "auto"}
+#: Estimator of each model, and whether a forest is rewritten into its serving form.
+ESTIMATORS = {FOREST: ("tutorial", True), ORIGINAL_FOREST: ("tutorial", False), CHOSEN: ("auto", True)}
 
 #: Seed of the candidates that are sent; training uses another seed.
 _SEED = 1
@@ -53,7 +56,8 @@ class ServedModel:
         plain array, and the warnings would slow the peers down.
         """
         loaded = joblib.load(self.directory / MODEL_FILE)
-        for part in (loaded, *(step for _, step in getattr(loaded, "steps", ()))):
+        inner = [step for _, step in getattr(loaded, "steps", ())]
+        for part in (loaded, *inner, *(getattr(one, "estimator_", one) for one in (loaded, *inner))):
             vars(part).pop("feature_names_in_", None)
         return loaded
 
@@ -89,7 +93,7 @@ def load_served_model(directory: Path, work: Path) -> ServedModel:
 
 
 def ensure_trained(name: str, storage: Path, progress: Progress) -> Path:
-    """Train one of the models unless it is in storage already; return its directory.
+    """Train one of the models unless this release has trained it already; return its directory.
 
     Raises
     ------
@@ -97,13 +101,19 @@ def ensure_trained(name: str, storage: Path, progress: Progress) -> Path:
         If the model cannot be written.
     """
     directory = storage / "placement" / name
-    try:
-        load_bundle(directory)
-    except BundleError:
+    if not _is_current(directory):
         shutil.rmtree(directory, ignore_errors=True)
         progress(f"training {name} (first run only)")
-        train(generate(), storage=storage, version=name, estimator=ESTIMATORS[name])
+        estimator, rewrite = ESTIMATORS[name]
+        train(generate(), storage=storage, version=name, estimator=estimator, rewrite=rewrite)
     return directory
+
+
+def _is_current(directory: Path) -> bool:
+    try:
+        return load_bundle(directory).format == FORMAT
+    except BundleError:
+        return False
 
 
 def candidates(count: int) -> list[Candidate]:

@@ -14,7 +14,7 @@ from benchmarks.answer_check import NoAnswer, WrongAnswer
 from benchmarks.launchers import OURS_2_WORKERS, Workspace
 from benchmarks.load import NO_WRK, Load, has_wrk, load
 from benchmarks.microbenchmarks import BULK_ROWS, ENCODER_ROWS, encoder_seconds, rows_per_second
-from benchmarks.models import CHOSEN, FOREST, candidates, ensure_trained, load_served_model
+from benchmarks.models import CHOSEN, FOREST, ORIGINAL_FOREST, candidates, ensure_trained, load_served_model
 from benchmarks.results import Cell, Results
 from benchmarks.server_process import ServerError
 from benchmarks.system_runner import SystemRunner
@@ -107,7 +107,7 @@ def bench(settings: Settings, progress: Progress) -> Results:
     names = settings.names()
     if not has_wrk():
         progress(NO_WRK)
-    given = {FOREST: settings.forest, CHOSEN: settings.chosen}
+    given = {FOREST: settings.forest, ORIGINAL_FOREST: settings.forest, CHOSEN: settings.chosen}
     models = {
         name: load_served_model(
             directory or ensure_trained(name, settings.work / "models", progress),

@@ -13,7 +13,7 @@ from benchmarks.launchers import (
     WORKERS,
     our_name,
 )
-from benchmarks.models import CHOSEN, FOREST, ServedModel
+from benchmarks.models import CHOSEN, FOREST, ORIGINAL_FOREST, ServedModel
 from benchmarks.stub_predictor import PROBABILITY
 from predictor.runtimes import get_runtime
 from training.candidates import Candidate
@@ -134,6 +134,8 @@ PREDICTOR = "predictor-sklearnserver-v1"
 PREDICTOR_CHOSEN = "predictor-chosen-sklearnserver-v1"
 #: Load for the highest throughput of a predictor: one connection with batches of 64 (clients and candidates).
 FULL_BATCHES = (1, 64)
+#: Addition to a system's title for each model.
+_MODEL_TITLES = {FOREST: "", ORIGINAL_FOREST: ", original forest", CHOSEN: ", chosen model"}
 
 
 def _our_system(runtime: str, protocol: str, model: str) -> System:
@@ -142,19 +144,22 @@ def _our_system(runtime: str, protocol: str, model: str) -> System:
         OURS: ((64, 1), (256, 1)),
         OURS_CHOSEN: ((64, 1),),
     }
-    prefix = "ours" if model == FOREST else "ours, chosen model"
-    title = f"{prefix} → {runtime}, {protocol}"
+    title = f"ours{_MODEL_TITLES[model]} → {runtime}, {protocol}"
     return System(name, title, name, _v1, quick=quick.get(name, ()), bulk=True)
 
 
 def _predictor_system(runtime: str, protocol: str, model: str) -> System:
     name = our_name(runtime, protocol, model).replace("ours", "predictor")
-    prefix = "predictor alone" if model == FOREST else "predictor alone, chosen model"
     request = _encoded_v1 if protocol == "v1" else _encoded_v2(get_runtime(runtime).probability_output)
     quick: tuple[tuple[int, int], ...] = (FULL_BATCHES,) if name == PREDICTOR else ()
-    title = f"{prefix}: {runtime}, {protocol}"
     return System(
-        name, title, f"{runtime}/{model}", request, quick=quick, extra=(FULL_BATCHES,), slow=model == FOREST
+        name,
+        f"predictor alone{_MODEL_TITLES[model]}: {runtime}, {protocol}",
+        f"{runtime}/{model}",
+        request,
+        quick=quick,
+        extra=(FULL_BATCHES,),
+        slow=model == ORIGINAL_FOREST,
     )
 
 
@@ -194,9 +199,10 @@ SYSTEMS: tuple[System, ...] = (
         MLSERVER_2_WORKERS,
         _encoded_v2(get_runtime(MLSERVER).probability_output),
         extra=(FULL_BATCHES,),
-        slow=True,
     ),
     System(OURS_2_WORKERS, f"ours → {MLSERVER} with 2 workers, v2", OURS_2_WORKERS, _v1, bulk=True),
+    _predictor_system(SKLEARNSERVER, "v1", ORIGINAL_FOREST),
+    _our_system(SKLEARNSERVER, "v1", ORIGINAL_FOREST),
     _predictor_system(SKLEARNSERVER, "v1", CHOSEN),
     _our_system(SKLEARNSERVER, "v1", CHOSEN),
     _predictor_system(MLSERVER, "v2", CHOSEN),

@@ -31,6 +31,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--estimator", metavar="NAME", default="auto", help="auto, or the name of an estimator"
     )
+    parser.add_argument(
+        "--serving-form",
+        choices=("auto", "original"),
+        default="auto",
+        help="auto: serve a forest as an equal, faster estimator; original: as it was fitted",
+    )
     parser.add_argument("--json", action="store_true", help="print URI, version and metrics as JSON")
 
 
@@ -64,6 +70,7 @@ def _run(options: argparse.Namespace) -> int:
         version=options.version,
         previous=options.previous,
         estimator=options.estimator,
+        rewrite=options.serving_form == "auto",
         progress=print_step,
     )
     bundle = trained.bundle
@@ -74,6 +81,8 @@ def _run(options: argparse.Namespace) -> int:
     print(f"uri       {trained.uri}")
     print(f"report    {trained.report}")
     print(f"model     {bundle.model.estimator}")
+    if bundle.model.serving_form:
+        print(f"served as {bundle.model.serving_form}")
     for name, value in bundle.metrics.items():
         print(f"{name:<10}{value:.4f}")
     sys.stdout.flush()

@@ -17,7 +17,6 @@ from training.encoding import SEPARATOR
 from training.estimators import Classifier
 from training.evaluation import THRESHOLD
 from training.fitting import Fitted
-from training.reference import make_reference
 from transformer.bundle.format import Bundle, Model, TrainingData, Vectorizer, Version
 from transformer.bundle.signature import Number
 
@@ -53,18 +52,13 @@ def make_bundle(
         classes=task.classes,
         positive_class=task.positive_class,
         threshold=THRESHOLD,
-        reference=make_reference(
-            task.signature,
-            dataset.candidates,
-            fitted.vectorizer,
-            fitted.model,
-            task.classes.index(task.positive_class),
-        ),
+        reference=fitted.reference,
         name=name,
         created=datetime.now(UTC).replace(microsecond=0),
         model=Model(
             sha256=sha256(model).hexdigest(),
-            estimator=" ".join(repr(fitted.model).split()),
+            estimator=_description(fitted.model),
+            serving_form=_description(fitted.served.model) if fitted.served.rows else None,
             libraries=_libraries(),
         ),
         metrics=fitted.evaluation.metrics,
@@ -76,6 +70,10 @@ def make_bundle(
         ),
         previous=previous,
     )
+
+
+def _description(model: Classifier) -> str:
+    return " ".join(repr(model).split())
 
 
 def _libraries() -> dict[str, str]:

@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 
+import pandas as pd
 from sklearn.feature_extraction import DictVectorizer
 
 from training.data import Dataset
 from training.encoding import encode, fit_vectorizer
 from training.estimators import Classifier
 from training.evaluation import Evaluation, evaluate
+from training.reference import make_reference
 from training.selection import AUTO, Progress, Trial, select
+from training.served import Served, serve
+from transformer.bundle.format import Reference
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,10 @@ class Fitted:
 
     Attributes
     ----------
+    served
+        The model in the form in which it is served.
+    reference
+        Reference rows with the model's probabilities.
     chosen, trials
         The trial of the chosen estimator, and all trials, fastest estimator first.
     """
@@ -24,18 +32,24 @@ class Fitted:
     dataset: Dataset
     vectorizer: DictVectorizer
     model: Classifier
+    served: Served
+    reference: Reference
     chosen: Trial
     trials: list[Trial]
     evaluation: Evaluation
 
 
-def fit(dataset: Dataset, estimator: str = AUTO, progress: Progress = lambda _: None) -> Fitted:
-    """Choose an estimator, evaluate it, and fit it on all candidates.
+def fit(
+    dataset: Dataset, estimator: str = AUTO, progress: Progress = lambda _: None, *, rewrite: bool = True
+) -> Fitted:
+    """Choose an estimator, evaluate it, fit it on all candidates, and rewrite a forest into its serving form.
 
     Parameters
     ----------
     estimator
         A name of `training.estimators.ESTIMATORS`, or ``auto``.
+    rewrite
+        False to serve a forest as it was fitted.
     """
     task = dataset.task
     progress(f"{len(dataset.labels)} candidates, {dataset.source}")
@@ -43,8 +57,16 @@ def fit(dataset: Dataset, estimator: str = AUTO, progress: Progress = lambda _: 
         progress(f"ignored columns: {', '.join(dataset.ignored)}")
     vectorizer = fit_vectorizer(task.signature, dataset.candidates)
     features = encode(vectorizer, dataset.candidates)
-    chosen, trials = select(estimator, features, dataset.labels, task.positive_class, progress)
-    progress(f"chose {chosen.estimator.name}" + (", the fastest among the best" if len(trials) > 1 else ""))
+    chosen, trials = select(
+        estimator, features, dataset.labels, task.positive_class, progress, rewrite=rewrite
+    )
+    progress(f"chose {chosen.estimator.name}" + (", fast and among the best" if len(trials) > 1 else ""))
     evaluation = evaluate(dataset, features, chosen)
     model = chosen.estimator.fit(features, dataset.labels)
-    return Fitted(dataset, vectorizer, model, chosen, trials, evaluation)
+    column = task.classes.index(task.positive_class)
+    reference = make_reference(task.signature, dataset.candidates, vectorizer, model, column)
+    rows = pd.concat([features, encode(vectorizer, reference.candidates)], ignore_index=True)
+    served = serve(model, rows, column, rewrite=rewrite)
+    if served.rows or served.reason:
+        progress(str(served))
+    return Fitted(dataset, vectorizer, model, served, reference, chosen, trials, evaluation)

@@ -14,6 +14,7 @@ from training import charts
 from training.encoding import encode
 from training.evaluation import THRESHOLD, Evaluation
 from training.fitting import Fitted
+from training.selection import NEGLIGIBLE_MS
 from training.svg import style
 from transformer.bundle.format import Bundle
 
@@ -132,8 +133,9 @@ def _choice(fitted: Fitted) -> str:
         return _card("Why this model?", "It was chosen by name; no other estimator was tried.", "")
     return _card(
         "Why this model?",
-        "The fastest estimator is first. Training chooses the first one in the shaded area, which is one "
-        "standard error around the best.",
+        "The fastest estimator is first. The shaded area is one standard error around the best. Training "
+        f"chooses the fastest one in it, or a better one that takes at most {NEGLIGIBLE_MS} ms longer for 64 "
+        "candidates.",
         charts.choice(fitted.trials, fitted.chosen),
     )
 
@@ -203,6 +205,7 @@ def _facts(bundle: Bundle, fitted: Fitted) -> str:
     data = bundle.training_data
     facts = {
         "Estimator": f"<code>{escape(bundle.model.estimator)}</code>",
+        "Served as": _served_as(bundle, fitted),
         "Time to predict": f"{one:.1f} ms for one candidate, {many:.1f} ms for 64, on the training machine",
         "Trained on": f"{_count(data.rows)} candidates, {escape(data.source)}",
         "Training data's SHA-256": f"<code>{data.sha256}</code>",
@@ -230,13 +233,23 @@ def _facts(bundle: Bundle, fitted: Fitted) -> str:
 <dl class="facts">{items}</dl><p class="note">{note}</p></section>"""
 
 
+def _served_as(bundle: Bundle, fitted: Fitted) -> str:
+    served = fitted.served
+    if bundle.model.serving_form is None:
+        return "the estimator itself" + (f": {escape(served.reason)}" if served.reason else "")
+    equal = f"equal probabilities of {bundle.positive_class} on {_count(served.rows)} rows"
+    if served.rounding:
+        equal += f"; those of {fitted.dataset.task.negative_class} differ by {served.rounding:.1g} at most"
+    return f"<code>{escape(bundle.model.serving_form)}</code>, {escape(equal)}"
+
+
 def predict_ms(fitted: Fitted, rows: int) -> float:
     """Median time of 15 calls that predict `rows` candidates at once, in milliseconds."""
     repeated = (fitted.dataset.candidates * (rows // len(fitted.dataset.candidates) + 1))[:rows]
     features, times = encode(fitted.vectorizer, repeated), []
     for _ in range(15):
         start = time.perf_counter()
-        fitted.model.predict_proba(features)
+        fitted.served.model.predict_proba(features)
         times.append(time.perf_counter() - start)
     return float(np.median(times)) * 1000
 

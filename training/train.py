@@ -56,6 +56,7 @@ def train(
     version: str | None = None,
     previous: str | None = None,
     estimator: str = AUTO,
+    rewrite: bool = True,
     progress: Progress = lambda _: None,
 ) -> Trained:
     """Train on a dataset and write the version with its report.
@@ -73,6 +74,8 @@ def train(
         earlier versions in its bundle.
     estimator
         A name of `training.estimators.ESTIMATORS`, or ``auto``.
+    rewrite
+        False to serve a forest as it was fitted, see `training.serving_form`.
     progress
         Called with one line for each step.
 
@@ -92,8 +95,8 @@ def train(
     earlier_versions = previous_versions(previous, name)
     if version in {earlier.version for earlier in earlier_versions}:
         raise TrainingError(f"version {version!r} is the name of an earlier version, expected a new one")
-    fitted = fit(dataset, estimator, progress)
-    model = dump(fitted.model)
+    fitted = fit(dataset, estimator, progress, rewrite=rewrite)
+    model = dump(fitted.served.model)
     while True:
         bundle = make_bundle(
             fitted, name, version or _next_version(storage, name, earlier_versions), model, earlier_versions

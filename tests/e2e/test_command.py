@@ -18,7 +18,19 @@ from transformer.bundle.format import load_bundle
     ("arguments", "words"),
     [
         ([], ["train", "up", "predict"]),
-        (["train"], ["--data", "--rows", "--seed", "--storage", "--version", "--previous", "--estimator"]),
+        (
+            ["train"],
+            [
+                "--data",
+                "--rows",
+                "--seed",
+                "--storage",
+                "--version",
+                "--previous",
+                "--estimator",
+                "--serving-form",
+            ],
+        ),
         (["up"], ["--file", "--model", "--port", "--grpc-port", "--once", "--run"]),
         (["predict"], ["--url", "--protocol", "{v1,v2,grpc}", "FILE.csv"]),
     ],
@@ -74,8 +86,17 @@ def test_train_writes_a_version_and_prints_its_uri_and_metrics(tmp_path):
     assert done.returncode == 0, done.stderr
     table = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert table["uri"] == str(tmp_path / "placement/v2")
-    assert {"report", "model", "accuracy", "roc_auc", "brier"} <= set(table)
+    assert {"report", "model", "served", "accuracy", "roc_auc", "brier"} <= set(table)
     assert [one.version for one in load_bundle(table["uri"]).versions] == ["v2", "v1"]
+
+
+def test_train_keeps_the_forest_as_it_was_fitted_if_asked(tmp_path):
+    original = ("train", "--rows", 100, "--storage", tmp_path, "--serving-form", "original")
+    done = run_placement(*original, "--estimator", "forest-50")
+    assert done.returncode == 0, done.stderr
+    assert "serving form not used: it is turned off" in done.stderr
+    assert "served as" not in done.stdout
+    assert load_bundle(tmp_path / "placement/v1").model.serving_form is None
 
 
 def labelled_csv(path: Path, change: tuple[int, str, str] | None = None) -> Path:

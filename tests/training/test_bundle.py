@@ -9,6 +9,8 @@ import joblib
 import numpy as np
 import pytest
 import s3fs
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.model_selection import FixedThresholdClassifier
 
 from storage.bundles import StorageError, VersionExistsError
 from training.candidates import PLACEMENT, SIGNATURE, Task
@@ -215,6 +217,39 @@ def test_a_category_without_training_data_can_be_served():
     assert sorted(vectorizer.feature_names_) == sorted(SIGNATURE.feature_names("="))
     frame = encode(vectorizer, [{**candidates[0], "hsc_s": "Arts"}])
     assert frame["hsc_s=Arts"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("rewrite", [True, False])
+def test_a_bundle_names_the_estimator_and_the_form_in_its_file(tmp_path, rewrite):
+    lines: list[str] = []
+    trained = train(DATASET, storage=tmp_path, estimator="forest-50", rewrite=rewrite, progress=lines.append)
+    model = joblib.load(Path(trained.uri) / "model.joblib")
+    stored = load_bundle(trained.uri).model
+    report = Path(trained.report).read_text()
+    assert stored.estimator == "RandomForestClassifier(n_estimators=50, random_state=0)"
+    if rewrite:
+        assert isinstance(model, FixedThresholdClassifier)
+        assert stored.serving_form == " ".join(repr(model).split())
+        assert "GradientBoostingClassifier(init='zero'" in stored.serving_form
+        assert any(line.startswith("serving form equals the forest on ") for line in lines)
+        assert "FixedThresholdClassifier" in report
+        assert "equal probabilities of Placed on " in report
+    else:
+        assert isinstance(model, RandomForestClassifier)
+        assert stored.serving_form is None
+        assert "serving form not used: it is turned off" in lines
+        assert "the estimator itself: it is turned off" in report
+
+
+def test_both_forms_of_a_forest_have_the_same_reference_rows(tmp_path):
+    forms = [
+        train(DATASET, storage=tmp_path, estimator="forest-50", rewrite=rewrite) for rewrite in (True, False)
+    ]
+    assert forms[0].bundle.reference == forms[1].bundle.reference
+    for trained in forms:
+        features = encode(fit_vectorizer(SIGNATURE, DATASET.candidates), trained.bundle.reference.candidates)
+        model = joblib.load(Path(trained.uri) / "model.joblib")
+        assert tuple(model.predict_proba(features)[:, 1]) == trained.bundle.reference.probabilities
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,18 @@ def test_later_bundles_keep_what_it_takes_to_verify_and_encode_for_a_version(tra
     assert kept.reference.probabilities == bundle.reference.probabilities
 
 
+def test_a_bundle_of_the_first_format_is_read(content, tmp_path):
+    bundle = parse_bundle(json.dumps(content))
+    del content["model"]["serving_form"]
+    (tmp_path / BUNDLE_FILE).write_text(json.dumps({**content, "format": 1}))
+    first = load_bundle(tmp_path)
+    assert (first.format, first.model.serving_form) == (1, None)
+    assert first.as_previous() == bundle.as_previous()
+
+
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
-    "another format": ({"format": 2}, "format: must be 1, got 2; "),
-    "no format number": ({"format": "one"}, "format: must be 1, got 'one'; "),
+    "another format": ({"format": 3}, "format: must be 1 or 2, got 3; "),
+    "no format number": ({"format": "one"}, "format: must be 1 or 2, got 'one'; "),
     "an unknown key": ({"colour": "red"}, "colour: Extra inputs are not permitted"),
     "no signature": ({"signature": None}, "signature: Input should be"),
     "a version that is no name": ({"version": "../v1"}, "version: String should match pattern"),

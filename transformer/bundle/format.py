@@ -20,8 +20,8 @@ from transformer.bundle.signature import STRICT, Signature, check_unique
 from transformer.bundle.validation import validate
 from transformer.errors import InvalidCandidates, shortened
 
-#: Format number that this code reads and writes.
-FORMAT = 1
+#: Format number that this code writes; it reads 1, too, which had no `serving_form`.
+FORMAT: Literal[2] = 2
 BUNDLE_FILE = "bundle.json"
 MODEL_FILE = "model.joblib"
 #: Maximum earlier versions in a bundle; their predictors may still be serving.
@@ -142,7 +142,10 @@ class Model(BaseModel):
 
     file: Literal["model.joblib"] = "model.joblib"
     sha256: Sha256
+    #: The model as it was fitted.
     estimator: str
+    #: The model in the file, if that is not the estimator itself but another one with equal results.
+    serving_form: str | None = None
     #: Versions of Python, scikit-learn, numpy and joblib that fitted and wrote the model.
     libraries: dict[str, str]
 
@@ -171,7 +174,7 @@ class Bundle(Version):
         Up to `MAX_PREVIOUS` earlier versions, newest first.
     """
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = FORMAT
     name: str = Field(pattern=NAME_PATTERN)
     created: Annotated[datetime, Field(strict=False)]
     model: Model
@@ -216,7 +219,7 @@ def parse_bundle(text: str | bytes, where: str = BUNDLE_FILE) -> Bundle:
         field = ".".join(map(str, first["loc"])) or "content"
         if field == "format":
             raise BundleError(
-                f"{where}: format: must be {FORMAT}, got {shortened(repr(first['input']), 40)}; "
+                f"{where}: format: must be 1 or {FORMAT}, got {shortened(repr(first['input']), 40)}; "
                 "serve it with the transformer of the release that trained it"
             ) from error
         raise BundleError(
