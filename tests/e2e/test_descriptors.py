@@ -14,6 +14,7 @@ from inferenceservice.local.launch import TransformerProcess
 from tests.support.async_processes import RENEW_SOON, running_transformer
 from tests.support.endpoints import SERVER_LIVE, V1_PREDICT
 from tests.support.fake_mlserver import FakeMLServer
+from tests.support.http2_client import http2_connection
 from tests.support.prometheus_samples import read_samples, sum_of
 from tests.support.raw_http import post_request, raw_connection
 from tests.support.sklearn_reference import SklearnReference
@@ -129,4 +130,19 @@ async def test_busy_clients_take_no_descriptors_from_the_predictor(
             return False
 
         await wait_until(is_answered)
+        await served.check_answers()
+
+
+async def test_grpc_clients_take_no_descriptors_from_rest_and_the_predictor(
+    trained_bundle, tmp_path, monkeypatch
+):
+    async with few_descriptors(trained_bundle, tmp_path, monkeypatch) as served, AsyncExitStack() as stack:
+        port = served.process.grpc_port
+        connections = [
+            await stack.enter_async_context(http2_connection(served.process.grpc_port))
+            for _ in range(CLIENTS)
+        ]
+        await wait_until(lambda: sum(one.closed.is_set() for one in connections) > CLIENTS - OPEN_FILES // 4)
+        await served.check_answers()
+        await served.until_renewed()
         await served.check_answers()
