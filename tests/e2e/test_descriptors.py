@@ -138,10 +138,7 @@ async def test_grpc_clients_take_no_descriptors_from_rest_and_the_predictor(
 ):
     async with few_descriptors(trained_bundle, tmp_path, monkeypatch) as served, AsyncExitStack() as stack:
         port = served.process.grpc_port
-        connections = [
-            await stack.enter_async_context(http2_connection(served.process.grpc_port))
-            for _ in range(CLIENTS)
-        ]
+        connections = [await stack.enter_async_context(http2_connection(port)) for _ in range(CLIENTS)]
         await wait_until(lambda: sum(one.closed.is_set() for one in connections) > CLIENTS - OPEN_FILES // 4)
         await served.check_answers()
         await served.until_renewed()
