@@ -166,6 +166,29 @@ def test_a_process_ends_although_its_s3_endpoint_does_not_answer():
     assert (process.returncode, output, errors) == (0, "True\n", "")
 
 
+def test_sigterm_ends_a_transformer_that_waits_for_its_bundle(trained_bundle):
+    """It has a handler, without which a container's first process would ignore the signal."""
+    script = (
+        "import threading, transformer.__main__ as program\n"
+        "from transformer.bundle.deadline import call_within\n"
+        "def hang(_):\n"
+        "    print(flush=True)\n"
+        "    call_within(100, lambda _: threading.Event().wait())\n"
+        "program.load_bundle = hang\n"
+        "program.main()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, "--predictor_host=127.0.0.1:9"],
+        cwd=ROOT,
+        env={**os.environ, "STORAGE_URI": str(trained_bundle)},
+        stdout=subprocess.PIPE,
+    ) as waiting:
+        assert waiting.stdout is not None
+        waiting.stdout.readline()
+        waiting.send_signal(signal.SIGTERM)
+        assert waiting.wait(60) == 128 + signal.SIGTERM
+
+
 def test_a_signal_ends_a_process_that_waits_for_a_storage():
     script = (
         "import threading; from transformer.bundle.deadline import call_within\n"
