@@ -8,16 +8,20 @@ import argparse
 import asyncio
 import contextlib
 import gzip
+import logging
+import multiprocessing
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 import httpx
+import psutil
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
 from tests.support.async_processes import running_predictor, running_transformer
@@ -31,10 +35,12 @@ HEALTH = "/grpc.health.v1.Health/Check"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 PROTOCOLS = ("REST", "gRPC")
 MIB = 1 << 20
+#: The manifest's memory limit.
+MEMORY_LIMIT_MIB = 1024
 #: Almost the maximum size of a request.
 BIG = 8 * MIB - 100_000
 #: Seconds for which connections with half requests are held open.
-HOLD_S = 3.0
+HOLD_S = 2.0
 #: Seconds in which an honest request must be answered.
 HONEST_TIMEOUT_S = 30.0
 
@@ -79,7 +85,7 @@ class Victim:
 
 
 #: An attack of a strength; 1 is the short form.
-Attack = Callable[[Victim, int], Awaitable[None]]
+Attack = Callable[[Victim, int], Coroutine[None, None, None]]
 
 
 async def compressed_messages(victim: Victim, strength: int) -> None:
@@ -110,8 +116,7 @@ async def unfinished_messages(victim: Victim, strength: int, path: str = GRPC_IN
 
 async def unfinished_health_checks(victim: Victim, strength: int) -> None:
     """The same with the other services of the server."""
-    await unfinished_messages(victim, strength, HEALTH)
-    await unfinished_messages(victim, strength, REFLECTION)
+    await asyncio.gather(*(unfinished_messages(victim, strength, path) for path in (HEALTH, REFLECTION)))
 
 
 async def calls_without_messages(victim: Victim, strength: int) -> None:
@@ -191,6 +196,23 @@ ATTACKS: tuple[Attack, ...] = (
     half_bodies,
     idle_connections,
 )
+
+
+@contextlib.contextmanager
+def attacker() -> Iterator[Callable[[Attack, Victim, int], Awaitable[None]]]:
+    """A process of its own that attacks, so that it does not delay the honest client."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+
+        async def attack(one: Attack, victim: Victim, strength: int) -> None:
+            await asyncio.get_running_loop().run_in_executor(pool, _run, one, victim, strength)
+
+        yield attack
+
+
+def _run(attack: Attack, victim: Victim, strength: int) -> None:
+    # Sending on connections that the victim has closed is what an attacker does.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
+    asyncio.run(attack(victim, strength))
 
 
 async def burst(victim: Victim, calls: int, connections: int) -> Counter[str]:
@@ -276,6 +298,19 @@ async def _at_once(flood: Callable[[], Awaitable[None]], times: int) -> None:
     await asyncio.gather(*(flood() for _ in range(times)))
 
 
+def limit_memory(pid: int) -> str:
+    """Put a process and its children into a cgroup with the manifest's limit; say if that was possible."""
+    group = Path(f"/sys/fs/cgroup/memory/attacks-{pid}")
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(f"{MEMORY_LIMIT_MIB}M")
+        for one in (pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))):
+            (group / "cgroup.procs").write_text(str(one))
+    except OSError as error:
+        return f"no limit on memory, because this needs root and cgroups of version 1: {error}"
+    return f"memory limit {MEMORY_LIMIT_MIB} MiB"
+
+
 async def main() -> int:
     """Attack a transformer within a memory limit, and print the figures."""
     parser = argparse.ArgumentParser(prog="make attacks", description=__doc__)
@@ -283,7 +318,7 @@ async def main() -> int:
     parser.add_argument("--workers", type=int, default=1, help="REST workers of the transformer (default: 1)")
     options = parser.parse_args()
     failed = False
-    with tempfile.TemporaryDirectory(prefix="attacks-") as directory:
+    with tempfile.TemporaryDirectory(prefix="attacks-") as directory, attacker() as attack:
         work = Path(directory)
         bundle = make_pair("category_renamed", work / "storage").old
         async with (
@@ -293,18 +328,17 @@ async def main() -> int:
             ) as process,
         ):
             victim = Victim(process.http_port, process.grpc_port, process.pid)
+            print(limit_memory(process.pid))
             print(
                 f"{'attack':28}{'s':>6}{'MiB':>7}{'REST':>7}{'slowest':>9}{'gRPC':>7}{'slowest':>9}  failed"
             )
-            for attack in ATTACKS:
+            for one in ATTACKS:
                 victim.restart_peak()
                 start = time.monotonic()
                 async with honest_client(victim) as honest:
-                    await attack(victim, options.strength)
+                    await attack(one, victim, options.strength)
                 failed |= bool(honest.failed)
-                columns = [
-                    f"{attack.__name__:28}{time.monotonic() - start:6.0f}{victim.memory('VmHWM'):7.0f}"
-                ]
+                columns = [f"{one.__name__:28}{time.monotonic() - start:6.0f}{victim.memory('VmHWM'):7.0f}"]
                 columns += [
                     f"{honest.answered[name]:7}{honest.slowest_s.get(name, 0):8.2f}s" for name in PROTOCOLS
                 ]
