@@ -4,7 +4,7 @@ The stock servers can unpickle all of them, even with an older numpy than ours. 
 (`GradientBoostingClassifier`, `HistGradientBoostingClassifier`) and neural networks are missing for that
 reason: their fitted estimators hold numpy's random generator, and numpy 1.26 cannot read such a pickle from
 numpy 2. They are also less accurate on the real candidates: 92.9 % and 93.9 %, where the best classifiers
-below reach 95 to 96 %.
+below reach 95 to 96 %. A forest's serving form is such an estimator, too, but without a generator.
 """
 
 from collections.abc import Callable, Sequence

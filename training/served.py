@@ -14,6 +14,8 @@ from training.serving_form import NotRewritableError, forest_of, forms
 
 #: Largest difference that rounding makes for a class that no caller gets: 1 - p beside a sum of many shares.
 ROUNDING = 1e-12
+#: Maximum thresholds of one feature that rows are made for; of more, it is a random sample.
+MAX_THRESHOLDS = 50_000
 #: Rows that are compared at once.
 _CHUNK = 4096
 
@@ -110,7 +112,7 @@ def rows_around_splits(model: Any, rows: pd.DataFrame) -> pd.DataFrame | Floats:
         inner = model[:-1].transform(rows)
     base = np.asarray(inner.toarray() if hasattr(inner, "toarray") else inner, np.float64)
     random = np.random.default_rng(SEED)
-    values = [_around(thresholds) for thresholds in _thresholds(forest)]
+    values = [_around(random.permutation(one)[:MAX_THRESHOLDS]) for one in _thresholds(forest)]
     made = base[random.integers(len(base), size=max(map(len, values)))]
     for feature, around in enumerate(values):
         if len(around):
@@ -150,8 +152,11 @@ def _rounding(model: Any, form: Any, rows: Any, column: int | None) -> float:  #
     difference = np.abs(expected - given)
     if difference[:, slice(None) if column is None else column].any() or difference.max() > ROUNDING:
         raise UnequalError(f"its results differ by up to {difference.max():.1g}")
-    if hasattr(model, "predict_proba") and not np.array_equal(model.predict(rows), form.predict(rows)):
-        raise UnequalError("it predicts another class")
+    if hasattr(model, "predict_proba"):
+        # As the forest's `predict`, which would compute the probabilities again.
+        classes = model.classes_.take(expected.argmax(axis=1))
+        if not np.array_equal(classes, form.predict(rows)):
+            raise UnequalError("it predicts another class")
     return float(difference.max())
 
 

@@ -136,6 +136,17 @@ def test_rows_around_splits_are_at_every_threshold_and_on_both_sides():
                 assert np.nextafter(nearest, np.float32(end)) in values
 
 
+def test_rows_are_made_for_a_sample_of_very_many_splits(monkeypatch):
+    fitted = RandomForestClassifier(50, random_state=0).fit(FEATURES, LABELS)
+    everything = {
+        value for tree in fitted.estimators_ for value in tree.tree_.threshold[tree.tree_.feature >= 0]
+    }
+    monkeypatch.setattr(served_module, "MAX_THRESHOLDS", 10)
+    around: Any = rows_around_splits(fitted, FEATURES)
+    assert len(around) == 60
+    assert all(everything & set(around[name]) for name in ("ssc_p", "mba_p"))
+
+
 # Names of features
 
 
