@@ -507,6 +507,18 @@ async def test_a_blank_line_does_not_keep_a_connection_open():
         await writer.wait_closed()
 
 
+async def test_an_idle_connection_is_closed_once_it_has_been_idle_for_long_enough():
+    async with running_server(timeout_keep_alive=1) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        for number in range(4):
+            writer.write(request_bytes("GET", f"/{number}"))
+            assert (await reader.readuntil(b"\r\n\r\n/%d" % number)).startswith(b"HTTP/1.1 200")
+            await asyncio.sleep(0.6)
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_a_body_that_the_response_does_not_need_is_not_waited_for():
     async with running_server(timeout_s=0.2, timeout_keep_alive=60) as served:
         answer = await answers(

@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 #: ASGI extension under which a request finds its connection.
 CONNECTION = "transformer.connection"
+#: ASGI extension with a request's headers as a `HeaderDict`.
+HEADERS = "transformer.headers"
 #: Maximum bytes of a request's head, including trailers, and of anything that makes no progress.
 MAX_HEAD = 64 * 2**10
 #: Maximum headers of a request.
@@ -117,6 +119,7 @@ class ClientConnection(HttpToolsProtocol):
         self._is_stopping = is_stopping
         self._timer = ProgressTimer()
         self._state = State.IDLE
+        self._idle_since = 0.0
         self._stopping = False
         #: The request being answered. Later ones may have been read already.
         self._answering: RequestResponseCycle | None = None
@@ -169,7 +172,6 @@ class ClientConnection(HttpToolsProtocol):
         """See `asyncio.Protocol`."""
         if self._is_refused:
             return
-        self._unset_keepalive_if_required()
         read = self._read
         read.received += len(data)
         read.head_fits = self._state is not State.HEAD and len(data) <= MAX_HEAD
@@ -221,7 +223,6 @@ class ClientConnection(HttpToolsProtocol):
         self._state = State.HEAD
         self._read.requests += 1
         super().on_message_begin()
-        self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
 
     def on_headers_complete(self) -> None:
         """Start to answer the request, or queue it."""
@@ -229,7 +230,10 @@ class ClientConnection(HttpToolsProtocol):
             raise self._head_too_large()
         if not self._resuming:
             parser = self.parser
-            self._rules.check(parser.get_http_version(), parser.get_method(), self.url, self.headers)
+            by_name = self._rules.check(
+                parser.get_http_version(), parser.get_method(), self.url, self.headers
+            )
+            self.scope["extensions"] = {CONNECTION: self, HEADERS: by_name}  # type: ignore[dict-item]
             super().on_headers_complete()
             if b"%2" in self.url:
                 self.scope["path"] = decoded_path(self.scope["raw_path"])
@@ -276,10 +280,32 @@ class ClientConnection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Go on with the next request, or with the error that waits."""
-        super().on_response_complete()
-        self._limit.became_idle(self)
+        # uvicorn's own method starts and cancels a timer for each response.
+        self.server_state.total_requests += 1
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            if self.pipeline:
+                self._start_asgi_task(*self.pipeline.pop())
+            else:
+                self._limit.became_idle(self)
+                self._idle_since = self.loop.time()
+                if self.timeout_keep_alive_task is None:
+                    self._close_idle_after(self.timeout_keep_alive)
         if self._state is State.REFUSING:
             self._send_refusal()
+
+    def _close_idle_after(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the connection if it has been idle for long enough, else wait on."""
+        self.timeout_keep_alive_task = None
+        if self._state is State.IDLE and self._is_answered:
+            remaining = self._idle_since + self.timeout_keep_alive - self.loop.time()
+            if remaining > 0:
+                self._close_idle_after(remaining)
+            else:
+                self.transport.close()
 
     def shutdown(self) -> None:
         """Make the request in progress, or one that arrives within a second, the last of this connection.
@@ -376,7 +402,6 @@ class ClientConnection(HttpToolsProtocol):
         if not self._is_answered or self.transport.is_closing():
             return
         self._state = State.REFUSED
-        self._unset_keepalive_if_required()
         self.transport.write(self._refusal)
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -388,11 +413,6 @@ class ClientConnection(HttpToolsProtocol):
     def check_progress(self, timeout_s: float) -> None:
         """Check what the connection waits for, and end it when the client's time is up."""
         waits, progress = self._waits_for()
-        if waits is WaitsFor.REQUEST and self.cycle is not None and self.timeout_keep_alive_task is None:
-            # Blank lines before a request have cancelled uvicorn's timer.
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
         if self._timer.check(waits, self._read.requests, progress):
             self._time_out(waits, timeout_s)
 

@@ -16,7 +16,7 @@ from transformer.headers import VERSION_HEADER, forwardable
 from transformer.protocols import v2
 from transformer.protocols.json_body import parse_json
 from transformer.protocols.v1 import V1Request
-from transformer.server.client_connection import CONNECTION, ClientConnection
+from transformer.server.client_connection import CONNECTION, HEADERS, ClientConnection
 from transformer.server.handler import Handler
 
 logger = logging.getLogger("kserve.transformer")
@@ -81,11 +81,12 @@ class FastPath:
             await self._app(scope, receive, send)
             return
         content_types, predict = self._routes[scope["path"]]
-        headers = dict(scope["headers"])
+        extensions = scope.get("extensions", {})
+        headers = extensions.get(HEADERS) or dict(scope["headers"])
         if len(headers) < len(scope["headers"]) or not self._is_plain(headers, content_types):
             await self._app(scope, receive, send)
             return
-        connection: ClientConnection | None = scope.get("extensions", {}).get(CONNECTION)
+        connection: ClientConnection | None = extensions.get(CONNECTION)
         body = b""
         try:
             body = await _read(receive)
@@ -114,7 +115,8 @@ class FastPath:
             and length <= self._max_bytes
             and headers.get(b"content-type") in content_types
             and b"content-encoding" not in headers
-            and not any(name.startswith(b"ce-") for name in headers)
+            # Faster than a loop over the names.
+            and b"\nce-" not in b"\n".join((b"", *headers))
         )
 
     async def _v1(self, body: bytes, headers: Headers) -> tuple[bytes, _ResponseHeaders]:

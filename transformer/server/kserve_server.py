@@ -7,6 +7,7 @@ from kserve.model_server import ModelServer
 from transformer.bundle.format import Bundle
 from transformer.server.dataplane import FixedRepository, TransformerDataPlane
 from transformer.server.descriptors import raise_limit
+from transformer.server.freed_memory import releasing_memory
 from transformer.server.grpc import GrpcServer
 from transformer.server.handler import Handler
 from transformer.server.kserve_model import TransformerModel
@@ -105,7 +106,8 @@ class TransformerServer(ModelServer):  # type: ignore[misc]
         limit_threads(self.max_asyncio_workers)
         try:
             self._handler.scorer.start()
-            await self._serve()
+            async with releasing_memory():
+                await self._serve()
         finally:
             if self._rest_multiprocess_server is not None:
                 self._rest_multiprocess_server.kill()

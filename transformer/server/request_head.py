@@ -20,6 +20,15 @@ _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0-
 _ENCODED_SLASH = re.compile(r"%(?=2[fF])")
 
 
+class HeaderDict(dict[bytes, bytes]):
+    """The last value of each header. Its text has no values, because uvicorn can log a request's scope."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} headers>"
+
+
 class HeadRules:
     """Checks the heads of one connection's requests.
 
@@ -31,15 +40,15 @@ class HeadRules:
         self._method = b""
         self._host: bytes | None = None
 
-    def check(self, version: str, method: bytes, target: bytes, headers: _Headers) -> None:
-        """Check a head; header names are in lower case.
+    def check(self, version: str, method: bytes, target: bytes, headers: _Headers) -> HeaderDict:
+        """Check a head, whose header names are in lower case; return the last value of each header.
 
         Raises
         ------
         Refusal
             If it breaks a rule.
         """
-        by_name = dict(headers)
+        by_name = HeaderDict(headers)
         host = by_name.get(b"host")
         if (
             host != self._host
@@ -55,6 +64,7 @@ class HeadRules:
         if target != self._target or method != self._method:
             _check_target(method, target)
             self._target, self._method = target, method
+        return by_name
 
 
 def decoded_path(raw_path: bytes) -> str:

@@ -25,6 +25,7 @@ from transformer.server.dataplane import TransformerDataPlane
 from transformer.server.descriptors import client_limits
 from transformer.server.failure_log import FailureLog
 from transformer.server.fast_path import App, FastPath
+from transformer.server.freed_memory import releasing_memory
 from transformer.server.rest_routes import RestRoutes
 from transformer.settings import Settings
 
@@ -145,7 +146,8 @@ class RestServer(RESTServer):  # type: ignore[misc]
         limit_threads(self._settings.max_asyncio_workers)
         try:
             scorer.start()
-            await self._server.serve(sockets=sockets)
+            async with releasing_memory():
+                await self._server.serve(sockets=sockets)
         finally:
             await scorer.close()
 
