@@ -23,11 +23,14 @@ from transformer.server.client_limit import ClientLimit
 from transformer.server.client_timeouts import ClientTimeouts
 from transformer.server.client_transport import CoalescingTransport
 from transformer.server.descriptors import ClientLimits
+from transformer.server.unfinished_bodies import BUDGET_IN_MAX_BODIES, UnfinishedBodies
 
 #: More bytes than the socket buffers between a client and a server hold.
 LARGE = 64 * 2**20
 #: A limit on connections that few tests reach.
 LIMITS = ClientLimits(rest=1000, refused=10, grpc=0)
+#: Maximum bytes of a body.
+MAX_BODY = 1000
 #: A timeout in seconds that no client reaches.
 LONG = 60.0
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"
@@ -99,6 +102,7 @@ class Served:
     state: ServerState = field(default_factory=ServerState)
     timeouts: ClientTimeouts = field(default_factory=lambda: ClientTimeouts(LONG))
     limit: ClientLimit = field(default_factory=lambda: ClientLimit(LIMITS))
+    unfinished: UnfinishedBodies = field(default_factory=lambda: UnfinishedBodies(MAX_BODY))
     began: asyncio.Event = field(default_factory=asyncio.Event)
     given_up: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -120,7 +124,12 @@ async def running_server(
     served = Served(timeouts=ClientTimeouts(timeout_s), limit=ClientLimit(limits))
     server = await asyncio.get_running_loop().create_server(
         lambda: ClientConnection(
-            config, served.state, {"served": served}, timeouts=served.timeouts, limit=served.limit
+            config,
+            served.state,
+            {"served": served},
+            timeouts=served.timeouts,
+            limit=served.limit,
+            unfinished=served.unfinished,
         ),
         "127.0.0.1",
         0,
@@ -475,7 +484,12 @@ async def test_a_response_that_the_client_reads_slowly_is_delivered():
 
 async def test_a_client_that_does_not_read_does_not_delay_a_shutdown():
     config: Any = Config(_answer, log_config=None, lifespan="off", host="127.0.0.1", port=0)
-    config.http = partial(ClientConnection, timeouts=ClientTimeouts(0.4), limit=ClientLimit(LIMITS))
+    config.http = partial(
+        ClientConnection,
+        timeouts=ClientTimeouts(0.4),
+        limit=ClientLimit(LIMITS),
+        unfinished=UnfinishedBodies(MAX_BODY),
+    )
     server = Server(config)
     running_server = asyncio.create_task(server.serve())
     await wait_until(lambda: server.started)
@@ -620,3 +634,52 @@ async def test_a_connection_is_refused_while_all_others_are_busy(busy):
         await wait_until(lambda: len(served.connections) == 3)
         assert (await answers(served.port, request_bytes("GET", "/3", last=True))).endswith(b"/3")
         await close_all(clients[1:])
+
+
+# Bodies that do not end.
+
+
+def half_body(size: int) -> bytes:
+    return b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % (size + 1) + b"-" * size
+
+
+async def test_bodies_that_are_not_complete_share_a_budget(served):
+    held = [await connect(served, half_body(MAX_BODY - 1)) for _ in range(BUDGET_IN_MAX_BODIES)]
+    refused = await connect(served, half_body(MAX_BODY - 1))
+    status, text = error_of(await asyncio.wait_for(refused.read(), 5))
+    assert status == 503
+    assert text.startswith(f"too many bytes in flight: limit {BUDGET_IN_MAX_BODIES * MAX_BODY}, ")
+    # A body that arrives in one piece needs none of the budget.
+    whole = half_body(MAX_BODY - 1).replace(b"host: a", b"host: a\r\nconnection: close") + b"-"
+    assert parse_responses(await answers(served.port, whole))[0][0] == 200
+    for reader in held:
+        reader.writer.write(b"-")  # type: ignore[attr-defined]
+        assert (await reader.readuntil(b"-" * MAX_BODY)).startswith(b"HTTP/1.1 200")
+    # The budget is free again.
+    again = [await connect(served, half_body(MAX_BODY - 1)) for _ in range(BUDGET_IN_MAX_BODIES)]
+    await close_all([*again, *held, refused])
+
+
+@pytest.mark.parametrize("sent", [half_body(2 * MAX_BODY), half_body(MAX_BODY).replace(b"/echo", b"/1")])
+async def test_bytes_that_are_discarded_need_no_budget(served, sent):
+    """They are beyond the maximum of a body, or the request has its response already."""
+    clients = [await connect(served, sent) for _ in range(2 * BUDGET_IN_MAX_BODIES)]
+    another = await connect(served, half_body(MAX_BODY - 1))
+    another.writer.write(b"-")  # type: ignore[attr-defined]
+    assert (await another.readuntil(b"-" * MAX_BODY)).startswith(b"HTTP/1.1 200")
+    await close_all([*clients, another])
+
+
+@pytest.mark.parametrize("end", [b"", b"no size\r\n"], ids=["closed", "refused"])
+async def test_a_dropped_body_releases_its_budget(served, end):
+    chunk = CHUNKED + b"%x\r\n%s\r\n" % (MAX_BODY - 1, b"-" * (MAX_BODY - 1))
+    for _ in range(2 * BUDGET_IN_MAX_BODIES):
+        client = await connect(served, chunk)
+        if end:
+            client.writer.write(end)  # type: ignore[attr-defined]
+            assert error_of(await client.read())[0] == 400
+        await close_all([client])
+    another = await connect(served, half_body(MAX_BODY - 1))
+    another.writer.write(b"-")  # type: ignore[attr-defined]
+    assert (await another.readuntil(b"-" * MAX_BODY)).startswith(b"HTTP/1.1 200")
+    await close_all([another])

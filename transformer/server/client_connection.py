@@ -9,11 +9,13 @@ from typing import Any, TypeVar
 
 import httptools
 
+from transformer.errors import QueueFull
 from transformer.server.client_limit import ClientLimit
 from transformer.server.client_timeouts import MIN_PROGRESS, ClientTimeouts, ProgressTimer, WaitsFor
 from transformer.server.client_transport import CoalescingTransport, PipelineFlowControl
 from transformer.server.refusal import Refusal
 from transformer.server.request_head import HeadRules, decoded_path
+from transformer.server.unfinished_bodies import UnfinishedBodies
 from transformer.server.uvicorn_internals import HttpToolsProtocol, RequestResponseCycle
 
 T = TypeVar("T")
@@ -60,6 +62,10 @@ class ReadProgress:
         Bytes received.
     useful
         Bytes that had been received when a request last made progress.
+    body
+        Bytes of the body that is being read.
+    held
+        Bytes of it that are reserved in the budget.
     head_fits
         True if a head that ends in the present data is surely within the limit, so it need not be measured.
     """
@@ -67,6 +73,8 @@ class ReadProgress:
     requests: int = 0
     received: int = 0
     useful: int = 0
+    body: int = 0
+    held: int = 0
     head_fits: bool = True
 
     def note(self) -> None:
@@ -80,7 +88,7 @@ class ClientConnection(HttpToolsProtocol):
     It differs from uvicorn's protocol in these points:
 
     - A request whose client has gone can be cancelled.
-    - Slow clients are disconnected; heads and the number of connections are limited.
+    - Slow clients are disconnected; heads, unfinished bodies and the number of connections are limited.
     - Heads that break rules of HTTP/1.1 are refused, and an encoded slash separates no segments of a path.
     - A body behind an offer to upgrade to another protocol is read.
     - An error about an unreadable request is sent after the responses to all requests before it.
@@ -94,6 +102,8 @@ class ClientConnection(HttpToolsProtocol):
         Checks the connection's progress at intervals.
     limit
         Limits the server's connections.
+    unfinished
+        Limits the bytes of bodies that are not complete, of all connections.
     is_stopping
         Returns True while the server is shutting down.
 
@@ -108,6 +118,7 @@ class ClientConnection(HttpToolsProtocol):
         *args: Any,  # noqa: ANN401 (uvicorn's own)
         timeouts: ClientTimeouts,
         limit: ClientLimit,
+        unfinished: UnfinishedBodies,
         is_stopping: Callable[[], bool] = lambda: False,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
@@ -116,6 +127,7 @@ class ClientConnection(HttpToolsProtocol):
         self.url = b""
         self._timeouts = timeouts
         self._limit = limit
+        self._unfinished = unfinished
         self._is_stopping = is_stopping
         self._timer = ProgressTimer()
         self._state = State.IDLE
@@ -162,6 +174,7 @@ class ClientConnection(HttpToolsProtocol):
         """
         self._unset_keepalive_if_required()
         self._limit.remove(self)
+        self._release_body()
         self.pipeline.clear()
         self.cycle = self.scope = self.headers = None  # type: ignore[assignment]
         self._answering = self._task = None
@@ -182,6 +195,8 @@ class ClientConnection(HttpToolsProtocol):
         else:
             if read.received - read.useful > MAX_HEAD:
                 self._refuse(self._head_too_large())
+            elif read.body > read.held and self._state is State.BODY:
+                self._hold_body()
 
     def _feed(self, data: bytes) -> None:
         """Parse data, also behind heads that offer an upgrade to another protocol."""
@@ -222,6 +237,7 @@ class ClientConnection(HttpToolsProtocol):
             )
         self._state = State.HEAD
         self._read.requests += 1
+        self._read.body = 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -245,6 +261,7 @@ class ClientConnection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
         super().on_body(body)
+        self._read.body += len(body)
         self._read.note()
 
     def on_message_complete(self) -> None:
@@ -255,6 +272,25 @@ class ClientConnection(HttpToolsProtocol):
         super().on_message_complete()
         self._state = State.IDLE
         self._read.note()
+        if self._read.held:
+            self._release_body()
+
+    def _hold_body(self) -> None:
+        """Reserve the bytes of a body that is not complete, unless they are discarded."""
+        read = self._read
+        if read.body > self._unfinished.max_body or self.cycle.response_complete:
+            self._release_body()
+            return
+        try:
+            self._unfinished.hold(read.body - read.held)
+        except QueueFull as error:
+            self._refuse(Refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error)))
+        else:
+            read.held = read.body
+
+    def _release_body(self) -> None:
+        self._unfinished.release(self._read.held)
+        self._read.held = 0
 
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
@@ -282,6 +318,8 @@ class ClientConnection(HttpToolsProtocol):
         """Go on with the next request, or with the error that waits."""
         # uvicorn's own method starts and cancels a timer for each response.
         self.server_state.total_requests += 1
+        if self._read.held and self.cycle.response_complete:
+            self._release_body()
         if not self.transport.is_closing():
             self.flow.resume_reading()
             if self.pipeline:
@@ -387,6 +425,7 @@ class ClientConnection(HttpToolsProtocol):
 
     def _drop_request(self) -> None:
         """Drop the request whose body is being read, queued or in progress."""
+        self._release_body()
         cycle = self.cycle
         if self.pipeline:
             self.pipeline.popleft()

@@ -27,6 +27,7 @@ from transformer.server.failure_log import FailureLog
 from transformer.server.fast_path import App, FastPath
 from transformer.server.freed_memory import releasing_memory
 from transformer.server.rest_routes import RestRoutes
+from transformer.server.unfinished_bodies import UnfinishedBodies
 from transformer.settings import Settings
 
 
@@ -106,6 +107,7 @@ class RestServer(RESTServer):  # type: ignore[misc]
             ClientConnection,
             timeouts=ClientTimeouts(settings.client_timeout_seconds),
             limit=ClientLimit(client_limits(settings)),
+            unfinished=UnfinishedBodies(limit),
             is_stopping=self._is_stopping,
         )
         self.config.app = served
