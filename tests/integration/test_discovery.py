@@ -79,7 +79,7 @@ async def not_ready(transformer: InProcessTransformer, path: str) -> bool:
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("path", POST_ONLY)
-@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "SEARCH"])
 async def test_another_method_than_post_is_not_allowed_and_the_answer_says_to_post(
     method, path, shared_transformer
 ):

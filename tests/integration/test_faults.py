@@ -46,6 +46,7 @@ from training.candidates import SAMPLE
 from transformer.batching import connection_worker, pool, retry_budget
 from transformer.batching.scorer import Scorer
 from transformer.bundle.candidates import Rows
+from transformer.bundle.prediction import Prediction
 from transformer.errors import PredictorUnavailable
 from transformer.settings import Settings
 from transformer.upstream.client import PredictorAddress, connect
@@ -353,7 +354,14 @@ async def scorer(sklearn_reference, predictor) -> AsyncIterator[Scorer]:
 
 
 def score(scorer: Scorer) -> asyncio.Task[Any]:
-    return asyncio.create_task(scorer.predict(Rows([SAMPLE], "instances"), {}))
+    async def answer() -> Prediction:
+        job = scorer.submit(Rows([SAMPLE], "instances"), {})
+        try:
+            return await job.answer
+        finally:
+            scorer.release(job)
+
+    return asyncio.create_task(answer())
 
 
 async def test_a_request_whose_caller_disconnected_is_not_retried(scorer, predictor):

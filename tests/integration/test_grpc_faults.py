@@ -125,7 +125,8 @@ async def test_a_call_that_is_dropped_twice_is_split_into_its_requests(trained_b
     predictor.always = hangs_up
     rows = [{**SAMPLE, "ssc_p": 50 + number} for number in range(3)]
     async with connected_transformer(predictor, trained_bundle, "v2", connections=1) as transformer:
-        pending = [transformer.http.post(V1_PREDICT, json={"instances": [row]}) for row in rows]
+        http = transformer.without_sockets
+        pending = [http.post(V1_PREDICT, json={"instances": [row]}) for row in rows]
         assert {answer.status_code for answer in await asyncio.gather(*pending)} == {503}
     assert [len(matrix) for matrix, _ in predictor.carried] == [3, 3, 1, 1, 1]
 

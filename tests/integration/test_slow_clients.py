@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from uvicorn.server import ServerState
 
 from tests.support.endpoints import V1_PREDICT, V2_INFER
 from tests.support.fake_mlserver import FakeMLServer
-from tests.support.in_process_transformer import listening_transformer
+from tests.support.in_process_transformer import ListeningTransformer, listening_transformer
 from tests.support.raw_http import RawConnection, post_request, raw_connection
 from tests.support.sklearn_reference import SklearnReference
 from tests.support.version_pairs import VersionPair
@@ -29,10 +28,13 @@ TIMEOUT_S = 0.4
 class Served:
     """A listening transformer and its predictor."""
 
-    port: int
-    state: ServerState
+    listening: ListeningTransformer
     predictor: FakeMLServer
     candidates: list[dict[str, Any]]
+
+    @property
+    def port(self) -> int:
+        return self.listening.port
 
     def request(self, row: int = 0, *headers: str, **how: Any) -> bytes:
         """Return a request for a prediction."""
@@ -57,7 +59,7 @@ async def served_over_rest(pair: VersionPair, *arguments: str) -> AsyncIterator[
         listening_transformer(pair.new, predictor.address, *arguments) as listening,
     ):
         try:
-            yield Served(listening.port, listening.state, predictor, pair.candidates)
+            yield Served(listening, predictor, pair.candidates)
         finally:
             predictor.may_answer.set()
 
@@ -97,7 +99,7 @@ async def send_byte_by_byte(client: RawConnection, data: bytes) -> None:
 
 async def wait_until_idle(transformer: Served) -> None:
     """Wait until the transformer handles no request."""
-    await wait_until(lambda: not transformer.state.tasks)
+    await wait_until(lambda: not transformer.listening.state.tasks)
 
 
 def error(responses: list[tuple[int, Any]]) -> tuple[int, str]:
@@ -247,8 +249,8 @@ async def test_a_request_whose_client_disconnects_leaves_the_queue(pair, content
             await wait_until(lambda: transformer.predictor.plain_calls)
             async with raw_connection(transformer.port) as second:
                 second.send(transformer.request(1, content_type=content_type))
-                await wait_until(lambda: len(transformer.state.tasks) >= 2)
-            await wait_until(lambda: len(transformer.state.tasks) <= 1)
+                await wait_until(lambda: transformer.listening.queued == 1)
+            await wait_until(lambda: transformer.listening.queued == 0)
         transformer.predictor.may_answer.set()
         async with raw_connection(transformer.port) as third:
             third.send(transformer.request(2, "connection: close"))

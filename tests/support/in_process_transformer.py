@@ -1,4 +1,4 @@
-"""The real transformer in the test's event loop: its REST application and its gRPC server."""
+"""The real transformer in the test's event loop: its REST and its gRPC server."""
 
 import asyncio
 import contextlib
@@ -15,6 +15,7 @@ from uvicorn.server import ServerState
 from predictor.process import free_ports
 from tests.support.endpoints import SERVER_READY
 from tests.support.waiting import wait_until
+from transformer.batching.scorer import Scorer
 from transformer.bundle.format import load_bundle
 from transformer.options import parse
 from transformer.server.kserve_server import TransformerServer
@@ -27,6 +28,18 @@ class InProcessTransformer:
     http: httpx.AsyncClient
     grpc: GRPCInferenceServiceStub
     grpc_address: str
+    #: The ASGI application.
+    application: Any
+
+    @property
+    def without_sockets(self) -> httpx.AsyncClient:
+        """A client of the application, whose requests arrive at once and are not read by an HTTP parser.
+
+        It raises an exception that the application does not turn into a response.
+        """
+        return httpx.AsyncClient(
+            transport=httpx.ASGITransport(self.application), base_url="http://transformer"
+        )
 
     async def is_ready(self) -> bool:
         """Return True if it is ready over REST."""
@@ -41,32 +54,43 @@ class ListeningTransformer:
     ----------
     state
         Its open connections, and the tasks of the requests that it handles.
+    application
+        The ASGI application.
+    scorer
+        Has the queue.
     """
 
     port: int
     state: ServerState
+    application: Any
+    scorer: Scorer
+
+    @property
+    def queued(self) -> int:
+        """Number of requests in the queue."""
+        assert self.scorer._pool is not None
+        return len(self.scorer._pool._queue)
 
 
 @contextlib.asynccontextmanager
 async def in_process_transformer(
     directory: Path, predictor_host: str, *arguments: str, ready: bool = True
 ) -> AsyncIterator[InProcessTransformer]:
-    """Serve a bundle in front of a predictor, with further arguments of the command line.
-
-    Its REST application is called without a socket; its gRPC server listens.
-    """
+    """Serve a bundle in front of a predictor, with further arguments of the command line."""
     (port,) = free_ports(1)
     server = _create(directory, predictor_host, f"--grpc_port={port}", *arguments)
-    application = _rest_config(server).app
     grpc_server = server.grpc_server()
     running = asyncio.create_task(grpc_server.start())
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
     try:
-        # The transport raises an exception that the application does not turn into a response.
-        transport = httpx.ASGITransport(application)
-        async with httpx.AsyncClient(transport=transport, base_url="http://transformer") as http:
+        async with (
+            _listening(server) as rest,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{rest.port}", timeout=60) as http,
+        ):
             await asyncio.wait_for(channel.channel_ready(), 10)
-            served = InProcessTransformer(http, GRPCInferenceServiceStub(channel), f"127.0.0.1:{port}")
+            served = InProcessTransformer(
+                http, GRPCInferenceServiceStub(channel), f"127.0.0.1:{port}", rest.application
+            )
             if ready:
                 await wait_until(served.is_ready)
             yield served
@@ -83,7 +107,19 @@ async def listening_transformer(
 ) -> AsyncIterator[ListeningTransformer]:
     """Serve a bundle over REST on a free port; it is ready when the block begins."""
     server = _create(directory, predictor_host, *arguments)
-    config = _rest_config(server)
+    try:
+        async with _listening(server) as listening:
+            await wait_until(server.dataplane.ready)
+            yield listening
+    finally:
+        await server.dataplane.handler.scorer.close()
+
+
+@contextlib.asynccontextmanager
+async def _listening(server: TransformerServer) -> AsyncIterator[ListeningTransformer]:
+    rest = server.rest_server()
+    rest.create_application()
+    config = rest.config
     config.load()
     state = ServerState()
     listening = await asyncio.get_running_loop().create_server(
@@ -92,20 +128,12 @@ async def listening_transformer(
         ssl=config.ssl,
     )
     try:
-        await wait_until(server.dataplane.ready)
-        yield ListeningTransformer(listening.sockets[0].getsockname()[1], state)
+        port = listening.sockets[0].getsockname()[1]
+        yield ListeningTransformer(port, state, config.app, server.dataplane.handler.scorer)
     finally:
         listening.close()
-        await server.dataplane.handler.scorer.close()
 
 
 def _create(directory: Path, predictor_host: str, *arguments: str) -> TransformerServer:
     settings = parse([f"--predictor_host={predictor_host}", *arguments])
     return TransformerServer(load_bundle(directory), settings)
-
-
-def _rest_config(server: TransformerServer) -> Any:
-    """Return uvicorn's configuration with the REST application and our protocol class."""
-    rest = server.rest_server()
-    rest.create_application()
-    return rest.config

@@ -43,6 +43,8 @@ class Job:
         Loop times.
     answer
         The result that the caller awaits.
+    timer
+        Ends the job at its deadline.
     unsent
         Parts in the queue.
     refusals
@@ -72,6 +74,7 @@ class Job:
         self.created = loop.time()
         self.deadline = self.created + timeout_s
         self.answer: asyncio.Future[Prediction] = loop.create_future()
+        self.timer: asyncio.TimerHandle | None = None
         self.refusals = 0
         self.retry_group: object = None
         self.not_before = 0.0
@@ -142,6 +145,8 @@ class Job:
 
     def release(self) -> None:
         """Drop all references that keep a finished job alive, such as an error's traceback."""
+        if self.timer is not None:
+            self.timer.cancel()
         self.unsent.clear()
         self._parts.clear()
         self._answers.clear()

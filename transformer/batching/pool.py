@@ -10,9 +10,7 @@ from transformer.batching.jobs import Job
 from transformer.batching.queue import RequestQueue
 from transformer.batching.retry_budget import RetryBudget
 from transformer.batching.usable_models import UsableModels
-from transformer.bundle.prediction import Prediction
 from transformer.errors import PredictorUnavailable
-from transformer.metrics import REQUESTS
 from transformer.settings import Settings
 from transformer.upstream.client import PredictorAddress, connect
 from transformer.upstream.failure_reasons import FailureReasons
@@ -86,39 +84,29 @@ class Pool:
         self._cancel_going_down()
         self._go_down()
 
-    async def score(self, job: Job) -> Prediction:
-        """Return the job's prediction.
+    def submit(self, job: Job) -> None:
+        """Queue a job. Its answer is a prediction or one of these errors; `remove` must follow.
+
+        - `PredictorUnavailable` at the deadline if no connection could carry the job,
+        - `PredictorTooSlow` if the predictor was scoring the job at its deadline,
+        - another `ServiceError` for any other reason why there is no prediction.
 
         Raises
         ------
         PredictorUnavailable
-            At once if there has been no verified connection for `GRACE_S`; at the deadline if no connection
-            could carry the job.
-        PredictorTooSlow
-            If the predictor was scoring the job at its deadline.
+            If there has been no verified connection for `GRACE_S`.
         QueueFull
-            At once if the queue is full.
-        ServiceError
-            For any other reason why there is no prediction.
+            If the queue is full.
         """
-        try:
-            if self._down:
-                raise _no_connection()
-            self._queue.admit(job, can_go=self.models.can_carry(job))
-            prediction = await self._answer(job)
-        finally:
-            job.release()
-        REQUESTS.labels(prediction.version).inc()
-        return prediction
-
-    async def _answer(self, job: Job) -> Prediction:
+        if self._down:
+            raise _no_connection()
+        self._queue.admit(job, can_go=self.models.can_carry(job))
         # Not asyncio.timeout_at, which costs four times as much.
-        timer = self.loop.call_at(job.deadline, job.expire)
-        try:
-            return await job.answer
-        finally:
-            timer.cancel()
-            self._queue.remove(job)
+        job.timer = self.loop.call_at(job.deadline, job.expire)
+
+    def remove(self, job: Job) -> None:
+        """Remove a job from the queue, if it is there."""
+        self._queue.remove(job)
 
     def _models_changed(self) -> None:
         if self.models:

@@ -6,8 +6,7 @@ from transformer.batching.jobs import Job
 from transformer.batching.pool import Pool
 from transformer.bundle.candidates import Candidates
 from transformer.bundle.format import Bundle
-from transformer.bundle.prediction import Prediction
-from transformer.errors import UnknownVersion
+from transformer.errors import ServiceError, UnknownVersion
 from transformer.headers import check_credentials
 from transformer.settings import Settings
 from transformer.upstream.client import PredictorAddress
@@ -80,10 +79,8 @@ class Scorer:
         """Start to connect. Must be called inside the event loop that serves."""
         self._started()
 
-    async def predict(
-        self, candidates: Candidates, headers: Mapping[str, str], version: str | None = None
-    ) -> Prediction:
-        """Score the candidates of one request.
+    def submit(self, candidates: Candidates, headers: Mapping[str, str], version: str | None = None) -> Job:
+        """Queue the candidates of one request; `release` must follow once the job's answer is done.
 
         Parameters
         ----------
@@ -95,7 +92,7 @@ class Scorer:
         Raises
         ------
         ServiceError
-            Of the class that says why there is no prediction.
+            Of the class that says why there will be no prediction.
         """
         if self._settings.predictor_protocol == "grpc-v2":
             check_credentials(headers)
@@ -103,7 +100,19 @@ class Scorer:
         newest = self._versions[0]
         matrix = newest.encode(candidates)
         timeout_s = self._settings.predictor_request_timeout_seconds
-        return await pool.score(Job(candidates, newest, matrix, headers, version, pool.loop, timeout_s))
+        job = Job(candidates, newest, matrix, headers, version, pool.loop, timeout_s)
+        try:
+            pool.submit(job)
+        except ServiceError:
+            job.release()
+            raise
+        return job
+
+    def release(self, job: Job) -> None:
+        """Drop a job that is done, or whose caller has gone."""
+        if self._pool is not None:
+            self._pool.remove(job)
+        job.release()
 
     async def close(self) -> None:
         """Close the connections to the predictor."""

@@ -42,9 +42,9 @@ class V1Request:
             ]
         }
 
-    def encode(self, prediction: Prediction) -> bytes:
-        """Return the same as a response body."""
-        return orjson.dumps(self.answer(prediction))
+    def encode(self, prediction: Prediction) -> tuple[bytes, dict[str, str]]:
+        """Return body and headers of a response with it."""
+        return orjson.dumps(self.answer(prediction)), {"content-type": "application/json"}
 
 
 def decode(payload: object, output_name: str, max_candidates: int) -> V1Request:

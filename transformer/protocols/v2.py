@@ -81,6 +81,10 @@ class V2Request:
         )
         return V2Response(self.id, self.model_name, prediction.version, outputs)
 
+    def encode(self, prediction: Prediction) -> tuple[bytes, dict[str, str]]:
+        """Return body and headers of a REST response with it."""
+        return encode(self.answer(prediction))
+
 
 def output_types(name: str) -> dict[str, str]:
     """Return the outputs of a bundle with this name and their datatypes."""

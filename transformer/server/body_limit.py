@@ -5,9 +5,9 @@ import contextlib
 from collections.abc import Sequence
 
 from transformer.errors import CompressedBody, TooLarge, quoted
+from transformer.server.asgi import MAX_UNREAD, App, Message, Receive, Send, content_length
 from transformer.server.client_connection import CONNECTION, while_needed
 from transformer.server.fair_reader import FairReader
-from transformer.server.fast_path import MAX_UNREAD, App, Message, Receive, Send, content_length
 
 
 class BodyLimit:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine, MutableMapping
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import httptools
 
@@ -14,7 +14,7 @@ from transformer.server.client_limit import ClientLimit
 from transformer.server.client_timeouts import MIN_PROGRESS, ClientTimeouts, ProgressTimer, WaitsFor
 from transformer.server.client_transport import CoalescingTransport, PipelineFlowControl
 from transformer.server.refusal import Refusal
-from transformer.server.request_head import HeadRules, decoded_path
+from transformer.server.request_head import HeaderDict, HeadRules, decoded_path
 from transformer.server.unfinished_bodies import UnfinishedBodies
 from transformer.server.uvicorn_internals import HttpToolsProtocol, RequestResponseCycle
 
@@ -22,8 +22,6 @@ T = TypeVar("T")
 
 #: ASGI extension under which a request finds its connection.
 CONNECTION = "transformer.connection"
-#: ASGI extension with a request's headers as a `HeaderDict`.
-HEADERS = "transformer.headers"
 #: Maximum bytes of a request's head, including trailers, and of anything that makes no progress.
 MAX_HEAD = 64 * 2**10
 #: Maximum headers of a request.
@@ -48,6 +46,13 @@ class State(Enum):
     REFUSING = "refusing"
     #: Nothing: the error is sent, and the rest of what the client sends is discarded.
     REFUSED = "refused"
+
+
+class Cancellable(Protocol):
+    """The work for one request."""
+
+    def cancel(self) -> object:
+        """End it."""
 
 
 @dataclass(slots=True)
@@ -135,8 +140,8 @@ class ClientConnection(HttpToolsProtocol):
         self._stopping = False
         #: The request being answered. Later ones may have been read already.
         self._answering: RequestResponseCycle | None = None
-        #: The task that answers it.
-        self._task: asyncio.Task[object] | None = None
+        #: The task that answers it, or another object that can be cancelled.
+        self._task: Cancellable | None = None
         self._read = ReadProgress()
         self._rules = HeadRules()
         #: True while the parser is fed a head that replaces the client's; see `_stay_with_http`.
@@ -238,6 +243,10 @@ class ClientConnection(HttpToolsProtocol):
         self._state = State.HEAD
         self._read.requests += 1
         self._read.body = 0
+        self._reset_request()
+
+    def _reset_request(self) -> None:
+        """Forget the head of the request before."""
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -246,17 +255,20 @@ class ClientConnection(HttpToolsProtocol):
             raise self._head_too_large()
         if not self._resuming:
             parser = self.parser
-            by_name = self._rules.check(
-                parser.get_http_version(), parser.get_method(), self.url, self.headers
+            self._start(
+                self._rules.check(parser.get_http_version(), parser.get_method(), self.url, self.headers)
             )
-            self.scope["extensions"] = {CONNECTION: self, HEADERS: by_name}  # type: ignore[dict-item]
-            super().on_headers_complete()
-            if b"%2" in self.url:
-                self.scope["path"] = decoded_path(self.scope["raw_path"])
         # A copy, because the parser adds trailers to the list, which are not headers.
         self.headers = self.headers.copy()
         self._state = State.BODY
         self._read.note()
+
+    def _start(self, by_name: HeaderDict) -> None:
+        """Start to answer a request whose head is complete, or queue it."""
+        self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
+        super().on_headers_complete()
+        if b"%2" in self.url:
+            self.scope["path"] = decoded_path(self.scope["raw_path"])
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""

@@ -43,6 +43,12 @@ class CoalescingTransport:
         self.written += len(data)
         self._transport.write(data)
 
+    def write_whole(self, response: bytes) -> None:
+        """Write a complete response."""
+        self._flush()
+        self.written += len(response)
+        self._transport.write(response)
+
     def _flush(self) -> None:
         if self._head:
             self.write(b"")

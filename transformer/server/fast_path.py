@@ -1,56 +1,62 @@
-"""The fast path: plain predictions are answered before KServe's application sees them.
+"""The fast path: plain predictions, which their connection answers without an ASGI task.
 
-Anything unusual (CloudEvents, other content types, models or methods) goes on to the application's routes,
-which give the same answers.
+Anything unusual (CloudEvents, other content types, models or methods, large bodies) goes on to the
+application's routes, which give the same answers.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 from starlette.responses import JSONResponse, Response
 
-from transformer.bundle.prediction import Prediction
+from transformer.bundle.prediction import Prediction, Request
 from transformer.errors import ServiceError
 from transformer.headers import VERSION_HEADER, forwardable
 from transformer.protocols import v2
 from transformer.protocols.json_body import parse_json
 from transformer.protocols.v1 import V1Request
-from transformer.server.client_connection import CONNECTION, HEADERS, ClientConnection
-from transformer.server.handler import Handler
+from transformer.server.asgi import MAX_UNREAD, content_length
+from transformer.server.handler import Handler, InProgress
+from transformer.server.uvicorn_internals import STATUS_LINE
 
 logger = logging.getLogger("kserve.transformer")
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Coroutine[Any, Any, None]]
 #: A request's headers, names in lower case.
 Headers = Mapping[bytes, bytes]
 _ResponseHeaders = list[tuple[bytes, bytes]]
 
-#: Maximum bytes of a body that is read at once; a longer one waits for its turn.
-MAX_UNREAD = 64 * 2**10
 #: Content types of a plain JSON body, and of a V2 body, which may have binary data behind the JSON.
-_JSON = {None, b"application/json"}
-_V2_TYPES = {*_JSON, b"application/octet-stream"}
+_JSON = frozenset({None, b"application/json"})
+_V2_TYPES = _JSON | {b"application/octet-stream"}
 _VERSION_HEADER = VERSION_HEADER.encode()
 _JSON_LENGTH_HEADER = v2.JSON_LENGTH_HEADER.encode()
+#: Headers of requests that the application must read.
+_UNUSUAL = frozenset({b"content-encoding", b"expect", b"transfer-encoding", b"upgrade"})
 #: A key that makes a JSON object a CloudEvent.
 _CLOUD_EVENT = "specversion"
 
 
-class _Unusual(Exception):
-    """A body that the application's own routes must read."""
+class Unusual(Exception):
+    """Raised for a body that the application's own routes must read."""
+
+
+class PlainRequest(Request, Protocol):
+    """A decoded REST request."""
+
+    def encode(self, prediction: Prediction) -> tuple[bytes, dict[str, str]]:
+        """Return body and headers of the response."""
+
+
+#: Decodes a plain request, given its body and its headers.
+Decode = Callable[[bytes, Headers], PlainRequest]
 
 
 class FastPath:
-    """Answers plain predictions of one model, and passes everything else on.
+    """Finds plain predictions of one model, and answers them.
 
     Parameters
     ----------
-    app
-        KServe's ASGI application.
     handler
         Answers the requests.
     error_response
@@ -61,134 +67,96 @@ class FastPath:
 
     def __init__(
         self,
-        app: App,
         handler: Handler,
         error_response: Callable[[ServiceError], Response],
         max_request_bytes: int,
     ) -> None:
-        self._app = app
         self._handler = handler
         self._error_response = error_response
         self._max_bytes = min(max_request_bytes, MAX_UNREAD)
-        self._routes = {
-            f"/v1/models/{handler.name}:predict": (_JSON, self._v1),
-            f"/v2/models/{handler.name}/infer": (_V2_TYPES, self._v2),
+        self._routes: dict[bytes, tuple[frozenset[bytes | None], Decode]] = {
+            f"/v1/models/{handler.name}:predict".encode(): (_JSON, self._decode_v1),
+            f"/v2/models/{handler.name}/infer".encode(): (_V2_TYPES, self._decode_v2),
         }
+        self._default_headers: _ResponseHeaders = []
+        self._success_head = b""
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in self._routes:
-            await self._app(scope, receive, send)
-            return
-        content_types, predict = self._routes[scope["path"]]
-        extensions = scope.get("extensions", {})
-        headers = extensions.get(HEADERS) or dict(scope["headers"])
-        if len(headers) < len(scope["headers"]) or not self._is_plain(headers, content_types):
-            await self._app(scope, receive, send)
-            return
-        connection: ClientConnection | None = extensions.get(CONNECTION)
-        body = b""
-        try:
-            body = await _read(receive)
-            answer = predict(body, headers)
-            content, answer_headers = await (answer if connection is None else connection.needed(answer))
-        except _Unusual:
-            await self._app(scope, _replay(body, receive), send)
-            return
-        except ConnectionResetError:
-            # The client has gone.
-            return
-        except ServiceError as error:
-            await self._error_response(error)(scope, receive, send)
-            return
-        except Exception:
-            logger.exception("a prediction failed")
-            await JSONResponse({"error": "internal error"}, 500)(scope, receive, send)
-            return
-        await send({"type": "http.response.start", "status": 200, "headers": answer_headers})
-        await send({"type": "http.response.body", "body": content})
+    def route(self, target: bytes, headers: Headers, sent: int) -> Decode | None:
+        """Return the decoder of a plain POST request; None for a request that is not plain.
 
-    def _is_plain(self, headers: Headers, content_types: set[bytes | None]) -> bool:
+        Parameters
+        ----------
+        target
+            The request's target.
+        headers
+            Its headers.
+        sent
+            Number of headers that were sent; more than `headers` if some were repeated.
+        """
+        content_types, decode = self._routes.get(target, _NO_ROUTE)
+        if decode is None or len(headers) < sent or headers.get(b"content-type") not in content_types:
+            return None
         length = content_length(headers)
-        return (
-            length is not None
-            and length <= self._max_bytes
-            and headers.get(b"content-type") in content_types
-            and b"content-encoding" not in headers
-            # Faster than a loop over the names.
-            and b"\nce-" not in b"\n".join((b"", *headers))
+        if length is None or length > self._max_bytes or not _UNUSUAL.isdisjoint(headers):
+            return None
+        # Faster than a loop over the names.
+        return None if b"\nce-" in b"\n".join((b"", *headers)) else decode
+
+    def begin(self, decode: Decode, body: bytes, headers: Headers) -> InProgress[PlainRequest]:
+        """Begin to answer a request; see `Handler.begin`.
+
+        Raises
+        ------
+        Unusual
+            If the application must read the body.
+        ServiceError
+            If it ends without a prediction already.
+        """
+        return self._handler.begin(lambda: decode(body, headers), forwardable(headers.items()), len(body))
+
+    def end(self, progress: InProgress[PlainRequest], default_headers: _ResponseHeaders) -> bytes:
+        """Return the response to a request whose prediction is there."""
+        (content, headers), version = self._handler.end(progress, progress.request.encode)
+        if default_headers is not self._default_headers:
+            # uvicorn makes another list each second, for the date.
+            self._default_headers = default_headers
+            self._success_head = STATUS_LINE[200] + _lines(default_headers) + _VERSION_HEADER + b": "
+        own = "".join([f"\r\n{name}: {value}" for name, value in headers.items()])
+        return b"%b%b\r\ncontent-length: %d%b\r\n\r\n%b" % (
+            self._success_head,
+            version.encode(),
+            len(content),
+            own.encode(),
+            content,
         )
 
-    async def _v1(self, body: bytes, headers: Headers) -> tuple[bytes, _ResponseHeaders]:
-        def decode() -> V1Request:
-            payload = parse_json(body)
-            if isinstance(payload, dict) and _CLOUD_EVENT in payload:
-                raise _Unusual
-            return self._handler.decode_v1(payload)
+    def abandon(self, progress: InProgress[PlainRequest]) -> None:
+        """Drop a request whose client has gone."""
+        self._handler.abandon(progress)
 
-        content, version = await self._handler.predict(
-            decode, V1Request.encode, forwardable(headers.items()), len(body)
-        )
-        return content, [
-            (_VERSION_HEADER, version.encode()),
-            (b"content-length", b"%d" % len(content)),
-            (b"content-type", b"application/json"),
-        ]
+    def failure(self, error: BaseException, default_headers: _ResponseHeaders) -> bytes:
+        """Return the response to a request that ends with an error."""
+        if isinstance(error, ServiceError):
+            response = self._error_response(error)
+        else:
+            logger.error("a prediction failed", exc_info=error)
+            response = JSONResponse({"error": "internal error"}, 500)
+        headers = _lines([*default_headers, *response.raw_headers])
+        return b"%b%b\r\n%b" % (STATUS_LINE[response.status_code], headers, bytes(response.body))
 
-    async def _v2(self, body: bytes, headers: Headers) -> tuple[bytes, _ResponseHeaders]:
+    def _decode_v1(self, body: bytes, _: Headers) -> V1Request:
+        payload = parse_json(body)
+        if isinstance(payload, dict) and _CLOUD_EVENT in payload:
+            raise Unusual
+        return self._handler.decode_v1(payload)
+
+    def _decode_v2(self, body: bytes, headers: Headers) -> v2.V2Request:
         length = headers.get(_JSON_LENGTH_HEADER)
-        json_length = None if length is None else length.decode("latin-1")
-        (content, content_headers), version = await self._handler.predict(
-            lambda: self._handler.decode_v2(body, json_length),
-            encode_v2,
-            forwardable(headers.items()),
-            len(body),
-        )
-        return content, [
-            (_VERSION_HEADER, version.encode()),
-            *((name.encode(), value.encode()) for name, value in content_headers.items()),
-            (b"content-length", b"%d" % len(content)),
-        ]
+        return self._handler.decode_v2(body, None if length is None else length.decode("latin-1"))
 
 
-def encode_v2(request: v2.V2Request, prediction: Prediction) -> tuple[bytes, dict[str, str]]:
-    """Return body and headers of a V2 REST response."""
-    return v2.encode(request.answer(prediction))
+_NO_ROUTE: tuple[frozenset[bytes | None], Decode | None] = (_JSON, None)
 
 
-def content_length(headers: Headers) -> int | None:
-    """Return the announced bytes of a request's body; None if there is no valid length."""
-    digits = headers.get(b"content-length", b"").rstrip(b" \t")
-    if not digits.isdigit():
-        return None
-    # Python refuses numbers of thousands of digits, and leading zeros do not count.
-    return int(digits.lstrip(b"0")[:20] or b"0")
-
-
-async def _read(receive: Receive) -> bytes:
-    """Read a request's whole body.
-
-    Raises
-    ------
-    ConnectionResetError
-        If the client has gone.
-    """
-    parts: list[bytes] = []
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ConnectionResetError
-        parts.append(message.get("body", b""))
-        more = message.get("more_body", False)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives a body which was read already."""
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Message:
-        return messages.pop() if messages else await receive()
-
-    return replay
+def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b"".join([b"%b: %b\r\n" % header for header in headers])

@@ -5,20 +5,23 @@ version that may answer, the metrics.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from kserve.logging import trace_logger
 from kserve.metrics import POST_HIST_TIME, PRE_HIST_TIME, PREDICT_HIST_TIME, get_labels
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from prometheus_client import Histogram
 
+from transformer.batching.jobs import Job
 from transformer.batching.scorer import Scorer
 from transformer.bundle.format import Bundle
 from transformer.bundle.prediction import Prediction, Request
 from transformer.errors import printable
 from transformer.headers import forwarded
+from transformer.metrics import REQUESTS
 from transformer.protocols import grpc_messages, openapi, v1, v2
 from transformer.server.byte_budget import BUDGET_IN_MAX_REQUESTS, ByteBudget
 from transformer.server.fair_reader import FairReader
@@ -26,6 +29,26 @@ from transformer.settings import Settings
 
 _Request = TypeVar("_Request", bound=Request)
 _Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class InProgress(Generic[_Request]):
+    """A request that waits for its prediction.
+
+    Attributes
+    ----------
+    size
+        Its size in bytes.
+    start, decoded
+        Times of `perf_counter`.
+    """
+
+    request: _Request
+    job: Job
+    size: int
+    request_id: str
+    start: float
+    decoded: float
 
 
 class Handler:
@@ -105,14 +128,10 @@ class Handler:
 
         Parameters
         ----------
-        decode
-            Decodes the request.
+        decode, headers, size
+            As `begin`.
         encode
             Encodes the prediction in the caller's protocol.
-        headers
-            The request's headers, or at least those that `transformer.headers.forwarded` looks at.
-        size
-            The request's size in bytes.
 
         Returns
         -------
@@ -123,20 +142,69 @@ class Handler:
         ServiceError
             Of the class that says why there is no prediction.
         """
+        progress = self.begin(decode, headers, size)
+        try:
+            await progress.job.answer
+        except BaseException:
+            self.abandon(progress)
+            raise
+        return self.end(progress, lambda prediction: encode(progress.request, prediction))
+
+    def begin(
+        self, decode: Callable[[], _Request], headers: Sequence[tuple[str, str]], size: int
+    ) -> InProgress[_Request]:
+        """Begin to answer a request. `end` or `abandon` must follow once its job is done.
+
+        Parameters
+        ----------
+        decode
+            Decodes the request.
+        headers
+            The request's headers, or at least those that `transformer.headers.forwarded` looks at.
+        size
+            The request's size in bytes.
+
+        Raises
+        ------
+        ServiceError
+            If it ends without a prediction already.
+        """
         forward = forwarded(headers)
         self._budget.reserve(size)
         try:
             start = perf_counter()
             request = decode()
             decoded = perf_counter()
-            prediction = await self.scorer.predict(request.candidates, forward, request.version)
-            scored = perf_counter()
-            answer = encode(request, prediction)
-        finally:
+            job = self.scorer.submit(request.candidates, forward, request.version)
+        except BaseException:
             self._budget.release(size)
-        request_id = forward.get("x-request-id", "N.A.")
-        self._observe(decoded - start, scored - decoded, perf_counter() - scored, request_id)
+            raise
+        return InProgress(request, job, size, forward.get("x-request-id", "N.A."), start, decoded)
+
+    def end(
+        self, progress: InProgress[_Request], encode: Callable[[Prediction], _Answer]
+    ) -> tuple[_Answer, str]:
+        """Return the answer to a request whose job is done, and the version that gave it.
+
+        Raises
+        ------
+        ServiceError
+            If there is no prediction.
+        """
+        try:
+            scored = perf_counter()
+            prediction = progress.job.answer.result()
+            answer = encode(prediction)
+        finally:
+            self.abandon(progress)
+        REQUESTS.labels(prediction.version).inc()
+        self._observe(progress, scored)
         return answer, prediction.version
+
+    def abandon(self, progress: InProgress[_Request]) -> None:
+        """Drop a request that gets no answer."""
+        self._budget.release(progress.size)
+        self.scorer.release(progress.job)
 
     def ready(self, version: str | None = None) -> bool:
         """Return True if a prediction, by a version if one is named, would succeed.
@@ -185,16 +253,13 @@ class Handler:
             POST_HIST_TIME.labels(**labels),
         )
 
-    def _observe(self, preprocess_s: float, predict_s: float, postprocess_s: float, request_id: str) -> None:
-        preprocess, predict, postprocess = self.histograms
-        preprocess.observe(preprocess_s)
-        predict.observe(predict_s)
-        postprocess.observe(postprocess_s)
+    def _observe(self, progress: InProgress[_Request], scored: float) -> None:
+        durations = (progress.decoded - progress.start, scored - progress.decoded, perf_counter() - scored)
+        for histogram, seconds in zip(self.histograms, durations, strict=True):
+            histogram.observe(seconds)
         if self._settings.enable_latency_logging:
             trace_logger.info(
                 "requestId: %s, preprocess_ms: %.3f, predict_ms: %.3f, postprocess_ms: %.3f",
-                printable(request_id),
-                1000 * preprocess_s,
-                1000 * predict_s,
-                1000 * postprocess_s,
+                printable(progress.request_id),
+                *(1000 * seconds for seconds in durations),
             )

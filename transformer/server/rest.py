@@ -24,7 +24,8 @@ from transformer.server.client_timeouts import ClientTimeouts, linger_s
 from transformer.server.dataplane import TransformerDataPlane
 from transformer.server.descriptors import client_limits
 from transformer.server.failure_log import FailureLog
-from transformer.server.fast_path import App, FastPath
+from transformer.server.fast_connection import FastConnection
+from transformer.server.fast_path import FastPath
 from transformer.server.freed_memory import releasing_memory
 from transformer.server.rest_routes import RestRoutes
 from transformer.server.unfinished_bodies import UnfinishedBodies
@@ -98,19 +99,20 @@ class RestServer(RESTServer):  # type: ignore[misc]
         _ = handler.histograms
         app.openapi = cache(handler.openapi)  # type: ignore[method-assign]
         limit = settings.max_request_bytes
-        served: App = BodyLimit(app, handler.reader, limit, linger_s(settings.client_timeout_seconds))
-        if not has_middleware:
-            served = FastPath(served, handler, self._error_response, limit)
+        self.config.app = BodyLimit(app, handler.reader, limit, linger_s(settings.client_timeout_seconds))
         # Websockets are not offered, so their library need not be loaded.
         self.config.ws = "none"
+        connection = ClientConnection
+        if not has_middleware:
+            fast_path = FastPath(handler, self._error_response, limit)
+            connection = partial(FastConnection, fast_path=fast_path)  # type: ignore[assignment]
         self.config.http = partial(
-            ClientConnection,
+            connection,
             timeouts=ClientTimeouts(settings.client_timeout_seconds),
             limit=ClientLimit(client_limits(settings)),
             unfinished=UnfinishedBodies(limit),
             is_stopping=self._is_stopping,
         )
-        self.config.app = served
 
     def _is_stopping(self) -> bool:
         return bool(self._server.should_exit)

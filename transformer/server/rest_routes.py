@@ -22,7 +22,6 @@ from transformer.headers import VERSION_HEADER, forwardable
 from transformer.protocols import v2
 from transformer.protocols.v1 import V1Request
 from transformer.server.dataplane import NO_LOADING, TransformerDataPlane
-from transformer.server.fast_path import encode_v2
 
 _Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -159,7 +158,7 @@ class RestRoutes:
         json_length = request.headers.get(v2.JSON_LENGTH_HEADER)
         (content, content_headers), version = await handler.predict(
             lambda: handler.decode_v2(body, json_length, request.path_params.get("version")),
-            encode_v2,
+            v2.V2Request.encode,
             forwardable(request.headers.raw),
             len(body),
         )

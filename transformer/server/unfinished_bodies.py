@@ -3,8 +3,8 @@
 from transformer.server.byte_budget import ByteBudget
 from transformer.server.fair_reader import MAX_READING
 
-#: The budget, in bodies of the maximum size: those that `FairReader` reads at the same time, and half as much for
-#: smaller ones and the beginnings of those that wait.
+#: The budget, in bodies of the maximum size: those that `FairReader` reads at the same time, and half as much
+#: for smaller ones and the beginnings of those that wait.
 BUDGET_IN_MAX_BODIES = MAX_READING + MAX_READING // 2
 
 
