@@ -120,8 +120,11 @@ async def test_busy_clients_take_no_descriptors_from_the_predictor(
             await served.until_renewed()
             with contextlib.suppress(httpx.TransportError):
                 response = await served.predict()
-                assert response.status_code == 503
-                assert response.json()["error"].startswith("too many connections: limit ")
+                if response.status_code == 503:
+                    assert response.json()["error"].startswith("too many connections: limit ")
+                else:
+                    # The kernel chooses the worker, and it may have chosen the other one more often before.
+                    assert (workers, response.status_code) == (2, 200)
             await served.until_renewed()
 
         async def is_answered() -> bool:
