@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 from transformer.errors import CompressedBody, TooLarge, quoted
 from transformer.server.asgi import MAX_UNREAD, App, Message, Receive, Send, content_length
-from transformer.server.client_connection import CONNECTION, while_needed
+from transformer.server.client_connection import CONNECTION, ClientConnection
 from transformer.server.fair_reader import FairReader
 
 
@@ -42,7 +43,7 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         request = _Request(self, scope, receive, send)
-        await while_needed(scope, self.app(scope, request.receive, request.send))
+        await _while_needed(scope, self.app(scope, request.receive, request.send))
 
 
 class _Request:
@@ -114,3 +115,16 @@ class _Request:
 
     def _too_large(self, size: object) -> TooLarge:
         return TooLarge(f"body: limit {self._limit.max_bytes} bytes, got {size}")
+
+
+async def _while_needed(scope: Message, answering: Coroutine[Any, Any, None]) -> None:
+    """Answer a request, and cancel that silently when no client waits for it any more."""
+    connection: ClientConnection | None = scope.get("extensions", {}).get(CONNECTION)
+    if connection is None:
+        await answering
+        return
+    try:
+        await connection.needed(answering)
+    except ConnectionResetError:
+        if not connection.lost:
+            raise

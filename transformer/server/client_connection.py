@@ -1,11 +1,9 @@
 """A client's connection: uvicorn's protocol, with limits on what a client sends and how long it takes."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, MutableMapping
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Callable, Coroutine
 from http import HTTPStatus
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import httptools
 
@@ -13,9 +11,10 @@ from transformer.errors import QueueFull
 from transformer.server.client_limit import ClientLimit
 from transformer.server.client_timeouts import MIN_PROGRESS, ClientTimeouts, ProgressTimer, WaitsFor
 from transformer.server.client_transport import CoalescingTransport, PipelineFlowControl
-from transformer.server.refusal import Refusal
+from transformer.server.connection_state import WAITS_FOR, Cancellable, ReadProgress, State
+from transformer.server.refusal import Refusal, refusal_of
 from transformer.server.request_head import HeaderDict, HeadRules, decoded_path
-from transformer.server.unfinished_bodies import UnfinishedBodies
+from transformer.server.unfinished_bodies import UnfinishedBodies, UnfinishedBody
 from transformer.server.uvicorn_internals import HttpToolsProtocol, RequestResponseCycle
 
 T = TypeVar("T")
@@ -33,58 +32,6 @@ LAST_REQUEST_S = 1.0
 
 #: Headers that announce a body's length.
 _LENGTHS = {b"content-length", b"transfer-encoding"}
-
-
-class State(Enum):
-    """The part of a request that a connection reads next."""
-
-    #: The first byte of a request.
-    IDLE = "idle"
-    HEAD = "head"
-    BODY = "body"
-    #: Nothing: an error waits until the requests before it are answered.
-    REFUSING = "refusing"
-    #: Nothing: the error is sent, and the rest of what the client sends is discarded.
-    REFUSED = "refused"
-
-
-class Cancellable(Protocol):
-    """The work for one request."""
-
-    def cancel(self) -> object:
-        """End it."""
-
-
-@dataclass(slots=True)
-class ReadProgress:
-    """Progress of the requests on a connection.
-
-    Attributes
-    ----------
-    requests
-        Requests that have begun.
-    received
-        Bytes received.
-    useful
-        Bytes that had been received when a request last made progress.
-    body
-        Bytes of the body that is being read.
-    held
-        Bytes of it that are reserved in the budget.
-    head_fits
-        True if a head that ends in the present data is surely within the limit, so it need not be measured.
-    """
-
-    requests: int = 0
-    received: int = 0
-    useful: int = 0
-    body: int = 0
-    held: int = 0
-    head_fits: bool = True
-
-    def note(self) -> None:
-        """Note that a request has made progress."""
-        self.useful = self.received
 
 
 class ClientConnection(HttpToolsProtocol):
@@ -132,7 +79,7 @@ class ClientConnection(HttpToolsProtocol):
         self.url = b""
         self._timeouts = timeouts
         self._limit = limit
-        self._unfinished = unfinished
+        self._body = UnfinishedBody(unfinished)
         self._is_stopping = is_stopping
         self._timer = ProgressTimer()
         self._state = State.IDLE
@@ -179,7 +126,7 @@ class ClientConnection(HttpToolsProtocol):
         """
         self._unset_keepalive_if_required()
         self._limit.remove(self)
-        self._release_body()
+        self._body.release()
         self.pipeline.clear()
         self.cycle = self.scope = self.headers = None  # type: ignore[assignment]
         self._answering = self._task = None
@@ -196,11 +143,11 @@ class ClientConnection(HttpToolsProtocol):
         try:
             self._feed(data)
         except httptools.HttpParserError as error:
-            self._refuse(_refusal(error))
+            self._refuse(refusal_of(error))
         else:
             if read.received - read.useful > MAX_HEAD:
                 self._refuse(self._head_too_large())
-            elif read.body > read.held and self._state is State.BODY:
+            elif self._state is State.BODY:
                 self._hold_body()
 
     def _feed(self, data: bytes) -> None:
@@ -242,7 +189,7 @@ class ClientConnection(HttpToolsProtocol):
             )
         self._state = State.HEAD
         self._read.requests += 1
-        self._read.body = 0
+        self._body.begin()
         self._reset_request()
 
     def _reset_request(self) -> None:
@@ -273,7 +220,7 @@ class ClientConnection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
         super().on_body(body)
-        self._read.body += len(body)
+        self._body.size += len(body)
         self._read.note()
 
     def on_message_complete(self) -> None:
@@ -284,25 +231,14 @@ class ClientConnection(HttpToolsProtocol):
         super().on_message_complete()
         self._state = State.IDLE
         self._read.note()
-        if self._read.held:
-            self._release_body()
+        self._body.release()
 
     def _hold_body(self) -> None:
         """Reserve the bytes of a body that is not complete, unless they are discarded."""
-        read = self._read
-        if read.body > self._unfinished.max_body or self.cycle.response_complete:
-            self._release_body()
-            return
         try:
-            self._unfinished.hold(read.body - read.held)
+            self._body.hold(discarded=self.cycle.response_complete)
         except QueueFull as error:
             self._refuse(Refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error)))
-        else:
-            read.held = read.body
-
-    def _release_body(self) -> None:
-        self._unfinished.release(self._read.held)
-        self._read.held = 0
 
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
@@ -330,8 +266,8 @@ class ClientConnection(HttpToolsProtocol):
         """Go on with the next request, or with the error that waits."""
         # uvicorn's own method starts and cancels a timer for each response.
         self.server_state.total_requests += 1
-        if self._read.held and self.cycle.response_complete:
-            self._release_body()
+        if self.cycle.response_complete:
+            self._body.release()
         if not self.transport.is_closing():
             self.flow.resume_reading()
             if self.pipeline:
@@ -437,7 +373,7 @@ class ClientConnection(HttpToolsProtocol):
 
     def _drop_request(self) -> None:
         """Drop the request whose body is being read, queued or in progress."""
-        self._release_body()
+        self._body.release()
         cycle = self.cycle
         if self.pipeline:
             self.pipeline.popleft()
@@ -482,7 +418,7 @@ class ClientConnection(HttpToolsProtocol):
             if self._state is State.BODY and not held_up:
                 return WaitsFor.BODY, self._read.received
             return WaitsFor.NOTHING, 0
-        return _WAITS_FOR[self._state], 0
+        return WAITS_FOR[self._state], 0
 
     def _time_out(self, waits: WaitsFor, timeout_s: float) -> None:
         if waits is WaitsFor.HEAD:
@@ -497,35 +433,3 @@ class ClientConnection(HttpToolsProtocol):
             waits is WaitsFor.REQUEST and self.cycle is None
         ):
             self.transport.close()
-
-
-#: What a connection waits for when every request that was read has its response.
-_WAITS_FOR = {
-    State.IDLE: WaitsFor.REQUEST,
-    State.HEAD: WaitsFor.HEAD,
-    State.BODY: WaitsFor.REMAINDER,
-    State.REFUSING: WaitsFor.NOTHING,
-}
-
-
-def _refusal(error: httptools.HttpParserError) -> Refusal:
-    """Return the refusal that a callback raised, or one for a request that the parser cannot read."""
-    # The parser wraps what its callbacks raise.
-    cause = error.__context__
-    if isinstance(cause, Refusal):
-        # Without its traceback, whose frames refer to the connection.
-        return cause.with_traceback(None)
-    return Refusal(HTTPStatus.BAD_REQUEST, "the request is not HTTP/1.1")
-
-
-async def while_needed(scope: MutableMapping[str, Any], answering: Coroutine[Any, Any, None]) -> None:
-    """Answer a request, and cancel that silently when no client waits for it any more."""
-    connection: ClientConnection | None = scope.get("extensions", {}).get(CONNECTION)
-    if connection is None:
-        await answering
-        return
-    try:
-        await connection.needed(answering)
-    except ConnectionResetError:
-        if not connection.lost:
-            raise

@@ -40,7 +40,9 @@ class FastConnection(ClientConnection):
         if decode is None:
             self._start_through_asgi(by_name)
         else:
-            self.cycle = self._answering = self._task = PlainCycle(self, self._fast_path, decode, by_name)
+            cycle = PlainCycle(self, self._fast_path, decode, by_name)
+            cycle.keep_alive = not self._stopping
+            self.cycle = self._answering = self._task = cycle
 
     def _decoder(self, by_name: HeaderDict) -> Decode | None:
         """Return the decoder of a plain request that can be answered next; None for all others."""

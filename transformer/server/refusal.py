@@ -2,6 +2,7 @@
 
 from http import HTTPStatus
 
+import httptools
 import orjson
 
 from transformer.errors import RETRY_AFTER_S
@@ -33,3 +34,13 @@ class Refusal(Exception):
             own.append((b"retry-after", b"%d" % RETRY_AFTER_S))
         lines = [b"%s: %s\r\n" % header for header in (*headers, *own)]
         return b"".join([STATUS_LINE[self.status], *lines, b"\r\n", body])
+
+
+def refusal_of(error: httptools.HttpParserError) -> Refusal:
+    """Return the refusal that a callback raised, or one for a request that the parser cannot read."""
+    # The parser wraps what its callbacks raise.
+    cause = error.__context__
+    if isinstance(cause, Refusal):
+        # Without its traceback, whose frames refer to the connection.
+        return cause.with_traceback(None)
+    return Refusal(HTTPStatus.BAD_REQUEST, "the request is not HTTP/1.1")

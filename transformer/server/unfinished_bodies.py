@@ -34,3 +34,47 @@ class UnfinishedBodies:
     def release(self, size: int) -> None:
         """Release bytes of a body that is complete, discarded or dropped."""
         self._budget.release(size)
+
+
+class UnfinishedBody:
+    """The body that one connection reads.
+
+    Parameters
+    ----------
+    budget
+        The budget of all connections.
+
+    Attributes
+    ----------
+    size
+        Bytes that have arrived.
+    """
+
+    def __init__(self, budget: UnfinishedBodies) -> None:
+        self.size = 0
+        self._held = 0
+        self._budget = budget
+
+    def begin(self) -> None:
+        """Begin another body."""
+        self.size = 0
+
+    def hold(self, *, discarded: bool) -> None:
+        """Reserve the bytes that have arrived since the last time; release all if they are discarded.
+
+        Raises
+        ------
+        QueueFull
+            If the budget is used up.
+        """
+        if discarded or self.size > self._budget.max_body:
+            self.release()
+        elif self.size > self._held:
+            self._budget.hold(self.size - self._held)
+            self._held = self.size
+
+    def release(self) -> None:
+        """Release the bytes of a body that is complete, discarded or dropped."""
+        if self._held:
+            self._budget.release(self._held)
+            self._held = 0

@@ -59,6 +59,7 @@ CYCLE = {
 #: Attributes and methods of `FlowControl`.
 FLOW = {
     "read_paused": "True while nothing is read",
+    "write_paused": "True while the client does not read",
     "resume_reading": "overridden; reads on",
 }
 #: Attributes and methods of `uvicorn.Server`, used by `rest`.
