@@ -73,15 +73,24 @@ class Victim:
     pid: int
 
     def memory(self, name: str = "VmRSS") -> float:
-        """Return its resident memory in MiB; ``VmHWM`` is the peak."""
-        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith(name + ":"):
-                return int(line.split()[1]) / 1024
-        raise AssertionError(f"process {self.pid} has ended")
+        """Return the resident memory of all its processes in MiB; with ``VmHWM`` the sum of their peaks."""
+        return sum(_status(pid, name) for pid in self.pids) / 1024
 
     def restart_peak(self) -> None:
         """Make the peak begin at the present memory."""
-        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+        for pid in self.pids:
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+    @property
+    def pids(self) -> list[int]:
+        """Its first process and the workers."""
+        return [self.pid, *(child.pid for child in psutil.Process(self.pid).children(recursive=True))]
+
+
+def _status(pid: int, name: str) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (value,) = (line.split()[1] for line in lines if line.startswith(f"{name}:"))
+    return int(value)
 
 
 #: An attack of a strength; 1 is the short form.
@@ -251,6 +260,7 @@ async def honest_client(victim: Victim) -> AsyncIterator[Honest]:
         grpc.aio.insecure_channel(f"127.0.0.1:{victim.grpc_port}") as channel,
     ):
         stub = GRPCInferenceServiceStub(channel)
+        await asyncio.wait_for(channel.channel_ready(), HONEST_TIMEOUT_S)
 
         async def over_rest() -> None:
             response = await http.post(V1_PREDICT, json={"instances": [SAMPLE]})
@@ -298,14 +308,14 @@ async def _at_once(flood: Callable[[], Awaitable[None]], times: int) -> None:
     await asyncio.gather(*(flood() for _ in range(times)))
 
 
-def limit_memory(pid: int) -> str:
-    """Put a process and its children into a cgroup with the manifest's limit; say if that was possible."""
-    group = Path(f"/sys/fs/cgroup/memory/attacks-{pid}")
+def limit_memory(victim: Victim) -> str:
+    """Put its processes into a cgroup with the manifest's limit; say if that was possible."""
+    group = Path(f"/sys/fs/cgroup/memory/attacks-{victim.pid}")
     try:
         group.mkdir()
         (group / "memory.limit_in_bytes").write_text(f"{MEMORY_LIMIT_MIB}M")
-        for one in (pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))):
-            (group / "cgroup.procs").write_text(str(one))
+        for pid in victim.pids:
+            (group / "cgroup.procs").write_text(str(pid))
     except OSError as error:
         return f"no limit on memory, because this needs root and cgroups of version 1: {error}"
     return f"memory limit {MEMORY_LIMIT_MIB} MiB"
@@ -328,7 +338,7 @@ async def main() -> int:
             ) as process,
         ):
             victim = Victim(process.http_port, process.grpc_port, process.pid)
-            print(limit_memory(process.pid))
+            print(limit_memory(victim))
             print(
                 f"{'attack':28}{'s':>6}{'MiB':>7}{'REST':>7}{'slowest':>9}{'gRPC':>7}{'slowest':>9}  failed"
             )
