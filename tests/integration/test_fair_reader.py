@@ -205,3 +205,13 @@ async def test_calls_beyond_the_limit_get_a_status_and_a_message(
         predictor.may_answer.set()
         for call in calls:
             assert (await call).model_version == "v1"
+
+
+async def test_a_connection_is_closed_when_it_is_old(trained_bundle, sklearn_reference, monkeypatch):
+    monkeypatch.setattr(grpc_server, "CONNECTION_AGE_S", 0.3)
+    async with (
+        FakeMLServer(sklearn_reference).running() as predictor,
+        in_process_transformer(trained_bundle, predictor.address, "--predictor_protocol=v2") as transformer,
+        http2_connection(int(transformer.grpc_address.rpartition(":")[2])) as connection,
+    ):
+        await asyncio.wait_for(connection.closed.wait(), 20)
