@@ -242,7 +242,7 @@ _MLSERVER = Runtime(
     # alternating between servers: 1 row 3.3 instead of 4.8 ms, 64 rows 6.5 instead of 8.5 ms; memory 250
     # instead of 455 MB. A model's error then has no reason; transformer/upstream/verification.py needs none.
     # Without gzip, metrics, warnings or the check for finite values, or with one OpenMP thread: the same
-    # within 7 %, the noise of the measurement.
+    # within 10 %, the noise of the measurement.
     tuned_env={"MLSERVER_DEBUG": "false", "MLSERVER_PARALLEL_WORKERS": "0"},
 )
 
