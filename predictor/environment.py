@@ -63,7 +63,7 @@ class Environment:
     def of(cls, runtime: Runtime) -> Self:
         """Return the environment with the packages of a stock runtime's image."""
         return cls(
-            name=runtime.name,
+            name=runtime.environment,
             lock=runtime.lock,
             contents=f"{runtime.image}:{runtime.version}",
             command=f"python -m predictor install {runtime.name}",

@@ -1,7 +1,7 @@
 """The table of stock runtimes: each image's versions, and how its ClusterServingRuntime starts it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -54,10 +54,15 @@ class Runtime:
         Argument or variable that sets the value.
     command
         Command of the image.
+    environment
+        Name of the environment that replaces the image on this machine. Images with the same packages share
+        one.
     local_env
         Variables that are needed only on a machine that is shared with other processes.
     probability_env
         Variables that `predictor.model.env` must set to get probabilities.
+    tuned_env, tuned_args
+        Variables and arguments that `predictor.model` sets for speed.
     args_replace_command
         True if `predictor.model.args` replace the image's command, because the image has no entry point.
     """
@@ -76,16 +81,24 @@ class Runtime:
     http_port_setting: str
     grpc_port_setting: str
     command: tuple[str, ...]
+    environment: str
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     local_env: Mapping[str, str] = field(default_factory=dict)
     probability_env: Mapping[str, str] = field(default_factory=dict)
+    tuned_env: Mapping[str, str] = field(default_factory=dict)
+    tuned_args: tuple[str, ...] = ()
     args_replace_command: bool = False
+
+    @property
+    def spec_env(self) -> Mapping[str, str]:
+        """Variables that `predictor.model.env` sets in our specs, whatever the deployment."""
+        return {**self.probability_env, **self.tuned_env}
 
     @property
     def lock(self) -> Path:
         """Lock file of the environment that replaces the image on this machine."""
-        return HERE / "environments" / f"{self.name}.txt"
+        return HERE / "environments" / f"{self.environment}.txt"
 
     def launch(
         self,
@@ -213,6 +226,7 @@ _MLSERVER = Runtime(
     http_port_setting="MLSERVER_HTTP_PORT",
     grpc_port_setting="MLSERVER_GRPC_PORT",
     command=("{bin}/mlserver", "start", "{model_dir}"),
+    environment="kserve-mlserver",
     args_replace_command=True,
     env={
         "MLSERVER_MODEL_IMPLEMENTATION": "mlserver_sklearn.SKLearnModel",
@@ -224,6 +238,12 @@ _MLSERVER = Runtime(
         "MLSERVER_GRPC_PORT": "{grpc_port}",
     },
     local_env={"MLSERVER_HOST": "127.0.0.1", "MLSERVER_METRICS_PORT": "{metrics_port}"},
+    # No worker process. Processor time of a call with the tutorial's forest in its serving form, calls
+    # alternating between servers: 1 row 3.3 instead of 4.8 ms, 64 rows 6.5 instead of 8.5 ms; memory 250
+    # instead of 455 MB. A model's error then has no reason; transformer/upstream/verification.py needs none.
+    # Without gzip, metrics, warnings or the check for finite values, or with one OpenMP thread: the same
+    # within 10 %, the noise of the measurement.
+    tuned_env={"MLSERVER_DEBUG": "false", "MLSERVER_PARALLEL_WORKERS": "0"},
 )
 
 _SKLEARNSERVER = Runtime(
@@ -237,11 +257,15 @@ _SKLEARNSERVER = Runtime(
     joblib="1.5.3",
     probability_output="output-0",
     probability_env={"PREDICT_PROBA": "true"},
+    # No line per request for access and latency; errors are still logged. Processor time of a call, measured
+    # as above: 1 row 2.7 instead of 3.0 ms, 64 rows 6.2 instead of 6.8 ms.
+    tuned_args=("--configure_logging=false",),
     readiness_path="/v1/models/{model_name}",
     model_name_setting="--model_name",
     http_port_setting="--http_port",
     grpc_port_setting="--grpc_port",
     command=("{python}", "{here}/sklearnserver"),
+    environment="kserve-sklearnserver",
     args=(
         "--model_name={model_name}",
         "--model_dir={model_dir}",
@@ -250,7 +274,16 @@ _SKLEARNSERVER = Runtime(
     ),
 )
 
+# One image for three frameworks. For scikit-learn it calls sklearnserver's model class, and its packages are
+# sklearnserver's (scikit-learn ~=1.5.1), LightGBM and XGBoost, resolved when the image was built.
+_PREDICTIVESERVER = replace(
+    _SKLEARNSERVER,
+    name="kserve-predictiveserver",
+    image="kserve/predictiveserver",
+    args=(*_SKLEARNSERVER.args, "--framework=sklearn", "--nthread=1"),
+)
+
 DEFAULT_RUNTIME = _MLSERVER.name
 RUNTIMES: Mapping[str, Runtime] = MappingProxyType(
-    {runtime.name: runtime for runtime in (_MLSERVER, _SKLEARNSERVER)}
+    {runtime.name: runtime for runtime in (_MLSERVER, _SKLEARNSERVER, _PREDICTIVESERVER)}
 )

@@ -157,11 +157,19 @@ class EncodingRefused(PredictorUnavailable):
     """A predictor whose model has other feature names than the request."""
 
 
+class UnexplainedError(PredictorUnavailable):
+    """An error of the predictor without a reason: it stops, or its model has other feature names."""
+
+
 class InvalidPredictorResponse(ServiceError):
     """A response of the predictor that is not one probability per class and candidate."""
 
     status = HTTPStatus.BAD_GATEWAY
     grpc_code = "INTERNAL"
+
+
+class PredictorError(InvalidPredictorResponse):
+    """An error of the predictor for another reason than its state or the feature names."""
 
 
 def grpc_details(error: ServiceError) -> str:

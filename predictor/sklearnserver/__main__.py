@@ -1,8 +1,9 @@
-"""Serve one scikit-learn model like the image kserve/sklearnserver of KServe v0.20.
+"""Serve one scikit-learn model like the image kserve/sklearnserver or kserve/predictiveserver, v0.20.
 
 It has the same arguments (`--model_name`, `--model_dir` and those of KServe's SDK), the same variable
-`PREDICT_PROBA`, and the same responses over V1, V2 and gRPC. One difference is intended: a directory without
-a model file is an error here, while the image starts a server that never becomes ready.
+`PREDICT_PROBA`, and the same responses over V1, V2 and gRPC. Of predictiveserver's frameworks it has only
+sklearn. One difference is intended: a directory without a model file is an error here, while the images start
+a server that never becomes ready.
 """
 
 import argparse
@@ -99,6 +100,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = argparse.ArgumentParser(prog="sklearnserver", parents=[sdk_arguments], description=__doc__)
     arguments.add_argument(
         "--model_dir", required=True, type=Path, help="local directory with one model file"
+    )
+    arguments.add_argument(
+        "--framework", default="sklearn", choices=["sklearn"], help="the model's framework (predictiveserver)"
     )
     settings, _ = arguments.parse_known_args(argv)
     if settings.configure_logging:

@@ -22,7 +22,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 from predictor.environment import ensure
 from predictor.process import PredictorError, PredictorProcess
-from predictor.runtimes import get_runtime
+from predictor.runtimes import RUNTIMES, get_runtime
 from tests.support.endpoints import V1_PREDICT, V2_INFER
 
 NAMES = ["degree_t=Comm&Mgmt", "gender=F", "gender=M", "ssc_p"]
@@ -85,7 +85,14 @@ def sklearnserver(model_dir: Path) -> Iterator[PredictorProcess]:
         yield process
 
 
-@pytest.fixture(params=["kserve-mlserver", "kserve-sklearnserver"])
+@pytest.fixture(scope="session")
+def predictiveserver(model_dir: Path) -> Iterator[PredictorProcess]:
+    with start("kserve-predictiveserver", model_dir) as process:
+        process.wait_ready()
+        yield process
+
+
+@pytest.fixture(params=list(RUNTIMES))
 def server(request: pytest.FixtureRequest) -> PredictorProcess:
     """Each runtime, over the protocol that they share."""
     process: PredictorProcess = request.getfixturevalue(request.param.removeprefix("kserve-"))

@@ -57,7 +57,8 @@ async def running_predictor(
             bundle,
             python=python,
             model_name="placement",
-            env=runtime.probability_env,
+            args=runtime.tuned_args,
+            env=runtime.spec_env,
             log=log,
             http_port=http_port,
         )

@@ -30,6 +30,9 @@ class FakeMLServer:
         Returns True for an array that the model cannot score.
     may_answer
         Responses wait until it is set.
+    explains
+        Errors of the model contain their reason, as with MLServer's worker process. Without, they are a bare
+        500, after which the connection is closed.
     """
 
     def __init__(self, served: SklearnReference | Callable[[], SklearnReference] | None) -> None:
@@ -38,6 +41,7 @@ class FakeMLServer:
         self.connections = 0
         self.plain_calls: list[tuple[npt.NDArray[Any], Mapping[str, str]]] = []
         self.refuses: Callable[[npt.NDArray[Any]], bool] = lambda _: False
+        self.explains = True
         self.may_answer = asyncio.Event()
         self.may_answer.set()
         self.address = ""
@@ -84,12 +88,12 @@ class FakeMLServer:
         if "parameters" not in body:
             self.plain_calls.append((v2_rows(body), request.headers))
         await self.may_answer.wait()
-        if "parameters" not in body and self.refuses(v2_rows(body)):
-            return web.json_response({"error": "builtins.ValueError: Input is too large"}, status=500)
+        if self.refuses(np.asarray(v2_rows(body))):
+            return self._error("Input is too large")
         try:
             scores = self._score(v2_rows(body))
         except ValueError as error:
-            return web.json_response({"error": f"builtins.ValueError: {error}"}, status=500)
+            return self._error(str(error))
         output = {
             "name": "predict_proba",
             "datatype": "FP64",
@@ -97,6 +101,13 @@ class FakeMLServer:
             "data": scores.ravel().tolist(),
         }
         return web.json_response({"model_name": "placement", "outputs": [output]})
+
+    def _error(self, reason: str) -> web.Response:
+        if self.explains:
+            return web.json_response({"error": f"builtins.ValueError: {reason}"}, status=500)
+        response = web.Response(status=500, text="Internal Server Error")
+        response.force_close()
+        return response
 
     def _score(self, rows: Any) -> Any:
         served = self.served() if callable(self.served) else self.served

@@ -11,6 +11,7 @@ import kserve
 import pytest
 from kubernetes.client import models as kubernetes_models
 
+from predictor.runtimes import get_runtime
 from tests.support.cluster.manifests import (
     BASE,
     EVERY_MANIFEST,
@@ -182,11 +183,18 @@ def test_mlserver_writes_only_to_writable_directories(name: str) -> None:
     assert settings["MLSERVER_ENVIRONMENTS_DIR"].startswith("/tmp/")
 
 
+@pytest.mark.parametrize("name", EVERY_MANIFEST)
+def test_the_model_server_has_the_settings_of_the_runtimes_table(name: str) -> None:
+    model = service(name)["spec"]["predictor"]["model"]
+    runtime = get_runtime(model["runtime"])
+    settings = environment(model)
+    assert {variable: settings[variable] for variable in runtime.spec_env} == runtime.spec_env
+    assert tuple(model.get("args", ())) == runtime.tuned_args
+
+
 @pytest.mark.parametrize("name", WITH_MLSERVER)
 def test_mlserver_reports_a_refused_request_without_a_traceback(name: str) -> None:
-    # The transformer reads the message of an error, which MLServer sends only for errors of a worker process.
     settings = environment(service(name)["spec"]["predictor"]["model"])
-    assert int(settings["MLSERVER_PARALLEL_WORKERS"]) >= 1
     assert settings["MLSERVER_DEBUG"] == "false"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from predictor.__main__ import main
+from predictor.environment import Environment
 from predictor.runtimes import (
     DEFAULT_RUNTIME,
     RUNTIMES,
@@ -22,6 +23,7 @@ from predictor.runtimes import (
 
 MLSERVER = get_runtime("kserve-mlserver")
 SKLEARNSERVER = get_runtime("kserve-sklearnserver")
+PREDICTIVESERVER = get_runtime("kserve-predictiveserver")
 PYTHON = Path("/env/bin/python")
 MODEL_DIR = Path("/storage/placement/v1")
 
@@ -50,7 +52,7 @@ def launch(
 
 def test_the_default_runtime_is_mlserver() -> None:
     assert DEFAULT_RUNTIME == "kserve-mlserver"
-    assert list(RUNTIMES) == ["kserve-mlserver", "kserve-sklearnserver"]
+    assert list(RUNTIMES) == ["kserve-mlserver", "kserve-sklearnserver", "kserve-predictiveserver"]
 
 
 def test_an_unknown_runtime_is_refused_with_the_known_names() -> None:
@@ -99,6 +101,13 @@ def test_sklearnserver_is_started_by_its_arguments_as_the_cluster_does() -> None
     )
     assert dict(launched.env) == {}
     assert (launched.model_name, launched.http_port, launched.grpc_port) == ("placement", 5001, 5002)
+
+
+def test_predictiveserver_is_started_for_scikit_learn_in_sklearnservers_environment() -> None:
+    launched = launch(PREDICTIVESERVER)
+    assert launched.argv[2:] == (*launch(SKLEARNSERVER).argv[2:], "--framework=sklearn", "--nthread=1")
+    assert Environment.of(PREDICTIVESERVER).name == Environment.of(SKLEARNSERVER).name
+    assert PREDICTIVESERVER.lock == SKLEARNSERVER.lock
 
 
 def test_environment_variables_of_the_spec_override_the_runtimes() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from transformer.batching.jobs import Batch, Part, encode
 from transformer.batching.usable_models import UsableModels
 from transformer.bundle.encoder import Matrix
-from transformer.errors import EncodingRefused
+from transformer.errors import EncodingRefused, UnexplainedError
 from transformer.metrics import RETRIES
 from transformer.settings import UnknownModel
 from transformer.upstream.client import PredictorClient
@@ -45,10 +45,13 @@ class BalancedUpstream:
         ------
         EncodingRefused
             If the parts that are left in `batch.unanswered` reached no model that may answer them.
+        UnexplainedError
+            The same, if the last call got an error without a reason: the rows may have caused it.
         ServiceError
             If a call failed.
         """
         refused = False
+        unexplained: UnexplainedError | None = None
         for _ in range(MAX_CALLS):
             version = self._choose_version(batch.unanswered, refused=refused)
             if version is None:
@@ -59,10 +62,12 @@ class BalancedUpstream:
                 model, probabilities = await verified_call(
                     client, matrix, version, self._models.versions, batch.headers
                 )
-            except EncodingRefused:
+            except (EncodingRefused, UnexplainedError) as error:
                 RETRIES.labels("refused").inc()
                 refused = True
+                unexplained = error if isinstance(error, UnexplainedError) else None
                 continue
+            unexplained = None
             if not model.verified and self._unknown_model == "refuse":
                 continue
             self._models.saw(model)
@@ -74,6 +79,8 @@ class BalancedUpstream:
                 # The next call may reach the version that the caller asks for, but each call scores the rows.
                 RETRIES.labels("other version").inc()
                 break
+        if unexplained is not None:
+            raise unexplained
         raise EncodingRefused("no predictor accepted any known encoding of this request")
 
     def _choose_version(self, parts: Collection[Part], *, refused: bool) -> KnownVersion | None:

@@ -66,10 +66,17 @@ class PredictorAddress:
 
 
 class PredictorClient(ABC):
-    """A client of the predictor. Made, used and closed inside one event loop."""
+    """A client of the predictor. Made, used and closed inside one event loop.
 
-    def __init__(self, address: PredictorAddress) -> None:
+    Attributes
+    ----------
+    reconnects
+        True if each call may go over another connection.
+    """
+
+    def __init__(self, address: PredictorAddress, *, reconnects: bool) -> None:
         self.address = address
+        self.reconnects = reconnects
 
     @abstractmethod
     async def call(
@@ -94,10 +101,15 @@ class PredictorClient(ABC):
         Raises
         ------
         PredictorUnavailable
-            If the predictor cannot be reached, or (`EncodingRefused`) its model takes other columns.
+            If the predictor cannot be reached, or its model takes other columns (`EncodingRefused`, or
+            `UnexplainedError` if it does not say so).
         InvalidPredictorResponse
             If the response is not the probabilities of these rows.
         """
+
+    @abstractmethod
+    def disconnect(self) -> None:
+        """Close a connection that is not verified; the next call opens another."""
 
     @abstractmethod
     async def ping(self) -> None:
@@ -129,13 +141,18 @@ class RestClient(PredictorClient):
     """
 
     def __init__(self, address: PredictorAddress, *, reconnects: bool) -> None:
-        super().__init__(address)
+        super().__init__(address, reconnects=reconnects)
         self._host, self._port = host_and_port(address.host, use_ssl=address.use_ssl)
         name = quote(address.model_name)
         self._path = f"/v2/models/{name}/infer" if address.protocol == "v2" else f"/v1/models/{name}:predict"
         self._context = _ssl_context() if address.use_ssl else None
-        self._reconnects = reconnects
         self._connection: HttpConnection | None = None
+
+    def disconnect(self) -> None:
+        """See `PredictorClient`."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     async def ping(self) -> None:
         """See `PredictorClient`."""
@@ -178,7 +195,7 @@ class RestClient(PredictorClient):
             raise InvalidPredictorResponse(f"the call to the predictor was not sent: {error}") from error
 
     async def _connected(self) -> HttpConnection:
-        if self._connection is None or (self._reconnects and self._connection.closed):
+        if self._connection is None or (self.reconnects and self._connection.closed):
             self._connection = await HttpConnection.open(self._host, self._port, self._context)
         elif self._connection.closed:
             raise Reconnected("the predictor closed the connection")
@@ -194,7 +211,7 @@ class GrpcClient(PredictorClient):
     """A predictor that speaks V2 over gRPC."""
 
     def __init__(self, address: PredictorAddress) -> None:
-        super().__init__(address)
+        super().__init__(address, reconnects=True)
         options = [
             ("grpc.max_send_message_length", MAX_RESPONSE),
             ("grpc.max_receive_message_length", MAX_RESPONSE),
@@ -224,6 +241,9 @@ class GrpcClient(PredictorClient):
         except grpc.aio.AioRpcError as error:
             raise messages.grpc_failure(error.code(), error.details() or "") from error
         return messages.message_probabilities(answer, len(matrix), classes, self.address.output)
+
+    def disconnect(self) -> None:
+        """See `PredictorClient`: a channel opens connections by itself."""
 
     async def ping(self) -> None:
         """See `PredictorClient`."""

@@ -18,9 +18,11 @@ from transformer.bundle.encoder import Matrix
 from transformer.errors import (
     EncodingRefused,
     InvalidPredictorResponse,
+    PredictorError,
     PredictorTooSlow,
     PredictorUnavailable,
     ServiceError,
+    UnexplainedError,
     printable,
 )
 
@@ -164,15 +166,17 @@ def failure(status: int, body: bytes) -> ServiceError:
     text = body.decode(errors="replace")
     if any(refusal in text for refusal in _REFUSALS):
         return EncodingRefused(_differences(text))
-    # MLServer answers 400 while it loads its model, and 500 with a plain-text traceback while it stops.
-    stopping = status == HTTPStatus.INTERNAL_SERVER_ERROR and not text.startswith("{")
     detail = _shorten(text)
-    if status in _UNAVAILABLE or stopping or _LOADING in text:
+    # MLServer answers 400 while it loads its model.
+    if status in _UNAVAILABLE or _LOADING in text:
         message = f"the predictor is not ready: it answered with status {status}"
         return PredictorUnavailable(message, detail=detail)
+    # MLServer sends this text, not JSON, while it stops. Without a worker process it does so for any error.
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR and not text.startswith("{"):
+        return UnexplainedError(f"the predictor answered with status {status}, reason unknown", detail=detail)
     if status == HTTPStatus.GATEWAY_TIMEOUT:
         return PredictorTooSlow("the predictor did not answer in time", detail=detail)
-    return InvalidPredictorResponse(f"the predictor answered with status {status}", detail=detail)
+    return PredictorError(f"the predictor answered with status {status}", detail=detail)
 
 
 def _shorten(text: str) -> str:
@@ -215,4 +219,4 @@ def grpc_failure(code: grpc.StatusCode, details: str) -> ServiceError:
         return PredictorUnavailable(message, detail=detail)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return PredictorTooSlow("the predictor did not answer in time", detail=detail)
-    return InvalidPredictorResponse(f"the predictor answered with {code.name}", detail=detail)
+    return PredictorError(f"the predictor answered with {code.name}", detail=detail)

@@ -6,12 +6,19 @@ probabilities, to six decimals, for about thirty candidates are the same model f
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from transformer.bundle.encoder import Matrix
-from transformer.errors import EncodingRefused, InvalidPredictorResponse, PredictorUnavailable, ServiceError
+from transformer.errors import (
+    EncodingRefused,
+    InvalidPredictorResponse,
+    PredictorError,
+    PredictorUnavailable,
+    ServiceError,
+    UnexplainedError,
+)
 from transformer.metrics import VERIFICATIONS
 from transformer.settings import UnknownModel
 from transformer.upstream.client import PredictorClient
@@ -28,7 +35,8 @@ async def verify(
     """Find the model behind a client.
 
     Sends the reference rows with named columns, for the newest version first, until the model accepts the
-    names and gives the known probabilities.
+    names and gives the known probabilities. An error means "not this version", whatever its reason; only an
+    answer to named columns verifies a connection.
 
     Raises
     ------
@@ -38,31 +46,30 @@ async def verify(
         If the predictor does not answer.
     """
     unknown: UpstreamModel | None = None
-    invalid: InvalidPredictorResponse | None = None
-    refusals: list[str] = []
+    failures: dict[KnownVersion, ServiceError] = {}
     for version in versions:
+        if unknown is not None and not client.reconnects and not _same_names(version, unknown.version):
+            # The model would refuse these names, and MLServer may then close the connection.
+            continue
         try:
             probabilities = await client.call(version.reference, version.feature_names, version.classes, {})
-        except EncodingRefused as refusal:
-            refusals.append(f"{version.name}: {refusal}")
-            continue
-        except InvalidPredictorResponse as error:
-            # It may have another number of classes than this version.
-            invalid = invalid or error
+        except (EncodingRefused, UnexplainedError, InvalidPredictorResponse) as error:
+            # An invalid response may have another number of classes than this version.
+            failures[version] = error
+            if unknown is None and isinstance(error, UnexplainedError):
+                # MLServer closes the connection soon.
+                client.disconnect()
             continue
         except ServiceError as error:
             # The first response may explain why the predictor does not answer now.
-            first = [_with_detail(invalid)] if invalid else refusals
-            raise PredictorUnavailable("; then ".join([*first, _with_detail(error)])) from error
+            raise PredictorUnavailable("; then ".join([*_first(failures), _with_detail(error)])) from error
         if version.matches(probabilities):
             VERIFICATIONS.labels("equal").inc()
             return UpstreamModel(version, verified=True, fingerprint=probabilities)
         unknown = unknown or UpstreamModel(version, verified=False, fingerprint=probabilities)
-    if unknown is None and invalid is not None:
-        raise PredictorUnavailable(_with_detail(invalid)) from invalid
     if unknown is None:
-        VERIFICATIONS.labels("refused").inc()
-        raise NotVerified(f"the predictor accepts no known version's encoding; {'; '.join(refusals)}")
+        raise _not_verified(failures)
+    _check_consistent(unknown, failures)
     VERIFICATIONS.labels("unverified").inc()
     if unknown_model == "refuse":
         raise NotVerified(
@@ -70,6 +77,47 @@ async def verify(
             "version"
         )
     return unknown
+
+
+def _not_verified(failures: Mapping[KnownVersion, ServiceError]) -> PredictorUnavailable:
+    """Return the error for a predictor that gave no version's columns a valid response."""
+    invalid = next((one for one in failures.values() if isinstance(one, InvalidPredictorResponse)), None)
+    if invalid is not None:
+        return PredictorUnavailable(_with_detail(invalid))
+    explained = any(isinstance(one, EncodingRefused) for one in failures.values())
+    VERIFICATIONS.labels("refused" if explained else "failed").inc()
+    reasons = "; ".join(f"{version.name}: {error}" for version, error in failures.items())
+    advice = "" if explained else "; its model takes other features, or it is not ready"
+    return NotVerified(f"the predictor accepts no known version's encoding; {reasons}{advice}")
+
+
+def _check_consistent(model: UpstreamModel, failures: Mapping[KnownVersion, ServiceError]) -> None:
+    """Refuse an unknown model if the same feature names got an error: it may be that version's own model.
+
+    Raises
+    ------
+    NotVerified
+        If an error is not explained by the feature names, because the model takes them.
+    """
+    for version, error in failures.items():
+        if _same_names(version, model.version) and isinstance(error, UnexplainedError | PredictorError):
+            VERIFICATIONS.labels("failed").inc()
+            raise NotVerified(
+                f"the predictor accepts {model.version.name}'s encoding, which is also {version.name}'s, but "
+                f"for that version {_with_detail(error)}"
+            )
+
+
+def _same_names(one: KnownVersion, other: KnownVersion) -> bool:
+    return one.feature_names == other.feature_names
+
+
+def _first(failures: Mapping[KnownVersion, ServiceError]) -> list[str]:
+    """Return what to log about the versions before the predictor ceased to answer."""
+    invalid = (one for one in failures.values() if not isinstance(one, EncodingRefused | UnexplainedError))
+    for error in invalid:
+        return [_with_detail(error)]
+    return [f"{version.name}: {error}" for version, error in failures.items()]
 
 
 def _with_detail(error: ServiceError) -> str:
@@ -95,8 +143,8 @@ async def verified_call(
 
     Raises
     ------
-    EncodingRefused
-        If the model takes other feature names.
+    EncodingRefused, UnexplainedError
+        If the model takes other feature names; with MLServer's worker process it says so.
     ServiceError
         If the predictor does not answer.
     """
