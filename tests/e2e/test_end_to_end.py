@@ -47,6 +47,11 @@ def with_hop(protocol: str, *more: str) -> spec.InferenceService:
     return dataclasses.replace(SPEC, transformer_args=(f"--predictor_protocol={protocol}", *more))
 
 
+def with_worker_process() -> spec.InferenceService:
+    """Return the project's spec with a worker process in MLServer."""
+    return dataclasses.replace(SPEC, predictor_env={**SPEC.predictor_env, "MLSERVER_PARALLEL_WORKERS": "1"})
+
+
 def with_sklearnserver(protocol: str, *more: str) -> spec.InferenceService:
     """Return the project's spec with KServe's model server."""
     return dataclasses.replace(
@@ -64,6 +69,7 @@ def overlay(name: str) -> spec.InferenceService:
 HOPS: list[Any] = [
     pytest.param(lambda: SPEC, id="mlserver over v2"),
     pytest.param(lambda: with_hop("grpc-v2"), id="mlserver over grpc-v2"),
+    pytest.param(with_worker_process, id="mlserver with a worker process, over v2"),
     pytest.param(lambda: with_sklearnserver("v2", "--predictor_output=output-0"), id="sklearnserver over v2"),
     pytest.param(
         lambda: with_sklearnserver("grpc-v2", "--predictor_output=output-0"), id="sklearnserver over grpc-v2"
