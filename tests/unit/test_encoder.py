@@ -384,7 +384,7 @@ AROUND_0_AND_1 = [-2.0, -SMALLEST, -0.0, 0, SMALLEST, 0.5, math.nextafter(1, 0),
 
 @pytest.mark.parametrize("form", [rows_of, columns_of])
 @pytest.mark.parametrize("size", [1, MAX_ONE_BY_ONE + 1])
-@pytest.mark.parametrize(("minimum", "maximum"), combinations_with_replacement(AROUND_0_AND_1, 2))
+@pytest.mark.parametrize(("minimum", "maximum"), [*combinations_with_replacement(AROUND_0_AND_1, 2)])
 def test_booleans_are_told_from_numbers_in_every_range(minimum, maximum, size, form, monkeypatch):
     signature = Signature(fields=(Number(name="a", minimum=minimum, maximum=maximum),))
     encoder = encoder_of(signature)
