@@ -16,7 +16,7 @@ from transformer.protocols.v1 import INSTANCES
 from transformer.upstream.known_versions import known_versions
 
 #: Batch sizes that the encoder is timed with.
-ENCODER_ROWS = (1, 64, 10_000)
+ENCODER_ROWS = (1, 8, 64, 128, 10_000)
 #: Number of rows that scikit-learn scores in this process.
 BULK_ROWS = 10_000
 #: Number of different batches of each size.

@@ -2,7 +2,7 @@
 
 import math
 import random
-from itertools import cycle, islice
+from itertools import combinations_with_replacement, cycle, islice
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,14 @@ from sklearn.feature_extraction import DictVectorizer
 from training.candidates import SIGNATURE as PLACEMENT_SIGNATURE
 from training.generator import generate
 from transformer.bundle import encoder as encoding
-from transformer.bundle.candidates import NEEDS_FULL_VALIDATION, Candidates, Columns, Rows
+from transformer.bundle.candidates import (
+    MAX_PACKERS,
+    MIN_ROWS_FOR_OWN_KEYS,
+    NEEDS_FULL_VALIDATION,
+    Candidates,
+    Columns,
+    Rows,
+)
 from transformer.bundle.encoder import BLOCK_SIZE, MAX_ONE_BY_ONE, Encoder
 from transformer.bundle.format import Vectorizer
 from transformer.bundle.signature import Category, Number, Signature
@@ -29,7 +36,11 @@ SIZES = sorted(
         MAX_ONE_BY_ONE - 1,
         MAX_ONE_BY_ONE,
         MAX_ONE_BY_ONE + 1,
+        8,
+        MIN_ROWS_FOR_OWN_KEYS - 1,
+        MIN_ROWS_FOR_OWN_KEYS,
         64,
+        128,
         BLOCK_SIZE - 1,
         BLOCK_SIZE,
         BLOCK_SIZE + 1,
@@ -346,10 +357,9 @@ def test_fields_with_many_categories_are_encoded(size):
 def test_the_table_of_combined_categories_does_not_grow_with_requests(signature):
     encoder = encoder_of(signature, unknown_category="ignore")
     together = encoder._combined
-    assert together.fields
-    kept = len(together._numbers)
-    assert together._table.size <= encoding.MAX_TABLE_SIZE
-    assert kept == len(together._table)
+    assert together.fields.names
+    kept = len(together._rows)
+    assert sum(map(len, together._rows.values())) <= encoding.MAX_TABLE_SIZE * 8
     for number in range(100):
         row: dict[str, Any] = {
             field.name: f"caller's {number}" for field in signature.fields if isinstance(field, Category)
@@ -357,7 +367,37 @@ def test_the_table_of_combined_categories_does_not_grow_with_requests(signature)
         row |= {field.name: 0.5 for field in signature.fields if isinstance(field, Number)}
         encoder.encode(rows_of([row] * (MAX_ONE_BY_ONE + 1), signature))
         encoder.encode(rows_of([row], signature))
-    assert len(together._numbers) == kept
+    assert len(together._rows) == kept
+
+
+def test_functions_for_numbers_of_candidates_are_kept_up_to_a_limit():
+    encoder = encoder_of(PLACEMENT_SIGNATURE)
+    rows = generate(100, seed=8).candidates
+    for size in range(1, len(rows)):
+        encoder.encode(rows_of(rows[:size], PLACEMENT_SIGNATURE))
+    assert encoder._numeric.packer.cache_info().currsize == MAX_PACKERS
+
+
+SMALLEST = math.nextafter(0, 1)
+AROUND_0_AND_1 = [-2.0, -SMALLEST, -0.0, 0, SMALLEST, 0.5, math.nextafter(1, 0), 1, math.nextafter(1, 2), 2.0]
+
+
+@pytest.mark.parametrize("form", [rows_of, columns_of])
+@pytest.mark.parametrize("size", [1, MAX_ONE_BY_ONE + 1])
+@pytest.mark.parametrize(("minimum", "maximum"), [*combinations_with_replacement(AROUND_0_AND_1, 2)])
+def test_booleans_are_told_from_numbers_in_every_range(minimum, maximum, size, form, monkeypatch):
+    signature = Signature(fields=(Number(name="a", minimum=minimum, maximum=maximum),))
+    encoder = encoder_of(signature)
+    for value in [*AROUND_0_AND_1, math.nan, math.inf, True, False]:
+        candidates = form([{"a": minimum}] * (size - 1) + [{"a": value}], signature)
+        with monkeypatch.context() as patch:
+            if not isinstance(value, bool) and minimum <= value <= maximum:
+                patch.setattr(encoder, "_validate_and_encode", None)
+                assert encoder.encode(candidates)[-1].tolist() == [value]
+            else:
+                with pytest.raises(InvalidCandidates) as raised:
+                    encoder.encode(candidates)
+                assert ("must be a number" in str(raised.value)) == isinstance(value, bool)
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "i8", "u1", "u8"])

@@ -4,10 +4,11 @@ DictVectorizer itself is not used: the image would need scikit-learn, the fitted
 takes about ten times as long.
 """
 
+import math
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from itertools import product
+from itertools import chain, product
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,9 @@ import numpy.typing as npt
 from transformer.bundle.candidates import (
     NEEDS_FULL_VALIDATION,
     Candidates,
+    FieldGroup,
     NeedsFullValidation,
-    Values,
-    tuple_getter,
+    NumericFields,
 )
 from transformer.bundle.format import Vectorizer
 from transformer.bundle.signature import Category, Number, Signature
@@ -27,10 +28,12 @@ Matrix = npt.NDArray[np.float64]
 _FLOAT64 = np.dtype(np.float64)
 
 #: Maximum candidates that are encoded one by one; more are encoded in blocks. With 12 fields both take the
-#: same time at about 10, measured on a virtual machine with two cores.
-MAX_ONE_BY_ONE = 10
+#: same time at about 3, measured on a virtual machine with two cores.
+MAX_ONE_BY_ONE = 2
 #: Candidates per block: as many as fit into a core's cache while their fields are read, measured there too.
 BLOCK_SIZE = 512
+#: Maximum columns of a feature matrix whose bounds are stored once per row of a block.
+MAX_REPEATED_WIDTH = 64
 #: Maximum numbers in the table of category combinations.
 MAX_TABLE_SIZE = 1 << 16
 
@@ -71,15 +74,9 @@ class Encoder:
             field.name: field.default for field in signature.fields if field.default is not None
         }
         index = vectorizer.index
-        numbers = [field for field in signature.fields if isinstance(field, Number)]
-        self._numbers = tuple(field.name for field in numbers)
-        self._read_numbers = tuple_getter(self._numbers)
-        self._number_columns = np.array([index[name] for name in self._numbers], np.intp)
-        self._bounds = [(index[field.name], field.minimum, field.maximum) for field in numbers]
-        # As large as a block: numpy compares arrays of equal shape in a third of the time.
-        self._minima = np.tile([field.minimum for field in numbers], (BLOCK_SIZE, 1))
-        self._maxima = np.tile([field.maximum for field in numbers], (BLOCK_SIZE, 1))
-        #: Column of each value of each category.
+        numbers = {field.name: field for field in signature.fields if isinstance(field, Number)}
+        #: Column of each numeric field, and of each value of each category.
+        self._numbers = {name: index[name] for name in numbers}
         self._categories = {
             field.name: {
                 value: index[f"{field.name}{vectorizer.separator}{value}"] for value in field.categories
@@ -87,9 +84,35 @@ class Encoder:
             for field in signature.fields
             if isinstance(field, Category)
         }
-        self._combined = _CombinationTable(self._categories, len(self.feature_names))
-        self._uncombined = [item for item in self._categories.items() if item[0] not in self._combined.fields]
-        self._groups = [self._combined.fields, *((name,) for name, _ in self._uncombined)]
+        combined = _combinable(self._categories, len(index))
+        #: The categories that are not combined; each is encoded by itself.
+        self._others = [
+            (FieldGroup([name]), columns)
+            for name, columns in self._categories.items()
+            if name not in combined
+        ]
+        #: The columns of the numbers and of the combined categories: all columns, if all are combined.
+        self._dense = sorted(
+            [*self._numbers.values(), *chain.from_iterable(columns.values() for columns in combined.values())]
+        )
+        position = {column: number for number, column in enumerate(self._dense)}
+        width = len(self._dense)
+        self._combined = _CombinationTable(
+            {
+                name: {value: position[column] for value, column in columns.items()}
+                for name, columns in combined.items()
+            },
+            width,
+        )
+        self._one_by_one = _CombinationTable(combined, len(index)) if self._others else self._combined
+        self._numeric = NumericFields({name: position[self._numbers[name]] for name in numbers}, width)
+        ranges = [(numbers[name].minimum, numbers[name].maximum) for name in self._numeric.names]
+        self._bounds = [
+            (self._numbers[name], *bounds) for name, bounds in zip(self._numeric.names, ranges, strict=True)
+        ]
+        self._range = _Range(self._numeric.columns, ranges, width)
+        without_0_and_1 = [_without_0_and_1(*bounds) for bounds in ranges]
+        self._range_without_0_and_1 = _Range(self._numeric.columns, without_0_and_1, width)
 
     def encode(self, candidates: Candidates) -> Matrix:
         """Validate and encode candidates.
@@ -118,42 +141,51 @@ class Encoder:
         """Encode valid candidates; raise one of NEEDS_FULL_VALIDATION if any may be invalid."""
         if candidates.rows <= MAX_ONE_BY_ONE:
             return self._encode_rows(candidates)
-        return self._encode_blocks(candidates)
+        if candidates.rows <= BLOCK_SIZE:
+            return self._encode_block(candidates)
+        matrix = np.zeros((candidates.rows, len(self.feature_names)))
+        starts = range(0, candidates.rows, BLOCK_SIZE)
+        for start, block in zip(starts, candidates.blocks(BLOCK_SIZE), strict=True):
+            self._encode_block(block, out=matrix[start : start + block.rows])
+        return matrix
 
     def _encode_rows(self, candidates: Candidates) -> Matrix:
         """Encode candidates one by one, with a single call into numpy at the end."""
         matrix = array("d")
         for candidate in candidates.dicts():
-            row = self._combined.row(candidate)
-            numbers = zip(self._read_numbers(candidate), self._bounds)  # noqa: B905 (`strict` costs time)
+            row = self._one_by_one.row(candidate)
+            numbers = zip(self._numeric.read(candidate), self._bounds)  # noqa: B905 (`strict` costs time)
             for value, (column, minimum, maximum) in numbers:
                 kind = type(value)
                 if not ((kind is float or kind is int) and minimum <= value <= maximum):
                     raise NeedsFullValidation
                 # DictVectorizer adds each number to 0, which turns -0 into 0.
                 row[column] = value + 0.0
-            for name, columns in self._uncombined:
-                row[columns[candidate[name]]] = 1.0
+            for field, columns in self._others:
+                row[columns[candidate[field.names[0]]]] = 1.0
             matrix += row
         return np.ndarray((candidates.rows, len(self.feature_names)), _FLOAT64, matrix)
 
-    def _encode_blocks(self, candidates: Candidates) -> Matrix:
-        """Encode candidates in blocks, with few Python operations per candidate."""
-        matrix = np.empty((candidates.rows, len(self.feature_names)))
-        for block in candidates.read_blocks(BLOCK_SIZE, self._numbers, self._groups):
-            numbers = block.numbers
-            rows = len(numbers)
-            # NaN fails both comparisons.
-            in_range = (numbers >= self._minima[:rows]) & (numbers <= self._maxima[:rows])
-            if np.count_nonzero(in_range) < in_range.size:
-                raise NeedsFullValidation
-            features = matrix[block.rows]
-            combined, *uncombined = block.groups
-            self._combined.write(combined, features)
-            features[:, self._number_columns] = numbers + 0.0
-            for values, (_, columns) in zip(uncombined, self._uncombined, strict=True):
-                features[np.arange(rows), [columns[value] for (value,) in values]] = 1.0
-        return matrix
+    def _encode_block(self, candidates: Candidates, out: Matrix | None = None) -> Matrix:
+        """Encode up to `BLOCK_SIZE` candidates into a matrix of zeros, by default a new one."""
+        numbers = candidates.numbers(self._numeric)
+        # A boolean is read as 0 or 1, so where neither is present, no type needs a check.
+        if not self._range_without_0_and_1.contains(numbers) and (
+            not self._range.contains(numbers) or candidates.has_booleans(self._numeric)
+        ):
+            raise NeedsFullValidation
+        combined = self._combined.rows(candidates)
+        # These additions also turn -0 into 0, as in DictVectorizer.
+        if not self._others:
+            features: Matrix = np.add(numbers, combined, out)
+            return features
+        if out is None:
+            out = np.zeros((candidates.rows, len(self.feature_names)))
+        out[:, self._dense] = numbers + combined
+        for field, columns in self._others:
+            found = [columns[value] for (value,) in candidates.tuples(field)]
+            out[np.arange(candidates.rows), found] = 1.0
+        return out
 
     def _validate_and_encode(self, candidates: Candidates) -> Matrix:
         """Check each value, and encode the candidates if all are valid."""
@@ -161,12 +193,51 @@ class Encoder:
         width = len(self.feature_names)
         # An ignored category has no column: its 1 goes into an extra last one, which is cut off.
         matrix = np.zeros((valid.rows, width + 1))
-        for name, (column, _, _) in zip(self._numbers, self._bounds, strict=True):
+        for name, column in self._numbers.items():
             matrix[:, column] = valid.numbers[name] + 0.0
         for name, columns in self._categories.items():
             found = [width if value is None else columns[value] for value in valid.categories[name]]
             matrix[np.arange(valid.rows), found] = 1.0
         return np.ascontiguousarray(matrix[:, :width])
+
+
+class _Range:
+    """Minimum and maximum of each column of the feature matrix; both are 0 for columns without a number."""
+
+    def __init__(self, columns: Sequence[int], ranges: Iterable[tuple[float, float]], width: int) -> None:
+        # Short rows are repeated: numpy compares arrays of equal shape in a third of the time.
+        minima, maxima = np.zeros((2, BLOCK_SIZE if width <= MAX_REPEATED_WIDTH else 1, width))
+        for column, (minimum, maximum) in zip(columns, ranges, strict=True):
+            minima[:, column], maxima[:, column] = minimum, maximum
+        self._by_rows = [(minima[:rows], maxima[:rows]) for rows in range(BLOCK_SIZE + 1)]
+
+    def contains(self, numbers: Matrix) -> bool:
+        """Return True if every number is in its column's range."""
+        minima, maxima = self._by_rows[len(numbers)]
+        # NaN fails both comparisons. With few numbers, `all()` takes three times as long.
+        return False not in (numbers >= minima).tobytes() and False not in (numbers <= maxima).tobytes()
+
+
+def _without_0_and_1(minimum: float, maximum: float) -> tuple[float, float]:
+    """Return the widest part of a range that contains neither 0 nor 1."""
+    parts = [
+        (minimum, min(maximum, math.nextafter(0, -math.inf))),
+        (max(minimum, math.nextafter(0, 1)), min(maximum, math.nextafter(1, 0))),
+        (max(minimum, math.nextafter(1, math.inf)), maximum),
+    ]
+    return max(parts, key=lambda part: part[1] - part[0])
+
+
+def _combinable(columns: Mapping[str, Mapping[str, int]], width: int) -> dict[str, Mapping[str, int]]:
+    """Return the categories with the fewest values, as many as `MAX_TABLE_SIZE` allows to combine."""
+    chosen = {}
+    count = 1
+    for name, values in sorted(columns.items(), key=lambda item: len(item[1])):
+        count *= len(values)
+        if count * width > MAX_TABLE_SIZE:
+            break
+        chosen[name] = values
+    return chosen
 
 
 class _CombinationTable:
@@ -175,8 +246,7 @@ class _CombinationTable:
     Parameters
     ----------
     columns
-        Column of each value of each category. The categories with the fewest values are combined, as long as
-        the table has at most `MAX_TABLE_SIZE` numbers.
+        Column of each value of each category.
     width
         Number of features.
 
@@ -187,30 +257,22 @@ class _CombinationTable:
     """
 
     def __init__(self, columns: Mapping[str, Mapping[str, int]], width: int) -> None:
-        fields: list[str] = []
-        count = 1
-        for name, values in sorted(columns.items(), key=lambda item: len(item[1])):
-            count *= len(values)
-            if count * width > MAX_TABLE_SIZE:
-                break
-            fields.append(name)
-        self.fields = tuple(fields)
-        combinations = list(product(*(columns[name] for name in fields)))
-        self._table = np.zeros((len(combinations), width))
-        for number, combination in enumerate(combinations):
-            for name, value in zip(fields, combination, strict=True):
-                self._table[number, columns[name][value]] = 1.0
-        self._numbers = {combination: number for number, combination in enumerate(combinations)}
+        fields = tuple(columns)
+        self.fields = FieldGroup(fields)
         self._width = width
-        self._cells = array("d", self._table.tobytes())
-        self._read = tuple_getter(self.fields)
+        #: Features of each combination, as bytes.
+        self._rows: dict[tuple[str, ...], bytes] = {}
+        for combination in product(*(columns[name] for name in fields)):
+            row = np.zeros(width)
+            for name, value in zip(fields, combination, strict=True):
+                row[columns[name][value]] = 1.0
+            self._rows[combination] = row.tobytes()
 
     def row(self, candidate: Mapping[str, str]) -> "array[float]":
         """Return one candidate's features; raise one of NEEDS_FULL_VALIDATION for an unknown combination."""
-        start = self._numbers[self._read(candidate)] * self._width
-        return self._cells[start : start + self._width]
+        return array("d", self._rows[self.fields.read(candidate)])
 
-    def write(self, combinations: Iterable[Values], features: Matrix) -> None:
-        """Write many candidates' features; raise one of NEEDS_FULL_VALIDATION for an unknown combination."""
-        found = np.fromiter(map(self._numbers.__getitem__, combinations), np.intp, len(features))
-        self._table.take(found, axis=0, out=features, mode="clip")
+    def rows(self, candidates: Candidates) -> Matrix:
+        """Return the candidates' features; raise one of NEEDS_FULL_VALIDATION for an unknown combination."""
+        rows = b"".join(map(self._rows.__getitem__, candidates.tuples(self.fields)))
+        return np.ndarray((candidates.rows, self._width), _FLOAT64, rows)
