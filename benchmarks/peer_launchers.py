@@ -142,7 +142,7 @@ def _ray(server: str, model: str) -> Launcher:
         # HAProxy adds 57 characters, and a socket's path has at most 97.
         directory = workspace.scratch / str(workspace.port(server))
         command = [workspace.python(RAY), _PROGRAMS / "ray_serve_app.py", workspace.port(server), directory]
-        haproxy = {
+        haproxy: dict[str, str | Path] = {
             "CONFIG_FILE_LOC": directory / "haproxy.cfg",
             "SOCKET_PATH": directory / "admin.sock",
             "SERVER_STATE_BASE": directory,

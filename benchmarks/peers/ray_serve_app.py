@@ -19,7 +19,7 @@ Candidates = list[dict[str, Any]]
 
 
 # More requests at a time than in a batch, or batches would never be full.
-@serve.deployment(max_ongoing_requests=1024)  # type: ignore[untyped-decorator]
+@serve.deployment(max_ongoing_requests=1024)
 class Placement:
     """Scores the candidates of several requests in one batch."""
 
@@ -50,5 +50,5 @@ if __name__ == "__main__":
         _temp_dir=directory,
     )
     serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
-    serve.run(Placement.bind(), route_prefix="/predict")
+    serve.run(Placement.bind(), route_prefix="/predict")  # type: ignore[attr-defined]
     threading.Event().wait()
