@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import sys
 import threading
@@ -10,24 +11,31 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from sklearn.feature_extraction import DictVectorizer
 
 from benchmarks import plot, report
 from benchmarks.answer_check import AnswerChecker, NoAnswer, Request, WrongAnswer
-from benchmarks.launchers import LAUNCHERS
+from benchmarks.launchers import LAUNCHERS, WORKER_COUNTS
 from benchmarks.load import Load, load
+from benchmarks.models import CHOSEN, FOREST, ORIGINAL_FOREST, candidates, load_served_model
 from benchmarks.ratios import RATIOS
 from benchmarks.results import Cell, Results
 from benchmarks.run import MEASUREMENTS, SelectionError, Settings
 from benchmarks.server_process import ServerError, ServerProcess
-from benchmarks.systems import FULL_BATCHES, OURS, OURS_CHOSEN, OURS_DEFAULT, PREDICTOR, SYSTEMS
+from benchmarks.system_runner import SystemRunner
+from benchmarks.systems import BY_NAME, FULL_BATCHES, OURS, OURS_CHOSEN, OURS_DEFAULT, PREDICTOR, SYSTEMS
+from benchmarks.workspace import Workspace
 from placement.cli import main
 from predictor.child import ChildProcess
 from predictor.process import free_ports
 from tests.support.waiting import wait_until_sync
+from training.generator import generate
+from training.train import train
 
 TO = "\N{EN DASH}"
 ROWS: list[Any] = [{"score": number} for number in range(20)]
@@ -95,6 +103,45 @@ def test_the_command_measures_systems_side_by_side(trained_bundle, tmp_path, cap
     assert "round 1 of 1: front-end" in output.err
 
 
+def test_the_peers_with_a_forest_in_process_answer_as_scikit_learn_does(forest, tmp_path, capsys):
+    arguments = ["bench", "--quick", "--json", "--rounds=1", "--seconds=0.3", f"--run={tmp_path}"]
+    arguments += [f"--forest={forest}", f"--chosen={forest}", "--only=fastapi-serving-form", "--only=onnx"]
+    status = main(arguments)
+
+    output = capsys.readouterr()
+    assert status == 0, output.err
+    content = json.loads(output.out)
+    assert content["machine"]["onnxruntime"]
+    assert {cell["system"] for cell in content["loads"]} == {"fastapi-serving-form", "onnx"}
+    assert all(cell["requests_per_second"]["minimum"] > 0 for cell in content["loads"])
+    assert all(cell["failed"] == 0 for cell in content["loads"])
+
+
+def test_a_model_that_onnx_cannot_express_is_not_measured(forest, tmp_path, capsys):
+    model = load_served_model(forest, tmp_path / "pickles")
+    vectorizer, _ = pickle.loads(model.pickled.read_bytes())
+    model.pickled.write_bytes(pickle.dumps((vectorizer, DictVectorizer())))
+    workspace = Workspace({ORIGINAL_FOREST: model}, tmp_path, tmp_path, print)
+    with pytest.raises(ServerError, match=r"the conversion to ONNX failed:(.|\n)*DictVectorizer"):
+        LAUNCHERS["onnx"].start(workspace)
+
+
+def test_a_restarted_server_is_another_process_that_answers(trained_bundle, tmp_path):
+    model = load_served_model(trained_bundle, tmp_path / "pickles")
+    models = dict.fromkeys((FOREST, ORIGINAL_FOREST, CHOSEN), model)
+    workspace = Workspace(models, tmp_path, tmp_path, print)
+    with SystemRunner(workspace, candidates(4)) as runner:
+        assert runner.start(BY_NAME["echo"]) > 0
+        before = runner._servers["echo"]._process.pid
+        assert runner.restart(BY_NAME["echo"]) > 0
+        after = runner._servers["echo"]._process.pid
+        with runner.running(BY_NAME["echo"]):
+            runner.warm_up(BY_NAME["echo"], 0.1)
+        assert not psutil.pid_exists(before)
+    assert before != after
+    assert not psutil.pid_exists(after)
+
+
 def test_unknown_names_of_systems_are_refused(capsys):
     assert main(["bench", "--only=nothing"]) == 1
     assert "--only nothing: must be the beginning of one of tutorial," in capsys.readouterr().err
@@ -110,6 +157,22 @@ def test_a_quick_run_measures_all_systems_of_the_ratios():
     )
     assert {OURS, OURS_DEFAULT, OURS_CHOSEN, PREDICTOR, "front-end", "noop", "echo", "start"} <= set(quick)
     assert set(quick) < set(MEASUREMENTS)
+
+
+def test_peers_serve_the_original_forest_unless_they_have_the_serving_form():
+    for name, system in BY_NAME.items():
+        if not name.startswith(("ours", "predictor", "scaling", "front-end", "echo")):
+            expected = FOREST if name.endswith("serving-form") else ORIGINAL_FOREST
+            assert LAUNCHERS[system.server].model == expected
+
+
+def test_a_full_run_has_a_row_for_each_number_of_workers():
+    names = Settings(rounds=1, seconds=1).names()
+    for count in WORKER_COUNTS:
+        assert {f"scaling-{count}-1", f"scaling-1-{count}", f"scaling-{count}-{count}"} <= set(names)
+        assert {f"scaling-predictor-{count}", f"scaling-front-end-{count}"} <= set(names)
+        start_of = LAUNCHERS[f"scaling-{count}-1"]
+        assert start_of.needs == ("scaling-predictor-1",)
 
 
 def test_every_part_of_a_system_has_a_readiness_check():
@@ -196,6 +259,14 @@ def test_the_error_for_a_server_that_ends_has_its_last_lines():
 
 def loads(*rates: float, failed: int = 0) -> list[Load]:
     return [Load(int(rate * 2), 2.0, 1.5, 2.0, 4.0, failed) for rate in rates]
+
+
+@pytest.fixture(scope="module")
+def forest(tmp_path_factory) -> Path:
+    """Directory of a version with the tutorial's forest as it was fitted."""
+    storage = tmp_path_factory.mktemp("forest")
+    train(generate(200), storage=storage, version="forest", estimator="tutorial", rewrite=False)
+    return storage / "placement" / "forest"
 
 
 @pytest.fixture
