@@ -45,7 +45,7 @@ attacks: .venv/dev.stamp  ## Attack a transformer and print its peak memory and 
 	@$(VENV)/python -m predictor install kserve-mlserver
 	@$(VENV)/python -m tests.soak.attacks $(ARGS)
 
-bench: setup  ## Compare with other systems and write docs/benchmarks.md (ARGS=--quick takes two minutes).
+bench: setup  ## Compare with other systems and write docs/benchmarks.md (ARGS=--quick takes five minutes).
 	@command -v wrk > /dev/null || echo "bench: better numbers with wrk (Debian: apt-get install wrk)" >&2
 	@$(VENV)/placement bench --report docs/benchmarks.md $(ARGS)
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import orjson
@@ -117,10 +118,11 @@ class AnswerChecker:
         end = time.monotonic() + seconds
 
         def send_repeatedly(first: int) -> None:
-            number = first
-            while number == first or time.monotonic() < end:
+            for step in count():
+                number = (first + step * _CONCURRENCY) % len(self._candidates)
                 self._check(port, request, slice(number, number + 1))
-                number = (number + _CONCURRENCY) % len(self._candidates)
+                if time.monotonic() >= end:
+                    break
 
         with ThreadPoolExecutor(_CONCURRENCY) as threads:
             list(threads.map(send_repeatedly, range(_CONCURRENCY)))

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,10 +18,14 @@ _PACKAGES = (
     "scikit-learn",
     "numpy",
     "uvicorn",
+    "fastapi",
     "flask",
     "gunicorn",
     "litserve",
     "bentoml",
+    "ray",
+    "onnxruntime",
+    "skl2onnx",
     "mlserver",
 )
 _VERSIONS = """
@@ -36,13 +41,13 @@ print(json.dumps(found))
 """
 
 
-def describe(peer: Path | None) -> dict[str, str]:
+def describe(pythons: Iterable[Path]) -> dict[str, str]:
     """Describe the machine, its load before the run, and package versions.
 
     Parameters
     ----------
-    peer
-        Python interpreter of the peers' environment, if it is installed.
+    pythons
+        Interpreters of the peers' environments; the first that has a package gives its version.
     """
     load = ", ".join(f"{number:.1f}" for number in os.getloadavg())
     described = {
@@ -54,7 +59,8 @@ def describe(peer: Path | None) -> dict[str, str]:
         "load from": generator(),
         "date": datetime.now(UTC).date().isoformat(),
     }
-    return described | (_versions(peer) if peer else {})
+    versions = dict(item for python in reversed([*pythons]) for item in _versions(python).items())
+    return described | {name: versions[name] for name in _PACKAGES if name in versions}
 
 
 def _processor() -> str:

@@ -190,7 +190,7 @@ def _processes(results: Results) -> Table:
         (
             _title(results, system),
             _figure(Spread.of(results.memory_mb.get(system, [])), 0),
-            f"{results.ready_s[system]:.1f}",
+            _figure(Spread.of(results.ready_s[system]), 1),
         )
         for system in BY_NAME
         if system in results.ready_s

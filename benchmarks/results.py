@@ -48,7 +48,7 @@ class Results:
     bulk
         Candidates per second in large requests, by system.
     ready_s, memory_mb
-        Start time and memory of each system's own server, without the servers that it needs.
+        Start times and memory of each system's own server, without the servers that it needs.
     encoder_s
         Seconds of our encoder and of DictVectorizer, by number of rows.
     in_process
@@ -62,7 +62,7 @@ class Results:
     problems: dict[str, str] = field(default_factory=dict)
     loads: dict[Cell, list[Load]] = field(default_factory=lambda: defaultdict(list))
     bulk: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    ready_s: dict[str, float] = field(default_factory=dict)
+    ready_s: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     memory_mb: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     encoder_s: dict[int, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
     in_process: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -71,6 +71,10 @@ class Results:
     def per_second(self, cell: Cell) -> list[float]:
         """Requests per second under a load, one value per round; empty for a system with a problem."""
         return [] if cell.system in self.problems else [load.per_second for load in self.loads.get(cell, [])]
+
+    def p50_ms(self, cell: Cell) -> list[float]:
+        """Median latency under a load, one value per round; empty for a system with a problem."""
+        return [] if cell.system in self.problems else [load.p50_ms for load in self.loads.get(cell, [])]
 
     def rows_per_second(self, cell: Cell) -> list[float]:
         """Candidates per second under a load, one value per round."""
@@ -91,7 +95,7 @@ def to_json(results: Results) -> dict[str, Any]:
         "problems": results.problems,
         "systems": {
             name: {
-                "ready_s": ready,
+                "ready_s": _spread(ready),
                 "memory_mb": _spread(results.memory_mb.get(name, [])),
                 "failed": results.failed(name),
                 "bulk_rows_per_second": _spread(results.bulk.get(name, [])),

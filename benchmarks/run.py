@@ -11,14 +11,23 @@ from typing import Any
 
 from benchmarks import bulk_load, machine
 from benchmarks.answer_check import NoAnswer, WrongAnswer
-from benchmarks.launchers import OURS_2_WORKERS, Workspace
 from benchmarks.load import NO_WRK, Load, has_wrk, load
 from benchmarks.microbenchmarks import BULK_ROWS, ENCODER_ROWS, encoder_seconds, rows_per_second
 from benchmarks.models import CHOSEN, FOREST, ORIGINAL_FOREST, candidates, ensure_trained, load_served_model
 from benchmarks.results import Cell, Results
 from benchmarks.server_process import ServerError
 from benchmarks.system_runner import SystemRunner
-from benchmarks.systems import BY_NAME, OURS, OURS_CHOSEN, PREDICTOR_CHOSEN, SYSTEMS, System
+from benchmarks.systems import (
+    BY_NAME,
+    OURS,
+    OURS_2_WORKERS,
+    OURS_CHOSEN,
+    OURS_DEFAULT,
+    PREDICTOR_CHOSEN,
+    SYSTEMS,
+    System,
+)
+from benchmarks.workspace import PEERS, RAY, Workspace
 from predictor.child import ChildStartError
 
 Progress = Callable[[str], None]
@@ -27,13 +36,14 @@ Progress = Callable[[str], None]
 ENCODER = "encoder"
 BULK = "bulk"
 ADDED_LATENCY = "added-latency"
-MEASUREMENTS = (*BY_NAME, ADDED_LATENCY, BULK, ENCODER)
+START = "start"
+MEASUREMENTS = (*BY_NAME, ADDED_LATENCY, BULK, ENCODER, START)
 
 #: Systems, by model, that get large requests right before scikit-learn scores the same candidates in process.
-COMPARED_WITH_SCIKIT_LEARN = {FOREST: (OURS, OURS_2_WORKERS), CHOSEN: (OURS_CHOSEN,)}
+COMPARED_WITH_SCIKIT_LEARN = {FOREST: (OURS, OURS_DEFAULT, OURS_2_WORKERS), CHOSEN: (OURS_CHOSEN,)}
 _COMPARED = tuple(name for names in COMPARED_WITH_SCIKIT_LEARN.values() for name in names)
-CLIENTS = (1, 16, 64, 256)
-CANDIDATES = (1, 100)
+#: Systems that are started again in each round.
+STARTED = ("documented", OURS, OURS_DEFAULT)
 #: Number of different candidates in the requests of a load.
 _BODY_CANDIDATES = 64
 #: Minimum answers per client in a load by wrk; with fewer, the first answers distort the figures.
@@ -115,17 +125,19 @@ def bench(settings: Settings, progress: Progress) -> Results:
         )
         for name, directory in given.items()
     }
-    workspace = Workspace(models, settings.work.resolve(), progress)
-    peer_python = workspace.peer_python()
-    start = time.monotonic()
-    results = Results(machine.describe(peer_python), _reported_settings(settings, names))
-    with (
-        tempfile.TemporaryDirectory() as bodies,
-        SystemRunner(workspace, candidates(_CHECKED)) as runner,
-    ):
-        run = _Run(settings, workspace, runner, Path(bodies), results)
-        run.start([BY_NAME[name] for name in _systems(names)])
-        run.rounds(names, start)
+    systems = [BY_NAME[name] for name in _systems(names)]
+    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as scratch:
+        workspace = Workspace(models, settings.work.resolve(), Path(scratch), progress)
+        workspace.python(PEERS)
+        if any(system.server.startswith("ray") for system in systems):
+            workspace.python(RAY)
+        start = time.monotonic()
+        described = machine.describe(workspace.pythons.values())
+        results = Results(described, _reported_settings(settings, names))
+        with SystemRunner(workspace, candidates(_CHECKED)) as runner:
+            run = _Run(settings, workspace, runner, results)
+            run.start(systems)
+            run.rounds(names, start)
     return results
 
 
@@ -143,19 +155,23 @@ def _systems(names: Sequence[str]) -> list[str]:
     """Names of the systems that these measurements need."""
     needed = {PREDICTOR_CHOSEN, OURS_CHOSEN} if ADDED_LATENCY in names else set()
     needed |= set(_COMPARED) if BULK in names else set()
+    needed |= set(STARTED) if START in names else set()
     return [system.name for system in SYSTEMS if system.name in {*names, *needed}]
+
+
+def _is_measured_once(name: str) -> bool:
+    return name in BY_NAME and BY_NAME[name].once
 
 
 class _Run:
     """Starts the systems and collects the figures of one run."""
 
     def __init__(
-        self, settings: Settings, workspace: Workspace, runner: SystemRunner, bodies: Path, results: Results
+        self, settings: Settings, workspace: Workspace, runner: SystemRunner, results: Results
     ) -> None:
         self._settings = settings
         self._workspace = workspace
         self._runner = runner
-        self._bodies = bodies
         self._results = results
         self._candidates = candidates(BULK_ROWS)
         #: Loads that are too slow for wrk: most clients were still waiting for their first answer.
@@ -172,12 +188,13 @@ class _Run:
             ADDED_LATENCY: self._measure_added_latency,
             BULK: self._measure_bulk_and_scikit_learn,
             ENCODER: self._measure_encoder,
+            START: self._measure_start,
         }
         for number in range(self._settings.rounds):
             began = time.monotonic()
             first = number * len(names) // self._settings.rounds
             for name in (*names[first:], *names[:first]):
-                if name not in self._results.problems:
+                if name not in self._results.problems and not (number and _is_measured_once(name)):
                     self._workspace.progress(f"round {number + 1} of {self._settings.rounds}: {name}")
                     self._try(name, others.get(name) or partial(self._measure, BY_NAME[name]))
             self._results.settings["rounds"] = number + 1
@@ -195,7 +212,7 @@ class _Run:
             self._workspace.progress(f"{name}: NOT MEASURED: {error}")
 
     def _start(self, system: System) -> None:
-        self._results.ready_s[system.name] = self._runner.start(system)
+        self._results.ready_s[system.name].append(self._runner.start(system))
 
     def _measure(self, system: System) -> None:
         with self._runner.running(system):
@@ -216,10 +233,10 @@ class _Run:
     def _loads(self, system: System) -> tuple[tuple[int, int], ...]:
         if self._settings.quick:
             return system.quick or ((64, 1),)
-        return (*((clients, count) for count in CANDIDATES for clients in CLIENTS), *system.extra)
+        return system.loads
 
     def _load(self, system: System, clients: int, count: int) -> Load:
-        file = self._bodies / f"{system.name}-{count}"
+        file = self._workspace.scratch / f"{system.name}-{count}.bodies"
         if not file.exists():
             requests = max(_BODY_CANDIDATES // count, 8)
             starts = [number * count for number in range(min(requests, len(self._candidates) // count))]
@@ -264,6 +281,13 @@ class _Run:
             self._workspace.progress(
                 f"  {rows} rows: {1e6 * ours:.0f} µs, DictVectorizer {1e6 * theirs:.0f} µs"
             )
+
+    def _measure_start(self) -> None:
+        for system in (BY_NAME[name] for name in STARTED):
+            if system.name not in self._results.problems:
+                seconds = self._runner.restart(system)
+                self._results.ready_s[system.name].append(seconds)
+                self._workspace.progress(f"  {system.name}: {seconds:.1f} s")
 
     def _measure_bulk_and_scikit_learn(self) -> None:
         for name, systems in COMPARED_WITH_SCIKIT_LEARN.items():

@@ -7,8 +7,8 @@ from typing import Protocol
 
 import psutil
 
-_POLL_S = 0.05
-_READY_TIMEOUT_S = 60
+_POLL_S = 0.02
+_READY_TIMEOUT_S = 120
 
 
 class ServerError(Exception):

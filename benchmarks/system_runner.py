@@ -6,11 +6,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Self
 
 from benchmarks.answer_check import AnswerChecker, NoAnswer, Request, encode
-from benchmarks.launchers import LAUNCHERS, Workspace
+from benchmarks.launchers import LAUNCHERS
 from benchmarks.models import FOREST
 from benchmarks.server_process import ServerProcess
 from benchmarks.stub_predictor import PROBABILITY
 from benchmarks.systems import BY_NAME, PREDICTOR, SYSTEMS, System
+from benchmarks.workspace import Workspace
 from training.candidates import Candidate
 
 #: Duration of the warm-up after a pause.
@@ -35,7 +36,6 @@ class SystemRunner:
     def __init__(self, workspace: Workspace, candidates: Sequence[Candidate]) -> None:
         self._workspace = workspace
         self._servers: dict[str, ServerProcess] = {}
-        self._stack = ExitStack()
         self._checkers = {
             name: AnswerChecker.for_model(model, candidates) for name, model in workspace.models.items()
         }
@@ -45,7 +45,8 @@ class SystemRunner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        for server in reversed(self._servers.values()):
+            server.stop()
 
     def start(self, system: System) -> float:
         """Start the servers that a system needs and that do not run yet, then warm it up.
@@ -65,6 +66,24 @@ class SystemRunner:
                 self._start_server(name, system)
         with self.running(system):
             self.warm_up(system, 2 * _WARM_UP_S)
+        return self._servers[system.server].ready_s
+
+    def restart(self, system: System) -> float:
+        """Stop a system's own server and start it again, with its predictor running.
+
+        Returns
+        -------
+        float
+            Seconds from the start to the first correct answer.
+
+        Raises
+        ------
+        ServerError, WrongAnswer
+            If the server does not start, or if an answer differs from scikit-learn's.
+        """
+        if system.server in self._servers:
+            self._servers.pop(system.server).stop()
+        self._start_server(system.server, system)
         return self._servers[system.server].ready_s
 
     @contextmanager
@@ -137,8 +156,11 @@ class SystemRunner:
             for needed in _with_needs(name)[:-1]:
                 running.enter_context(_resumed(self._servers[needed]))
             server = ServerProcess(name, LAUNCHERS[name].start(self._workspace))
-            self._stack.callback(server.stop)
-            server.wait(self._start_check(name, system))
+            try:
+                server.wait(self._start_check(name, system))
+            except BaseException:
+                server.stop()
+                raise
             server.pause()
         self._servers[name] = server
 

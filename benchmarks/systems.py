@@ -1,22 +1,35 @@
 """The systems to compare: the requests that each gets, and the loads that it is measured with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from benchmarks import request_forms
 from benchmarks.answer_check import Request
 from benchmarks.launchers import (
     MLSERVER,
-    MLSERVER_2_WORKERS,
-    OURS_2_WORKERS,
     SKLEARNSERVER,
-    WORKERS,
+    WORKER_COUNTS,
     our_name,
+    scaling_front_end,
+    scaling_name,
+    scaling_predictor,
 )
 from benchmarks.models import CHOSEN, FOREST, ORIGINAL_FOREST, ServedModel
-from benchmarks.stub_predictor import PROBABILITY
+from benchmarks.peer_launchers import FORMS, WORKERS
 from predictor.runtimes import get_runtime
-from training.candidates import Candidate
+
+#: Loads: pairs of clients and candidates per request.
+Loads = tuple[tuple[int, int], ...]
+
+CLIENTS = (1, 16, 64, 256)
+#: Loads of a full run: requests for one candidate, and requests for one and for 100.
+SINGLE: Loads = tuple((clients, 1) for clients in CLIENTS)
+GRID: Loads = (*SINGLE, *((clients, 100) for clients in CLIENTS))
+#: Load for the highest throughput of a predictor: one connection with batches of 64.
+FULL_BATCHES = (1, 64)
+#: Loads that show the effect of more workers, on the service and on the predictor alone.
+_SCALING: Loads = ((64, 1), (256, 1), (64, 100))
+_SCALING_PREDICTOR: Loads = (FULL_BATCHES, (16, 64))
 
 
 @dataclass(frozen=True)
@@ -31,136 +44,141 @@ class System:
         Name of the server that gets the requests.
     request
         Makes the form of the requests for a model.
+    loads
+        Loads of a full run.
     quick
-        Loads of a quick run, each as clients and candidates per request.
-    extra
-        Loads of a full run besides those of all systems.
+        Loads of a quick run; a system without any is not part of it.
     slow
         True if the system is known to be too slow for wrk.
     bulk
         True if its throughput with large requests is measured.
     constant
         True if it answers every candidate with the stub's probability.
+    once
+        True if the first round is enough.
     """
 
     name: str
     title: str
     server: str
     request: Callable[[ServedModel], Request]
-    quick: tuple[tuple[int, int], ...] = ()
-    extra: tuple[tuple[int, int], ...] = ()
+    loads: Loads = SINGLE
+    quick: Loads = ()
     slow: bool = False
     bulk: bool = False
     constant: bool = False
-
-
-# The forms of the requests.
-
-
-def _candidates(candidates: Sequence[Candidate]) -> object:
-    return {"candidates": candidates}
-
-
-def _instances(candidates: Sequence[Candidate]) -> object:
-    return {"instances": candidates}
-
-
-def _predictions(content: Any) -> list[float]:  # noqa: ANN401 (JSON)
-    return [one["placement_probability"] for one in content["predictions"]]
-
-
-def _tutorial(_: ServedModel) -> Request:
-    return Request(
-        "/predict",
-        lambda candidates: candidates if len(candidates) > 1 else candidates[0],
-        lambda content: [
-            one["placement_probability"] for one in (content if isinstance(content, list) else [content])
-        ],
-    )
-
-
-def _litserve(_: ServedModel) -> Request:
-    return Request("/predict", _candidates, _predictions)
-
-
-def _bentoml(_: ServedModel) -> Request:
-    return Request("/predict", _candidates, lambda content: [one["placement_probability"] for one in content])
-
-
-def _v1(_: ServedModel) -> Request:
-    return Request("/v1/models/placement:predict", _instances, _predictions)
-
-
-def _echo(_: ServedModel) -> Request:
-    return Request("/", _instances, lambda content: [PROBABILITY for _ in content["instances"]])
-
-
-def _encoded_v1(model: ServedModel) -> Request:
-    return Request(
-        "/v1/models/placement:predict",
-        lambda candidates: {"instances": model.encode(candidates).tolist()},
-        lambda content: model.positive_probabilities(content["predictions"]),
-    )
-
-
-def _encoded_v2(output: str) -> Callable[[ServedModel], Request]:
-    def request(model: ServedModel) -> Request:
-        def body(candidates: Sequence[Candidate]) -> object:
-            matrix = model.encode(candidates)
-            tensor = {"name": "features", "datatype": "FP64", "shape": matrix.shape}
-            return {
-                "inputs": [{**tensor, "data": matrix.ravel().tolist()}],
-                "outputs": [{"name": output}],
-            }
-
-        def read(content: Any) -> list[float]:  # noqa: ANN401 (JSON)
-            (tensor,) = (one for one in content["outputs"] if one["name"] == output)
-            width = tensor["shape"][1]
-            data = tensor["data"]
-            return model.positive_probabilities(
-                [data[start : start + width] for start in range(0, len(data), width)]
-            )
-
-        return Request("/v2/models/placement/infer", body, read)
-
-    return request
+    once: bool = False
 
 
 #: Our service in the comparisons; the documented transformer has the same predictor.
 OURS = our_name(SKLEARNSERVER, "v1", FOREST)
 OURS_CHOSEN = our_name(SKLEARNSERVER, "v1", CHOSEN)
-#: The predictors of these two, without a transformer.
+#: Our service as the default InferenceService starts it.
+OURS_DEFAULT = our_name(MLSERVER, "v2", FOREST)
+#: The predictors of the first two, without a transformer.
 PREDICTOR = "predictor-sklearnserver-v1"
 PREDICTOR_CHOSEN = "predictor-chosen-sklearnserver-v1"
-#: Load for the highest throughput of a predictor: one connection with batches of 64 (clients and candidates).
-FULL_BATCHES = (1, 64)
+#: Our service with two workers of MLServer.
+OURS_2_WORKERS = scaling_name(1, 2)
 #: Addition to a system's title for each model.
 _MODEL_TITLES = {FOREST: "", ORIGINAL_FOREST: ", original forest", CHOSEN: ", chosen model"}
+_QUICK: dict[str, Loads] = {
+    OURS: SINGLE,
+    OURS_DEFAULT: ((1, 1),),
+    OURS_CHOSEN: ((64, 1),),
+    PREDICTOR: (FULL_BATCHES,),
+}
+#: Load of most systems in a quick run.
+_64_CLIENTS: Loads = ((64, 1),)
 
 
-def _our_system(runtime: str, protocol: str, model: str) -> System:
+def _our_system(runtime: str, protocol: str, model: str, *, once: bool = False) -> System:
     name = our_name(runtime, protocol, model)
-    quick: dict[str, tuple[tuple[int, int], ...]] = {
-        OURS: ((64, 1), (256, 1)),
-        OURS_CHOSEN: ((64, 1),),
-    }
-    title = f"ours{_MODEL_TITLES[model]} → {runtime}, {protocol}"
-    return System(name, title, name, _v1, quick=quick.get(name, ()), bulk=True)
+    return System(
+        name,
+        f"ours{_MODEL_TITLES[model]} → {runtime}, {protocol}",
+        name,
+        request_forms.v1,
+        loads=GRID,
+        quick=_QUICK.get(name, ()),
+        bulk=True,
+        once=once,
+    )
 
 
-def _predictor_system(runtime: str, protocol: str, model: str) -> System:
+def _encoded(runtime: str, protocol: str) -> Callable[[ServedModel], Request]:
+    if protocol == "v1":
+        return request_forms.encoded_v1
+    return request_forms.encoded_v2(get_runtime(runtime).probability_output)
+
+
+def _predictor_system(runtime: str, protocol: str, model: str, *, once: bool = False) -> System:
     name = our_name(runtime, protocol, model).replace("ours", "predictor")
-    request = _encoded_v1 if protocol == "v1" else _encoded_v2(get_runtime(runtime).probability_output)
-    quick: tuple[tuple[int, int], ...] = (FULL_BATCHES,) if name == PREDICTOR else ()
     return System(
         name,
         f"predictor alone{_MODEL_TITLES[model]}: {runtime}, {protocol}",
         f"{runtime}/{model}",
-        request,
-        quick=quick,
-        extra=(FULL_BATCHES,),
+        _encoded(runtime, protocol),
+        loads=(*SINGLE, FULL_BATCHES),
+        quick=_QUICK.get(name, ()),
         slow=model == ORIGINAL_FOREST,
+        once=once,
     )
+
+
+def _peers() -> Iterator[System]:
+    """Yield the systems that have the forest in the server that the clients call."""
+    form = request_forms.candidates_to_predictions
+    for model, suffix in FORMS.items():
+        original = model == ORIGINAL_FOREST
+        title = "" if original else ", serving form"
+        loads = GRID if original else SINGLE
+        yield _peer(f"litserve{suffix}", f"LitServe{title}, batches of 64 in 5 ms", form, loads)
+        yield _peer(f"bentoml{suffix}", f"BentoML{title}, adaptive batches", request_forms.bentoml, loads)
+        yield _peer(f"ray{suffix}", f"Ray Serve{title}, batches of 64 in 5 ms", form)
+        workers = "" if original else f", {WORKERS} workers"
+        yield _peer(f"fastapi{suffix}", f"FastAPI + scikit-learn{title}{workers}", form, slow=original)
+    yield System(
+        "fastapi-workers",
+        f"FastAPI + scikit-learn, {WORKERS} workers",
+        "fastapi-workers",
+        form,
+        slow=True,
+        once=True,
+    )
+    yield _peer("onnx", f"FastAPI + ONNX Runtime, {WORKERS} workers", form)
+
+
+def _peer(
+    name: str,
+    title: str,
+    form: Callable[[ServedModel], Request],
+    loads: Loads = SINGLE,
+    *,
+    slow: bool = False,
+) -> System:
+    return System(name, title, name, form, loads=loads, quick=_64_CLIENTS, slow=slow)
+
+
+def _scaling() -> Iterator[System]:
+    """Yield our service and MLServer with several workers each."""
+    for predictors in WORKER_COUNTS:
+        name = scaling_predictor(predictors)
+        title = f"{MLSERVER} with {_workers(predictors)}, v2"
+        request = _encoded(MLSERVER, "v2")
+        yield System(name, f"predictor alone: {title}", name, request, _SCALING_PREDICTOR, once=True)
+        for transformers in WORKER_COUNTS:
+            name = scaling_name(transformers, predictors)
+            ours = f"ours with {_workers(transformers)} → {title}"
+            yield System(name, ours, name, request_forms.v1, _SCALING, bulk=True, once=True)
+    for transformers in WORKER_COUNTS:
+        name = scaling_front_end(transformers)
+        title = f"ours with {_workers(transformers)} → stub predictor"
+        yield System(name, title, name, request_forms.v1, _SCALING, constant=True, once=True)
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'' if count == 1 else 's'}"
 
 
 SYSTEMS: tuple[System, ...] = (
@@ -168,47 +186,62 @@ SYSTEMS: tuple[System, ...] = (
         "tutorial",
         "tutorial's app: Flask, gunicorn",
         "tutorial",
-        _tutorial,
-        quick=((64, 1), (256, 1)),
+        request_forms.tutorial,
+        loads=GRID,
+        quick=SINGLE,
         slow=True,
     ),
     System(
-        "tutorial-workers", f"tutorial's app, {WORKERS} workers", "tutorial-workers", _tutorial, slow=True
+        "tutorial-workers",
+        f"tutorial's app, {WORKERS} workers",
+        "tutorial-workers",
+        request_forms.tutorial,
+        loads=GRID,
+        slow=True,
+        once=True,
     ),
     System(
         "documented",
         "KServe's documented transformer → kserve-sklearnserver, v1",
         "documented",
-        _v1,
-        quick=((64, 1),),
+        request_forms.v1,
+        loads=GRID,
+        quick=_64_CLIENTS,
         slow=True,
     ),
-    System("litserve", "LitServe, batches of 64 in 5 ms", "litserve", _litserve, quick=((64, 1),)),
-    System("bentoml", "BentoML, adaptive batches", "bentoml", _bentoml, quick=((64, 1),)),
+    *_peers(),
     _predictor_system(SKLEARNSERVER, "v1", FOREST),
     _our_system(SKLEARNSERVER, "v1", FOREST),
     _predictor_system(SKLEARNSERVER, "v2", FOREST),
     _our_system(SKLEARNSERVER, "v2", FOREST),
-    _our_system(SKLEARNSERVER, "grpc-v2", FOREST),
+    _our_system(SKLEARNSERVER, "grpc-v2", FOREST, once=True),
     _predictor_system(MLSERVER, "v2", FOREST),
     _our_system(MLSERVER, "v2", FOREST),
-    _our_system(MLSERVER, "grpc-v2", FOREST),
-    System(
-        "predictor-mlserver-v2-2-workers",
-        f"predictor alone: {MLSERVER} with 2 workers, v2",
-        MLSERVER_2_WORKERS,
-        _encoded_v2(get_runtime(MLSERVER).probability_output),
-        extra=(FULL_BATCHES,),
-    ),
-    System(OURS_2_WORKERS, f"ours → {MLSERVER} with 2 workers, v2", OURS_2_WORKERS, _v1, bulk=True),
-    _predictor_system(SKLEARNSERVER, "v1", ORIGINAL_FOREST),
-    _our_system(SKLEARNSERVER, "v1", ORIGINAL_FOREST),
-    _predictor_system(SKLEARNSERVER, "v1", CHOSEN),
+    _our_system(MLSERVER, "grpc-v2", FOREST, once=True),
+    _predictor_system(SKLEARNSERVER, "v1", ORIGINAL_FOREST, once=True),
+    _our_system(SKLEARNSERVER, "v1", ORIGINAL_FOREST, once=True),
+    _predictor_system(MLSERVER, "v2", ORIGINAL_FOREST, once=True),
+    _predictor_system(SKLEARNSERVER, "v1", CHOSEN, once=True),
     _our_system(SKLEARNSERVER, "v1", CHOSEN),
-    _predictor_system(MLSERVER, "v2", CHOSEN),
-    _our_system(MLSERVER, "v2", CHOSEN),
-    System("front-end", "ours → stub predictor", "front-end", _v1, quick=((64, 1),), constant=True),
-    System("noop", "kserve.Model that does nothing", "noop", _v1, quick=((64, 1),), constant=True),
-    System("echo", "ASGI echo", "echo", _echo, quick=((64, 1),), constant=True),
+    _predictor_system(MLSERVER, "v2", CHOSEN, once=True),
+    _our_system(MLSERVER, "v2", CHOSEN, once=True),
+    *_scaling(),
+    System(
+        "front-end",
+        "ours → stub predictor",
+        "front-end",
+        request_forms.v1,
+        quick=_64_CLIENTS,
+        constant=True,
+    ),
+    System(
+        "noop",
+        "kserve.Model that does nothing",
+        "noop",
+        request_forms.v1,
+        quick=_64_CLIENTS,
+        constant=True,
+    ),
+    System("echo", "ASGI echo", "echo", request_forms.echo, quick=_64_CLIENTS, constant=True),
 )
 BY_NAME = {system.name: system for system in SYSTEMS}
