@@ -1,6 +1,7 @@
 """The encoder gives the same numbers as DictVectorizer, bit for bit, on each of its code paths."""
 
 import math
+import pickle
 import random
 from itertools import combinations_with_replacement, cycle, islice
 from typing import Any
@@ -420,3 +421,10 @@ def test_boolean_arrays_are_refused(size):
 
 def test_exceptions_of_the_fast_path_never_reach_the_caller():
     assert not any(issubclass(doubt, InvalidRequest) for doubt in NEEDS_FULL_VALIDATION)
+
+
+def test_an_encoder_can_be_pickled_for_worker_processes():
+    encoder = encoder_of(PLACEMENT_SIGNATURE)
+    candidates = rows_of(generate(8, seed=1).candidates, PLACEMENT_SIGNATURE)
+    again = pickle.loads(pickle.dumps(encoder))
+    assert_same(again.encode(candidates), encoder.encode(candidates))

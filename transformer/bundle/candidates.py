@@ -88,6 +88,10 @@ class NumericFields(FieldGroup):
         )
         self.packer = lru_cache(MAX_PACKERS)(self._make_packer)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For worker processes: the packers cannot be pickled.
+        return NumericFields, (dict(zip(self.names, self.columns, strict=True)), self.width)
+
     def _make_packer(self, rows: int) -> Callable[..., bytes]:
         return struct.Struct(self._row_format * rows).pack
 

@@ -86,6 +86,8 @@ class FastConnection(ClientConnection):
     def respond(self, response: bytes, *, keep_alive: bool) -> None:
         """Send the response to a plain request, and go on with the next request."""
         self._task = None
+        if not keep_alive:
+            response = response.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
         self._out.write_whole(response)
         if not keep_alive:
             self.transport.close()
