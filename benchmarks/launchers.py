@@ -27,12 +27,6 @@ def _default_spec() -> spec.InferenceService:
 def _predictor(server: str, runtime_name: str, model: str, **variables: str) -> Launcher:
     def start(workspace: Workspace) -> Process:
         runtime = get_runtime(runtime_name)
-        default = _default_spec()
-        env = dict(runtime.probability_env)
-        if default.runtime == runtime_name:
-            env |= {
-                name: value for name, value in default.predictor_env.items() if not name.endswith("_PORT")
-            }
         return PredictorProcess(
             runtime,
             workspace.models[model].directory,
@@ -40,7 +34,8 @@ def _predictor(server: str, runtime_name: str, model: str, **variables: str) -> 
             model_name="placement",
             http_port=workspace.port(server),
             grpc_port=workspace.port(f"{server}/grpc"),
-            env=env | variables,
+            args=runtime.tuned_args,
+            env={**runtime.spec_env, **variables},
             log=workspace.log(server),
         )
 
