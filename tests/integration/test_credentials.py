@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -113,6 +114,8 @@ async def test_a_call_has_the_credentials_of_all_its_candidates(
         for fault in FAULTS[type(predictor)] * 2:
             predictor.faults += [None, fault]
     async with connected_transformer(predictor, trained_bundle, hop, "--max_batch_rows=32") as transformer:
+        # All requests arrive at once.
+        transformer = replace(transformer, http=transformer.without_sockets)
         answers = await asyncio.gather(*(ask(transformer, rows, caller) for ask, caller, rows in asked))
     for (_, _, rows), answer in zip(asked, answers, strict=True):
         assert answer == pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12) or (
