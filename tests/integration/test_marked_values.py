@@ -33,7 +33,7 @@ async def test_no_value_of_a_candidate_is_logged(fault, hop, trained_bundle, pre
     written = caplog.text + "".join(capfd.readouterr())
     if fault:
         assert "predictor" in written, "failures are logged, without the values"
-    assert 'transformer_verifications_total{outcome="v1"}' in metrics
+    assert 'transformer_verifications_total{outcome="equal"}' in metrics
     assert traces_in(written + metrics) == []
 
 
