@@ -207,6 +207,18 @@ async def test_calls_beyond_the_limit_get_a_status_and_a_message(
             assert (await call).model_version == "v1"
 
 
+@pytest.mark.parametrize("value, code", [("x" * 7500, "OK"), ("x" * 8300, "RESOURCE_EXHAUSTED")])
+async def test_metadata_is_limited(trained_bundle, sklearn_reference, value, code):
+    async with (
+        FakeMLServer(sklearn_reference).running() as predictor,
+        in_process_transformer(trained_bundle, predictor.address, "--predictor_protocol=v2") as transformer,
+    ):
+        call = transformer.grpc.ModelInfer(
+            grpc_objects([SAMPLE]), metadata=(("authorization", value),), timeout=30
+        )
+        assert (await call.code()).name == code
+
+
 async def test_a_connection_is_closed_when_it_is_old(trained_bundle, sklearn_reference, monkeypatch):
     monkeypatch.setattr(grpc_server, "CONNECTION_AGE_S", 0.3)
     async with (

@@ -129,17 +129,22 @@ async def unfinished_health_checks(victim: Victim, strength: int) -> None:
 
 
 async def calls_without_messages(victim: Victim, strength: int) -> None:
-    """Calls with long metadata whose message never comes."""
+    """Calls with as much metadata as is accepted, in one value or in many, whose message never comes.
 
-    async def flood() -> None:
+    These are more than can be in flight, but not so many that gRPC's core cancels calls.
+    """
+
+    async def flood(metadata: list[tuple[str, str]]) -> None:
         async with http2_connection(victim.grpc_port) as connection:
             for number in range(3000):
-                connection.open_stream(GRPC_INFER, ("x-filler", f"{number:07000d}"))
+                connection.open_stream(GRPC_INFER, *metadata)
                 if number % 100 == 0:
                     await asyncio.sleep(0)
             await asyncio.sleep(HOLD_S)
 
-    await _at_once(flood, 4 * strength)
+    long, many = [("x-filler", "x" * 7000)], [(f"x-{number}", "x") for number in range(180)]
+    await _at_once(lambda: flood(long), 2 * strength)
+    await _at_once(lambda: flood(many), strength)
 
 
 async def many_connections(victim: Victim, strength: int) -> None:

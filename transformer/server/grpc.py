@@ -38,6 +38,10 @@ LATE_S = 1.0
 HEALTH_INTERVAL_S = 0.5
 #: Maximum calls in flight.
 MAX_CALLS = 16_384
+#: Maximum calls that arrived faster than they are accepted and counted.
+MAX_WAITING_CALLS = 16_384
+#: Maximum bytes of a call's metadata.
+METADATA_BYTES = 8192
 #: Bytes of a message that a client can send before the message is read: about 30 candidates.
 UNREAD_BYTES = 8192
 #: Name of the inference service, and the prefix of its methods.
@@ -84,9 +88,12 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
             options=[
                 ("grpc.max_receive_message_length", self._settings.max_request_bytes),
                 ("grpc.so_reuseport", 0),
-                # Calls that arrive faster than Python accepts and counts them wait in core.
-                ("grpc.server.max_pending_requests", MAX_CALLS),
-                ("grpc.server.max_pending_requests_hard_limit", MAX_CALLS),
+                # Calls that arrive faster than Python accepts and counts them wait in core, which cancels more.
+                ("grpc.server.max_pending_requests", MAX_WAITING_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", MAX_WAITING_CALLS),
+                # Between these two, core would refuse at random.
+                ("grpc.max_metadata_size", METADATA_BYTES),
+                ("grpc.absolute_max_metadata_size", METADATA_BYTES),
                 # Identity only, as over REST: 8 KB can unpack to 8 MiB.
                 ("grpc.compression_enabled_algorithms_bitset", 1),
                 ("grpc.http2.lookahead_bytes", UNREAD_BYTES),
