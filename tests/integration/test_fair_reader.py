@@ -207,7 +207,7 @@ async def test_calls_beyond_the_limit_get_a_status_and_a_message(
             assert (await call).model_version == "v1"
 
 
-@pytest.mark.parametrize("value, code", [("x" * 7500, "OK"), ("x" * 8300, "RESOURCE_EXHAUSTED")])
+@pytest.mark.parametrize(("value", "code"), [("x" * 7500, "OK"), ("x" * 8300, "RESOURCE_EXHAUSTED")])
 async def test_metadata_is_limited(trained_bundle, sklearn_reference, value, code):
     async with (
         FakeMLServer(sklearn_reference).running() as predictor,

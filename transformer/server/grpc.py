@@ -88,7 +88,7 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
             options=[
                 ("grpc.max_receive_message_length", self._settings.max_request_bytes),
                 ("grpc.so_reuseport", 0),
-                # Calls that arrive faster than Python accepts and counts them wait in core, which cancels more.
+                # Calls that arrive faster than they are counted wait in core, which cancels more.
                 ("grpc.server.max_pending_requests", MAX_WAITING_CALLS),
                 ("grpc.server.max_pending_requests_hard_limit", MAX_WAITING_CALLS),
                 # Between these two, core would refuse at random.
