@@ -103,7 +103,7 @@ def rollout_and_rollback(*arguments: str, name: str) -> Situation:
         ):
             await some_more(tally, some)
             new = await rollout(local, str(pair.new), ignore_progress)
-            await some_more(tally, some)
+            await answers_of(tally, new, some)
             old = await rollback(local, ignore_progress)
             await some_more(tally, some)
         outcome = Outcome(tally)
@@ -136,6 +136,7 @@ async def new_only_candidates_in_a_rollout(pair: VersionPair, run: Path, some: i
             too_early = new_only_candidates.answered.total()
             await local.set_predictor(str(pair.new), ignore_progress)
             await new_only_candidates.reach(lambda now: now.answered["v2"] >= some // 4)
+            await tally.reach(lambda now: now.answered["v2"] >= some)
             await local.set_predictor(str(pair.old), ignore_progress)
             before = new_only_candidates.failed.total()
             await new_only_candidates.reach(lambda now: now.failed.total() >= before + 3)
