@@ -214,8 +214,8 @@ async def verified_connections(url: str) -> float:
 async def canary_by_request(pair: VersionPair, run: Path, some: int) -> Outcome:
     """Two versions behind a proxy that sends each request to either (Knative, a mesh): `--verify=request`."""
     async with (
-        running_predictor(pair.old, run / "old.log", **KNATIVE_ENV) as old,
-        running_predictor(pair.new, run / "new.log", **KNATIVE_ENV) as new,
+        running_predictor(pair.old, run / "old.log", env=KNATIVE_ENV) as old,
+        running_predictor(pair.new, run / "new.log", env=KNATIVE_ENV) as new,
         balanced_by_request([backend(old).address, backend(new).address]) as port,
         running_transformer(
             pair.new, port, run / "transformer.log", "--verify=request", SMALL_CALLS

@@ -48,7 +48,11 @@ async def running_service(pair: VersionPair, run: Path, *arguments: str) -> Asyn
 
 @contextlib.asynccontextmanager
 async def running_predictor(
-    bundle: Path, log: Path, runtime_name: str = MLSERVER, http_port: int | None = None, **env: str
+    bundle: Path,
+    log: Path,
+    runtime_name: str = MLSERVER,
+    http_port: int | None = None,
+    env: dict[str, str] | None = None,
 ) -> AsyncIterator[PredictorProcess]:
     """Run a stock model server with a version; `env` are variables that its spec sets to other values."""
     runtime = get_runtime(runtime_name)
@@ -60,7 +64,7 @@ async def running_predictor(
             python=python,
             model_name="placement",
             args=runtime.tuned_args,
-            env={**runtime.spec_env, **env},
+            env={**runtime.spec_env, **(env or {})},
             log=log,
             http_port=http_port,
         )
