@@ -6,7 +6,9 @@ import pytest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from training.candidates import SAMPLE, SIGNATURE
+from transformer.errors import InvalidRequest
 from transformer.protocols import grpc_messages, v2
+from transformer.protocols.tensors import MAX_OTHER_TENSORS
 
 
 def _decode_rest(**options):
@@ -51,3 +53,62 @@ def test_model_metadata_lists_versions_platform_fields_and_outputs():
     ]
     # gRPC's message has the same fields.
     assert pb.ModelMetadataResponse(**metadata).platform == metadata["platform"]
+
+
+def _tensor(name, values):
+    return {"name": name, "datatype": "BYTES", "shape": [2], "data": values}
+
+
+def _decode_tensors(*tensors, binary=b""):
+    text = json.dumps({"inputs": tensors}).encode()
+    return v2.decode(
+        text + binary,
+        str(len(text)),
+        model_name="served",
+        output_name="placement",
+        fields=SIGNATURE.names,
+        max_candidates=2,
+    )
+
+
+def test_values_of_an_ignored_tensor_are_not_read():
+    """A request has space for hundreds of ignored tensors with 10,000 values each."""
+    gender = _tensor("gender", ["M", "F"])
+    with pytest.raises(InvalidRequest, match=r"inputs.workex\[0\]: must be a string"):
+        _decode_tensors(gender, _tensor("workex", [1, 2]))
+    binary = {"name": "other", "datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": 3}}
+    for decoded in (
+        _decode_tensors(gender, _tensor("other", [1, 2])),
+        _decode_tensors(gender, binary, binary=b"abc"),
+        _decode_grpc_tensors(datatype="INT8", contents={"int_contents": [1000, 1000]}),
+        _decode_grpc_tensors(datatype="BYTES", raw=b"abc"),
+    ):
+        assert decoded.candidates.rows == 2
+
+
+def _decode_grpc_tensors(*, raw=None, **other):
+    gender = {"name": "gender", "datatype": "BYTES", "shape": [2]}
+    message = pb.ModelInferRequest(inputs=[gender, {"name": "other", "shape": [2], **other}])
+    if raw is None:
+        message.inputs[0].contents.bytes_contents.extend([b"M", b"F"])
+    else:
+        message.raw_input_contents.extend([b"\1\0\0\0M\1\0\0\0F", raw])
+    return grpc_messages.decode(message, output_name="placement", fields=SIGNATURE.names, max_candidates=2)
+
+
+def test_an_ignored_tensor_has_as_many_values_as_the_others():
+    with pytest.raises(InvalidRequest, match=r"inputs.other: shape \[2\] needs 2 values, got 1"):
+        _decode_tensors(_tensor("gender", ["M", "F"]), _tensor("other", ["x"]))
+
+
+def test_too_many_tensors_are_refused_before_any_of_them_is_read():
+    limit = MAX_OTHER_TENSORS + len(SIGNATURE.names)
+    with pytest.raises(InvalidRequest, match=f"inputs: too many tensors: limit {limit}, got {limit + 1}"):
+        _decode_tensors(*([{}] * (limit + 1)))
+    with pytest.raises(InvalidRequest, match=f"inputs: too many tensors: limit {limit}, got {limit + 1}"):
+        grpc_messages.decode(
+            pb.ModelInferRequest(inputs=[{}] * (limit + 1)),
+            output_name="placement",
+            fields=SIGNATURE.names,
+            max_candidates=1,
+        )

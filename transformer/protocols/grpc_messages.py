@@ -4,7 +4,14 @@ import numpy as np
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from transformer.errors import InvalidRequest
-from transformer.protocols.tensors import Tensor, check_metadata, from_raw, from_values, to_candidates
+from transformer.protocols.tensors import (
+    Tensor,
+    check_metadata,
+    check_number_of_tensors,
+    from_raw,
+    from_values,
+    to_candidates,
+)
 from transformer.protocols.v2 import V2Request, V2Response, check_outputs, raw_bytes, request_id
 
 #: Field of `InferTensorContents` for each datatype; FP16 has none.
@@ -45,9 +52,12 @@ def decode(
         )
     # A shape may have millions of dimensions; an error shows eight.
     metadata = ((tensor.name, tensor.datatype, tensor.shape[:9]) for tensor in message.inputs)
-    check_metadata(metadata, fields, max_candidates)
+    check_number_of_tensors(len(message.inputs), fields)
+    ignored = check_metadata(metadata, fields, max_candidates)
     tensors = [
-        _raw_tensor(tensor, raw[number]) if raw else _typed_tensor(tensor)
+        _raw_tensor(tensor, raw[number], ignored=tensor.name in ignored)
+        if raw
+        else _typed_tensor(tensor, ignored=tensor.name in ignored)
         for number, tensor in enumerate(message.inputs)
     ]
     requested = {output.name: bool(raw) for output in message.outputs}
@@ -62,13 +72,13 @@ def decode(
     )
 
 
-def _raw_tensor(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes) -> Tensor:
+def _raw_tensor(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes, *, ignored: bool) -> Tensor:
     if tensor.HasField("contents"):
         raise InvalidRequest(f"inputs.{tensor.name}: must have contents or raw_input_contents, not both")
-    return from_raw(tensor.name, tensor.datatype, list(tensor.shape), raw)
+    return from_raw(tensor.name, tensor.datatype, list(tensor.shape), raw, ignored=ignored)
 
 
-def _typed_tensor(tensor: pb.ModelInferRequest.InferInputTensor) -> Tensor:
+def _typed_tensor(tensor: pb.ModelInferRequest.InferInputTensor, *, ignored: bool) -> Tensor:
     name, datatype = tensor.name, tensor.datatype
     contents = {field.name: values for field, values in tensor.contents.ListFields()}
     expected = CONTENTS.get(datatype, "raw_input_contents")
@@ -76,7 +86,7 @@ def _typed_tensor(tensor: pb.ModelInferRequest.InferInputTensor) -> Tensor:
         raise InvalidRequest(
             f"inputs.{name}: must have {datatype} values in {expected}, got {', '.join(contents)}"
         )
-    return from_values(name, datatype, list(tensor.shape), contents.get(expected, []))
+    return from_values(name, datatype, list(tensor.shape), contents.get(expected, []), ignored=ignored)
 
 
 def encode(response: V2Response) -> pb.ModelInferResponse:

@@ -75,14 +75,33 @@ def row_count(name: str, shape: Sequence[int]) -> int:
     return shape[0]
 
 
-def check_metadata(tensors: Iterable[TensorMetadata], fields: Collection[str], max_candidates: int) -> None:
-    """Check the tensors of a request before their data is read.
+def check_number_of_tensors(tensors: int, fields: Collection[str]) -> None:
+    """Check the number of a request's tensors before anything else of them is read.
 
     Raises
     ------
     InvalidRequest
-        If there is no tensor or too many, a name is too long, not printable or a duplicate, a datatype is
-        unknown, a shape is not that of a column, or the tensors differ in length.
+        If there are more than `MAX_OTHER_TENSORS` and one for each field.
+    """
+    limit = len(fields) + MAX_OTHER_TENSORS
+    if tensors > limit:
+        raise InvalidRequest(f"inputs: too many tensors: limit {limit}, got {tensors}")
+
+
+def check_metadata(
+    tensors: Iterable[TensorMetadata], fields: Collection[str], max_candidates: int
+) -> Collection[str]:
+    """Check the tensors of a request before their data is read.
+
+    Returns
+    -------
+    The names of the tensors that are ignored. Their values, which can be millions, need not be read.
+
+    Raises
+    ------
+    InvalidRequest
+        If there is no tensor, a name is too long, not printable or a duplicate, a datatype is unknown, a
+        shape is not that of a column, or the tensors differ in length.
     TooLarge
         If there are more than `max_candidates`.
     """
@@ -110,17 +129,21 @@ def check_metadata(tensors: Iterable[TensorMetadata], fields: Collection[str], m
                 f"inputs.{name}: must have length {candidates}, as inputs.{first} has, got {rows}"
             )
         names.add(name)
-        if len(names) > len(fields) + MAX_OTHER_TENSORS:
-            raise InvalidRequest(f"inputs: too many tensors: limit {len(fields) + MAX_OTHER_TENSORS}")
     if not names:
         raise InvalidRequest(
             "inputs: must be one tensor per field, or one BYTES tensor of JSON objects, got no tensor"
         )
     check_count(candidates, max_candidates)
+    # A single tensor may be one of JSON objects; see `to_candidates`.
+    return names.difference(fields) if len(names) > 1 else ()
 
 
-def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence[Any]) -> Tensor:
+def from_values(
+    name: str, datatype: str, shape: Sequence[int], values: Sequence[Any], *, ignored: bool
+) -> Tensor:
     """Return a tensor of plain values, from JSON or gRPC's typed contents; its metadata was checked.
+
+    An ignored tensor has no values, and only their number is checked.
 
     Raises
     ------
@@ -130,6 +153,8 @@ def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence
     rows = row_count(name, shape)
     if len(values) != rows:
         raise InvalidRequest(f"inputs.{name}: shape {list(shape)} needs {rows} values, got {len(values)}")
+    if ignored:
+        return Tensor(name, datatype, rows, [])
     # A protobuf sequence may have millions of values, so it is copied only after the check above.
     values = values if isinstance(values, list) else list(values)
     type_name, types = _JSON_TYPES[datatype]
@@ -145,10 +170,11 @@ def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence
     return Tensor(name, datatype, rows, values)
 
 
-def from_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> Tensor:
+def from_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes, *, ignored: bool) -> Tensor:
     """Return a tensor of little-endian binary data; its metadata was checked.
 
-    Each BYTES element follows its length, which takes four bytes.
+    Each BYTES element follows its length, which takes four bytes. An ignored BYTES tensor has no values, and
+    is not checked.
 
     Raises
     ------
@@ -157,7 +183,7 @@ def from_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> Tens
     """
     rows = row_count(name, shape)
     if datatype == "BYTES":
-        return Tensor(name, datatype, rows, _split_bytes(name, rows, raw))
+        return Tensor(name, datatype, rows, [] if ignored else _split_bytes(name, rows, raw))
     dtype = np.dtype(NUMPY_DTYPES[datatype])
     expected = prod(shape) * dtype.itemsize
     if len(raw) != expected:

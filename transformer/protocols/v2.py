@@ -201,11 +201,13 @@ def decode(
         If there are more than `max_candidates`, or the JSON has too many values.
     """
     length = len(body) if json_length is None else _json_length(json_length, len(body))
-    request = parse_body(body[:length])
+    request = parse_body(body[:length], fields)
     metadata = ((tensor["name"], tensor["datatype"], tensor["shape"]) for tensor in request["inputs"])
-    check_metadata(metadata, fields, max_candidates)
+    ignored = check_metadata(metadata, fields, max_candidates)
     binary_data = _BinaryData(body, length)
-    tensors = [_tensor(tensor, binary_data) for tensor in request["inputs"]]
+    tensors = [
+        _tensor(tensor, binary_data, ignored=tensor["name"] in ignored) for tensor in request["inputs"]
+    ]
     binary_data.check_end()
     binary = parameter(request, "binary_data_output", False) is True
     requested = {
@@ -289,19 +291,19 @@ class _BinaryData:
             raise InvalidRequest(f"body: {left} unused bytes after the last tensor's binary data")
 
 
-def _tensor(tensor: Input, binary_data: _BinaryData) -> Tensor:
+def _tensor(tensor: Input, binary_data: _BinaryData, *, ignored: bool) -> Tensor:
     name, datatype, shape, data = tensor["name"], tensor["datatype"], tensor["shape"], tensor.get("data")
     size = parameter(tensor, "binary_data_size", None)
     if size is not None:
         if data is not None:
             raise InvalidRequest(f"inputs.{name}: must have data or binary_data_size, not both")
-        return from_raw(name, datatype, shape, binary_data.read(name, size))
+        return from_raw(name, datatype, shape, binary_data.read(name, size), ignored=ignored)
     if data is None:
         raise InvalidRequest(f"inputs.{name}: must have data or binary_data_size, got neither")
     # JSON data of shape [n, 1] may be nested.
     if len(shape) == 2 and len(data) == shape[0] and all(_is_row(row) for row in data):
         data = [value for (value,) in data]
-    return from_values(name, datatype, shape, data)
+    return from_values(name, datatype, shape, data, ignored=ignored)
 
 
 def _is_row(value: object) -> bool:

@@ -1,5 +1,6 @@
 """JSON body of a V2 REST request: its types and their validation."""
 
+from collections.abc import Collection
 from typing import Annotated, Any, NotRequired
 
 from pydantic import FailFast, TypeAdapter, ValidationError
@@ -7,6 +8,7 @@ from typing_extensions import TypeAliasType, TypedDict
 
 from transformer.errors import InvalidRequest
 from transformer.protocols.json_body import parse_json
+from transformer.protocols.tensors import check_number_of_tensors
 
 # Other parameters than ours are ignored, whatever they are: MLServer's types send null and objects.
 Parameters = dict[str, Any] | None
@@ -47,17 +49,27 @@ class Body(TypedDict):
 _BODY = TypeAdapter(Body)
 
 
-def parse_body(text: bytes) -> Body:
+def parse_body(text: bytes, fields: Collection[str]) -> Body:
     """Parse the JSON of a request.
+
+    Parameters
+    ----------
+    text
+        The JSON.
+    fields
+        Names of the signature's fields.
 
     Raises
     ------
     InvalidRequest
-        If it is not JSON or has a field of the wrong type.
+        If it is not JSON, has too many tensors or a field of the wrong type.
     TooLarge
         If it has too many values; see `transformer.protocols.json_body.check_values`.
     """
     parsed = parse_json(text)
+    inputs = parsed.get("inputs") if isinstance(parsed, dict) else None
+    if isinstance(inputs, list):
+        check_number_of_tensors(len(inputs), fields)
     try:
         return _BODY.validate_python(parsed, strict=True)
     except ValidationError as error:
