@@ -1,6 +1,7 @@
 """Limits on gRPC calls, and on the large requests that are read at the same time."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import grpc
@@ -16,10 +17,13 @@ from training.candidates import SAMPLE
 from transformer.errors import QueueFull, RequestTooSlow
 from transformer.server import fair_reader
 from transformer.server import grpc as grpc_server
+from transformer.server.asgi import MAX_UNREAD
 from transformer.server.fair_reader import MAX_READING, FairLimit, FairReader
 from transformer.server.grpc import UNREAD_BYTES
 
 MAX_MESSAGE = 1_000_000
+#: Bytes of complete requests that may wait.
+MAX_BYTES = 4 * MAX_MESSAGE
 
 
 class Message:
@@ -53,7 +57,7 @@ async def stop(*messages: tuple[Message, asyncio.Task[str]]) -> None:
 
 
 async def test_a_connection_reads_half_of_the_limit_and_the_next_one_does_not_wait():
-    reader = FairReader()
+    reader = FairReader(MAX_BYTES)
     first = await begin(reader, "first", 100)
     second = await begin(reader, "second", 1)
     assert (reading(first), reading(second)) == (MAX_READING // 2, 1)
@@ -61,7 +65,7 @@ async def test_a_connection_reads_half_of_the_limit_and_the_next_one_does_not_wa
 
 
 async def test_every_message_is_read_in_the_end():
-    reader = FairReader()
+    reader = FairReader(MAX_BYTES)
     messages = [pair for name in "abcdef" for pair in await begin(reader, name, 20)]
     for message, _ in messages:
         message.complete.set()
@@ -69,7 +73,7 @@ async def test_every_message_is_read_in_the_end():
 
 
 async def test_connections_that_wait_take_turns():
-    reader = FairReader()
+    reader = FairReader(MAX_BYTES)
     # Each reads one message, so that no other connection may begin.
     others = [pair for number in range(MAX_READING) for pair in await begin(reader, f"other {number}", 1)]
     many = await begin(reader, "many", 3)
@@ -84,7 +88,7 @@ async def test_connections_that_wait_take_turns():
 
 async def test_a_slow_message_is_refused_only_while_other_calls_wait(monkeypatch):
     monkeypatch.setattr(fair_reader, "MAX_READING_S", 0.1)
-    reader = FairReader()
+    reader = FairReader(MAX_BYTES)
     slow = await begin(reader, "slow", MAX_READING // 2)
     await asyncio.sleep(0.2)
     assert not any(task.done() for _, task in slow)
@@ -98,11 +102,58 @@ async def test_a_slow_message_is_refused_only_while_other_calls_wait(monkeypatch
 
 async def test_a_message_that_is_not_complete_in_time_is_refused():
     with pytest.raises(RequestTooSlow, match=r"not complete within 0\.05 s"):
-        await FairReader().read("a", Message().read, 0.05)
+        await FairReader(MAX_BYTES).read("a", Message().read, 0.05)
+
+
+async def test_a_message_is_refused_in_its_third_check_at_the_earliest(monkeypatch):
+    """The event loop of a busy process may learn of the check before it learns that the message arrived."""
+    monkeypatch.setattr(fair_reader, "MAX_READING_S", 0.0)
+    monkeypatch.setattr(fair_reader, "MAX_WAIT_S", 0.0)
+    monkeypatch.setattr(fair_reader, "CHECK_S", 3600)
+    reader = FairReader(MAX_BYTES)
+    messages = [pair for number in range(100) for pair in await begin(reader, f"connection {number}", 1)]
+
+    async def refused() -> int:
+        reader._refuse_slow()
+        await asyncio.sleep(0.01)
+        return sum(task.done() for _, task in messages)
+
+    assert [await refused() for _ in range(3)] == [0, 0, MAX_READING]
+    await stop(*messages)
+
+
+async def test_large_requests_are_decoded_one_after_another_with_pauses():
+    reader = FairReader(MAX_BYTES)
+    events = list[str]()
+
+    async def decode(size: int, name: str) -> None:
+        await reader.may_decode(size)
+        # Decoding keeps the event loop busy.
+        time.sleep(0.02)  # noqa: ASYNC251
+        events.append(name)
+
+    async def small_requests() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+            await decode(MAX_UNREAD, "small")
+
+    await asyncio.gather(decode(MAX_MESSAGE, "large"), decode(MAX_MESSAGE, "large"), small_requests())
+    assert events == ["large", "small", "small", "small", "large"]
+
+
+async def test_complete_requests_that_wait_are_limited():
+    reader = FairReader(MAX_BYTES)
+    await reader.may_decode(MAX_MESSAGE)
+    waiting = [asyncio.create_task(reader.may_decode(MAX_MESSAGE)) for _ in range(4)]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull, match=f"too many bytes in flight: limit {MAX_BYTES}"):
+        await reader.may_decode(MAX_MESSAGE)
+    waiting.pop().cancel()
+    await asyncio.gather(*waiting, reader.may_decode(MAX_MESSAGE))
 
 
 async def test_calls_that_end_while_they_wait_leave_nothing():
-    reader = FairReader()
+    reader = FairReader(MAX_BYTES)
     messages = await begin(reader, "a", 30)
     await stop(*messages)
     again = await begin(reader, "b", 100)

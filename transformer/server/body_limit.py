@@ -64,7 +64,9 @@ class _Request:
         message = await self._counted()
         if self._ended or self._received <= MAX_UNREAD:
             return message
-        return await self._limit.reader.read(self._connection, lambda: self._with_rest(message))
+        message = await self._limit.reader.read(self._connection, lambda: self._with_rest(message))
+        await self._limit.reader.may_decode(self._received)
+        return message
 
     async def send(self, message: Message) -> None:
         # A client that sent Expect may still send the body, or may not.

@@ -2,7 +2,8 @@
 
 A request takes memory while it arrives, before any limit on complete requests can see it: requests that stop
 just before their end would take any amount. Until its turn comes, a request takes little: HTTP's flow control
-keeps the rest of it in the client.
+keeps the rest of it in the client. Then large requests are decoded one after another, because the event loop
+answers no one else while it decodes.
 """
 
 import asyncio
@@ -12,12 +13,22 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import TypeVar
 
 from transformer.errors import QueueFull, RequestTooSlow
+from transformer.server.asgi import MAX_UNREAD
+from transformer.server.byte_budget import ByteBudget
 
 #: Maximum requests that are read at the same time. One that has arrived is read in less than a millisecond.
 MAX_READING = 16
 #: Seconds after which a request that still arrives is refused if one connection waits; with n connections, an
-#: n-th of it, but at least the second value. It is checked in intervals of that value.
+#: n-th of it, but at least the second value.
 MAX_READING_S, MIN_READING_S = 1.0, 0.1
+#: Seconds in which all connections that wait get their turns. Where they are more than 80, the second value
+#: above is lowered for it.
+MAX_WAIT_S = 0.5
+#: Seconds between two checks of that, and the first check in which a request can be refused: one that has
+#: arrived is read before, however busy the process is.
+CHECK_S, MIN_CHECKS = 0.005, 3
+#: Pause after a large request was decoded, as a part of the time that this took.
+DECODE_PAUSE = 0.25
 
 _Content = TypeVar("_Content")
 
@@ -52,12 +63,20 @@ class FairLimit:
 
 
 class FairReader:
-    """Reads requests. Where requests of several connections wait, the connections take turns."""
+    """Reads requests. Where requests of several connections wait, the connections take turns.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    max_bytes
+        Maximum bytes of all requests that are complete and wait to be decoded.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
         self._reads = FairLimit(MAX_READING)
-        #: Timeouts of the requests that are read, in the order in which they began, with the time of that.
-        self._reading: dict[asyncio.Timeout, float] = {}
+        self._complete = ByteBudget(max_bytes)
+        self._decoding = asyncio.Lock()
+        #: Timeouts of the requests that are read, with the time at which each began and its checks.
+        self._reading: dict[asyncio.Timeout, tuple[float, int]] = {}
         #: Requests that wait, by connection.
         self._waiting: OrderedDict[Hashable, deque[asyncio.Future[None]]] = OrderedDict()
         self._check: asyncio.TimerHandle | None = None
@@ -79,7 +98,7 @@ class FairReader:
         Raises
         ------
         QueueFull
-            If it takes more than `MAX_READING_S` or less while others wait.
+            If it takes too long while others wait; see `MAX_READING_S`.
         RequestTooSlow
             If it takes more than the timeout.
         """
@@ -90,7 +109,7 @@ class FairReader:
         began = asyncio.get_running_loop().time()
         deadline = began + timeout_s
         timeout = asyncio.timeout_at(deadline)
-        self._reading[timeout] = began
+        self._reading[timeout] = (began, 0)
         try:
             async with timeout:
                 return await read()
@@ -106,13 +125,41 @@ class FairReader:
             "too many requests arrive at the same time, and this one took too long; try again later"
         )
 
+    async def may_decode(self, size: int) -> None:
+        """Wait for the turn of a request that was read. The caller decodes it before it awaits anything else.
+
+        Small requests do not wait. After a large one, there is time for everything else.
+
+        Parameters
+        ----------
+        size
+            The request's size in bytes.
+
+        Raises
+        ------
+        QueueFull
+            If too many bytes wait already.
+        """
+        if size <= MAX_UNREAD:
+            return
+        self._complete.reserve(size)
+        try:
+            await self._decoding.acquire()
+        finally:
+            self._complete.release(size)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self._pause, loop, loop.time())
+
+    def _pause(self, loop: asyncio.AbstractEventLoop, began: float) -> None:
+        loop.call_later(DECODE_PAUSE * (loop.time() - began), self._decoding.release)
+
     async def _turn(self, connection: Hashable) -> None:
         """Wait until a request of the connection may be read; it is then counted as being read."""
         loop = asyncio.get_running_loop()
         turn = loop.create_future()
         self._waiting.setdefault(connection, deque()).append(turn)
         if self._check is None:
-            self._check = loop.call_later(MIN_READING_S, self._refuse_slow)
+            self._check = loop.call_later(CHECK_S, self._refuse_slow)
         try:
             await turn
         except asyncio.CancelledError:
@@ -139,8 +186,10 @@ class FairReader:
             return
         loop = asyncio.get_running_loop()
         now = loop.time()
-        limit = max(MAX_READING_S / len(self._waiting), MIN_READING_S)
-        for timeout, began in self._reading.items():
-            if now - began >= limit and not timeout.expired():
+        waiting = len(self._waiting)
+        limit = max(MAX_READING_S / waiting, min(MIN_READING_S, MAX_WAIT_S * MAX_READING / waiting))
+        for timeout, (began, checks) in self._reading.items():
+            if checks + 1 >= MIN_CHECKS and now - began >= limit and not timeout.expired():
                 timeout.reschedule(now)
-        self._check = loop.call_later(MIN_READING_S, self._refuse_slow)
+            self._reading[timeout] = (began, checks + 1)
+        self._check = loop.call_later(CHECK_S, self._refuse_slow)

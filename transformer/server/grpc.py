@@ -306,7 +306,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return _parsed(parse, data)
 
     async def _read(self, context: grpc.aio.ServicerContext) -> Any:  # noqa: ANN401
-        return await self._reader.read(context.peer(), context.read, self._timeout_s)
+        data = await self._reader.read(context.peer(), context.read, self._timeout_s)
+        if data is not grpc.aio.EOF:
+            await self._reader.may_decode(len(data))
+        return data
 
     def _count(self, connection: str) -> bool:
         """Count a call until its client has its status, if the limit allows it.

@@ -72,11 +72,12 @@ class Handler:
     def __init__(self, bundle: Bundle, settings: Settings) -> None:
         self.name = settings.model_name or bundle.name
         self.scorer = Scorer(bundle, settings, self.name)
-        self.reader = FairReader()
+        max_bytes = BUDGET_IN_MAX_REQUESTS * settings.max_request_bytes
+        self.reader = FairReader(max_bytes)
         self._settings = settings
         self._bundle = bundle
         self._fields = self.scorer.fields
-        self._budget = ByteBudget(BUDGET_IN_MAX_REQUESTS * settings.max_request_bytes)
+        self._budget = ByteBudget(max_bytes)
 
     def decode_v1(self, payload: object) -> v1.V1Request:
         """Decode a V1 request; see `transformer.protocols.v1.decode`."""
