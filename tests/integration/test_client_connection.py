@@ -18,6 +18,7 @@ from uvicorn.server import ServerState
 
 from tests.support.raw_http import parse_responses
 from tests.support.waiting import wait_until
+from transformer.server import unread_responses
 from transformer.server.client_connection import CONNECTION, MAX_HEAD, ClientConnection
 from transformer.server.client_limit import MAX_PIPELINED, ClientLimit
 from transformer.server.client_timeouts import ClientTimeouts
@@ -500,6 +501,31 @@ async def test_a_response_that_the_client_reads_slowly_is_delivered():
         assert rest.endswith(b"-")
         writer.close()
         await writer.wait_closed()
+
+
+async def test_beyond_the_limit_of_unread_responses_the_longest_unread_one_is_dropped(served, monkeypatch):
+    monkeypatch.setattr(unread_responses, "MAX_UNREAD_BYTES", LARGE + LARGE // 2)
+
+    async def ask() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=1024)
+        writer.write(request_bytes("GET", "/large"))
+        await reader.readexactly(1)
+        return reader, writer
+
+    first = await ask()
+    await wait_until(lambda: any(one.flow.write_paused for one in served.connections))
+    second = await ask()
+    with suppress(ConnectionError):
+        assert len(await first[0].read()) < LARGE
+    assert len(await second[0].readuntil(b"-" * LARGE)) > LARGE
+    # Read responses are no longer counted.
+    third = await ask()
+    assert len(await third[0].readuntil(b"-" * LARGE)) > LARGE
+    assert len(served.connections) == 2
+    for _, writer in (first, second, third):
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 async def test_a_client_that_does_not_read_does_not_delay_a_shutdown():

@@ -15,6 +15,7 @@ from transformer.server.connection_state import WAITS_FOR, Cancellable, ReadProg
 from transformer.server.refusal import Refusal, refusal_of
 from transformer.server.request_head import HeaderDict, HeadRules, decoded_path
 from transformer.server.unfinished_bodies import UnfinishedBodies, UnfinishedBody
+from transformer.server.unread_responses import MAX_UNCOUNTED
 from transformer.server.uvicorn_internals import HttpToolsProtocol, RequestResponseCycle
 
 T = TypeVar("T")
@@ -99,6 +100,7 @@ class ClientConnection(HttpToolsProtocol):
         self._out = CoalescingTransport(transport, self.loop)
         super().connection_made(self._out)  # type: ignore[arg-type]
         self.flow = PipelineFlowControl(transport, self.pipeline)
+        transport.set_write_buffer_limits(MAX_UNCOUNTED)
         self._timeouts.start(self.loop, self.connections)
         if self._is_stopping():
             # Accepted before the server stopped accepting, and after it shut down all other connections.
@@ -124,6 +126,7 @@ class ClientConnection(HttpToolsProtocol):
         """
         self._unset_keepalive_if_required()
         self._limit.remove(self)
+        self._limit.unread.remove(self)
         self._body.release()
         while self.pipeline:
             self.pipeline.pop()
@@ -264,6 +267,20 @@ class ClientConnection(HttpToolsProtocol):
         if self._stopping and not self.pipeline:
             cycle.keep_alive = False
         super()._start_asgi_task(cycle, app)
+
+    def pause_writing(self) -> None:
+        """Write no further response, because the client does not read."""
+        super().pause_writing()
+        self._limit.unread.add(self, self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """Write again."""
+        super().resume_writing()
+        self._limit.unread.remove(self)
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self.transport.abort()
 
     def on_response_complete(self) -> None:
         """Go on with the next request, or with the error that waits."""

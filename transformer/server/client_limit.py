@@ -6,6 +6,7 @@ from typing import Protocol
 from transformer.metrics import CLIENTS_TURNED_AWAY
 from transformer.server.descriptors import ClientLimits
 from transformer.server.fair_reader import FairLimit
+from transformer.server.unread_responses import UnreadResponses
 
 #: Maximum requests of all connections that wait behind one that is being answered, half of it for one
 #: connection. Each takes 2 KB, and 125 KB with as many headers as are accepted.
@@ -24,7 +25,7 @@ class Connection(Protocol):
 
 
 class ClientLimit:
-    """Limits the connections of one server, and their pipelined requests.
+    """Limits the connections of one server, their pipelined requests and their unread responses.
 
     Parameters
     ----------
@@ -35,11 +36,14 @@ class ClientLimit:
     ----------
     pipelined
         Limits the pipelined requests.
+    unread
+        Limits the responses that clients do not read.
     """
 
     def __init__(self, limits: ClientLimits) -> None:
         self.max_connections = limits.rest
         self.pipelined = FairLimit(MAX_PIPELINED)
+        self.unread = UnreadResponses()
         self._max_with_refused = limits.rest + limits.refused
         #: Connections in the order in which they became idle. Some of them are busy again.
         self._idle: OrderedDict[Connection, None] = OrderedDict()

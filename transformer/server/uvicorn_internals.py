@@ -28,6 +28,8 @@ PROTOCOL = {
     "on_body": "extended; appends to the cycle's body, and pauses reading at a high-water mark",
     "on_message_complete": "extended; ends the cycle's body",
     "on_response_complete": "overridden; starts the next cycle of the pipeline, or the keep-alive timer",
+    "pause_writing": "extended; called when the transport has more to send than its high-water mark",
+    "resume_writing": "extended; called when it has sent enough of that",
     "shutdown": "extended; closes an idle connection, or makes the cycle's response the last one",
     "_start_asgi_task": "extended; (cycle, app) starts to answer a request",
     "_should_upgrade": "overridden; True hands the connection to a websocket protocol",
