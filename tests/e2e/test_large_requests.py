@@ -110,6 +110,15 @@ def of_packed_shape() -> bytes:
     return MODEL + b"\x2a" + varint(len(tensor)) + tensor
 
 
+def of_packed_numbers() -> bytes:
+    """Return a message with one tensor whose packed contents have millions of numbers."""
+    numbers = b"\x01" * (MAX_REQUEST_BYTES - 1000)
+    contents = b"\x1a" + varint(len(numbers)) + numbers
+    tensor = pb.ModelInferRequest.InferInputTensor(name="a", datatype="INT64", shape=[1]).SerializeToString()
+    tensor += b"\x2a" + varint(len(contents)) + contents
+    return MODEL + b"\x2a" + varint(len(tensor)) + tensor
+
+
 def varint(number: int) -> bytes:
     """Return a length as a varint of five bytes."""
     return bytes([number >> 7 * place & 0x7F | 0x80 for place in range(4)]) + b"\x00"
@@ -133,6 +142,7 @@ LARGE_MESSAGES = {
     "parameters of a tensor": of_one_tensor(PARAMETER, name="a", datatype="INT8", shape=[1]),
     "a shape of many dimensions": of_one_tensor(b"\x18\x01", name="a", datatype="INT8"),
     "a packed shape of many dimensions": of_packed_shape(),
+    "packed numbers": of_packed_numbers(),
     "empty contents": of_contents([b""] * (MAX_REQUEST_BYTES // 2 - 100), 1),
     "JSON in a few elements": of_contents(elements_of_json(), len(elements_of_json())),
     "a number without an end": b"\xff" * MAX_REQUEST_BYTES,
@@ -143,6 +153,7 @@ LARGE_MESSAGES = {
 #: Messages that are also invalid, and whose parts are cheap to count.
 INVALID = {
     "a packed shape of many dimensions",
+    "packed numbers",
     "empty contents",
     "a number without an end",
     "a length without an end",
