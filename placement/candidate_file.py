@@ -19,11 +19,13 @@ import orjson
 
 from placement.client import Candidate
 from training.data import Table, finite_number, table_text
+from transformer.bundle.signature import same_spelling
 
 _V1_INSTANCES = "instances"
 
-#: A value of the request in a problem, as the service repeats it: quoted, and truncated if it is long.
-_REPEATED_VALUE = r"""got [a-z ]*(?:'(?:[^'\\…]|\\[^…])*(?:'|\\?…)|"(?:[^"\\…]|\\[^…])*(?:"|\\?…))"""
+#: Values of the request in a problem, as the service repeats them: quoted, and truncated if they are long.
+_QUOTED = r"""(?:'(?:[^'\\…]|\\[^…])*(?:'|\\?…)|"(?:[^"\\…]|\\[^…])*(?:"|\\?…))"""
+_REPEATED_VALUE = rf"got [a-z ]*{_QUOTED}(?:, {_QUOTED})*"
 
 
 class InputError(Exception):
@@ -62,6 +64,18 @@ class CandidateFile:
     fields: dict[str, str]
     table: Table | None = None
 
+    @property
+    def warning(self) -> str | None:
+        """Warning that some fields get their default although columns are passed over, if that is so."""
+        header = self.table.header if self.table else tuple(self.fields)
+        absent = ", ".join(repr(name) for name in self.fields if name not in header)
+        passed_over = ", ".join(repr(name) for name in header if name not in self.fields)
+        if not absent or not passed_over:
+            return None
+        return (
+            f"{self.name}: WARNING: all rows get the default of {absent}; columns passed over: {passed_over}"
+        )
+
 
 def open_candidates(file: str, fields: dict[str, str], stack: ExitStack) -> CandidateFile:
     """Open a file of candidates until the stack closes; ``-`` is JSON on standard input.
@@ -74,6 +88,7 @@ def open_candidates(file: str, fields: dict[str, str], stack: ExitStack) -> Cand
     if not file.lower().endswith(".csv"):
         name = "standard input" if file == "-" else file
         candidates = _read_json(file, name)
+        _check_spelling(candidates, name, fields)
         located = (
             LocatedCandidate(f"candidate {number}, field", candidate)
             for number, candidate in enumerate(candidates, start=1)
@@ -85,6 +100,7 @@ def open_candidates(file: str, fields: dict[str, str], stack: ExitStack) -> Cand
         table = Table(file, stack.enter_context(table_text(path.open("rb"))))
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}") from error
+    table.check_spelling(list(fields))
     if not set(fields) & set(table.header):
         table.require(list(fields))
     parsers = {
@@ -101,7 +117,8 @@ def locate_problems(message: str, chunk: list[LocatedCandidate], file: Candidate
 
     A message without a candidate stays unchanged.
     """
-    lines, missing = [], {}
+    lines: list[str] = []
+    missing: dict[str, None] = {}
     for row, field, text in _problems(message, file.fields):
         if row is None:
             lines.append(text)
@@ -111,8 +128,10 @@ def locate_problems(message: str, chunk: list[LocatedCandidate], file: Candidate
             lines.append(f"{file.name}: {chunk[row].place} {field!r}: {text}")
             if file.table and field not in file.table.header:
                 # Every row has this problem; report it once, and the others after it is fixed.
-                missing[field] = f"{file.name}: {file.table.missing(field)}"
-    return "\n".join(missing.values() or lines) or message
+                missing[field] = None
+    if file.table and missing:
+        return f"{file.name}: {file.table.missing(*missing)}"
+    return "\n".join(lines) or message
 
 
 def _problems(message: str, fields: Iterable[str]) -> Iterator[tuple[int | None, str, str]]:
@@ -142,12 +161,22 @@ def _count_rows(path: Path) -> int:
         return max(sum(1 for _ in file) - 1, 0)
 
 
+def _check_spelling(candidates: list[Candidate], name: str, fields: dict[str, str]) -> None:
+    """Refuse a key that differs from a missing field's name only in spelling; V2's client would drop it."""
+    for number, candidate in enumerate(candidates, start=1):
+        for key, field in same_spelling(candidate, fields).items():
+            if candidate.get(field) is None:
+                raise InputError(
+                    f"{name}: candidate {number}, field {field!r}: must be spelled {field!r}, got {key!r}"
+                )
+
+
 def _parse_text(cell: str) -> str | None:
-    return cell or None
+    return cell if cell.strip() else None
 
 
 def _parse_number(cell: str) -> float | None:
-    return finite_number(cell) if cell else None
+    return finite_number(cell) if cell.strip() else None
 
 
 def _read_json(file: str, name: str) -> list[Candidate]:

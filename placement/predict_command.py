@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
 from itertools import islice
@@ -62,11 +63,17 @@ async def _predict(options: argparse.Namespace) -> None:
             file = open_candidates(options.file, fields, stack)
             advance = stack.enter_context(progress_bar("predicting", file.total))
             writer = _JsonWriter() if options.json else _TableWriter()
+            if file.warning:
+                print(file.warning, file=sys.stderr)
+            count = 0
             async with aclosing(_answers(client, file)) as answers:
                 async for answer in answers:
                     for prediction in answer.predictions:
                         writer.write(prediction, answer.version)
+                    count += len(answer.predictions)
                     advance(len(answer.predictions))
+            if not count:
+                raise InputError(f"{file.name}: must have at least one row, got none")
             writer.end()
     finally:
         await client.close()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from training.candidates import Candidate, Task
-from transformer.bundle.signature import Number, RawField, Signature
+from transformer.bundle.signature import Number, RawField, Signature, same_spelling
 
 #: Maximum number of problems that an error lists; it counts the rest.
 MAX_PROBLEMS = 20
@@ -51,6 +51,20 @@ class DataError(Exception):
         super().__init__("\n".join(shown))
 
 
+class MissingColumnsError(DataError):
+    """A table without some of the columns that it must have.
+
+    Attributes
+    ----------
+    share
+        Share of these columns that are missing, 0 to 1.
+    """
+
+    def __init__(self, source: str, problems: Sequence[str], share: float) -> None:
+        super().__init__(source, problems)
+        self.share = share
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Labelled candidates.
@@ -65,6 +79,8 @@ class Dataset:
         Digest of the file, or of the canonical JSON of generated candidates.
     ignored
         Columns of the file that were ignored.
+    defaulted
+        Fields that have their default in every row.
     generated
         True if the candidates are generated.
     """
@@ -75,6 +91,7 @@ class Dataset:
     source: str
     sha256: str
     ignored: tuple[str, ...] = ()
+    defaulted: tuple[str, ...] = ()
     generated: bool = False
 
 
@@ -94,7 +111,9 @@ def read_csv(path: str | os.PathLike[str], task: Task) -> Dataset:
     labels = [row.values[task.label] for row in rows]
     ignored = tuple(name for name in table.header if name not in {*task.signature.names, task.label})
     digest = hashlib.sha256(content).hexdigest()
-    return Dataset(task, candidates, labels, Path(path).name, digest, ignored)
+    empty = {field.name for field in task.signature.fields if all(row.is_empty(field.name) for row in rows)}
+    defaulted = tuple(name for name in task.signature.names if name in empty)
+    return Dataset(task, candidates, labels, Path(path).name, digest, ignored, defaulted)
 
 
 def read_candidates(path: str | os.PathLike[str], signature: Signature) -> list[Candidate]:
@@ -120,7 +139,7 @@ class Row:
     line
         Number of the row's last line in the file, as in an editor.
     values
-        Parsed values by column.
+        Parsed values by column; None for an empty cell of a field with a default.
     """
 
     number: int
@@ -131,6 +150,10 @@ class Row:
     def place(self) -> str:
         """Position of the row, for error messages."""
         return f"row {self.number} (line {self.line})"
+
+    def is_empty(self, column: str) -> bool:
+        """Return True if the row has no value in a column."""
+        return self.values.get(column) is None
 
 
 class Table:
@@ -164,6 +187,20 @@ class Table:
         if duplicates:
             raise DataError(source, [f"duplicate column {name!r}" for name in duplicates])
 
+    def check_spelling(self, columns: Sequence[str]) -> None:
+        """Raise DataError if the name of a column differs from one of these only in spelling.
+
+        A column whose exact name is there, too, is not misspelled.
+        """
+        wrong = same_spelling(self.header, columns)
+        problems = [
+            f"column {name!r} must be spelled {meant!r}"
+            for name, meant in wrong.items()
+            if meant not in self.header
+        ]
+        if problems:
+            raise DataError(self.source, problems)
+
     def require(self, columns: Sequence[str]) -> None:
         """Raise DataError if a column is missing."""
         missing = [name for name in columns if name not in self.header]
@@ -172,11 +209,13 @@ class Table:
             if not found.isdisjoint(missing):
                 raise DataError(self.source, [f"must be separated by commas, got {separator!r}"])
         if missing:
-            raise DataError(self.source, [self.missing(name) for name in missing])
+            raise MissingColumnsError(self.source, [self.missing(*missing)], len(missing) / len(columns))
 
-    def missing(self, column: str) -> str:
-        """Error message for a missing column."""
-        return f"column {column!r} is missing, found: {_short(', '.join(self.header), 10 * MAX_ECHO)}"
+    def missing(self, *columns: str) -> str:
+        """Error message for missing columns."""
+        names = _short(", ".join(map(repr, columns)), 10 * MAX_ECHO)
+        are = "column {} is" if len(columns) == 1 else "columns {} are"
+        return f"{are.format(names)} missing, found: {_short(', '.join(self.header), 10 * MAX_ECHO)}"
 
     def rows(self, parsers: Mapping[str, Callable[[str], Any]]) -> Iterator[Row]:
         """Yield rows with the parsed values of these columns, up to the first row with a problem.
@@ -273,6 +312,7 @@ def _candidates(
     table: Table, signature: Signature, more: Mapping[str, Callable[[str], Any]]
 ) -> tuple[list[Candidate], list[Row]]:
     """Read the candidates of all rows; the rows have the values of the columns in `more`, too."""
+    table.check_spelling([*signature.names, *more])
     table.require([*(field.name for field in signature.fields if field.default is None), *more])
     parsers = {field.name: partial(_value, field) for field in signature.fields if field.name in table.header}
     rows = list(table.rows({**parsers, **more}))
@@ -280,14 +320,15 @@ def _candidates(
         raise DataError(table.source, [_NO_ROWS])
     defaults: dict[str, Any] = {field.name: field.default for field in signature.fields}
     candidates: list[Candidate] = [
-        {name: row.values.get(name, default) for name, default in defaults.items()} for row in rows
+        {name: default if row.is_empty(name) else row.values[name] for name, default in defaults.items()}
+        for row in rows
     ]
     return candidates, rows
 
 
-def _value(field: RawField, text: str) -> str | float:
-    if text == "" and field.default is not None:
-        return field.default
+def _value(field: RawField, text: str) -> str | float | None:
+    if field.default is not None and not text.strip():
+        return None
     if isinstance(field, Number):
         return _number(text, field)
     return _one_of(text, field.categories)

@@ -54,7 +54,11 @@ def fit(
     task = dataset.task
     progress(f"{len(dataset.labels)} candidates, {dataset.source}")
     if dataset.ignored:
-        progress(f"ignored columns: {', '.join(dataset.ignored)}")
+        progress(f"columns passed over: {', '.join(dataset.ignored)}")
+    if dataset.defaulted:
+        fields = ", ".join(dataset.defaulted)
+        beside = ", although columns are passed over" if dataset.ignored else ""
+        progress(f"WARNING: no row has a value of {fields}: every row gets the default{beside}")
     vectorizer = fit_vectorizer(task.signature, dataset.candidates)
     features = encode(vectorizer, dataset.candidates)
     chosen, trials = select(

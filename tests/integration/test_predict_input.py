@@ -170,8 +170,13 @@ def test_every_table_that_training_reads_is_read(predict, write, content):
     assert len(result.out.splitlines()) == 2
 
 
-def test_a_table_without_rows_has_no_predictions(predict, write):
-    assert predict(write(table()), "--json").out == "[]\n"
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "b.json"])
+def test_a_file_without_rows_is_an_error_as_it_is_in_the_service(predict, write, name):
+    content = {"a.csv": table(), "a.json": "[]", "b.json": '{"instances": []}'}[name]
+    path = write(content, name)
+    result = predict(path, "--json")
+    assert (result.status, result.out, result.asked) == (1, "", 0)
+    assert result.err == f"{path}: must have at least one row, got none"
 
 
 @pytest.mark.parametrize(
@@ -227,8 +232,37 @@ def test_a_malformed_table_is_refused_in_one_line(predict, write, content, messa
 
 def test_a_table_with_other_columns_is_refused(predict, write):
     result = predict(write("a,b\n1,2\n"))
-    assert "a.csv: column 'gender' is missing, found: a, b\n" in result.err
-    assert result.err.count("is missing") == len(ROW)
+    (line,) = result.err.splitlines()
+    assert line.endswith("a.csv: columns " + ", ".join(map(repr, ROW)) + " are missing, found: a, b")
+
+
+@pytest.mark.parametrize("name", ["MBA_P", "mba p", "mba-p", "mbaP"])
+def test_a_column_that_differs_from_a_fields_only_in_spelling_is_refused(predict, write, name):
+    columns = [name if column == "mba_p" else column for column in ROW]
+    path = write(table(dict(zip(columns, ROW.values(), strict=True)), columns=columns))
+    result = predict(path, signature=WITH_DEFAULT)
+    assert (result.status, result.asked) == (1, 0)
+    assert result.err == f"{path}: column {name!r} must be spelled 'mba_p'"
+
+
+def test_a_key_that_differs_from_a_fields_only_in_spelling_is_refused(predict, write, protocol):
+    """Without this, the prediction would be that of the default."""
+    candidate = {**SAMPLE, "MBA_P": 61.3}
+    del candidate["mba_p"]
+    path = write(json.dumps([SAMPLE, candidate]), "a.json")
+    result = predict(path, protocol=protocol, signature=WITH_DEFAULT)
+    assert (result.status, result.asked) == (1, 0)
+    assert result.err == f"{path}: candidate 2, field 'mba_p': must be spelled 'mba_p', got 'MBA_P'"
+
+
+def test_a_column_passed_over_beside_a_field_without_one_is_a_warning(predict, write):
+    columns = ["percentage" if column == "mba_p" else column for column in ROW]
+    path = write(table(dict(zip(columns, ROW.values(), strict=True)), columns=columns))
+    result = predict(path, signature=WITH_DEFAULT)
+    assert result.status == 0
+    assert result.err == (
+        f"{path}: WARNING: all rows get the default of 'mba_p'; columns passed over: 'percentage'"
+    )
 
 
 def test_a_missing_file_is_refused(predict, tmp_path):
@@ -265,8 +299,7 @@ def test_a_missing_column_is_reported_once(predict, write, protocol):
     path = write(table(*[{**row, "gender": "X"}] * 30, columns=columns))
     found = ", ".join(columns)
     assert predict(path, protocol=protocol).err.splitlines() == [
-        f"{path}: column 'ssc_p' is missing, found: {found}",
-        f"{path}: column 'workex' is missing, found: {found}",
+        f"{path}: columns 'ssc_p', 'workex' are missing, found: {found}",
     ]
 
 

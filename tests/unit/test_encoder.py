@@ -326,6 +326,18 @@ def test_fields_with_a_default_may_be_missing_on_the_fast_path(size, monkeypatch
         assert filled == [7.0, 0.0, 1.0, 3.0]
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_a_misspelled_name_is_refused_on_the_fast_path(size):
+    signature = Signature(
+        fields=(Number(name="a", minimum=0, maximum=9, default=7), Number(name="c", minimum=0, maximum=9))
+    )
+    rows: list[dict] = [{"a": 1.0, "c": 2.0}] * (size - 1) + [{"A": 1.0, "c": 3.0}]
+    encoder = encoder_of(signature)
+    for candidates in (rows_of(rows, signature), Columns(size, {"c": [row["c"] for row in rows]}, ["A"])):
+        with pytest.raises(InvalidCandidates, match="a.*: must be spelled 'a', got 'A'"):
+            encoder.encode(candidates)
+
+
 def test_the_encoder_follows_the_order_of_the_feature_names():
     signature = Signature(fields=(Category(name="a", categories=("x", "y")),))
     encoder = Encoder(Vectorizer(feature_names=("a=y", "a=x"), separator="="), signature)

@@ -134,6 +134,8 @@ class Encoder:
             pass
         if self._defaults:
             with suppress(*NEEDS_FULL_VALIDATION):
+                if self._signature.misspelled(candidates.names()):
+                    raise NeedsFullValidation
                 return self._try_encode_valid(candidates.with_defaults(self._defaults))
         return self._validate_and_encode(candidates)
 

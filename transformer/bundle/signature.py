@@ -1,8 +1,10 @@
 """Signature of a model: the raw fields of a candidate, with their types and bounds."""
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
@@ -14,6 +16,11 @@ MAX_LISTED = 8
 LISTED_OF_MANY = 5
 #: Maximum characters of a category in an error; a longer one is cut.
 MAX_CATEGORY_LENGTH = 32
+
+#: Maximum characters of a name that may be a misspelled field.
+MAX_SPELLING_LENGTH = 256
+#: Blanks, separators and invisible characters, which do not count in `spelling`.
+_SEPARATORS = re.compile(r"[\s_.:/\\\-\u200b-\u200d\u2010-\u2014\ufeff]+")
 
 #: Configuration of every model in a bundle: no coercion, no unknown keys, no changes.
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -81,6 +88,27 @@ def check_unique(names: Iterable[str], kind: str) -> None:
             raise ValueError(f"duplicate {kind} {name!r}")
 
 
+@lru_cache(1024)
+def spelling(name: str) -> str:
+    """Return a name without case, blanks and separators; ``Total Charges`` and ``total_charges`` get one."""
+    return _SEPARATORS.sub("", unicodedata.normalize("NFKC", name).casefold())
+
+
+def same_spelling(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    """Return the names that differ from one of `others` only in case, blanks or separators.
+
+    Returns
+    -------
+    The other name of each; names that are in `others` themselves are not there.
+    """
+    exact = set(others)
+    names = [name for name in names if name not in exact and len(name) <= MAX_SPELLING_LENGTH]
+    if not names:
+        return {}
+    known = {spelled: other for other in exact if (spelled := spelling(other))}
+    return {name: known[spelled] for name in names if (spelled := spelling(name)) in known}
+
+
 RawField = Annotated[Number | Category, Field(discriminator="type")]
 
 
@@ -103,6 +131,10 @@ class Signature(BaseModel):
     def names(self) -> tuple[str, ...]:
         """Names of the fields, in order."""
         return tuple(field.name for field in self.fields)
+
+    def misspelled(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the names that differ from a field's only in case, blanks or separators, with that field."""
+        return same_spelling(names, self.names)
 
     def feature_names(self, separator: str) -> Iterator[str]:
         """Yield the names of all features that DictVectorizer can make of these fields, in their order.

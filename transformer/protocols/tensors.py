@@ -219,7 +219,8 @@ def to_candidates(tensors: Sequence[Tensor], fields: tuple[str, ...]) -> Candida
     first = tensors[0]
     if len(tensors) == 1 and first.datatype == "BYTES" and first.name not in fields:
         return _json_objects(first)
-    return Columns(first.rows, {tensor.name: _column(tensor) for tensor in tensors if tensor.name in fields})
+    columns = {tensor.name: _column(tensor) for tensor in tensors if tensor.name in fields}
+    return Columns(first.rows, columns, [tensor.name for tensor in tensors if tensor.name not in fields])
 
 
 def _json_objects(tensor: Tensor) -> Candidates:
