@@ -93,8 +93,10 @@ def _histograms(dataset: Dataset) -> dict[str, dict[str, Any]]:
         values = [candidate[field.name] for candidate in dataset.candidates]
         if isinstance(field, Number):
             deciles = np.quantile(np.array(values, dtype=float), np.linspace(0, 1, HISTOGRAM_BINS + 1)[1:-1])
-            inner = [edge for edge in np.unique(deciles).tolist() if field.minimum < edge < field.maximum]
-            edges = [field.minimum, *inner, field.maximum]
+            # Without a limit, the histogram ends where the data do.
+            least = min(values) if field.minimum is None else field.minimum
+            most = max(values) if field.maximum is None else field.maximum
+            edges = [least, *(edge for edge in np.unique(deciles).tolist() if least < edge < most), most]
             counts, _ = np.histogram(values, edges)
             histograms[field.name] = {"edges": edges, "counts": counts.tolist()}
         else:

@@ -339,7 +339,8 @@ def _number(text: str, field: Number) -> float:
         value = finite_number(text)
     except ValueError:
         value = math.nan
-    if not field.minimum <= value <= field.maximum:
+    least, most = field.range
+    if not least <= value <= most:
         raise ValueError(f"must be {field.expected}, got {_short(repr(text))}")
     return value
 

@@ -66,7 +66,7 @@ def _numbers(
     cell: Cell, count: int, signature: Signature, random: np.random.Generator
 ) -> npt.NDArray[np.float64]:
     """Draw `count` rows of jointly normal numbers; rows outside the bounds are drawn again."""
-    bounds = {f.name: (f.minimum, f.maximum) for f in signature.fields if isinstance(f, Number)}
+    bounds = {f.name: f.range for f in signature.fields if isinstance(f, Number)}
     low, high = np.array([bounds[name] for name in cell.means]).T
     means, deviations = np.array(list(cell.means.values())), np.array(list(cell.deviations.values()))
     # Cholesky, because singular vectors of two linear algebra libraries can differ in sign.

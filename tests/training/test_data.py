@@ -201,11 +201,12 @@ def test_a_custom_task_is_a_json_file(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label": "age"}, "label 'age' is one of the candidate's fields"),
-        ({"classes": ["yes", "no"]}, "must be two, in alphabetical order"),
-        ({"classes": ["no"]}, "classes"),
+        ({"label": "age"}, "label 'age' is one of the fields, too"),
+        ({"classes": ["no"]}, "classes: must be two different classes, got no$"),
+        ({"classes": ["no", "no"]}, "classes: must be two different classes, got no, no$"),
+        ({"classes": ["no", "yes", "maybe"]}, "classes: must be two different classes, got no, yes, maybe$"),
         ({"positive_class": "maybe"}, "'maybe' is not one of"),
-        ({"colour": "red"}, "colour: Extra inputs are not permitted"),
+        ({"colour": "red"}, "colour: is not known$"),
     ],
 )
 def test_a_task_that_contradicts_itself_is_refused(tmp_path, change, message):

@@ -130,7 +130,6 @@ def test_boolean_arrays_are_not_numbers():
     [
         {"name": "a", "type": "number", "minimum": 2, "maximum": 1},
         {"name": "a", "type": "number", "minimum": 0, "maximum": 1, "default": 2},
-        {"name": "a", "type": "number", "minimum": 0},
         {"name": "a", "type": "category", "categories": []},
         {"name": "a", "type": "category", "categories": ["x", "x"]},
         {"name": "a", "type": "category", "categories": ["x"], "default": "y"},
@@ -148,6 +147,31 @@ def test_a_signature_names_each_field_once():
     field = {"name": "a", "type": "category", "categories": ["x"]}
     with pytest.raises(ValueError, match="duplicate field name 'a'"):
         Signature.model_validate({"fields": [field, field]})
+
+
+# Numbers without a range
+
+
+@pytest.mark.parametrize(
+    ("limits", "valid", "invalid"),
+    [
+        ({}, [-1e308, 0, 1.7e308], {math.inf: "a finite number, got inf", "x": "a number, got a string 'x'"}),
+        (
+            {"minimum": 0},
+            [0, 1.7e308],
+            {-1: "at least 0, got -1", True: "a number, at least 0, got a bool"},
+        ),
+        ({"maximum": 9}, [-1e308, 9], {10: "at most 9, got 10", math.nan: "at most 9, got nan"}),
+    ],
+    ids=["none", "minimum", "maximum"],
+)
+def test_a_number_may_have_no_minimum_or_no_maximum(limits, valid, invalid):
+    signature = Signature(fields=(Number(name="mark", **limits),))
+    rows = [{"mark": value} for value in valid]
+    assert validate(candidates(*rows), signature).numbers["mark"].tolist() == valid
+    for value, problem in invalid.items():
+        with pytest.raises(InvalidCandidates, match=rf"instances\[0\].mark: must be {problem}"):
+            validate(candidates({"mark": value}), signature)
 
 
 # Names that are not a field's

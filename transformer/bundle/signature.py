@@ -1,6 +1,7 @@
 """Signature of a model: the raw fields of a candidate, with their types and bounds."""
 
 import re
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -27,7 +28,7 @@ STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class Number(BaseModel):
-    """A numeric field: a finite number from `minimum` to `maximum`, both included."""
+    """A numeric field: a finite number from `minimum` to `maximum`, both included; without limit if None."""
 
     model_config = STRICT
     #: Datatype of the field's tensor in the V2 protocol.
@@ -35,22 +36,33 @@ class Number(BaseModel):
 
     name: str = Field(min_length=1)
     type: Literal["number"] = "number"
-    minimum: FiniteFloat
-    maximum: FiniteFloat
+    minimum: FiniteFloat | None = None
+    maximum: FiniteFloat | None = None
     default: FiniteFloat | None = None
 
     @model_validator(mode="after")
     def _coherent(self) -> "Number":
-        if self.minimum > self.maximum:
-            raise ValueError(f"minimum {self.minimum:g} is above maximum {self.maximum:g}")
-        if self.default is not None and not self.minimum <= self.default <= self.maximum:
+        least, most = self.range
+        if least > most:
+            raise ValueError(f"minimum {least:g} is above maximum {most:g}")
+        if self.default is not None and not least <= self.default <= most:
             raise ValueError(f"default {self.default:g} is not {self.expected}")
         return self
 
     @property
+    def range(self) -> tuple[float, float]:
+        """The least and the largest valid value. Both are finite, so that no infinity is valid."""
+        least = -sys.float_info.max if self.minimum is None else self.minimum
+        return least, sys.float_info.max if self.maximum is None else self.maximum
+
+    @property
     def expected(self) -> str:
         """Description of a valid value for error messages: ``0 to 100``."""
-        return f"{self.minimum:g} to {self.maximum:g}"
+        if self.minimum is None:
+            return "a finite number" if self.maximum is None else f"at most {self.maximum:g}"
+        return (
+            f"at least {self.minimum:g}" if self.maximum is None else f"{self.minimum:g} to {self.maximum:g}"
+        )
 
 
 class Category(BaseModel):

@@ -132,7 +132,8 @@ def _valid_numbers(raw: RawColumn, field: Number) -> npt.NDArray[np.float64] | N
         except OverflowError:
             return None
     # NaN fails both comparisons.
-    in_range = bool(np.all((column >= field.minimum) & (column <= field.maximum)))
+    least, most = field.range
+    in_range = bool(np.all((column >= least) & (column <= most)))
     return column if in_range else None
 
 
@@ -159,11 +160,11 @@ def _invalid_rows(values: list[Any], field: RawField, is_ignored: IsIgnored) -> 
     """Return the rows with an invalid value. There may be 100,000, so no text is built here."""
     optional = field.default is not None
     if isinstance(field, Number):
-        minimum, maximum = field.minimum, field.maximum
+        least, most = field.range
         return [
             row
             for row, value in enumerate(values)
-            if not (optional if value is MISSING else _is_number(type(value)) and minimum <= value <= maximum)
+            if not (optional if value is MISSING else _is_number(type(value)) and least <= value <= most)
         ]
     return [
         row
@@ -226,7 +227,8 @@ def _problem(value: object, field: RawField, row: int, names: _NamesSent) -> str
         type_name, has_type = "a string", isinstance(value, str)
     if has_type:
         return f"must be {field.expected}, got {_shown(value)}"
-    return f"must be {type_name}, {field.expected}, got {describe(value)}"
+    expected = "" if field.expected == "a finite number" else f", {field.expected}"
+    return f"must be {type_name}{expected}, got {describe(value)}"
 
 
 _JSON_TYPES = {bool: "a boolean", str: "a string", dict: "an object", list: "an array", bytes: "bytes"}
@@ -234,6 +236,8 @@ _JSON_TYPES = {bool: "a boolean", str: "a string", dict: "an object", list: "an 
 
 def describe(value: object) -> str:
     """Describe a value of the wrong type: its JSON type, and the value unless it is an object or array."""
+    if value is None:
+        return "null"
     if isinstance(value, (dict, list)):
         return _JSON_TYPES[type(value)]
     return f"{_JSON_TYPES.get(type(value), 'the number')} {_shown(value)}"

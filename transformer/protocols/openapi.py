@@ -74,7 +74,8 @@ def candidate_schema(signature: Signature, unknown_category: UnknownCategory = "
 def _value_schema(field: RawField, unknown_category: UnknownCategory) -> Part:
     schema: Part
     if isinstance(field, Number):
-        schema = {"type": "number", "minimum": field.minimum, "maximum": field.maximum}
+        bounds = {"minimum": field.minimum, "maximum": field.maximum}
+        schema = {"type": "number"} | {name: bound for name, bound in bounds.items() if bound is not None}
     elif unknown_category == "ignore":
         schema = {"type": "string"}
     else:
