@@ -136,7 +136,8 @@ def _documents(path: Path) -> list[Any]:
         return list(yaml.safe_load_all(text))
     except OSError as error:
         raise SpecError(
-            f"{path}: {error.strerror}; name a spec with -f, or run the command in the checkout"
+            f"{path}: {error.strerror}; name a spec with -f or a bundle with --model, or run the command in "
+            "the checkout"
         ) from error
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: is not UTF-8: invalid byte at position {error.start}") from error

@@ -10,6 +10,7 @@ from placement import (
     predict_command,
     rollback_command,
     rollout_command,
+    spec_command,
     status_command,
     train_command,
     up_command,
@@ -21,6 +22,7 @@ COMMANDS: dict[str, Command] = {
     for command in (
         train_command.COMMAND,
         up_command.COMMAND,
+        spec_command.COMMAND,
         predict_command.COMMAND,
         rollout_command.COMMAND,
         rollback_command.COMMAND,
