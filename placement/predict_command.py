@@ -41,7 +41,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--url", help="address of the service (default: that of `make run`)")
     parser.add_argument("--protocol", choices=list(_DEFAULT_URLS), default="v1", help="inference protocol")
-    parser.add_argument("--model", default="placement", help="name of the model")
+    parser.add_argument(
+        "--model", help="name of the model (default: the only one of the service; placement over gRPC)"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
 
 

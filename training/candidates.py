@@ -11,9 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from transformer.bundle.format import DEFAULT_ROW_NAME, RowName
 from transformer.bundle.plain_errors import problems
-from transformer.bundle.signature import STRICT, Category, Number, Signature
+from transformer.bundle.signature import DEFAULT_ROW_NAME, STRICT, Category, Number, RowName, Signature
 
 Candidate = dict[str, str | float]
 

@@ -158,7 +158,7 @@ def test_predict_reports_that_no_service_answers(protocol, tmp_path):
 
 def test_predict_reports_that_another_service_answers(up):
     done = ask(up, "v1", "--model", "salary", stdin="[]")
-    assert error_of(done, "predict") == "Model with name salary does not exist."
+    assert error_of(done, "predict") == "Model with name salary does not exist. Models here: placement."
     done = run_placement("predict", "--url", f"http://127.0.0.1:{up.grpc_port}", stdin="[]")
     assert f"http://127.0.0.1:{up.grpc_port}" in error_of(done, "predict")
     done = run_placement("predict", "--url", f"127.0.0.1:{up.port}", "--protocol", "grpc", stdin="[]")

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_valid
 from transformer.bundle.candidates import Rows
 from transformer.bundle.plain_errors import first_problem
 from transformer.bundle.regular_file import read_file
-from transformer.bundle.signature import STRICT, Signature, check_unique
+from transformer.bundle.signature import DEFAULT_ROW_NAME, STRICT, RowName, Signature, check_unique
 from transformer.bundle.validation import validate
 from transformer.errors import InvalidCandidates, shortened
 
@@ -40,9 +40,6 @@ REFERENCE_TOLERANCE = 1e-6
 #: Version that responses name when a model with a known encoding matches no known version.
 UNVERIFIED = "unverified"
 
-#: Word for one row of data, if the task has none.
-DEFAULT_ROW_NAME = "row"
-RowName = Annotated[str, Field(pattern="^[A-Za-z][A-Za-z -]{0,30}$")]
 Probability = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # JSON has arrays and no tuples, which strict mode would refuse.

@@ -7,10 +7,30 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from transformer.bundle.validation import describe
-
+#: Maximum characters of a value that an error repeats.
+MAX_VALUE_LENGTH = 40
 #: Lists whose items are named in errors, not numbered.
 _NAMED = "fields"
+
+
+_JSON_TYPES = {bool: "a boolean", str: "a string", dict: "an object", list: "an array", bytes: "bytes"}
+
+
+def describe(value: object) -> str:
+    """Describe a value of the wrong type: its JSON type, and the value unless it is an object or array."""
+    if value is None:
+        return "null"
+    if isinstance(value, (dict, list)):
+        return _JSON_TYPES[type(value)]
+    return f"{_JSON_TYPES.get(type(value), 'the number')} {shown(value)}"
+
+
+def shown(value: object) -> str:
+    """Return the beginning of a caller's value, escaped."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 64:
+        return "a number of more than 64 bits"
+    text = ascii(value) if isinstance(value, (str, bytes)) else f"{value}".lower()
+    return text if len(text) <= MAX_VALUE_LENGTH else text[: MAX_VALUE_LENGTH - 1] + "…"
 
 
 def problems(
@@ -30,12 +50,12 @@ def problems(
     found = error.errors(include_url=False)
     # A list without its invalid items may be too short, too; that is no other problem.
     inner = [one["loc"] for one in found]
-    shown = [
+    separate = [
         one
         for one in found
         if not any(len(loc) > len(one["loc"]) and loc[: len(one["loc"])] == one["loc"] for loc in inner)
     ]
-    return [f"{_path(one, content) or where}: {_sentence(one, known)}" for one in shown]
+    return [f"{_path(one, content) or where}: {_sentence(one, known)}" for one in separate]
 
 
 def first_problem(error: ValidationError, where: str = "content") -> str:

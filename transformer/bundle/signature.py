@@ -23,6 +23,9 @@ MAX_SPELLING_LENGTH = 256
 #: Blanks, separators and invisible characters, which do not count in `spelling`.
 _SEPARATORS = re.compile(r"[\s_.:/\\\-\u200b-\u200d\u2010-\u2014\ufeff]+")
 
+#: Word for one row of data, if the task has none.
+DEFAULT_ROW_NAME = "row"
+RowName = Annotated[str, Field(pattern="^[A-Za-z][A-Za-z -]{0,30}$")]
 #: Configuration of every model in a bundle: no coercion, no unknown keys, no changes.
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 

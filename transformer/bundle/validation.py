@@ -8,13 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from transformer.bundle.candidates import Candidates, RawColumn, as_list
+from transformer.bundle.plain_errors import describe, shown
 from transformer.bundle.signature import Category, Number, RawField, Signature
 from transformer.errors import MAX_PROBLEMS, InvalidCandidates
 
 #: A missing value, also JSON's null.
 MISSING = None
-#: Maximum characters of a caller's value that an error repeats.
-MAX_VALUE_LENGTH = 40
 #: Maximum unknown names that an error about a missing field lists.
 MAX_UNKNOWN_NAMES = 5
 
@@ -207,9 +206,9 @@ class _NamesSent:
         if not unknown or row in self._listed_for:
             return ""
         self._listed_for.add(row)
-        shown = [_shown(name) for name in unknown[:MAX_UNKNOWN_NAMES]]
-        more = f" and {len(unknown) - len(shown)} more" if len(unknown) > len(shown) else ""
-        return f", got unknown names {', '.join(shown)}{more}"
+        listed = [shown(name) for name in unknown[:MAX_UNKNOWN_NAMES]]
+        more = f" and {len(unknown) - len(listed)} more" if len(unknown) > len(listed) else ""
+        return f", got unknown names {', '.join(listed)}{more}"
 
     def _unknown(self, row: int) -> set[str]:
         return self._candidates.names(slice(row, row + 1)).difference(self._signature.names)
@@ -219,33 +218,13 @@ def _problem(value: object, field: RawField, row: int, names: _NamesSent) -> str
     """Describe an invalid value."""
     if value is MISSING:
         if (wrong := names.misspelled(row, field.name)) is not None:
-            return f"must be spelled {field.name!a}, got {_shown(wrong)}"
+            return f"must be spelled {field.name!a}, got {shown(wrong)}"
         return f"is required, expected {field.expected}{names.list_once(row)}"
     if isinstance(field, Number):
         type_name, has_type = "a number", _is_number(type(value))
     else:
         type_name, has_type = "a string", isinstance(value, str)
     if has_type:
-        return f"must be {field.expected}, got {_shown(value)}"
+        return f"must be {field.expected}, got {shown(value)}"
     expected = "" if field.expected == "a finite number" else f", {field.expected}"
     return f"must be {type_name}{expected}, got {describe(value)}"
-
-
-_JSON_TYPES = {bool: "a boolean", str: "a string", dict: "an object", list: "an array", bytes: "bytes"}
-
-
-def describe(value: object) -> str:
-    """Describe a value of the wrong type: its JSON type, and the value unless it is an object or array."""
-    if value is None:
-        return "null"
-    if isinstance(value, (dict, list)):
-        return _JSON_TYPES[type(value)]
-    return f"{_JSON_TYPES.get(type(value), 'the number')} {_shown(value)}"
-
-
-def _shown(value: object) -> str:
-    """Return the beginning of a caller's value, escaped."""
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 64:
-        return "a number of more than 64 bits"
-    text = ascii(value) if isinstance(value, (str, bytes)) else f"{value}".lower()
-    return text if len(text) <= MAX_VALUE_LENGTH else text[: MAX_VALUE_LENGTH - 1] + "…"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from transformer.bundle.candidates import Candidates, Columns, RawColumn, Rows
-from transformer.bundle.validation import MAX_VALUE_LENGTH, describe
+from transformer.bundle.plain_errors import MAX_VALUE_LENGTH, describe
 from transformer.errors import InvalidRequest, quoted
 from transformer.protocols.json_body import check_count, check_values, parse_json
 

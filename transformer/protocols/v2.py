@@ -10,9 +10,9 @@ import numpy.typing as npt
 import orjson
 
 from transformer.bundle.candidates import Candidates
+from transformer.bundle.plain_errors import describe
 from transformer.bundle.prediction import Prediction
 from transformer.bundle.signature import Signature
-from transformer.bundle.validation import describe
 from transformer.errors import InvalidRequest, quoted
 from transformer.protocols.tensors import Tensor, check_metadata, from_raw, from_values, to_candidates
 from transformer.protocols.v2_body import Input, parameter, parse_body
