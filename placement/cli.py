@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from placement import (
     apply_command,
     bench_command,
+    init_command,
     predict_command,
     rollback_command,
     rollout_command,
@@ -20,6 +21,7 @@ from placement.command import Command
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
+        init_command.COMMAND,
         train_command.COMMAND,
         up_command.COMMAND,
         spec_command.COMMAND,

@@ -169,7 +169,7 @@ class Table:
     Attributes
     ----------
     header
-        Names of the columns.
+        Names of the columns, without blanks around them.
 
     Raises
     ------
@@ -180,7 +180,7 @@ class Table:
     def __init__(self, source: str, text: Iterable[str]) -> None:
         self.source = source
         self._reader = csv.reader(self._lines(text), strict=True)
-        self.header = tuple(next(self._cells(), ()))
+        self.header = tuple(name.strip() for name in next(self._cells(), ()))
         if not self.header:
             raise DataError(source, [_NO_ROWS])
         duplicates = sorted({name for name in self.header if self.header.count(name) > 1})
@@ -346,6 +346,8 @@ def _number(text: str, field: Number) -> float:
 
 
 def _one_of(text: str, allowed: Sequence[str]) -> str:
+    if text not in allowed and text.strip() in allowed:
+        return text.strip()
     if text not in allowed:
         raise ValueError(f"must be one of {', '.join(allowed)}, got {_short(repr(text))}")
     return text
