@@ -9,6 +9,7 @@ from placement import (
     bench_command,
     init_command,
     predict_command,
+    report_command,
     rollback_command,
     rollout_command,
     spec_command,
@@ -23,6 +24,7 @@ COMMANDS: dict[str, Command] = {
     for command in (
         init_command.COMMAND,
         train_command.COMMAND,
+        report_command.COMMAND,
         up_command.COMMAND,
         spec_command.COMMAND,
         predict_command.COMMAND,

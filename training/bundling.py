@@ -15,7 +15,6 @@ import sklearn
 from training.data import Dataset
 from training.encoding import SEPARATOR
 from training.estimators import Classifier
-from training.evaluation import THRESHOLD
 from training.fitting import Fitted
 from transformer.bundle.format import Bundle, Model, TrainingData, Vectorizer, Version
 from transformer.bundle.signature import Number
@@ -51,9 +50,11 @@ def make_bundle(
         vectorizer=Vectorizer(feature_names=tuple(fitted.vectorizer.feature_names_), separator=SEPARATOR),
         classes=task.classes,
         positive_class=task.positive_class,
-        threshold=THRESHOLD,
+        threshold=fitted.evaluation.threshold,
         reference=fitted.reference,
         name=name,
+        row_name=task.row_name,
+        recipe=fitted.recipe,
         created=datetime.now(UTC).replace(microsecond=0),
         model=Model(
             sha256=sha256(model).hexdigest(),

@@ -70,6 +70,19 @@ class Task(BaseModel):
         """The other class."""
         return self.classes[1 - self.classes.index(self.positive_class)]
 
+    def with_row_name(self, row_name: str) -> "Task":
+        """Return the task with another word for one row of data.
+
+        Raises
+        ------
+        TaskError
+            If it is not a word.
+        """
+        try:
+            return type(self).model_validate({**self.model_dump(), "row_name": row_name})
+        except ValidationError as error:
+            raise TaskError(problems(error)[0]) from error
+
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Task":
         """Read a task from a JSON file with this class's attributes; see docs/task_file.md.

@@ -81,8 +81,8 @@ class Dataset:
         Columns of the file that were ignored.
     defaulted
         Fields that have their default in every row.
-    generated
-        True if the candidates are generated.
+    seed
+        Seed of generated candidates; None for a file.
     """
 
     task: Task
@@ -92,7 +92,12 @@ class Dataset:
     sha256: str
     ignored: tuple[str, ...] = ()
     defaulted: tuple[str, ...] = ()
-    generated: bool = False
+    seed: int | None = None
+
+    @property
+    def generated(self) -> bool:
+        """True if the candidates are generated."""
+        return self.seed is not None
 
 
 def read_csv(path: str | os.PathLike[str], task: Task) -> Dataset:

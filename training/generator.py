@@ -46,7 +46,7 @@ def generate(
     candidates, labels = zip(*(drawn[index] for index in random.permutation(rows)), strict=True)
     digest = hashlib.sha256(json.dumps([candidates, labels]).encode()).hexdigest()
     source = f"generated, seed {seed}"
-    return Dataset(task, list(candidates), list(labels), source, digest, generated=True)
+    return Dataset(task, list(candidates), list(labels), source, digest, seed=seed)
 
 
 def _draw(cell: Cell, count: int, signature: Signature, random: np.random.Generator) -> list[Candidate]:

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from training import charts
+from training.comparison import Comparison
+from training.comparison_card import comparison_card
 from training.encoding import encode
-from training.evaluation import THRESHOLD, Evaluation
+from training.evaluation import Evaluation
 from training.fitting import Fitted
 from training.selection import NEGLIGIBLE_MS
 from training.svg import style
@@ -21,14 +23,15 @@ from transformer.bundle.format import Bundle
 CSS_FILE = Path(__file__).with_name("report.css")
 
 
-def render(bundle: Bundle, fitted: Fitted) -> str:
-    """Render the HTML of the report."""
+def render(bundle: Bundle, fitted: Fitted, comparison: Comparison | None = None) -> str:
+    """Render the HTML of the report, with a comparison if an earlier version is replaced."""
     title = escape(f"{bundle.name} {bundle.version}")
     with style():
         parts = [
             _header(bundle, fitted),
             _tiles(fitted),
             f'<div class="grid">{"".join(_cards(fitted))}</div>',
+            comparison_card(bundle, fitted.dataset.task, comparison) if comparison else "",
             _fields(fitted),
             _facts(bundle, fitted),
         ]
@@ -145,10 +148,10 @@ def _card(question: str, answer: str, content: str) -> str:
 
 
 def _confident(evaluation: Evaluation) -> str:
-    confident = np.abs(evaluation.probabilities - THRESHOLD) >= 0.4
+    confident = np.abs(evaluation.probabilities - 0.5) >= 0.4
     if not confident.any():
         return "None of the probabilities is below 10% or above 90%."
-    correct = ((evaluation.probabilities >= THRESHOLD) == evaluation.positive)[confident].mean()
+    correct = ((evaluation.probabilities >= evaluation.threshold) == evaluation.positive)[confident].mean()
     return (
         f"{confident.mean():.0%} of the probabilities are below 10% or above 90%; "
         f"{correct:.1%} of those predictions are correct."
@@ -210,7 +213,8 @@ def _facts(bundle: Bundle, fitted: Fitted) -> str:
         "Trained on": f"{_count(data.rows)} candidates, {escape(data.source)}",
         "Training data's SHA-256": f"<code>{data.sha256}</code>",
         "Model file": f"<code>{bundle.model.file}</code>, SHA-256 <code>{bundle.model.sha256}</code>",
-        "Output": f"probability of {escape(bundle.positive_class)}, predicted from {THRESHOLD:.0%} on",
+        "Output": f"probability of {escape(bundle.positive_class)}, predicted from {bundle.threshold:.1%} on"
+        f"{_rule(bundle)}",
         "Input": f"{len(bundle.signature.fields)} fields, "
         f"encoded as {len(bundle.vectorizer.feature_names)} features",
         "Libraries": escape(
@@ -231,6 +235,12 @@ def _facts(bundle: Bundle, fitted: Fitted) -> str:
     )
     return f"""<section class="card wide"><h2>Model card</h2>
 <dl class="facts">{items}</dl><p class="note">{note}</p></section>"""
+
+
+def _rule(bundle: Bundle) -> str:
+    """Return the rule that chose the threshold, if it is not the number itself."""
+    rule = bundle.recipe.threshold if bundle.recipe is not None else ""
+    return f", the choice of {escape(rule)}" if rule[:1].isalpha() else ""
 
 
 def _served_as(bundle: Bundle, fitted: Fitted) -> str:

@@ -225,7 +225,7 @@ def test_a_bundle_names_the_estimator_and_the_form_in_its_file(tmp_path, rewrite
     trained = train(DATASET, storage=tmp_path, estimator="forest-50", rewrite=rewrite, progress=lines.append)
     model = joblib.load(Path(trained.uri) / "model.joblib")
     stored = load_bundle(trained.uri).model
-    report = Path(trained.report).read_text()
+    report = Path(str(trained.report)).read_text()
     assert stored.estimator == "RandomForestClassifier(n_estimators=50, random_state=0)"
     if rewrite:
         assert isinstance(model, FixedThresholdClassifier)
@@ -273,4 +273,4 @@ def test_a_custom_task_needs_no_change_of_code(tmp_path, fields):
     trained = train(dataset, storage=tmp_path, name="sale", estimator="forest-50")
     assert re.search("/sale/v1$", trained.uri)
     assert load_bundle(trained.uri) == trained.bundle
-    assert "sale v1" in Path(trained.report).read_text()
+    assert "sale v1" in Path(str(trained.report)).read_text()

@@ -96,6 +96,13 @@ class Category(BaseModel):
         return "one of " + ", ".join(shown)
 
 
+def plural(row_name: str) -> str:
+    """Return the plural of a word for a row of data: ``candidates``, ``companies``."""
+    if row_name.endswith("y") and row_name[-2:-1] not in "aeiou":
+        return f"{row_name[:-1]}ies"
+    return f"{row_name}es" if row_name.endswith(("s", "x", "ch", "sh")) else f"{row_name}s"
+
+
 def check_unique(names: Iterable[str], kind: str) -> None:
     """Raise ValueError if a name occurs more than once; the message names the first."""
     for name, count in Counter(names).items():
