@@ -9,7 +9,7 @@ a default: if the service requires a field without a column, the message names t
 import codecs
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +34,17 @@ class InputError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LocatedCandidate:
-    """A candidate and its place in the file: ``row 3 (line 4), column`` or ``candidate 3, field``."""
+    """A candidate and its place in the file: ``row 3 (line 4), column`` or ``row 3, field``.
+
+    Attributes
+    ----------
+    cells
+        Values of the file's columns, see `CandidateFile.header`.
+    """
 
     place: str
     candidate: Candidate
+    cells: Sequence[Any] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,8 @@ class CandidateFile:
         V2 datatype of each raw field of the model.
     table
         The table, if the file is a CSV file.
+    header
+        Columns of the table, or the keys of all JSON objects.
     """
 
     name: str
@@ -63,6 +72,7 @@ class CandidateFile:
     total: int | None
     fields: dict[str, str]
     table: Table | None = None
+    header: tuple[str, ...] = ()
 
     @property
     def warning(self) -> str | None:
@@ -89,11 +99,12 @@ def open_candidates(file: str, fields: dict[str, str], stack: ExitStack) -> Cand
         name = "standard input" if file == "-" else file
         candidates = _read_json(file, name)
         _check_spelling(candidates, name, fields)
+        header = tuple(dict.fromkeys(key for candidate in candidates for key in candidate))
         located = (
-            LocatedCandidate(f"candidate {number}, field", candidate)
+            LocatedCandidate(f"row {number}, field", candidate, [candidate.get(key) for key in header])
             for number, candidate in enumerate(candidates, start=1)
         )
-        return CandidateFile(name, located, len(candidates), fields)
+        return CandidateFile(name, located, len(candidates), fields, header=header)
     path = Path(file)
     try:
         total = _count_rows(path) if path.is_file() else None
@@ -108,8 +119,8 @@ def open_candidates(file: str, fields: dict[str, str], stack: ExitStack) -> Cand
         for field, datatype in fields.items()
         if field in table.header
     }
-    rows = (LocatedCandidate(f"{row.place}, column", row.values) for row in table.rows(parsers))
-    return CandidateFile(file, rows, total, fields, table)
+    rows = (LocatedCandidate(f"{row.place}, column", row.values, row.cells) for row in table.rows(parsers))
+    return CandidateFile(file, rows, total, fields, table, table.header)
 
 
 def locate_problems(message: str, chunk: list[LocatedCandidate], file: CandidateFile) -> str:
@@ -167,7 +178,7 @@ def _check_spelling(candidates: list[Candidate], name: str, fields: dict[str, st
         for key, field in same_spelling(candidate, fields).items():
             if candidate.get(field) is None:
                 raise InputError(
-                    f"{name}: candidate {number}, field {field!r}: must be spelled {field!r}, got {key!r}"
+                    f"{name}: row {number}, field {field!r}: must be spelled {field!r}, got {key!r}"
                 )
 
 
@@ -190,8 +201,8 @@ def _read_json(file: str, name: str) -> list[Candidate]:
     if isinstance(content, dict):
         content = content.get(_V1_INSTANCES, [content])
     if not isinstance(content, list):
-        raise InputError(f"{name}: must be a candidate, a list of them, or a V1 request")
+        raise InputError(f"{name}: must be an object of fields and values, a list of them, or a V1 request")
     for number, candidate in enumerate(content, start=1):
         if not isinstance(candidate, dict):
-            raise InputError(f"{name}: candidate {number}: must be an object with the candidate's fields")
+            raise InputError(f"{name}: row {number}: must be an object of fields and values")
     return content

@@ -16,6 +16,7 @@ from placement import (
     status_command,
     train_command,
     up_command,
+    versions_command,
 )
 from placement.command import Command
 
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Command] = {
         rollout_command.COMMAND,
         rollback_command.COMMAND,
         status_command.COMMAND,
+        versions_command.COMMAND,
         apply_command.COMMAND,
         bench_command.COMMAND,
     )

@@ -12,7 +12,15 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from transformer.bundle.plain_errors import problems
-from transformer.bundle.signature import DEFAULT_ROW_NAME, STRICT, Category, Number, RowName, Signature
+from transformer.bundle.signature import (
+    DEFAULT_ROW_NAME,
+    STRICT,
+    Category,
+    Number,
+    RowName,
+    Signature,
+    plural,
+)
 
 Candidate = dict[str, str | float]
 
@@ -69,6 +77,11 @@ class Task(BaseModel):
     def negative_class(self) -> str:
         """The other class."""
         return self.classes[1 - self.classes.index(self.positive_class)]
+
+    @property
+    def row_names(self) -> str:
+        """Plural of `row_name`."""
+        return plural(self.row_name)
 
     def with_row_name(self, row_name: str) -> "Task":
         """Return the task with another word for one row of data.

@@ -30,7 +30,7 @@ def probabilities(evaluation: Evaluation, positive: str, negative: str) -> str:
         axes.bar(edges[:-1] + 0.5 / BINS, heights, width=0.86 / BINS, color=colour, label=label)
     axes.axhline(0, color=MUTED, linewidth=0.8)
     axes.axvline(evaluation.threshold, color=INK, linewidth=1, linestyle=(0, (3, 3)))
-    axes.set(xlabel=f"probability of {positive}", ylabel="candidates", xlim=(0, 1))
+    axes.set(xlabel=f"probability of {positive}", ylabel="count", xlim=(0, 1))
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):.0f}")
     axes.grid(axis="x", visible=False)

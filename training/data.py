@@ -143,12 +143,15 @@ class Row:
         Row number from 1, without the header and without empty lines.
     line
         Number of the row's last line in the file, as in an editor.
+    cells
+        Texts of all cells.
     values
         Parsed values by column; None for an empty cell of a field with a default.
     """
 
     number: int
     line: int
+    cells: list[str]
     values: dict[str, Any]
 
     @property
@@ -239,8 +242,8 @@ class Table:
         problems: list[str] = []
         count = 0
         for number, cells in enumerate(filter(None, self._cells()), start=1):
-            row = Row(number, self._reader.line_num, {})
-            found = self._read(row, cells, columns)
+            row = Row(number, self._reader.line_num, cells, {})
+            found = self._read(row, columns)
             count += len(found)
             problems += found[: MAX_PROBLEMS - len(problems)]
             if not count:
@@ -248,16 +251,14 @@ class Table:
         if count:
             raise DataError(self.source, problems, count)
 
-    def _read(
-        self, row: Row, cells: list[str], columns: Sequence[tuple[str, int, Callable[[str], Any]]]
-    ) -> list[str]:
+    def _read(self, row: Row, columns: Sequence[tuple[str, int, Callable[[str], Any]]]) -> list[str]:
         """Parse a row's cells into its values; return the problems from left to right."""
-        if len(cells) != len(self.header):
-            return [f"{row.place}: must have {len(self.header)} cells, got {len(cells)}"]
+        if len(row.cells) != len(self.header):
+            return [f"{row.place}: must have {len(self.header)} cells, got {len(row.cells)}"]
         problems = []
         for name, index, parse in columns:
             try:
-                row.values[name] = parse(cells[index])
+                row.values[name] = parse(row.cells[index])
             except ValueError as error:
                 problems.append((index, f"{row.place}, column {name!r}: {error}"))
         return [text for _, text in sorted(problems)]

@@ -110,8 +110,8 @@ def model_name(label: str) -> str:
 def _read(path: str | os.PathLike[str], label: str) -> tuple[dict[str, list[str]], int]:
     """Return the cells of each column with a name, without blanks around them, and the number of rows."""
     try:
-        with Path(path).open("rb") as file:
-            table = Table(os.fspath(path), table_text(file))
+        with table_text(Path(path).open("rb")) as text:
+            table = Table(os.fspath(path), text)
             table.check_spelling([label])
             table.require([label])
             named = {name: str.strip for name in table.header if name.strip()}
@@ -138,11 +138,13 @@ def _classes(source: str, label: str, labels: Sequence[str]) -> Counter[str]:
 
 
 def _positive_class(label: str, classes: Counter[str]) -> str:
-    """Return the class that says yes, else the one that the label names, else the rarer one."""
+    """Return the class that says yes, that the other one negates, that the label names, or the rarer one."""
     word = label.casefold()[:4]
+    low = {name: name.casefold() for name in classes}
     for matches in (
-        [name for name in classes if name.casefold() in _YES],
-        [name for name in classes if name.casefold().startswith(word)],
+        [name for name in classes if low[name] in _YES],
+        [name for name in classes if all(one.endswith(low[name]) for one in low.values())],
+        [name for name in classes if low[name].startswith(word)],
     ):
         if len(matches) == 1:
             return matches[0]

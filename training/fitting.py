@@ -14,7 +14,6 @@ from training.reference import make_reference
 from training.selection import AUTO, Progress, Trial, select
 from training.served import Served, serve
 from transformer.bundle.format import Recipe, Reference
-from transformer.bundle.signature import plural
 
 #: Names of the serving forms in a recipe, without and with rewriting.
 SERVING_FORMS = ("original", "auto")
@@ -73,7 +72,7 @@ def fit(
     """
     task = dataset.task
     choose_threshold = threshold_rules.parse(threshold).choose
-    progress(f"{len(dataset.labels)} {plural(task.row_name)}, {dataset.source}")
+    progress(f"{len(dataset.labels)} {task.row_names}, {dataset.source}")
     if dataset.ignored:
         progress(f"columns passed over: {', '.join(dataset.ignored)}")
     if dataset.defaulted:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from training import charts
+from training.candidates import Task
 from training.comparison import Comparison
 from training.comparison_card import comparison_card
 from training.encoding import encode
@@ -55,12 +56,13 @@ def render(bundle: Bundle, fitted: Fitted, comparison: Comparison | None = None)
 
 def _header(bundle: Bundle, fitted: Fitted) -> str:
     accuracy = bundle.metrics["accuracy"]
+    row, rows = fitted.dataset.task.row_name, fitted.dataset.task.row_names
     return f"""<header>
 <p class="eyebrow">{escape(bundle.name)} {escape(bundle.version)} · {bundle.created:%-d %B %Y}</p>
-<h1>Correct for <em>{accuracy * 100:.1f} of 100</em> candidates that it was not fitted on.</h1>
+<h1>Correct for <em>{accuracy * 100:.1f} of 100</em> {rows} that it was not fitted on.</h1>
 <p class="lead">{escape(fitted.chosen.estimator.name)}, fitted on {_count(bundle.training_data.rows)}
-candidates ({escape(bundle.training_data.source)}). All figures below come from cross-validation: each
-candidate is predicted by a model that was fitted on other candidates.</p>
+{rows} ({escape(bundle.training_data.source)}). All figures below come from cross-validation: each
+{row} is predicted by a model that was fitted on other {rows}.</p>
 </header>"""
 
 
@@ -95,10 +97,12 @@ def _cards(fitted: Fitted) -> Iterator[str]:
     )
     yield _card(
         "Are the probabilities calibrated?",
-        "On the dashed line, they are. Larger dots stand for more candidates; the bars are 95% intervals.",
+        f"On the dashed line, they are. Larger dots stand for more {task.row_names}; bars are 95% intervals.",
         charts.calibration(evaluation, positive),
     )
-    yield _card("Which errors does it make?", _errors(evaluation), _confusion(evaluation, positive, negative))
+    yield _card(
+        "Which errors does it make?", _errors(evaluation, task), _confusion(evaluation, positive, negative)
+    )
     yield _card(
         "How well does it separate the classes?",
         "Closer to the upper left corner is better.",
@@ -115,18 +119,18 @@ def _cards(fitted: Fitted) -> Iterator[str]:
 
 
 def _fields_cards(fitted: Fitted) -> Iterator[str]:
-    evaluation = fitted.evaluation
+    evaluation, task = fitted.evaluation, fitted.dataset.task
     first = evaluation.importances[0].field
     yield _card(
         "Which fields matter most?",
-        f"{first} matters most: shuffling its values among the candidates lowers the accuracy most.",
+        f"{first} matters most: shuffling its values among the {task.row_names} lowers the accuracy most.",
         charts.importance(evaluation),
     )
     if evaluation.groups:
         accuracy = evaluation.metrics["accuracy"]
         yield _card(
             "How accurate is it for each category?",
-            _lowest_accuracy(evaluation),
+            _lowest_accuracy(evaluation, task),
             charts.groups(evaluation.groups, accuracy),
         )
 
@@ -138,7 +142,7 @@ def _choice(fitted: Fitted) -> str:
         "Why this model?",
         "The fastest estimator is first. The shaded area is one standard error around the best. Training "
         f"chooses the fastest one in it, or a better one that takes at most {NEGLIGIBLE_MS} ms longer for 64 "
-        "candidates.",
+        f"{fitted.dataset.task.row_names}.",
         charts.choice(fitted.trials, fitted.chosen),
     )
 
@@ -158,19 +162,19 @@ def _confident(evaluation: Evaluation) -> str:
     )
 
 
-def _errors(evaluation: Evaluation) -> str:
+def _errors(evaluation: Evaluation, task: Task) -> str:
     (_, false_alarms), (missed, _) = evaluation.confusion.tolist()
     return (
         f"{false_alarms} false positives and {missed} false negatives, "
-        f"of {_count(len(evaluation.positive))} candidates."
+        f"of {_count(len(evaluation.positive))} {task.row_names}."
     )
 
 
-def _lowest_accuracy(evaluation: Evaluation) -> str:
+def _lowest_accuracy(evaluation: Evaluation, task: Task) -> str:
     worst = min(evaluation.groups, key=lambda group: group.accuracy)
     return (
         f"Lowest for {worst.field} {worst.category}: {worst.accuracy:.1%} of {_count(worst.rows)} "
-        "candidates. The dashed line is the accuracy for all candidates."
+        f"{task.row_names}. The dashed line is the accuracy for all {task.row_names}."
     )
 
 
@@ -205,12 +209,12 @@ def _fields(fitted: Fitted) -> str:
 
 def _facts(bundle: Bundle, fitted: Fitted) -> str:
     one, many = predict_ms(fitted, 1), predict_ms(fitted, 64)
-    data = bundle.training_data
+    data, row, rows = bundle.training_data, fitted.dataset.task.row_name, fitted.dataset.task.row_names
     facts = {
         "Estimator": f"<code>{escape(bundle.model.estimator)}</code>",
         "Served as": _served_as(bundle, fitted),
-        "Time to predict": f"{one:.1f} ms for one candidate, {many:.1f} ms for 64, on the training machine",
-        "Trained on": f"{_count(data.rows)} candidates, {escape(data.source)}",
+        "Time to predict": f"{one:.1f} ms for one {row}, {many:.1f} ms for 64, on the training machine",
+        "Trained on": f"{_count(data.rows)} {rows}, {escape(data.source)}",
         "Training data's SHA-256": f"<code>{data.sha256}</code>",
         "Model file": f"<code>{bundle.model.file}</code>, SHA-256 <code>{bundle.model.sha256}</code>",
         "Output": f"probability of {escape(bundle.positive_class)}, predicted from {bundle.threshold:.1%} on"
@@ -227,10 +231,10 @@ def _facts(bundle: Bundle, fitted: Fitted) -> str:
     }
     items = "".join(f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in facts.items())
     note = (
-        "These candidates are generated from the statistics of real ones. The figures show how well the "
-        "model predicts generated candidates; its quality for real ones can only be measured on real data."
+        f"These {rows} are generated from the statistics of real ones. The figures show how well the model "
+        f"predicts generated {rows}; its quality for real ones can only be measured on real data."
         if fitted.dataset.generated
-        else "The model reproduces the decisions in its training data, for similar candidates. Let a person "
+        else f"The model reproduces the decisions in its training data, for similar {rows}. Let a person "
         "decide if the probability is near the threshold, or if the accuracy for a category is low."
     )
     return f"""<section class="card wide"><h2>Model card</h2>

@@ -25,7 +25,6 @@ from training.selection import AUTO, FOLDS, Progress, estimators_for
 from training.threshold import DEFAULT as DEFAULT_THRESHOLD
 from training.threshold import parse as parse_threshold
 from transformer.bundle.format import MAX_PREVIOUS, NAME_PATTERN, VERSION_PATTERN, Bundle, Version
-from transformer.bundle.signature import plural
 
 #: Minimum number of candidates per class, so that each fold has at least two.
 MIN_PER_CLASS = 2 * FOLDS
@@ -191,8 +190,7 @@ def _check_writable(directory: Path) -> None:
 def _check_classes(dataset: Dataset) -> None:
     counts = Counter(dataset.labels)
     problems = [
-        f"must have at least {MIN_PER_CLASS} {plural(dataset.task.row_name)} of class {label!r}, "
-        f"got {counts[label]}"
+        f"must have at least {MIN_PER_CLASS} {dataset.task.row_names} of class {label!r}, got {counts[label]}"
         for label in dataset.task.classes
         if counts[label] < MIN_PER_CLASS
     ]

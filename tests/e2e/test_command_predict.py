@@ -171,7 +171,12 @@ UNREADABLE = [
     pytest.param(".", None, ".: Is a directory", id="a directory"),
     pytest.param("x.json", b"{", "x.json: is not JSON", id="not JSON"),
     pytest.param("x.json", b"\xff", "x.json: ", id="not text"),
-    pytest.param("x.json", b"3", "x.json: must be a candidate, a list of them, or a V1 request", id="number"),
+    pytest.param(
+        "x.json",
+        b"3",
+        "x.json: must be an object of fields and values, a list of them, or a V1",
+        id="number",
+    ),
     pytest.param("x.json", b"[3]", "x.json: ", id="a list of a number"),
     pytest.param("x.csv", b"gender,ssc_p\nM,1\n", "x.csv: ", id="too few columns"),
     pytest.param("x.csv", b"", "x.csv: ", id="empty CSV"),

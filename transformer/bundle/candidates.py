@@ -219,7 +219,7 @@ class Rows:
         """See `Candidates.check_objects`."""
         for number, row in enumerate(self._objects):
             if not isinstance(row, dict):
-                raise InvalidRequest(f"{self._path}[{number}]: must be an object with the candidate's fields")
+                raise InvalidRequest(f"{self._path}[{number}]: must be an object of fields and values")
 
     def column(self, field: str) -> RawColumn:
         """See `Candidates.column`."""

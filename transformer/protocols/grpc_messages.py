@@ -5,6 +5,7 @@ import uuid
 import numpy as np
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
+from transformer.bundle.signature import DEFAULT_ROW_NAME
 from transformer.errors import InvalidRequest
 from transformer.protocols.tensors import Tensor, check_metadata, from_raw, from_values, to_candidates
 from transformer.protocols.v2 import V2Request, V2Response, check_outputs, raw_bytes
@@ -27,7 +28,12 @@ CONTENTS = {
 
 
 def decode(
-    message: pb.ModelInferRequest, *, output_name: str, fields: tuple[str, ...], max_candidates: int
+    message: pb.ModelInferRequest,
+    *,
+    output_name: str,
+    fields: tuple[str, ...],
+    max_candidates: int,
+    row_name: str = DEFAULT_ROW_NAME,
 ) -> V2Request:
     """Decode a ``ModelInferRequest`` with typed or raw contents.
 
@@ -47,7 +53,7 @@ def decode(
         )
     # A shape may have millions of dimensions; an error shows eight.
     metadata = ((tensor.name, tensor.datatype, tensor.shape[:9]) for tensor in message.inputs)
-    check_metadata(metadata, fields, max_candidates)
+    check_metadata(metadata, fields, max_candidates, row_name)
     tensors = [
         _raw_tensor(tensor, raw[number]) if raw else _typed_tensor(tensor)
         for number, tensor in enumerate(message.inputs)

@@ -75,7 +75,9 @@ def row_count(name: str, shape: Sequence[int]) -> int:
     return shape[0]
 
 
-def check_metadata(tensors: Iterable[TensorMetadata], fields: Collection[str], max_candidates: int) -> None:
+def check_metadata(
+    tensors: Iterable[TensorMetadata], fields: Collection[str], max_candidates: int, row_name: str
+) -> None:
     """Check the tensors of a request before their data is read.
 
     Raises
@@ -116,7 +118,7 @@ def check_metadata(tensors: Iterable[TensorMetadata], fields: Collection[str], m
         raise InvalidRequest(
             "inputs: must be one tensor per field, or one BYTES tensor of JSON objects, got no tensor"
         )
-    check_count(candidates, max_candidates)
+    check_count(candidates, max_candidates, row_name)
 
 
 def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence[Any]) -> Tensor:

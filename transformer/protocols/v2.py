@@ -12,7 +12,7 @@ import orjson
 from transformer.bundle.candidates import Candidates
 from transformer.bundle.plain_errors import describe
 from transformer.bundle.prediction import Prediction
-from transformer.bundle.signature import Signature
+from transformer.bundle.signature import DEFAULT_ROW_NAME, Signature
 from transformer.errors import InvalidRequest, quoted
 from transformer.protocols.tensors import Tensor, check_metadata, from_raw, from_values, to_candidates
 from transformer.protocols.v2_body import Input, parameter, parse_body
@@ -152,6 +152,7 @@ def decode(
     output_name: str,
     fields: tuple[str, ...],
     max_candidates: int,
+    row_name: str = DEFAULT_ROW_NAME,
     version: str | None = None,
 ) -> V2Request:
     """Decode a V2 REST request.
@@ -170,6 +171,8 @@ def decode(
         Names of the signature's fields.
     max_candidates
         Maximum candidates per request.
+    row_name
+        The bundle's word for a candidate.
     version
         Model version in the request's path, if there is one.
 
@@ -183,7 +186,7 @@ def decode(
     length = len(body) if json_length is None else _json_length(json_length, len(body))
     request = parse_body(body[:length])
     metadata = ((tensor["name"], tensor["datatype"], tensor["shape"]) for tensor in request["inputs"])
-    check_metadata(metadata, fields, max_candidates)
+    check_metadata(metadata, fields, max_candidates, row_name)
     binary_data = _BinaryData(body, length)
     tensors = [_tensor(tensor, binary_data) for tensor in request["inputs"]]
     binary_data.check_end()

@@ -80,7 +80,7 @@ class Handler:
 
     def decode_v1(self, payload: object) -> v1.V1Request:
         """Decode a V1 request; see `transformer.protocols.v1.decode`."""
-        return v1.decode(payload, self._bundle.name, self._settings.max_candidates)
+        return v1.decode(payload, self._bundle.name, self._settings.max_candidates, self._bundle.row_name)
 
     def decode_v2(self, body: bytes, json_length: str | None, version: str | None = None) -> v2.V2Request:
         """Decode a V2 REST request; see `transformer.protocols.v2.decode`.
@@ -98,6 +98,7 @@ class Handler:
             output_name=self._bundle.name,
             fields=self._fields,
             max_candidates=self._settings.max_candidates,
+            row_name=self._bundle.row_name,
             version=version,
         )
 
@@ -115,6 +116,7 @@ class Handler:
             output_name=self._bundle.name,
             fields=self._fields,
             max_candidates=self._settings.max_candidates,
+            row_name=self._bundle.row_name,
         )
 
     async def predict(
@@ -237,6 +239,7 @@ class Handler:
             self._bundle.version,
             self._bundle.signature,
             max_candidates=self._settings.max_candidates,
+            row_name=self._bundle.row_name,
             unknown_category=self._settings.unknown_category,
         )
 
