@@ -22,7 +22,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="default: NAME.json")
     parser.add_argument(
-        "--example", action="store_true", help="write a small example of customers to FILE.csv first"
+        "--example", action="store_true", help="write a small example of customers to FILE.csv, and stop"
     )
     parser.add_argument("--schema", action="store_true", help="print the JSON Schema of task files, and stop")
 
@@ -36,7 +36,7 @@ def _errors() -> tuple[type[Exception], ...]:
 def _run(options: argparse.Namespace) -> int:
     from training.candidates import Task
     from training.drafting import draft, model_name
-    from training.example import LABEL, example_csv
+    from training.example import LABEL, ROWS, example_csv
 
     if options.schema:
         print(json.dumps(Task.json_schema(), indent=2))
@@ -45,7 +45,9 @@ def _run(options: argparse.Namespace) -> int:
         raise InitError("FILE.csv is required")
     if options.example:
         _write_new(Path(options.file), example_csv())
-        options.label = options.label or LABEL
+        print(f"data      {options.file}, {ROWS} telephone customers")
+        print(f"\n  {command_line('init', shlex.quote(options.file), '--label', LABEL)}")
+        return 0
     if not options.label:
         raise InitError("--label is required: the column with the class to predict")
     drafted = draft(options.file, options.label, options.row_name)

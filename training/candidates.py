@@ -121,10 +121,14 @@ class Task(BaseModel):
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
-        """Return the JSON Schema of a task file."""
+        """Return the JSON Schema of a task file; docs/task.schema.json is a copy of it."""
         schema = cls.model_json_schema()
         for part in (schema, *schema["$defs"].values()):
-            part["properties"]["comment"] = {"type": "string"}
+            part["description"] = part["description"].partition("\n")[0]
+            part["properties"]["comment"] = {"type": ["string", "array"], "items": {"type": "string"}}
+            if "type" in part["properties"]:
+                part["required"].append("type")
+        schema["properties"]["classes"].update(minItems=2, maxItems=2, uniqueItems=True)
         schema["properties"]["$schema"] = {"type": "string"}
         return schema
 

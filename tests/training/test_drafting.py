@@ -191,7 +191,8 @@ def init(tmp_path, monkeypatch, capsys):
 
 
 def test_init_writes_a_task_and_prints_the_next_command(init):
-    status, out, err = init("churn.csv", "--example", "--row_name", "customer")
+    assert init("churn.csv", "--example")[1].endswith("\n\n  placement init churn.csv --label churn\n")
+    status, out, err = init("churn.csv", "--label", "churn", "--row_name", "customer")
     assert (status, err) == (0, "")
     assert out.splitlines()[-1].strip() == "placement train --task churn.json --data churn.csv --name churn"
     assert "left out  customer_id: looks like an identifier" in out

@@ -1,9 +1,12 @@
 """Errors name the field and say what came, without a library's words."""
 
 import json
+import re
 
+import jsonschema_rs
 import pytest
 
+from tests.support.paths import ROOT
 from training.candidates import Task, TaskError
 
 AGE = {"name": "age", "type": "number", "minimum": 0, "maximum": 120}
@@ -88,3 +91,36 @@ def test_a_task_file_may_have_remarks_classes_in_any_order_and_no_ranges(tmp_pat
     assert task.classes == ("no", "yes")
     assert (task.signature.names, task.row_name) == (("age", "town"), "row")
     assert task.signature.fields[0].expected == "a finite number"
+
+
+# The page and the schema of task files
+
+
+def test_the_committed_schema_is_that_of_the_code():
+    assert json.loads((ROOT / "docs/task.schema.json").read_text()) == Task.json_schema()
+
+
+def test_the_example_of_the_page_is_a_task_by_the_code_and_by_the_schema(tmp_path):
+    (example,) = re.findall(
+        r"<!-- task -->\n```json\n(.*?)```", (ROOT / "docs/task_file.md").read_text(), re.DOTALL
+    )
+    (tmp_path / "task.json").write_text(example)
+    assert Task.read(tmp_path / "task.json").row_name == "customer"
+    jsonschema_rs.validate(Task.json_schema(), json.loads(example))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"colour": 1}, {"label": ""}, {"classes": ["a"]}, {"classes": ["a", "a"]}, {"row_name": "1"},
+        {"signature": {"fields": []}}, _with_field(minimun=0), _with_field(maximum="x"),
+        _with_field(type="int"), {"signature": {"fields": [{"name": "age"}]}},
+    ],
+)  # fmt: skip
+def test_the_schema_refuses_what_the_code_refuses(change, tmp_path):
+    content = {**TASK, **change}
+    assert jsonschema_rs.is_valid(Task.json_schema(), TASK)
+    assert not jsonschema_rs.is_valid(Task.json_schema(), content)
+    (tmp_path / "task.json").write_text(json.dumps(content))
+    with pytest.raises(TaskError):
+        Task.read(tmp_path / "task.json")

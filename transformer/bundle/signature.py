@@ -31,7 +31,7 @@ STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class Number(BaseModel):
-    """A numeric field: a finite number from `minimum` to `maximum`, both included; without limit if None."""
+    """A numeric field: a finite number from `minimum` to `maximum`, both included and both optional."""
 
     model_config = STRICT
     #: Datatype of the field's tensor in the V2 protocol.
