@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from transformer.bundle.plain_errors import first_problem
 from transformer.bundle.regular_file import read_text
 
 #: Name that KServe gives to the transformer's container inside the predictor's pod (collocation).
@@ -125,8 +126,7 @@ def read(path: str | Path) -> InferenceService:
     try:
         document = _Document.model_validate(documents[0])
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise SpecError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise SpecError(f"{path}: {first_problem(error)}") from error
     return _service(document, path)
 
 
@@ -136,7 +136,8 @@ def _documents(path: Path) -> list[Any]:
         return list(yaml.safe_load_all(text))
     except OSError as error:
         raise SpecError(
-            f"{path}: {error.strerror}; name a spec with -f, or run the command in the checkout"
+            f"{path}: {error.strerror}; name a spec with -f or a bundle with --model, or run the command in "
+            "the checkout"
         ) from error
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: is not UTF-8: invalid byte at position {error.start}") from error

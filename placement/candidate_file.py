@@ -9,7 +9,7 @@ a default: if the service requires a field without a column, the message names t
 import codecs
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,13 @@ import orjson
 
 from placement.client import Candidate
 from training.data import Table, finite_number, table_text
+from transformer.bundle.signature import same_spelling
 
 _V1_INSTANCES = "instances"
 
-#: A value of the request in a problem, as the service repeats it: quoted, and truncated if it is long.
-_REPEATED_VALUE = r"""got [a-z ]*(?:'(?:[^'\\…]|\\[^…])*(?:'|\\?…)|"(?:[^"\\…]|\\[^…])*(?:"|\\?…))"""
+#: Values of the request in a problem, as the service repeats them: quoted, and truncated if they are long.
+_QUOTED = r"""(?:'(?:[^'\\…]|\\[^…])*(?:'|\\?…)|"(?:[^"\\…]|\\[^…])*(?:"|\\?…))"""
+_REPEATED_VALUE = rf"got [a-z ]*{_QUOTED}(?:, {_QUOTED})*"
 
 
 class InputError(Exception):
@@ -32,10 +34,17 @@ class InputError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LocatedCandidate:
-    """A candidate and its place in the file: ``row 3 (line 4), column`` or ``candidate 3, field``."""
+    """A candidate and its place in the file: ``row 3 (line 4), column`` or ``row 3, field``.
+
+    Attributes
+    ----------
+    cells
+        Values of the file's columns, see `CandidateFile.header`.
+    """
 
     place: str
     candidate: Candidate
+    cells: Sequence[Any] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +63,8 @@ class CandidateFile:
         V2 datatype of each raw field of the model.
     table
         The table, if the file is a CSV file.
+    header
+        Columns of the table, or the keys of all JSON objects.
     """
 
     name: str
@@ -61,6 +72,19 @@ class CandidateFile:
     total: int | None
     fields: dict[str, str]
     table: Table | None = None
+    header: tuple[str, ...] = ()
+
+    @property
+    def warning(self) -> str | None:
+        """Warning that some fields get their default although columns are passed over, if that is so."""
+        header = self.table.header if self.table else tuple(self.fields)
+        absent = ", ".join(repr(name) for name in self.fields if name not in header)
+        passed_over = ", ".join(repr(name) for name in header if name not in self.fields)
+        if not absent or not passed_over:
+            return None
+        return (
+            f"{self.name}: WARNING: all rows get the default of {absent}; columns passed over: {passed_over}"
+        )
 
 
 def open_candidates(file: str, fields: dict[str, str], stack: ExitStack) -> CandidateFile:
@@ -74,17 +98,20 @@ def open_candidates(file: str, fields: dict[str, str], stack: ExitStack) -> Cand
     if not file.lower().endswith(".csv"):
         name = "standard input" if file == "-" else file
         candidates = _read_json(file, name)
+        _check_spelling(candidates, name, fields)
+        header = tuple(dict.fromkeys(key for candidate in candidates for key in candidate))
         located = (
-            LocatedCandidate(f"candidate {number}, field", candidate)
+            LocatedCandidate(f"row {number}, field", candidate, [candidate.get(key) for key in header])
             for number, candidate in enumerate(candidates, start=1)
         )
-        return CandidateFile(name, located, len(candidates), fields)
+        return CandidateFile(name, located, len(candidates), fields, header=header)
     path = Path(file)
     try:
         total = _count_rows(path) if path.is_file() else None
         table = Table(file, stack.enter_context(table_text(path.open("rb"))))
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}") from error
+    table.check_spelling(list(fields))
     if not set(fields) & set(table.header):
         table.require(list(fields))
     parsers = {
@@ -92,8 +119,8 @@ def open_candidates(file: str, fields: dict[str, str], stack: ExitStack) -> Cand
         for field, datatype in fields.items()
         if field in table.header
     }
-    rows = (LocatedCandidate(f"{row.place}, column", row.values) for row in table.rows(parsers))
-    return CandidateFile(file, rows, total, fields, table)
+    rows = (LocatedCandidate(f"{row.place}, column", row.values, row.cells) for row in table.rows(parsers))
+    return CandidateFile(file, rows, total, fields, table, table.header)
 
 
 def locate_problems(message: str, chunk: list[LocatedCandidate], file: CandidateFile) -> str:
@@ -101,7 +128,8 @@ def locate_problems(message: str, chunk: list[LocatedCandidate], file: Candidate
 
     A message without a candidate stays unchanged.
     """
-    lines, missing = [], {}
+    lines: list[str] = []
+    missing: dict[str, None] = {}
     for row, field, text in _problems(message, file.fields):
         if row is None:
             lines.append(text)
@@ -111,8 +139,10 @@ def locate_problems(message: str, chunk: list[LocatedCandidate], file: Candidate
             lines.append(f"{file.name}: {chunk[row].place} {field!r}: {text}")
             if file.table and field not in file.table.header:
                 # Every row has this problem; report it once, and the others after it is fixed.
-                missing[field] = f"{file.name}: {file.table.missing(field)}"
-    return "\n".join(missing.values() or lines) or message
+                missing[field] = None
+    if file.table and missing:
+        return f"{file.name}: {file.table.missing(*missing)}"
+    return "\n".join(lines) or message
 
 
 def _problems(message: str, fields: Iterable[str]) -> Iterator[tuple[int | None, str, str]]:
@@ -142,12 +172,22 @@ def _count_rows(path: Path) -> int:
         return max(sum(1 for _ in file) - 1, 0)
 
 
+def _check_spelling(candidates: list[Candidate], name: str, fields: dict[str, str]) -> None:
+    """Refuse a key that differs from a missing field's name only in spelling; V2's client would drop it."""
+    for number, candidate in enumerate(candidates, start=1):
+        for key, field in same_spelling(candidate, fields).items():
+            if candidate.get(field) is None:
+                raise InputError(
+                    f"{name}: row {number}, field {field!r}: must be spelled {field!r}, got {key!r}"
+                )
+
+
 def _parse_text(cell: str) -> str | None:
-    return cell or None
+    return cell if cell.strip() else None
 
 
 def _parse_number(cell: str) -> float | None:
-    return finite_number(cell) if cell else None
+    return finite_number(cell) if cell.strip() else None
 
 
 def _read_json(file: str, name: str) -> list[Candidate]:
@@ -161,8 +201,8 @@ def _read_json(file: str, name: str) -> list[Candidate]:
     if isinstance(content, dict):
         content = content.get(_V1_INSTANCES, [content])
     if not isinstance(content, list):
-        raise InputError(f"{name}: must be a candidate, a list of them, or a V1 request")
+        raise InputError(f"{name}: must be an object of fields and values, a list of them, or a V1 request")
     for number, candidate in enumerate(content, start=1):
         if not isinstance(candidate, dict):
-            raise InputError(f"{name}: candidate {number}: must be an object with the candidate's fields")
+            raise InputError(f"{name}: row {number}: must be an object of fields and values")
     return content

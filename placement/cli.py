@@ -7,24 +7,32 @@ from collections.abc import Sequence
 from placement import (
     apply_command,
     bench_command,
+    init_command,
     predict_command,
+    report_command,
     rollback_command,
     rollout_command,
+    spec_command,
     status_command,
     train_command,
     up_command,
+    versions_command,
 )
 from placement.command import Command
 
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
+        init_command.COMMAND,
         train_command.COMMAND,
+        report_command.COMMAND,
         up_command.COMMAND,
+        spec_command.COMMAND,
         predict_command.COMMAND,
         rollout_command.COMMAND,
         rollback_command.COMMAND,
         status_command.COMMAND,
+        versions_command.COMMAND,
         apply_command.COMMAND,
         bench_command.COMMAND,
     )

@@ -10,6 +10,8 @@ import orjson
 
 Candidate = Mapping[str, Any]
 
+#: Name of a model that was not named.
+DEFAULT_NAME = "placement"
 #: Seconds for one request.
 TIMEOUT_S = 60
 
@@ -68,9 +70,9 @@ class Client(Protocol):
 
 
 class RestClient:
-    """Client for V1 or V2 over REST."""
+    """Client for V1 or V2 over REST; without a model, for the only one of the service."""
 
-    def __init__(self, url: str, model: str, protocol: str) -> None:
+    def __init__(self, url: str, model: str | None, protocol: str) -> None:
         self._base = url.rstrip("/")
         self._model = model
         self._v2 = protocol == "v2"
@@ -81,7 +83,7 @@ class RestClient:
         """See `Client`."""
         self._datatypes = await self._request(
             "GET",
-            f"/v2/models/{self._model}",
+            f"/v2/models/{await self._name()}",
             lambda content, _: {tensor["name"]: tensor["datatype"] for tensor in content["inputs"]},
         )
         return self._datatypes
@@ -92,13 +94,25 @@ class RestClient:
             if not self._datatypes:
                 await self.fields()
             body: dict[str, Any] = {"inputs": tensors(candidates, self._datatypes)}
-            return await self._request("POST", f"/v2/models/{self._model}/infer", _v2_answer, to_json(body))
+            path = f"/v2/models/{await self._name()}/infer"
+            return await self._request("POST", path, _v2_answer, to_json(body))
         body = {"instances": list(candidates)}
-        return await self._request("POST", f"/v1/models/{self._model}:predict", _v1_answer, to_json(body))
+        return await self._request(
+            "POST", f"/v1/models/{await self._name()}:predict", _v1_answer, to_json(body)
+        )
 
     async def close(self) -> None:
         """See `Client`."""
         await self._session.close()
+
+    async def _name(self) -> str:
+        """Return the name of the model."""
+        if self._model is None:
+            names = await self._request("GET", "/v1/models", lambda content, _: content["models"])
+            if len(names) != 1:
+                raise ClientError(f"{self._base} has the models {', '.join(names)}; choose one with --model")
+            (self._model,) = names
+        return self._model
 
     async def _request(
         self,
@@ -192,7 +206,7 @@ class GrpcClient:
             ) from error
 
 
-def connect(url: str, model: str, protocol: str) -> Client:
+def connect(url: str, model: str | None, protocol: str) -> Client:
     """Return a client for ``v1``, ``v2`` or ``grpc``. It connects with its first request.
 
     Raises
@@ -206,7 +220,10 @@ def connect(url: str, model: str, protocol: str) -> Client:
         raise ClientError(
             f"--url {url}: must start with http:// or https://, for example http://127.0.0.1:8080"
         )
-    return GrpcClient(url, model) if protocol == "grpc" else RestClient(url, model, protocol)
+    if protocol == "grpc":
+        # The protocol has no list of models.
+        return GrpcClient(url, model or DEFAULT_NAME)
+    return RestClient(url, model, protocol)
 
 
 def tensors(candidates: Sequence[Candidate], datatypes: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -1,8 +1,15 @@
 """The interface of a command of `placement`."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+
+
+def command_line(*arguments: str) -> str:
+    """Return a command of `placement` as this one was typed, to be copied."""
+    program = sys.argv[0] if sys.argv[0].endswith("placement") else "placement"
+    return " ".join([program, *arguments])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,14 @@
-"""Send the candidates of a JSON or CSV file to the served model, and print its predictions."""
+"""Send the rows of a JSON or CSV file to the served model, and print or write its predictions."""
 
 import argparse
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+import sys
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, aclosing
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from placement.candidate_file import (
     CandidateFile,
@@ -17,6 +19,7 @@ from placement.candidate_file import (
 )
 from placement.client import Answer, Busy, Client, ClientError, Refused, connect
 from placement.command import Command
+from placement.predictions_file import OutputError, PredictionsFile
 from placement.progress import progress_bar
 from training.data import DataError
 
@@ -35,17 +38,27 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default="-",
         metavar="FILE",
-        help="FILE.json (a candidate, a list of them, or a V1 request), FILE.csv (with a header, separated "
-        "by commas), or - for JSON on standard input",
+        help="FILE.json (an object of fields and values, a list of them, or a V1 request), FILE.csv (with a "
+        "header, separated by commas), or - for JSON on standard input",
     )
     parser.add_argument("--url", help="address of the service (default: that of `make run`)")
     parser.add_argument("--protocol", choices=list(_DEFAULT_URLS), default="v1", help="inference protocol")
-    parser.add_argument("--model", default="placement", help="name of the model")
-    parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
+    parser.add_argument(
+        "--model", help="name of the model (default: the only one of the service; placement over gRPC)"
+    )
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
+    output.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE.csv",
+        help="write the columns of the input with prediction, probability and version, and print nothing",
+    )
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    return (ClientError, DataError, InputError)
+    return (ClientError, DataError, InputError, OutputError)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -61,33 +74,49 @@ async def _predict(options: argparse.Namespace) -> None:
         with ExitStack() as stack:
             file = open_candidates(options.file, fields, stack)
             advance = stack.enter_context(progress_bar("predicting", file.total))
-            writer = _JsonWriter() if options.json else _TableWriter()
+            writer = _writer(options, file, stack)
+            if file.warning:
+                print(file.warning, file=sys.stderr)
+            count = 0
             async with aclosing(_answers(client, file)) as answers:
-                async for answer in answers:
-                    for prediction in answer.predictions:
-                        writer.write(prediction, answer.version)
-                    advance(len(answer.predictions))
+                async for chunk, answer in answers:
+                    for located, prediction in zip(chunk, answer.predictions, strict=True):
+                        writer.write(located.cells, prediction, answer.version)
+                    count += len(chunk)
+                    advance(len(chunk))
+            if not count:
+                raise InputError(f"{file.name}: must have at least one row, got none")
             writer.end()
     finally:
         await client.close()
 
 
-async def _answers(client: Client, file: CandidateFile) -> AsyncGenerator[Answer, None]:
-    """Send the candidates in chunks, several requests at a time, and yield the answers in order."""
-    in_flight: list[asyncio.Task[Answer]] = []
+def _writer(options: argparse.Namespace, file: CandidateFile, stack: ExitStack) -> "_Writer":
+    if options.output is not None:
+        return stack.enter_context(PredictionsFile(options.output, file.header))
+    return _JsonWriter() if options.json else _TableWriter()
+
+
+async def _answers(
+    client: Client, file: CandidateFile
+) -> AsyncGenerator[tuple[list[LocatedCandidate], Answer], None]:
+    """Send the candidates in chunks, several requests at a time; yield each with its answer, in order."""
+    in_flight: list[tuple[list[LocatedCandidate], asyncio.Task[Answer]]] = []
     try:
         while True:
             chunk = list(islice(file.candidates, CHUNK_SIZE))
             if chunk:
-                in_flight.append(asyncio.create_task(_send(client, chunk, file)))
+                in_flight.append((chunk, asyncio.create_task(_send(client, chunk, file))))
             if in_flight and (not chunk or len(in_flight) == IN_FLIGHT):
-                yield await in_flight.pop(0)
+                sent, task = in_flight.pop(0)
+                yield sent, await task
             if not (chunk or in_flight):
                 return
     finally:
-        for task in in_flight:
+        tasks = [task for _, task in in_flight]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*in_flight, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _send(client: Client, chunk: list[LocatedCandidate], file: CandidateFile) -> Answer:
@@ -103,13 +132,23 @@ async def _send(client: Client, chunk: list[LocatedCandidate], file: CandidateFi
         raise ClientError(locate_problems(str(error), chunk, file)) from error
 
 
+class _Writer(Protocol):
+    """Writes a prediction for each row of the input."""
+
+    def write(self, cells: Sequence[Any], prediction: dict[str, Any], version: str) -> None:
+        """Write the prediction for a row with these cells."""
+
+    def end(self) -> None:
+        """Complete the output."""
+
+
 class _TableWriter:
     """Prints a table, a row per candidate."""
 
     def __init__(self) -> None:
         self._count = 0
 
-    def write(self, prediction: dict[str, Any], version: str) -> None:
+    def write(self, _: Sequence[Any], prediction: dict[str, Any], version: str) -> None:
         if not self._count:
             names = "".join(f"{name:>{max(len(name), 9) + 2}}" for name in prediction)
             print(f"{'#':>8}{names}  version")
@@ -133,7 +172,7 @@ class _JsonWriter:
     def __init__(self) -> None:
         self._separator = "["
 
-    def write(self, prediction: dict[str, Any], version: str) -> None:
+    def write(self, _: Sequence[Any], prediction: dict[str, Any], version: str) -> None:
         print(self._separator + json.dumps({**prediction, "model_version": version}), end="")
         self._separator = ",\n"
 

@@ -15,7 +15,7 @@ def status_lines(content: Mapping[str, Any]) -> Iterator[str]:
         Status as `placement status --json` prints it.
     """
     for name, rows in _topics(content):
-        for number, line in enumerate(_table(rows)):
+        for number, line in enumerate(table_lines(rows)):
             yield f"{name if not number else '':<13}{line}".rstrip()
 
 
@@ -67,7 +67,7 @@ def _reason(condition: Mapping[str, str]) -> str:
     return ": ".join(part for part in (condition["reason"], condition["message"]) if part)
 
 
-def _table(rows: _Rows) -> list[str]:
+def table_lines(rows: _Rows) -> list[str]:
     """Align the columns of rows; a row of one cell takes the whole line."""
     wide = [row for row in rows if len(row) > 1]
     widths = [max(map(len, column)) for column in zip(*wide, strict=True)]

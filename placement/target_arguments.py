@@ -31,7 +31,9 @@ def add_run_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_target_arguments(parser: argparse.ArgumentParser) -> None:
+def add_target_arguments(
+    parser: argparse.ArgumentParser, name_help: str = "name of the InferenceService"
+) -> None:
     """Add the options that find the InferenceService."""
     add_run_argument(parser)
     cluster = parser.add_argument_group(
@@ -39,7 +41,7 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
     )
     cluster.add_argument("--context", help="kubeconfig context")
     cluster.add_argument("--namespace", help="namespace (default: that of the context)")
-    cluster.add_argument("--name", default="placement", help="name of the InferenceService")
+    cluster.add_argument("--name", default="placement", help=name_help)
     cluster.add_argument(
         "--bundle",
         action="append",

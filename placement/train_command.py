@@ -1,21 +1,33 @@
 """Train a version: choose a model by cross-validation, evaluate it, and write its bundle to storage."""
 
 import argparse
+import dataclasses
 import json
+import shlex
 import sys
+from typing import TYPE_CHECKING
 
-from placement.command import Command
+from placement.command import Command, command_line
 from placement.progress import StepPrinter
+
+if TYPE_CHECKING:
+    from training.data import Dataset
+
+#: Share of the default task's columns that other data lack.
+_OTHER_DATA = 0.5
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
-    source.add_argument(
-        "--data", metavar="FILE.csv", help="labelled candidates (default: generated candidates)"
-    )
+    source.add_argument("--data", metavar="FILE.csv", help="labelled rows (default: generated candidates)")
     source.add_argument("--rows", type=int, default=2000, help="number of candidates to generate")
     parser.add_argument(
-        "--task", metavar="FILE.json", help="fields and classes of --data, if they are not those of placement"
+        "--task",
+        metavar="FILE.json",
+        help="fields and classes of --data, as `placement init` drafts them (default: those of placement)",
+    )
+    parser.add_argument(
+        "--row_name", "--row-name", metavar="WORD", help="word for one row of data (default: the task's)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the generated candidates")
     parser.add_argument(
@@ -37,6 +49,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto: serve a forest as an equal, faster estimator; original: as it was fitted",
     )
+    parser.add_argument(
+        "--threshold",
+        default="0.5",
+        metavar="RULE",
+        help="lowest probability of a positive prediction: a number, or a rule that chooses it: f1, "
+        "recall=0.9, or cost=1:5 (of a false positive and of a false negative)",
+    )
     parser.add_argument("--json", action="store_true", help="print URI, version and metrics as JSON")
 
 
@@ -45,24 +64,27 @@ def _errors() -> tuple[type[Exception], ...]:
     from training.candidates import TaskError
     from training.data import DataError
     from training.selection import UnknownEstimatorError
+    from training.threshold import ThresholdError
     from training.train import TrainingError
     from transformer.bundle.format import BundleError
 
-    return (BundleError, DataError, StorageError, TaskError, TrainingError, UnknownEstimatorError)
+    return (
+        BundleError,
+        DataError,
+        StorageError,
+        TaskError,
+        ThresholdError,
+        TrainingError,
+        UnknownEstimatorError,
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
     print_step = StepPrinter()
     print_step("loading scikit-learn")
-    from training.candidates import PLACEMENT, Task, TaskError
-    from training.data import read_csv
-    from training.generator import generate
     from training.train import train
 
-    if options.task and not options.data:
-        raise TaskError("--task needs --data: candidates can be generated only for the placement task")
-    task = Task.read(options.task) if options.task else PLACEMENT
-    dataset = read_csv(options.data, task) if options.data else generate(options.rows, options.seed)
+    dataset = _dataset(options)
     trained = train(
         dataset,
         storage=options.storage,
@@ -71,22 +93,54 @@ def _run(options: argparse.Namespace) -> int:
         previous=options.previous,
         estimator=options.estimator,
         rewrite=options.serving_form == "auto",
+        threshold=options.threshold,
         progress=print_step,
     )
     bundle = trained.bundle
     if options.json:
         content = {"uri": trained.uri, "version": bundle.version, "metrics": bundle.metrics}
-        print(json.dumps({**content, "report": trained.report}))
+        print(json.dumps({**content, "threshold": bundle.threshold, "report": trained.report}))
         return 0
     print(f"uri       {trained.uri}")
-    print(f"report    {trained.report}")
+    print(f"report    {trained.report or 'not written'}")
     print(f"model     {bundle.model.estimator}")
     if bundle.model.serving_form:
         print(f"served as {bundle.model.serving_form}")
     for name, value in bundle.metrics.items():
         print(f"{name:<10}{value:.4f}")
+    print(f"threshold {bundle.threshold:g}")
+    print(f"\n  {command_line('up', '--model', shlex.quote(trained.uri))}")
     sys.stdout.flush()
     return 0
+
+
+def _dataset(options: argparse.Namespace) -> "Dataset":
+    """Return the candidates to train on.
+
+    Raises
+    ------
+    DataError, TaskError
+        If the data or the task is invalid, or the data are of another task.
+    """
+    from training.candidates import PLACEMENT, Task, TaskError
+    from training.data import DataError, MissingColumnsError, read_csv
+    from training.generator import generate
+
+    if options.task and not options.data:
+        raise TaskError("--task needs --data: candidates can be generated only for the placement task")
+    task = Task.read(options.task) if options.task else PLACEMENT
+    if options.row_name is not None:
+        task = task.with_row_name(options.row_name)
+    if not options.data:
+        return dataclasses.replace(generate(options.rows, options.seed), task=task)
+    try:
+        return read_csv(options.data, task)
+    except MissingColumnsError as error:
+        if options.task or error.share <= _OTHER_DATA:
+            raise
+        draft = command_line("init", shlex.quote(options.data), "--label", "COLUMN")
+        problem = f"looks like other data than placement's; draft its task first: {draft}"
+        raise DataError(options.data, [problem]) from error
 
 
 COMMAND = Command(

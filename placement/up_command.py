@@ -23,10 +23,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "-f",
         "--file",
         type=Path,
-        default=Path("inferenceservice/placement.yaml"),
-        help="spec, or kustomize directory (needs kubectl)",
+        help="spec, or kustomize directory (needs kubectl); default: inferenceservice/placement.yaml",
     )
-    parser.add_argument("--model", metavar="URI", help="bundle to serve instead of the spec's storageUri")
+    parser.add_argument(
+        "--model",
+        metavar="URI",
+        help="bundle to serve instead of the spec's storageUri; without -f, under the name of its model",
+    )
     parser.add_argument("--port", type=int, default=8080, help="REST port of the ingress")
     parser.add_argument("--grpc-port", type=int, default=8081, help="gRPC port of the ingress")
     parser.add_argument(
@@ -100,7 +103,7 @@ async def _serve(options: argparse.Namespace) -> int:
     print_step = StepPrinter()
     try:
         async with run_local_service(
-            await spec_file.read(options.file),
+            await spec_file.find(options.file, options.model),
             model=options.model,
             port=options.port,
             grpc_port=options.grpc_port,

@@ -133,6 +133,11 @@ def write_beside(uri: str, suffix: str, content: bytes, media_type: str) -> str:
     return uri + suffix
 
 
+def version_uri_beside(uri: str, version: str) -> str:
+    """Return the URI of another version of a version's model."""
+    return f"{uri.rstrip('/').rpartition('/')[0]}/{version}"
+
+
 def read_bundle(uri: str | os.PathLike[str]) -> Bundle:
     """Read the bundle of a version from any storage, without checking its model.
 

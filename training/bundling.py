@@ -15,7 +15,6 @@ import sklearn
 from training.data import Dataset
 from training.encoding import SEPARATOR
 from training.estimators import Classifier
-from training.evaluation import THRESHOLD
 from training.fitting import Fitted
 from transformer.bundle.format import Bundle, Model, TrainingData, Vectorizer, Version
 from transformer.bundle.signature import Number
@@ -51,9 +50,11 @@ def make_bundle(
         vectorizer=Vectorizer(feature_names=tuple(fitted.vectorizer.feature_names_), separator=SEPARATOR),
         classes=task.classes,
         positive_class=task.positive_class,
-        threshold=THRESHOLD,
+        threshold=fitted.evaluation.threshold,
         reference=fitted.reference,
         name=name,
+        row_name=task.row_name,
+        recipe=fitted.recipe,
         created=datetime.now(UTC).replace(microsecond=0),
         model=Model(
             sha256=sha256(model).hexdigest(),
@@ -93,8 +94,10 @@ def _histograms(dataset: Dataset) -> dict[str, dict[str, Any]]:
         values = [candidate[field.name] for candidate in dataset.candidates]
         if isinstance(field, Number):
             deciles = np.quantile(np.array(values, dtype=float), np.linspace(0, 1, HISTOGRAM_BINS + 1)[1:-1])
-            inner = [edge for edge in np.unique(deciles).tolist() if field.minimum < edge < field.maximum]
-            edges = [field.minimum, *inner, field.maximum]
+            # Without a limit, the histogram ends where the data do.
+            least = min(values) if field.minimum is None else field.minimum
+            most = max(values) if field.maximum is None else field.maximum
+            edges = [least, *(edge for edge in np.unique(deciles).tolist() if least < edge < most), most]
             counts, _ = np.histogram(values, edges)
             histograms[field.name] = {"edges": edges, "counts": counts.tolist()}
         else:

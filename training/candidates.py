@@ -4,19 +4,33 @@ To train on other data, change `SIGNATURE` and `PLACEMENT` here, or write the sa
 `Task.read`. No other module of training, transformer or predictor names a field.
 """
 
+import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from transformer.bundle.signature import STRICT, Category, Number, Signature
+from transformer.bundle.plain_errors import problems
+from transformer.bundle.signature import (
+    DEFAULT_ROW_NAME,
+    STRICT,
+    Category,
+    Number,
+    RowName,
+    Signature,
+    plural,
+)
 
 Candidate = dict[str, str | float]
 
 
+#: Keys of a task file that are for its readers and editors only.
+REMARKS = ("comment", "$schema")
+
+
 class TaskError(Exception):
-    """An invalid task file; the message names the field that is wrong."""
+    """An invalid task file; the message names each field that is wrong."""
 
 
 class Task(BaseModel):
@@ -29,24 +43,32 @@ class Task(BaseModel):
     label
         Name of the column with the class in the training data.
     classes
-        Both classes in alphabetical order, which is the order of the model's `predict_proba`.
+        Both classes; they are put into alphabetical order, which is that of the model's `predict_proba`.
     positive_class
         The class whose probability the service returns.
+    row_name
+        Word for one row of data in messages and in the report: ``candidate``, ``customer``.
     """
 
     model_config = STRICT
 
     signature: Signature
     label: str = Field(min_length=1)
-    classes: Annotated[tuple[str, str], Field(strict=False)]
+    classes: Annotated[tuple[str, ...], Field(strict=False)]
     positive_class: str
+    row_name: RowName = DEFAULT_ROW_NAME
+
+    @field_validator("classes")
+    @classmethod
+    def _two(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(classes)) != len(classes) or len(classes) != 2:
+            raise ValueError(f"must be two different classes, got {', '.join(classes) or 'none'}")
+        return tuple(sorted(classes))
 
     @model_validator(mode="after")
     def _coherent(self) -> "Task":
         if self.label in self.signature.names:
-            raise ValueError(f"label {self.label!r} is one of the candidate's fields")
-        if self.classes[0] >= self.classes[1]:
-            raise ValueError(f"classes {list(self.classes)} must be two, in alphabetical order")
+            raise ValueError(f"label {self.label!r} is one of the fields, too")
         if self.positive_class not in self.classes:
             raise ValueError(f"positive_class {self.positive_class!r} is not one of {list(self.classes)}")
         return self
@@ -56,23 +78,65 @@ class Task(BaseModel):
         """The other class."""
         return self.classes[1 - self.classes.index(self.positive_class)]
 
-    @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> "Task":
-        """Read a task from a JSON file with this class's attributes.
+    @property
+    def row_names(self) -> str:
+        """Plural of `row_name`."""
+        return plural(self.row_name)
+
+    def with_row_name(self, row_name: str) -> "Task":
+        """Return the task with another word for one row of data.
 
         Raises
         ------
         TaskError
-            If the file is missing or invalid.
+            If it is not a word.
         """
         try:
-            return cls.model_validate_json(Path(path).read_bytes())
+            return type(self).model_validate({**self.model_dump(), "row_name": row_name})
+        except ValidationError as error:
+            raise TaskError(problems(error)[0]) from error
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> "Task":
+        """Read a task from a JSON file with this class's attributes; see docs/task_file.md.
+
+        Raises
+        ------
+        TaskError
+            If the file is missing or invalid; the message has a line for each problem.
+        """
+        try:
+            content = _without_remarks(json.loads(Path(path).read_text("utf-8-sig")))
         except OSError as error:
             raise TaskError(f"{path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise TaskError(f"{path}: must be UTF-8") from error
+        except json.JSONDecodeError as error:
+            raise TaskError(f"{path}: line {error.lineno}: is not JSON: {error.msg}") from error
+        try:
+            return cls.model_validate(content)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"])) or "content"
-            raise TaskError(f"{path}: {where}: {first['msg']}") from error
+            known = [*cls.model_fields, *Number.model_fields, *Category.model_fields]
+            raise TaskError("\n".join(f"{path}: {one}" for one in problems(error, content, known))) from error
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """Return the JSON Schema of a task file; docs/task.schema.json is a copy of it."""
+        schema = cls.model_json_schema()
+        for part in (schema, *schema["$defs"].values()):
+            part["description"] = part["description"].partition("\n")[0]
+            part["properties"]["comment"] = {"type": ["string", "array"], "items": {"type": "string"}}
+            if "type" in part["properties"]:
+                part["required"].append("type")
+        schema["properties"]["classes"].update(minItems=2, maxItems=2, uniqueItems=True)
+        schema["properties"]["$schema"] = {"type": "string"}
+        return schema
+
+
+def _without_remarks(content: Any) -> Any:  # noqa: ANN401 (JSON)
+    if isinstance(content, dict):
+        return {name: _without_remarks(part) for name, part in content.items() if name not in REMARKS}
+    return [_without_remarks(part) for part in content] if isinstance(content, list) else content
 
 
 def _percentage(name: str) -> Number:
@@ -98,7 +162,11 @@ SIGNATURE = Signature(
 
 #: The task of this project: predict if a candidate will be placed.
 PLACEMENT = Task(
-    signature=SIGNATURE, label="status", classes=("Not Placed", "Placed"), positive_class="Placed"
+    signature=SIGNATURE,
+    label="status",
+    classes=("Not Placed", "Placed"),
+    positive_class="Placed",
+    row_name="candidate",
 )
 
 #: The tutorial's example; the tutorial's forest gives it a probability of 0.898.

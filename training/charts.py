@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from training.data import Dataset
-from training.evaluation import THRESHOLD, Evaluation, Group
+from training.evaluation import Evaluation, Group
 from training.selection import Floats, Trial
 from training.svg import ACCENT, INK, LINE, MUTED, NEGATIVE, POSITIVE, figure, inline
 from transformer.bundle.signature import Number, RawField
@@ -29,8 +29,8 @@ def probabilities(evaluation: Evaluation, positive: str, negative: str) -> str:
         heights = counts if is_positive else -counts
         axes.bar(edges[:-1] + 0.5 / BINS, heights, width=0.86 / BINS, color=colour, label=label)
     axes.axhline(0, color=MUTED, linewidth=0.8)
-    axes.axvline(THRESHOLD, color=INK, linewidth=1, linestyle=(0, (3, 3)))
-    axes.set(xlabel=f"probability of {positive}", ylabel="candidates", xlim=(0, 1))
+    axes.axvline(evaluation.threshold, color=INK, linewidth=1, linestyle=(0, (3, 3)))
+    axes.set(xlabel=f"probability of {positive}", ylabel="count", xlim=(0, 1))
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):.0f}")
     axes.grid(axis="x", visible=False)
@@ -79,7 +79,7 @@ def roc(evaluation: Evaluation) -> str:
     at = negatives[1] / negatives.sum(), positives[1] / positives.sum()
     axes.scatter(*at, s=60, color=ACCENT, zorder=3)
     axes.annotate(
-        f"at {THRESHOLD:.0%}: finds {at[1]:.1%},\n{at[0]:.1%} false positives",
+        f"at {evaluation.threshold:.0%}: finds {at[1]:.1%},\n{at[0]:.1%} false positives",
         at, (0.16, 0.72), arrowprops={"arrowstyle": "-", "color": MUTED}, color=INK,
     )  # fmt: skip
     area = evaluation.metrics["roc_auc"]
@@ -105,7 +105,7 @@ def threshold(evaluation: Evaluation) -> str:
         (recall, INK, "recall", (0, (5, 1.5))),
     ):
         axes.plot(thresholds, values, color=colour, label=label, linestyle=style)
-    axes.axvline(THRESHOLD, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+    axes.axvline(evaluation.threshold, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
     axes.set(xlabel="threshold", xlim=(0, 1))
     _percent(axes)
     axes.legend(loc="lower left", bbox_to_anchor=(0.08, 0.05))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from training.candidates import Candidate, Task
-from transformer.bundle.signature import Number, RawField, Signature
+from transformer.bundle.signature import Number, RawField, Signature, same_spelling
 
 #: Maximum number of problems that an error lists; it counts the rest.
 MAX_PROBLEMS = 20
@@ -51,6 +51,20 @@ class DataError(Exception):
         super().__init__("\n".join(shown))
 
 
+class MissingColumnsError(DataError):
+    """A table without some of the columns that it must have.
+
+    Attributes
+    ----------
+    share
+        Share of these columns that are missing, 0 to 1.
+    """
+
+    def __init__(self, source: str, problems: Sequence[str], share: float) -> None:
+        super().__init__(source, problems)
+        self.share = share
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Labelled candidates.
@@ -65,8 +79,10 @@ class Dataset:
         Digest of the file, or of the canonical JSON of generated candidates.
     ignored
         Columns of the file that were ignored.
-    generated
-        True if the candidates are generated.
+    defaulted
+        Fields that have their default in every row.
+    seed
+        Seed of generated candidates; None for a file.
     """
 
     task: Task
@@ -75,7 +91,13 @@ class Dataset:
     source: str
     sha256: str
     ignored: tuple[str, ...] = ()
-    generated: bool = False
+    defaulted: tuple[str, ...] = ()
+    seed: int | None = None
+
+    @property
+    def generated(self) -> bool:
+        """True if the candidates are generated."""
+        return self.seed is not None
 
 
 def read_csv(path: str | os.PathLike[str], task: Task) -> Dataset:
@@ -94,7 +116,9 @@ def read_csv(path: str | os.PathLike[str], task: Task) -> Dataset:
     labels = [row.values[task.label] for row in rows]
     ignored = tuple(name for name in table.header if name not in {*task.signature.names, task.label})
     digest = hashlib.sha256(content).hexdigest()
-    return Dataset(task, candidates, labels, Path(path).name, digest, ignored)
+    empty = {field.name for field in task.signature.fields if all(row.is_empty(field.name) for row in rows)}
+    defaulted = tuple(name for name in task.signature.names if name in empty)
+    return Dataset(task, candidates, labels, Path(path).name, digest, ignored, defaulted)
 
 
 def read_candidates(path: str | os.PathLike[str], signature: Signature) -> list[Candidate]:
@@ -119,18 +143,25 @@ class Row:
         Row number from 1, without the header and without empty lines.
     line
         Number of the row's last line in the file, as in an editor.
+    cells
+        Texts of all cells.
     values
-        Parsed values by column.
+        Parsed values by column; None for an empty cell of a field with a default.
     """
 
     number: int
     line: int
+    cells: list[str]
     values: dict[str, Any]
 
     @property
     def place(self) -> str:
         """Position of the row, for error messages."""
         return f"row {self.number} (line {self.line})"
+
+    def is_empty(self, column: str) -> bool:
+        """Return True if the row has no value in a column."""
+        return self.values.get(column) is None
 
 
 class Table:
@@ -146,7 +177,7 @@ class Table:
     Attributes
     ----------
     header
-        Names of the columns.
+        Names of the columns, without blanks around them.
 
     Raises
     ------
@@ -157,12 +188,26 @@ class Table:
     def __init__(self, source: str, text: Iterable[str]) -> None:
         self.source = source
         self._reader = csv.reader(self._lines(text), strict=True)
-        self.header = tuple(next(self._cells(), ()))
+        self.header = tuple(name.strip() for name in next(self._cells(), ()))
         if not self.header:
             raise DataError(source, [_NO_ROWS])
         duplicates = sorted({name for name in self.header if self.header.count(name) > 1})
         if duplicates:
             raise DataError(source, [f"duplicate column {name!r}" for name in duplicates])
+
+    def check_spelling(self, columns: Sequence[str]) -> None:
+        """Raise DataError if the name of a column differs from one of these only in spelling.
+
+        A column whose exact name is there, too, is not misspelled.
+        """
+        wrong = same_spelling(self.header, columns)
+        problems = [
+            f"column {name!r} must be spelled {meant!r}"
+            for name, meant in wrong.items()
+            if meant not in self.header
+        ]
+        if problems:
+            raise DataError(self.source, problems)
 
     def require(self, columns: Sequence[str]) -> None:
         """Raise DataError if a column is missing."""
@@ -172,11 +217,13 @@ class Table:
             if not found.isdisjoint(missing):
                 raise DataError(self.source, [f"must be separated by commas, got {separator!r}"])
         if missing:
-            raise DataError(self.source, [self.missing(name) for name in missing])
+            raise MissingColumnsError(self.source, [self.missing(*missing)], len(missing) / len(columns))
 
-    def missing(self, column: str) -> str:
-        """Error message for a missing column."""
-        return f"column {column!r} is missing, found: {_short(', '.join(self.header), 10 * MAX_ECHO)}"
+    def missing(self, *columns: str) -> str:
+        """Error message for missing columns."""
+        names = _short(", ".join(map(repr, columns)), 10 * MAX_ECHO)
+        are = "column {} is" if len(columns) == 1 else "columns {} are"
+        return f"{are.format(names)} missing, found: {_short(', '.join(self.header), 10 * MAX_ECHO)}"
 
     def rows(self, parsers: Mapping[str, Callable[[str], Any]]) -> Iterator[Row]:
         """Yield rows with the parsed values of these columns, up to the first row with a problem.
@@ -195,8 +242,8 @@ class Table:
         problems: list[str] = []
         count = 0
         for number, cells in enumerate(filter(None, self._cells()), start=1):
-            row = Row(number, self._reader.line_num, {})
-            found = self._read(row, cells, columns)
+            row = Row(number, self._reader.line_num, cells, {})
+            found = self._read(row, columns)
             count += len(found)
             problems += found[: MAX_PROBLEMS - len(problems)]
             if not count:
@@ -204,16 +251,14 @@ class Table:
         if count:
             raise DataError(self.source, problems, count)
 
-    def _read(
-        self, row: Row, cells: list[str], columns: Sequence[tuple[str, int, Callable[[str], Any]]]
-    ) -> list[str]:
+    def _read(self, row: Row, columns: Sequence[tuple[str, int, Callable[[str], Any]]]) -> list[str]:
         """Parse a row's cells into its values; return the problems from left to right."""
-        if len(cells) != len(self.header):
-            return [f"{row.place}: must have {len(self.header)} cells, got {len(cells)}"]
+        if len(row.cells) != len(self.header):
+            return [f"{row.place}: must have {len(self.header)} cells, got {len(row.cells)}"]
         problems = []
         for name, index, parse in columns:
             try:
-                row.values[name] = parse(cells[index])
+                row.values[name] = parse(row.cells[index])
             except ValueError as error:
                 problems.append((index, f"{row.place}, column {name!r}: {error}"))
         return [text for _, text in sorted(problems)]
@@ -273,6 +318,7 @@ def _candidates(
     table: Table, signature: Signature, more: Mapping[str, Callable[[str], Any]]
 ) -> tuple[list[Candidate], list[Row]]:
     """Read the candidates of all rows; the rows have the values of the columns in `more`, too."""
+    table.check_spelling([*signature.names, *more])
     table.require([*(field.name for field in signature.fields if field.default is None), *more])
     parsers = {field.name: partial(_value, field) for field in signature.fields if field.name in table.header}
     rows = list(table.rows({**parsers, **more}))
@@ -280,14 +326,15 @@ def _candidates(
         raise DataError(table.source, [_NO_ROWS])
     defaults: dict[str, Any] = {field.name: field.default for field in signature.fields}
     candidates: list[Candidate] = [
-        {name: row.values.get(name, default) for name, default in defaults.items()} for row in rows
+        {name: default if row.is_empty(name) else row.values[name] for name, default in defaults.items()}
+        for row in rows
     ]
     return candidates, rows
 
 
-def _value(field: RawField, text: str) -> str | float:
-    if text == "" and field.default is not None:
-        return field.default
+def _value(field: RawField, text: str) -> str | float | None:
+    if field.default is not None and not text.strip():
+        return None
     if isinstance(field, Number):
         return _number(text, field)
     return _one_of(text, field.categories)
@@ -298,12 +345,15 @@ def _number(text: str, field: Number) -> float:
         value = finite_number(text)
     except ValueError:
         value = math.nan
-    if not field.minimum <= value <= field.maximum:
+    least, most = field.range
+    if not least <= value <= most:
         raise ValueError(f"must be {field.expected}, got {_short(repr(text))}")
     return value
 
 
 def _one_of(text: str, allowed: Sequence[str]) -> str:
+    if text not in allowed and text.strip() in allowed:
+        return text.strip()
     if text not in allowed:
         raise ValueError(f"must be one of {', '.join(allowed)}, got {_short(repr(text))}")
     return text

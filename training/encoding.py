@@ -35,6 +35,6 @@ def _example(signature: Signature, order: int) -> Candidate:
     return {
         field.name: field.categories[order % len(field.categories)]
         if isinstance(field, Category)
-        else field.minimum
+        else field.range[0]
         for field in signature.fields
     }

@@ -1,6 +1,6 @@
 """Evaluation of the probabilities on candidates that the model was not fitted on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,14 +23,14 @@ from training.estimators import SEED, Classifier
 from training.selection import Floats, Trial, folds
 from transformer.bundle.signature import Category, Signature
 
-#: Lowest probability of a positive prediction.
-THRESHOLD = 0.5
 #: Number of equal intervals of probability in the calibration.
 CALIBRATION_GROUPS = 10
 #: Number of times that each field is shuffled in each fold.
 SHUFFLES = 3
 
 Bools = npt.NDArray[np.bool_]
+#: Returns the threshold for true classes and out-of-fold probabilities; see `training.threshold`.
+ChooseThreshold = Callable[[Bools, Floats], float]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Evaluation:
     ----------
     positive, probabilities
         True class and out-of-fold probability of each candidate.
+    threshold
+        Lowest probability of a positive prediction.
     metrics
         Metrics for the bundle.
     roc
@@ -72,6 +74,7 @@ class Evaluation:
 
     positive: Bools
     probabilities: Floats
+    threshold: float
     metrics: dict[str, float]
     roc: tuple[Floats, Floats]
     calibration: tuple[Floats, Floats, npt.NDArray[np.intp]]
@@ -80,14 +83,17 @@ class Evaluation:
     groups: list[Group]
 
 
-def evaluate(dataset: Dataset, features: pd.DataFrame, trial: Trial) -> Evaluation:
+def evaluate(
+    dataset: Dataset, features: pd.DataFrame, trial: Trial, choose_threshold: ChooseThreshold
+) -> Evaluation:
     """Evaluate the chosen estimator with the out-of-fold probabilities of its trial.
 
     The estimator was chosen on the same folds. With so few estimators, this bias is smaller than the standard
     error.
     """
     positive = np.array(dataset.labels) == dataset.task.positive_class
-    predicted = trial.probabilities >= THRESHOLD
+    threshold = choose_threshold(positive, trial.probabilities)
+    predicted = trial.probabilities >= threshold
     rates = roc_curve(positive, trial.probabilities)
     confusion = [
         [int(np.sum((positive == t) & (predicted == p))) for p in (False, True)] for t in (False, True)
@@ -95,23 +101,25 @@ def evaluate(dataset: Dataset, features: pd.DataFrame, trial: Trial) -> Evaluati
     return Evaluation(
         positive=positive,
         probabilities=trial.probabilities,
-        metrics=_metrics(positive, trial.probabilities),
+        threshold=threshold,
+        metrics=_metrics(positive, trial.probabilities, predicted),
         roc=(rates[0], rates[1]),
         calibration=_calibration(positive, trial.probabilities),
         confusion=np.array(confusion),
-        importances=sorted(_importances(dataset, features, trial, positive), key=lambda i: -i.mean),
+        importances=sorted(
+            _importances(dataset, features, trial, positive, threshold), key=lambda i: -i.mean
+        ),
         groups=list(_groups(dataset, positive == predicted)),
     )
 
 
-def _metrics(positive: Bools, probabilities: Floats) -> dict[str, float]:
-    predicted = probabilities >= THRESHOLD
+def _metrics(positive: Bools, probabilities: Floats, predicted: Bools) -> dict[str, float]:
     metrics = {
         "accuracy": accuracy_score(positive, predicted),
         "roc_auc": roc_auc_score(positive, probabilities),
         "brier": brier_score_loss(positive, probabilities),
         "log_loss": log_loss(positive, probabilities),
-        "f1": f1_score(positive, predicted),
+        "f1": f1_score(positive, predicted, zero_division=0.0),
         "precision": precision_score(positive, predicted, zero_division=0.0),
         "recall": recall_score(positive, predicted),
     }
@@ -128,7 +136,7 @@ def _calibration(positive: Bools, probabilities: Floats) -> tuple[Floats, Floats
 
 
 def _importances(
-    dataset: Dataset, features: pd.DataFrame, trial: Trial, positive: Bools
+    dataset: Dataset, features: pd.DataFrame, trial: Trial, positive: Bools, threshold: float
 ) -> Iterator[Importance]:
     """Shuffle all features of a raw field together, since one at a time would make impossible candidates."""
     random, labels = np.random.default_rng(SEED), np.array(dataset.labels)
@@ -138,19 +146,21 @@ def _importances(
         # Fitted again, because the models of all trials would fill the memory. The result is the same model.
         model = trial.estimator.fit(features.iloc[fit], labels[fit].tolist())
         unseen, truth = features.iloc[held_out], positive[held_out]
-        before = _accuracy(dataset, model, unseen, truth)
+        before = _accuracy(dataset, model, unseen, truth, threshold)
         for field in fields:
             columns = list(Signature(fields=(field,)).feature_names(SEPARATOR))
             for _ in range(SHUFFLES):
                 shuffled = _shuffled(unseen, columns, random)
-                lost[field.name].append(before - _accuracy(dataset, model, shuffled, truth))
+                lost[field.name].append(before - _accuracy(dataset, model, shuffled, truth, threshold))
     for name, values in lost.items():
         yield Importance(name, float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values))))
 
 
-def _accuracy(dataset: Dataset, model: Classifier, features: pd.DataFrame, positive: Bools) -> float:
+def _accuracy(
+    dataset: Dataset, model: Classifier, features: pd.DataFrame, positive: Bools, threshold: float
+) -> float:
     column = list(model.classes_).index(dataset.task.positive_class)
-    predicted = model.predict_proba(features)[:, column] >= THRESHOLD
+    predicted = model.predict_proba(features)[:, column] >= threshold
     return float(np.mean(predicted == positive))
 
 

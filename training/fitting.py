@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 from sklearn.feature_extraction import DictVectorizer
 
+from training import threshold as threshold_rules
 from training.data import Dataset
 from training.encoding import encode, fit_vectorizer
 from training.estimators import Classifier
@@ -12,7 +13,10 @@ from training.evaluation import Evaluation, evaluate
 from training.reference import make_reference
 from training.selection import AUTO, Progress, Trial, select
 from training.served import Served, serve
-from transformer.bundle.format import Reference
+from transformer.bundle.format import Recipe, Reference
+
+#: Names of the serving forms in a recipe, without and with rewriting.
+SERVING_FORMS = ("original", "auto")
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class Fitted:
 
     Attributes
     ----------
+    recipe
+        Arguments that fit the same model on the same data again.
     served
         The model in the form in which it is served.
     reference
@@ -30,6 +36,7 @@ class Fitted:
     """
 
     dataset: Dataset
+    recipe: Recipe
     vectorizer: DictVectorizer
     model: Classifier
     served: Served
@@ -40,7 +47,12 @@ class Fitted:
 
 
 def fit(
-    dataset: Dataset, estimator: str = AUTO, progress: Progress = lambda _: None, *, rewrite: bool = True
+    dataset: Dataset,
+    estimator: str = AUTO,
+    progress: Progress = lambda _: None,
+    *,
+    rewrite: bool = True,
+    threshold: str = threshold_rules.DEFAULT,
 ) -> Fitted:
     """Choose an estimator, evaluate it, fit it on all candidates, and rewrite a forest into its serving form.
 
@@ -50,18 +62,30 @@ def fit(
         A name of `training.estimators.ESTIMATORS`, or ``auto``.
     rewrite
         False to serve a forest as it was fitted.
+    threshold
+        Lowest probability of a positive prediction, or a rule that chooses it; see `training.threshold`.
+
+    Raises
+    ------
+    ThresholdError
+        If the threshold is neither.
     """
     task = dataset.task
-    progress(f"{len(dataset.labels)} candidates, {dataset.source}")
+    choose_threshold = threshold_rules.parse(threshold).choose
+    progress(f"{len(dataset.labels)} {task.row_names}, {dataset.source}")
     if dataset.ignored:
-        progress(f"ignored columns: {', '.join(dataset.ignored)}")
+        progress(f"columns passed over: {', '.join(dataset.ignored)}")
+    if dataset.defaulted:
+        fields = ", ".join(dataset.defaulted)
+        beside = ", although columns are passed over" if dataset.ignored else ""
+        progress(f"WARNING: no row has a value of {fields}: every row gets the default{beside}")
     vectorizer = fit_vectorizer(task.signature, dataset.candidates)
     features = encode(vectorizer, dataset.candidates)
     chosen, trials = select(
         estimator, features, dataset.labels, task.positive_class, progress, rewrite=rewrite
     )
     progress(f"chose {chosen.estimator.name}" + (", fast and among the best" if len(trials) > 1 else ""))
-    evaluation = evaluate(dataset, features, chosen)
+    evaluation = evaluate(dataset, features, chosen, choose_threshold)
     model = chosen.estimator.fit(features, dataset.labels)
     column = task.classes.index(task.positive_class)
     reference = make_reference(task.signature, dataset.candidates, vectorizer, model, column)
@@ -69,4 +93,11 @@ def fit(
     served = serve(model, rows, column, rewrite=rewrite)
     if served.rows or served.reason:
         progress(str(served))
-    return Fitted(dataset, vectorizer, model, served, reference, chosen, trials, evaluation)
+    recipe = Recipe(
+        label=task.label,
+        estimator=estimator,
+        serving_form=SERVING_FORMS[rewrite],
+        threshold=threshold,
+        seed=dataset.seed,
+    )
+    return Fitted(dataset, recipe, vectorizer, model, served, reference, chosen, trials, evaluation)

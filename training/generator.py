@@ -46,7 +46,7 @@ def generate(
     candidates, labels = zip(*(drawn[index] for index in random.permutation(rows)), strict=True)
     digest = hashlib.sha256(json.dumps([candidates, labels]).encode()).hexdigest()
     source = f"generated, seed {seed}"
-    return Dataset(task, list(candidates), list(labels), source, digest, generated=True)
+    return Dataset(task, list(candidates), list(labels), source, digest, seed=seed)
 
 
 def _draw(cell: Cell, count: int, signature: Signature, random: np.random.Generator) -> list[Candidate]:
@@ -66,7 +66,7 @@ def _numbers(
     cell: Cell, count: int, signature: Signature, random: np.random.Generator
 ) -> npt.NDArray[np.float64]:
     """Draw `count` rows of jointly normal numbers; rows outside the bounds are drawn again."""
-    bounds = {f.name: (f.minimum, f.maximum) for f in signature.fields if isinstance(f, Number)}
+    bounds = {f.name: f.range for f in signature.fields if isinstance(f, Number)}
     low, high = np.array([bounds[name] for name in cell.means]).T
     means, deviations = np.array(list(cell.means.values())), np.array(list(cell.deviations.values()))
     # Cholesky, because singular vectors of two linear algebra libraries can differ in sign.

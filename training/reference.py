@@ -55,5 +55,6 @@ def _artificial_candidates(signature: Signature, candidates: Sequence[Candidate]
 
 def _rounded(field: RawField, value: str | float) -> str | float:
     if isinstance(field, Number):
-        return min(max(float(f"{value:.3g}"), field.minimum), field.maximum)
+        least, most = field.range
+        return min(max(float(f"{value:.3g}"), least), most)
     return value

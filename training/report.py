@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from training import charts
+from training.candidates import Task
+from training.comparison import Comparison
+from training.comparison_card import comparison_card
 from training.encoding import encode
-from training.evaluation import THRESHOLD, Evaluation
+from training.evaluation import Evaluation
 from training.fitting import Fitted
 from training.selection import NEGLIGIBLE_MS
 from training.svg import style
@@ -21,14 +24,15 @@ from transformer.bundle.format import Bundle
 CSS_FILE = Path(__file__).with_name("report.css")
 
 
-def render(bundle: Bundle, fitted: Fitted) -> str:
-    """Render the HTML of the report."""
+def render(bundle: Bundle, fitted: Fitted, comparison: Comparison | None = None) -> str:
+    """Render the HTML of the report, with a comparison if an earlier version is replaced."""
     title = escape(f"{bundle.name} {bundle.version}")
     with style():
         parts = [
             _header(bundle, fitted),
             _tiles(fitted),
             f'<div class="grid">{"".join(_cards(fitted))}</div>',
+            comparison_card(bundle, fitted.dataset.task, comparison) if comparison else "",
             _fields(fitted),
             _facts(bundle, fitted),
         ]
@@ -52,12 +56,13 @@ def render(bundle: Bundle, fitted: Fitted) -> str:
 
 def _header(bundle: Bundle, fitted: Fitted) -> str:
     accuracy = bundle.metrics["accuracy"]
+    row, rows = fitted.dataset.task.row_name, fitted.dataset.task.row_names
     return f"""<header>
 <p class="eyebrow">{escape(bundle.name)} {escape(bundle.version)} · {bundle.created:%-d %B %Y}</p>
-<h1>Correct for <em>{accuracy * 100:.1f} of 100</em> candidates that it was not fitted on.</h1>
+<h1>Correct for <em>{accuracy * 100:.1f} of 100</em> {rows} that it was not fitted on.</h1>
 <p class="lead">{escape(fitted.chosen.estimator.name)}, fitted on {_count(bundle.training_data.rows)}
-candidates ({escape(bundle.training_data.source)}). All figures below come from cross-validation: each
-candidate is predicted by a model that was fitted on other candidates.</p>
+{rows} ({escape(bundle.training_data.source)}). All figures below come from cross-validation: each
+{row} is predicted by a model that was fitted on other {rows}.</p>
 </header>"""
 
 
@@ -92,10 +97,12 @@ def _cards(fitted: Fitted) -> Iterator[str]:
     )
     yield _card(
         "Are the probabilities calibrated?",
-        "On the dashed line, they are. Larger dots stand for more candidates; the bars are 95% intervals.",
+        f"On the dashed line, they are. Larger dots stand for more {task.row_names}; bars are 95% intervals.",
         charts.calibration(evaluation, positive),
     )
-    yield _card("Which errors does it make?", _errors(evaluation), _confusion(evaluation, positive, negative))
+    yield _card(
+        "Which errors does it make?", _errors(evaluation, task), _confusion(evaluation, positive, negative)
+    )
     yield _card(
         "How well does it separate the classes?",
         "Closer to the upper left corner is better.",
@@ -112,18 +119,18 @@ def _cards(fitted: Fitted) -> Iterator[str]:
 
 
 def _fields_cards(fitted: Fitted) -> Iterator[str]:
-    evaluation = fitted.evaluation
+    evaluation, task = fitted.evaluation, fitted.dataset.task
     first = evaluation.importances[0].field
     yield _card(
         "Which fields matter most?",
-        f"{first} matters most: shuffling its values among the candidates lowers the accuracy most.",
+        f"{first} matters most: shuffling its values among the {task.row_names} lowers the accuracy most.",
         charts.importance(evaluation),
     )
     if evaluation.groups:
         accuracy = evaluation.metrics["accuracy"]
         yield _card(
             "How accurate is it for each category?",
-            _lowest_accuracy(evaluation),
+            _lowest_accuracy(evaluation, task),
             charts.groups(evaluation.groups, accuracy),
         )
 
@@ -135,7 +142,7 @@ def _choice(fitted: Fitted) -> str:
         "Why this model?",
         "The fastest estimator is first. The shaded area is one standard error around the best. Training "
         f"chooses the fastest one in it, or a better one that takes at most {NEGLIGIBLE_MS} ms longer for 64 "
-        "candidates.",
+        f"{fitted.dataset.task.row_names}.",
         charts.choice(fitted.trials, fitted.chosen),
     )
 
@@ -145,29 +152,29 @@ def _card(question: str, answer: str, content: str) -> str:
 
 
 def _confident(evaluation: Evaluation) -> str:
-    confident = np.abs(evaluation.probabilities - THRESHOLD) >= 0.4
+    confident = np.abs(evaluation.probabilities - 0.5) >= 0.4
     if not confident.any():
         return "None of the probabilities is below 10% or above 90%."
-    correct = ((evaluation.probabilities >= THRESHOLD) == evaluation.positive)[confident].mean()
+    correct = ((evaluation.probabilities >= evaluation.threshold) == evaluation.positive)[confident].mean()
     return (
         f"{confident.mean():.0%} of the probabilities are below 10% or above 90%; "
         f"{correct:.1%} of those predictions are correct."
     )
 
 
-def _errors(evaluation: Evaluation) -> str:
+def _errors(evaluation: Evaluation, task: Task) -> str:
     (_, false_alarms), (missed, _) = evaluation.confusion.tolist()
     return (
         f"{false_alarms} false positives and {missed} false negatives, "
-        f"of {_count(len(evaluation.positive))} candidates."
+        f"of {_count(len(evaluation.positive))} {task.row_names}."
     )
 
 
-def _lowest_accuracy(evaluation: Evaluation) -> str:
+def _lowest_accuracy(evaluation: Evaluation, task: Task) -> str:
     worst = min(evaluation.groups, key=lambda group: group.accuracy)
     return (
         f"Lowest for {worst.field} {worst.category}: {worst.accuracy:.1%} of {_count(worst.rows)} "
-        "candidates. The dashed line is the accuracy for all candidates."
+        f"{task.row_names}. The dashed line is the accuracy for all {task.row_names}."
     )
 
 
@@ -202,15 +209,16 @@ def _fields(fitted: Fitted) -> str:
 
 def _facts(bundle: Bundle, fitted: Fitted) -> str:
     one, many = predict_ms(fitted, 1), predict_ms(fitted, 64)
-    data = bundle.training_data
+    data, row, rows = bundle.training_data, fitted.dataset.task.row_name, fitted.dataset.task.row_names
     facts = {
         "Estimator": f"<code>{escape(bundle.model.estimator)}</code>",
         "Served as": _served_as(bundle, fitted),
-        "Time to predict": f"{one:.1f} ms for one candidate, {many:.1f} ms for 64, on the training machine",
-        "Trained on": f"{_count(data.rows)} candidates, {escape(data.source)}",
+        "Time to predict": f"{one:.1f} ms for one {row}, {many:.1f} ms for 64, on the training machine",
+        "Trained on": f"{_count(data.rows)} {rows}, {escape(data.source)}",
         "Training data's SHA-256": f"<code>{data.sha256}</code>",
         "Model file": f"<code>{bundle.model.file}</code>, SHA-256 <code>{bundle.model.sha256}</code>",
-        "Output": f"probability of {escape(bundle.positive_class)}, predicted from {THRESHOLD:.0%} on",
+        "Output": f"probability of {escape(bundle.positive_class)}, predicted from {bundle.threshold:.1%} on"
+        f"{_rule(bundle)}",
         "Input": f"{len(bundle.signature.fields)} fields, "
         f"encoded as {len(bundle.vectorizer.feature_names)} features",
         "Libraries": escape(
@@ -223,14 +231,20 @@ def _facts(bundle: Bundle, fitted: Fitted) -> str:
     }
     items = "".join(f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in facts.items())
     note = (
-        "These candidates are generated from the statistics of real ones. The figures show how well the "
-        "model predicts generated candidates; its quality for real ones can only be measured on real data."
+        f"These {rows} are generated from the statistics of real ones. The figures show how well the model "
+        f"predicts generated {rows}; its quality for real ones can only be measured on real data."
         if fitted.dataset.generated
-        else "The model reproduces the decisions in its training data, for similar candidates. Let a person "
+        else f"The model reproduces the decisions in its training data, for similar {rows}. Let a person "
         "decide if the probability is near the threshold, or if the accuracy for a category is low."
     )
     return f"""<section class="card wide"><h2>Model card</h2>
 <dl class="facts">{items}</dl><p class="note">{note}</p></section>"""
+
+
+def _rule(bundle: Bundle) -> str:
+    """Return the rule that chose the threshold, if it is not the number itself."""
+    rule = bundle.recipe.threshold if bundle.recipe is not None else ""
+    return f", the choice of {escape(rule)}" if rule[:1].isalpha() else ""
 
 
 def _served_as(bundle: Bundle, fitted: Fitted) -> str:

@@ -100,7 +100,7 @@ class Statistics(BaseModel):
                 mean = cell.means.get(field.name)
                 if mean is None:
                     return f"number {field.name!r} is not described"
-                if not field.minimum <= mean <= field.maximum:
+                if not field.range[0] <= mean <= field.range[1]:
                     return f"number {field.name!r} must be {field.expected}, its mean here is {mean:g}"
             else:
                 described = cell.frequencies.get(field.name, {})

@@ -14,13 +14,16 @@ from storage.bundles import (
     next_version,
     publish,
     read_bundle,
-    write_beside,
 )
 from training.bundling import dump, make_bundle
+from training.comparison import Comparison
 from training.data import DataError, Dataset
 from training.fitting import fit
 from training.report import render
+from training.reporting import compare_with, write_report
 from training.selection import AUTO, FOLDS, Progress, estimators_for
+from training.threshold import DEFAULT as DEFAULT_THRESHOLD
+from training.threshold import parse as parse_threshold
 from transformer.bundle.format import MAX_PREVIOUS, NAME_PATTERN, VERSION_PATTERN, Bundle, Version
 
 #: Minimum number of candidates per class, so that each fold has at least two.
@@ -40,12 +43,15 @@ class Trained:
     uri
         The version's URI, for ``storageUri``.
     report
-        URI of its report, an HTML file beside the version.
+        URI of its report, an HTML file beside the version; None if it could not be written.
+    comparison
+        Comparison with the version that it replaces.
     """
 
     uri: str
-    report: str
+    report: str | None
     bundle: Bundle
+    comparison: Comparison | None = None
 
 
 def train(
@@ -57,6 +63,7 @@ def train(
     previous: str | None = None,
     estimator: str = AUTO,
     rewrite: bool = True,
+    threshold: str = DEFAULT_THRESHOLD,
     progress: Progress = lambda _: None,
 ) -> Trained:
     """Train on a dataset and write the version with its report.
@@ -76,6 +83,8 @@ def train(
         A name of `training.estimators.ESTIMATORS`, or ``auto``.
     rewrite
         False to serve a forest as it was fitted, see `training.serving_form`.
+    threshold
+        Lowest probability of a positive prediction, or a rule that chooses it; see `training.threshold`.
     progress
         Called with one line for each step.
 
@@ -85,23 +94,27 @@ def train(
         If a name is invalid, or if `previous` is a version of another model.
     DataError
         If one class has too few candidates.
+    ThresholdError
+        If the threshold is neither a probability nor a rule.
     UnknownEstimatorError, storage.bundles.StorageError, transformer.bundle.BundleError
         For an unknown estimator, for storage that cannot be used, and for a `previous` that cannot be read.
     """
     _check_names(name, version)
     estimators_for(estimator, len(dataset.labels))
+    parse_threshold(threshold)
     _check_classes(dataset)
     _check_storage(storage, name, version)
     earlier_versions = previous_versions(previous, name)
     if version in {earlier.version for earlier in earlier_versions}:
         raise TrainingError(f"version {version!r} is the name of an earlier version, expected a new one")
-    fitted = fit(dataset, estimator, progress, rewrite=rewrite)
+    fitted = fit(dataset, estimator, progress, rewrite=rewrite, threshold=threshold)
+    comparison = compare_with(previous, fitted, progress)
     model = dump(fitted.served.model)
     while True:
         bundle = make_bundle(
             fitted, name, version or _next_version(storage, name, earlier_versions), model, earlier_versions
         )
-        html = render(bundle, fitted)
+        html = render(bundle, fitted, comparison)
         try:
             uri = publish(bundle, model, storage)
         except VersionExistsError:
@@ -110,9 +123,13 @@ def train(
             continue  # another writer has used this number
         break
     progress(f"wrote {uri}")
-    report = write_beside(uri, ".html", html.encode(), "text/html; charset=utf-8")
-    progress(f"wrote {report}")
-    return Trained(uri, report, bundle)
+    try:
+        report = write_report(uri, html, progress)
+    except StorageError as error:
+        # The version is complete and can be served, so this is no reason to fail.
+        progress(f"WARNING: the report was not written: {error}; then run `placement report {uri}`")
+        report = None
+    return Trained(uri, report, bundle, comparison)
 
 
 def previous_versions(uri: str | None, name: str) -> tuple[Version, ...]:
@@ -173,7 +190,7 @@ def _check_writable(directory: Path) -> None:
 def _check_classes(dataset: Dataset) -> None:
     counts = Counter(dataset.labels)
     problems = [
-        f"must have at least {MIN_PER_CLASS} candidates of class {label!r}, got {counts[label]}"
+        f"must have at least {MIN_PER_CLASS} {dataset.task.row_names} of class {label!r}, got {counts[label]}"
         for label in dataset.task.classes
         if counts[label] < MIN_PER_CLASS
     ]

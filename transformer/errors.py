@@ -4,7 +4,7 @@ Each class carries its HTTP status and the name of its gRPC status code. Each me
 what was expected. The protocol adapters need nothing else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 
 #: Maximum problems of one request that its error lists; the others are counted.
@@ -97,8 +97,10 @@ class NotFound(ServiceError):
 class UnknownModel(NotFound):
     """A model that this server does not have."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"Model with name {printable(name)} does not exist.")
+    def __init__(self, name: str, served: Iterable[str]) -> None:
+        super().__init__(
+            f"Model with name {printable(name)} does not exist. Models here: {', '.join(served)}."
+        )
 
 
 class UnknownVersion(NotFound):

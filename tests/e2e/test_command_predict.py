@@ -158,7 +158,7 @@ def test_predict_reports_that_no_service_answers(protocol, tmp_path):
 
 def test_predict_reports_that_another_service_answers(up):
     done = ask(up, "v1", "--model", "salary", stdin="[]")
-    assert error_of(done, "predict") == "Model with name salary does not exist."
+    assert error_of(done, "predict") == "Model with name salary does not exist. Models here: placement."
     done = run_placement("predict", "--url", f"http://127.0.0.1:{up.grpc_port}", stdin="[]")
     assert f"http://127.0.0.1:{up.grpc_port}" in error_of(done, "predict")
     done = run_placement("predict", "--url", f"127.0.0.1:{up.port}", "--protocol", "grpc", stdin="[]")
@@ -171,7 +171,12 @@ UNREADABLE = [
     pytest.param(".", None, ".: Is a directory", id="a directory"),
     pytest.param("x.json", b"{", "x.json: is not JSON", id="not JSON"),
     pytest.param("x.json", b"\xff", "x.json: ", id="not text"),
-    pytest.param("x.json", b"3", "x.json: must be a candidate, a list of them, or a V1 request", id="number"),
+    pytest.param(
+        "x.json",
+        b"3",
+        "x.json: must be an object of fields and values, a list of them, or a V1",
+        id="number",
+    ),
     pytest.param("x.json", b"[3]", "x.json: ", id="a list of a number"),
     pytest.param("x.csv", b"gender,ssc_p\nM,1\n", "x.csv: ", id="too few columns"),
     pytest.param("x.csv", b"", "x.csv: ", id="empty CSV"),

@@ -106,7 +106,9 @@ async def test_kserves_v1_client_gets_our_errors(running, rest_v1, rows):
         httpx.HTTPStatusError, match=r"^instances\[0\].ssc_p: must be 0 to 100, got 710, '400"
     ):
         await rest_v1.infer(running.url, {"instances": [{**rows[0], "ssc_p": 710}]}, model_name=MODEL)
-    with pytest.raises(httpx.HTTPStatusError, match=r"salary does not exist\., '404 "):
+    with pytest.raises(
+        httpx.HTTPStatusError, match=r"salary does not exist\. Models here: placement\., '404 "
+    ):
         await rest_v1.infer(running.url, {"instances": rows}, model_name="salary")
     with pytest.raises(httpx.HTTPStatusError, match=r"explanations are not implemented.*, '501 "):
         await rest_v1.explain(running.url, MODEL, {"instances": rows})
@@ -306,7 +308,9 @@ def test_tritons_http_client_gets_our_errors(triton_client, columns, bad_columns
         ("400", NO_OUTPUT): lambda: triton_client.infer(
             MODEL, good, outputs=[triton.InferRequestedOutput("salary")]
         ),
-        ("404", "Model with name salary does not exist."): lambda: triton_client.infer("salary", good),
+        ("404", "Model with name salary does not exist. Models here: placement."): lambda: (
+            triton_client.infer("salary", good)
+        ),
         ("404", NO_VERSION): lambda: triton_client.infer(MODEL, good, model_version="1"),
         ("415", "content-encoding: must be identity, got 'gzip'"): lambda: triton_client.infer(
             MODEL, good, request_compression_algorithm="gzip"
@@ -379,7 +383,10 @@ def test_tritons_grpc_client_gets_our_errors(over_triton_grpc):
     assert answers["no output"] == ["StatusCode.INVALID_ARGUMENT", NO_OUTPUT]
     assert answers["a version"] == ["StatusCode.NOT_FOUND", NO_VERSION]
     for name in ("no model", "no metadata"):
-        assert answers[name] == ["StatusCode.NOT_FOUND", "Model with name salary does not exist."]
+        assert answers[name] == [
+            "StatusCode.NOT_FOUND",
+            "Model with name salary does not exist. Models here: placement.",
+        ]
     assert answers["no config"][0] == "StatusCode.UNIMPLEMENTED"
     assert answers["unload"][0] == "StatusCode.UNIMPLEMENTED"
     assert answers["compressed"] == ["StatusCode.UNIMPLEMENTED", "Compression algorithm 'gzip' is disabled."]

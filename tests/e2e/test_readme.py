@@ -1,5 +1,6 @@
 """The README is true: its commands run, its tables match the code, its links and files exist."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from placement.cli import main
+from inferenceservice import spec
+from placement.cli import COMMANDS, main
 from tests.support.inference_service import SPEC
 from tests.support.paths import ROOT
+from tests.support.placement_command import PlacementUp
 from tests.support.sync_processes import RunningService, running_service
 from training.candidates import PLACEMENT
 from training.generator import generate
@@ -68,16 +71,36 @@ def test_the_readmes_training_commands_work(checkout):
         for candidate, label in zip(dataset.candidates, dataset.labels, strict=True)
     ]
     (checkout / "candidates.csv").write_text("\n".join(map(",".join, [header, *rows])))
-    promotions = [
-        f"{'red' if n % 3 else 'blue'},{n % 40},{n % 10},{'promoted' if n % 40 > 15 else 'stays'}"
-        for n in range(200)
-    ]
-    (checkout / "promotions.csv").write_text("\n".join(["team,years,score,outcome", *promotions]))
-    blocks = snippets("trains")
-    assert len(blocks) == 2
-    for language, code in blocks:
-        assert "uri" in run(language, code, checkout)
-    assert (checkout / "models/promotion/v1/bundle.json").exists()
+    ((language, code),) = snippets("trains")
+    assert "uri" in run(language, code, checkout)
+
+
+def test_the_walk_with_own_data_works_from_the_table_to_answers(checkout):
+    """In an empty directory, with the files that the commands make."""
+    walk = [code for _, code in snippets("walk")]
+    assert [code.split()[1] for code in walk] == ["init", "init", "train", "spec"]
+    for code in walk:
+        run("bash", code, checkout)
+    assert spec.read(checkout / "churn.yaml").storage_uri == "pvc://models/churn/v1"
+    ((_, serve),) = snippets("serves churn")
+    assert serve.endswith("placement up --model models/churn/v1\n")
+    with PlacementUp(Path("models/churn/v1"), checkout / ".run", cwd=checkout) as up:
+        up.wait_for("ready")
+        asks = snippets("asks churn")
+        assert len(asks) == 3
+        answers = [run(language, with_port(code, up.port), checkout) for language, code in asks]
+    assert json.loads(answers[0])["predictions"][0]["churn_probability"] > 0.5
+    assert [one["name"] for one in json.loads(answers[1])["outputs"]] == ["churn", "churn_probability"]
+    header, *rows = (checkout / "predictions.csv").read_text().splitlines()
+    assert header.endswith(",churn,prediction,probability,version")
+    assert len(rows) == 500
+
+
+def with_port(code: str, port: int) -> str:
+    url = f"http://127.0.0.1:{port}"
+    return code.replace("http://127.0.0.1:8080", url).replace(
+        "placement predict", f"placement predict --url {url}"
+    )
 
 
 def test_the_table_of_settings_matches_the_transformer():
@@ -114,9 +137,7 @@ def test_every_make_target_in_the_docs_exists():
 def test_every_command_and_option_of_placement_in_the_docs_exists(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     for page in PAGES:
-        for command, rest in re.findall(
-            r"placement (train|up|predict|rollout|rollback|status|apply)\b([^`\n|]*)", page.read_text()
-        ):
+        for command, rest in re.findall(rf"placement ({'|'.join(COMMANDS)})\b([^`\n|]*)", page.read_text()):
             with pytest.raises(SystemExit):
                 main([command, "--help"])
             helped = capsys.readouterr().out

@@ -218,7 +218,7 @@ async def test_a_full_queue_answers_503_with_retry_after(start, pair, sklearn_re
     answers = await asyncio.gather(*responses)
     refused = [one for one in answers if one.status_code == 503]
     assert {one.headers["retry-after"] for one in refused} == {"1"}
-    assert "the queue is full: limit 5 candidates" in refused[0].json()["error"]
+    assert "the queue is full: limit 5 rows" in refused[0].json()["error"]
     taken = [number for number, one in enumerate(answers) if one.status_code == 200]
     assert len(taken) + len(refused) == 20
     assert len(taken) >= 5
@@ -238,7 +238,7 @@ async def test_a_full_queue_answers_over_grpc_with_retry_after(start, pair, stac
     await asyncio.sleep(0.1)
     client = connect(transformer.grpc_address, "placement", "grpc")
     stack.push_async_callback(client.close)
-    with pytest.raises(Busy, match="the queue is full: limit 1 candidates") as busy:
+    with pytest.raises(Busy, match="the queue is full: limit 1 rows") as busy:
         await client.predict(pair.candidates[:1])
     assert busy.value.after_s == 1
     predictor.may_answer.set()

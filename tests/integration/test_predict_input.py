@@ -11,6 +11,7 @@ import sys
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from aiohttp.test_utils import TestServer
 
 from placement import candidate_file, cli, predict_command
 from placement.client import Answer, Busy, ClientError, Refused, connect, tensors, to_json
+from placement.predictions_file import OutputError
 from training.candidates import SAMPLE, SIGNATURE
 from training.data import DataError
 from transformer.bundle.signature import Number, Signature
@@ -93,7 +95,7 @@ def predict(monkeypatch, capsys):
     def run(file, *options, protocol="v1", signature=SIGNATURE):
         client = ValidatingClient(protocol, signature)
         monkeypatch.setattr(predict_command, "connect", lambda *_: client)
-        status = cli.main(["predict", str(file), *options])
+        status = cli.main(["predict", str(file), *map(str, options)])
         out, err = capsys.readouterr()
         return SimpleNamespace(
             status=status, out=out, err=err.removeprefix("placement predict: ").strip(), asked=client.asked
@@ -170,8 +172,13 @@ def test_every_table_that_training_reads_is_read(predict, write, content):
     assert len(result.out.splitlines()) == 2
 
 
-def test_a_table_without_rows_has_no_predictions(predict, write):
-    assert predict(write(table()), "--json").out == "[]\n"
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "b.json"])
+def test_a_file_without_rows_is_an_error_as_it_is_in_the_service(predict, write, name):
+    content = {"a.csv": table(), "a.json": "[]", "b.json": '{"instances": []}'}[name]
+    path = write(content, name)
+    result = predict(path, "--json")
+    assert (result.status, result.out, result.asked) == (1, "", 0)
+    assert result.err == f"{path}: must have at least one row, got none"
 
 
 @pytest.mark.parametrize(
@@ -227,8 +234,37 @@ def test_a_malformed_table_is_refused_in_one_line(predict, write, content, messa
 
 def test_a_table_with_other_columns_is_refused(predict, write):
     result = predict(write("a,b\n1,2\n"))
-    assert "a.csv: column 'gender' is missing, found: a, b\n" in result.err
-    assert result.err.count("is missing") == len(ROW)
+    (line,) = result.err.splitlines()
+    assert line.endswith("a.csv: columns " + ", ".join(map(repr, ROW)) + " are missing, found: a, b")
+
+
+@pytest.mark.parametrize("name", ["MBA_P", "mba p", "mba-p", "mbaP"])
+def test_a_column_that_differs_from_a_fields_only_in_spelling_is_refused(predict, write, name):
+    columns = [name if column == "mba_p" else column for column in ROW]
+    path = write(table(dict(zip(columns, ROW.values(), strict=True)), columns=columns))
+    result = predict(path, signature=WITH_DEFAULT)
+    assert (result.status, result.asked) == (1, 0)
+    assert result.err == f"{path}: column {name!r} must be spelled 'mba_p'"
+
+
+def test_a_key_that_differs_from_a_fields_only_in_spelling_is_refused(predict, write, protocol):
+    """Without this, the prediction would be that of the default."""
+    candidate = {**SAMPLE, "MBA_P": 61.3}
+    del candidate["mba_p"]
+    path = write(json.dumps([SAMPLE, candidate]), "a.json")
+    result = predict(path, protocol=protocol, signature=WITH_DEFAULT)
+    assert (result.status, result.asked) == (1, 0)
+    assert result.err == f"{path}: row 2, field 'mba_p': must be spelled 'mba_p', got 'MBA_P'"
+
+
+def test_a_column_passed_over_beside_a_field_without_one_is_a_warning(predict, write):
+    columns = ["percentage" if column == "mba_p" else column for column in ROW]
+    path = write(table(dict(zip(columns, ROW.values(), strict=True)), columns=columns))
+    result = predict(path, signature=WITH_DEFAULT)
+    assert result.status == 0
+    assert result.err == (
+        f"{path}: WARNING: all rows get the default of 'mba_p'; columns passed over: 'percentage'"
+    )
 
 
 def test_a_missing_file_is_refused(predict, tmp_path):
@@ -265,8 +301,7 @@ def test_a_missing_column_is_reported_once(predict, write, protocol):
     path = write(table(*[{**row, "gender": "X"}] * 30, columns=columns))
     found = ", ".join(columns)
     assert predict(path, protocol=protocol).err.splitlines() == [
-        f"{path}: column 'ssc_p' is missing, found: {found}",
-        f"{path}: column 'workex' is missing, found: {found}",
+        f"{path}: columns 'ssc_p', 'workex' are missing, found: {found}",
     ]
 
 
@@ -280,7 +315,7 @@ def test_a_column_with_a_default_may_be_missing(predict, write, protocol):
 def test_problems_of_a_json_list_are_reported_by_candidate_and_field(predict, write, protocol):
     path = write(json.dumps([SAMPLE] * 1200 + [{**SAMPLE, "ssc_p": "high"}]), "a.json")
     told = predict(path, protocol=protocol).err
-    assert told.startswith(f"{path}: candidate 1201, field 'ssc_p': must be a number, ")
+    assert told.startswith(f"{path}: row 1201, field 'ssc_p': must be a number, ")
     assert told.endswith(", got a string 'high'")
 
 
@@ -292,19 +327,19 @@ def test_a_value_that_looks_like_an_error_message_is_reported_once(predict, writ
     path = write(json.dumps([{**SAMPLE, "gender": value, "workex": value}]), "a.json")
     lines = predict(path, protocol=protocol).err.splitlines()
     assert [line.partition(": must")[0] for line in lines] == [
-        f"{path}: candidate 1, field 'gender'",
-        f"{path}: candidate 1, field 'workex'",
+        f"{path}: row 1, field 'gender'",
+        f"{path}: row 1, field 'workex'",
     ]
 
 
 def test_field_names_with_special_characters_are_found_in_messages():
     source = candidate_file.CandidateFile("a.json", iter(()), 0, {"a": "FP64", "a.b": "FP64", "(": "BYTES"})
-    chunk = [candidate_file.LocatedCandidate("candidate 1, field", {})]
+    chunk = [candidate_file.LocatedCandidate("row 1, field", {})]
     text = "instances[0].a.b: is required; inputs.([0]: is required; inputs.candidates[0].a: is required"
     assert candidate_file.locate_problems(text, chunk, source).splitlines() == [
-        "a.json: candidate 1, field 'a.b': is required",
-        "a.json: candidate 1, field '(': is required",
-        "a.json: candidate 1, field 'a': is required",
+        "a.json: row 1, field 'a.b': is required",
+        "a.json: row 1, field '(': is required",
+        "a.json: row 1, field 'a': is required",
     ]
 
 
@@ -333,9 +368,9 @@ def test_a_candidate_a_list_and_a_v1_request_are_read(predict, write):
         (b'[{"ssc_p": 1e999}]', "is not JSON: number is infinity"),
         (b'[{"gender": "\xff"}]', "is not JSON: str is not valid UTF-8"),
         (b"", "is not JSON: "),
-        (b"7", "must be a candidate, a list of them, or a V1 request"),
-        (b'{"instances": 7}', "must be a candidate, a list of them, or a V1 request"),
-        (b"[{}, 7]", "candidate 2: must be an object with the candidate's fields"),
+        (b"7", "must be an object of fields and values, a list of them, or a V1 request"),
+        (b'{"instances": 7}', "must be an object of fields and values, a list of them, or a V1 request"),
+        (b"[{}, 7]", "row 2: must be an object of fields and values"),
     ],
     ids=["deep", "NaN", "infinity", "latin-1", "empty", "a number", "no instances", "a number in a list"],
 )
@@ -484,6 +519,99 @@ async def test_an_address_without_a_server_is_reported():
 
 
 def test_the_command_reports_data_errors():
-    assert set(predict_command.COMMAND.errors()) == {ClientError, DataError, candidate_file.InputError}
+    assert set(predict_command.COMMAND.errors()) == {
+        *(ClientError, DataError, candidate_file.InputError, OutputError)
+    }
     assert issubclass(Refused, ClientError)
     assert all(isinstance(field, Number) == (FIELDS[field.name] == "FP64") for field in SIGNATURE.fields)
+
+
+# Writing predictions
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_predictions_are_written_beside_the_columns_of_the_table(predict, write, tmp_path):
+    columns = ["id", *ROW, "note"]
+    rows = [{"id": f"{number:04}", **ROW, "note": 'a "b", c'} for number in range(2345)]
+    output = tmp_path / "out.csv"
+    result = predict(write(table(*rows, columns=columns)), "-o", output)
+    assert (result.status, result.out, result.err) == (0, "", "")
+    header, *written = read(output)
+    assert header == [*columns, "prediction", "probability", "version"]
+    assert written == [[*row.values(), "true", "0.5", "v1"] for row in rows]
+
+
+def test_predictions_are_written_beside_the_keys_of_json(predict, write, tmp_path):
+    rows = [SAMPLE, {**SAMPLE, "id": 7, "tags": ["é", None], "note": None}]
+    assert predict(write(json.dumps(rows), "a.json"), "-o", tmp_path / "out.csv").status == 0
+    header, first, second = read(tmp_path / "out.csv")
+    assert header == [*SAMPLE, "id", "tags", "note", "prediction", "probability", "version"]
+    assert first[-6:] == ["", "", "", "true", "0.5", "v1"]
+    assert second[-6:] == ["7", '["é", null]', "", "true", "0.5", "v1"]
+
+
+def test_the_input_itself_may_be_replaced_and_is_kept_when_a_row_is_refused(predict, write, tmp_path):
+    path = write(table(ROW, {**ROW, "ssc_p": "710"}))
+    before = path.read_bytes()
+    assert predict(path, "-o", path).status == 1
+    assert path.read_bytes() == before
+    path = write(table(ROW))
+    assert predict(path, "-o", path).status == 0
+    assert len(read(path)) == 2
+    assert [one.name for one in tmp_path.iterdir()] == ["a.csv"], "no partial file is left"
+
+
+@pytest.mark.parametrize("name", ["prediction", "probability", "version"])
+def test_a_column_of_the_input_is_never_overwritten(predict, write, tmp_path, name):
+    path = write(table({**ROW, name: "x"}, columns=[*ROW, name]))
+    result = predict(path, "-o", tmp_path / "out.csv")
+    assert (result.status, result.asked) == (1, 0)
+    assert result.err.endswith(f"the input has the column {name!r} already; rename it or leave it out")
+
+
+def test_an_output_that_cannot_be_written_is_named(predict, write, tmp_path):
+    result = predict(write(table(ROW)), "-o", tmp_path / "none/out.csv")
+    assert (result.status, result.err) == (1, f"{tmp_path}/none/out.csv: No such file or directory")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_an_error_without_a_file(predict, write, tmp_path, monkeypatch):
+    real = Path.open
+
+    def full(path, *arguments, **options):
+        return (
+            real(Path("/dev/full"), "w") if path.suffix == ".partial" else real(path, *arguments, **options)
+        )
+
+    monkeypatch.setattr(Path, "open", full)
+    result = predict(write(table(*[ROW] * 500)), "-o", tmp_path / "out.csv")
+    assert (result.status, result.err) == (1, f"{tmp_path}/out.csv: No space left on device")
+    assert not (tmp_path / "out.csv").exists()
+
+
+async def test_the_only_model_of_a_service_needs_no_name():
+    asked = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        content = {"models": names} if request.path == "/v1/models" else {"inputs": []}
+        return web.json_response(content)
+
+    application = web.Application()
+    application.router.add_get("/{path:.*}", answer)
+    for names in (["churn"], ["churn", "placement"], []):
+        async with TestServer(application) as server:
+            client = connect(str(server.make_url("")), None, "v2")
+            try:
+                if len(names) == 1:
+                    assert await client.fields() == {}
+                    assert asked == ["/v1/models", "/v2/models/churn"]
+                else:
+                    with pytest.raises(ClientError, match=f"has the models {', '.join(names)}; choose one"):
+                        await client.fields()
+            finally:
+                await client.close()

@@ -127,7 +127,7 @@ async def test_the_error_for_a_bad_v1_request_says_what_is_wrong(body, status, e
 
 
 V2_ERRORS = [
-    pytest.param({}, "inputs: Field required", id="no-inputs"),
+    pytest.param({}, "inputs: is required", id="no-inputs"),
     pytest.param({"inputs": []}, "inputs: must be one tensor per field", id="no-tensor"),
     pytest.param({"inputs": 3}, "inputs: ", id="inputs-no-list"),
     pytest.param({"inputs": [{**FIELD, "shape": [2]}]}, "needs 2 values, got 1", id="too-few-values"),
@@ -135,7 +135,7 @@ V2_ERRORS = [
     pytest.param({"inputs": [{**FIELD, "shape": [0], "data": []}]}, "shape must be", id="no-candidate"),
     pytest.param({"inputs": [{**FIELD, "shape": []}]}, "shape must be", id="no-shape"),
     pytest.param({"inputs": [{**FIELD, "shape": [1, 2]}]}, "shape must be", id="two-columns"),
-    pytest.param({"inputs": [{**FIELD, "shape": ["1"]}]}, "inputs.0.shape.0: ", id="shape-no-number"),
+    pytest.param({"inputs": [{**FIELD, "shape": ["1"]}]}, "inputs[0].shape[0]: ", id="shape-no-number"),
     pytest.param({"inputs": [{**FIELD, "datatype": "DATE"}]}, "datatype must be one of", id="datatype"),
     pytest.param({"inputs": [{"name": "x", "datatype": "FP64", "shape": [1]}]}, "got neither", id="no-data"),
     pytest.param({"inputs": [FIELD, FIELD]}, "inputs: duplicate tensor name 'ssc_p'", id="twice"),

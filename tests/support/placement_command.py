@@ -69,7 +69,7 @@ def error_of(done: CommandResult, command: str) -> str:
 class PlacementUp:
     """`placement up` as a process, and its output."""
 
-    def __init__(self, model: Path, directory: Path, *arguments: object) -> None:
+    def __init__(self, model: Path, directory: Path, *arguments: object, cwd: Path | None = None) -> None:
         self.port, self.grpc_port = free_ports(2)
         self.directory = directory
         directory.mkdir(exist_ok=True)
@@ -82,6 +82,7 @@ class PlacementUp:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
+            cwd=cwd,
         )
 
     def wait_for(self, what: str) -> None:

@@ -71,7 +71,7 @@ def test_the_reference_rows_cover_every_category_and_many_probabilities(first):
             assert values == set(field.categories)
         else:
             assert len(values) > 10
-            assert all(field.minimum <= value <= field.maximum for value in values)
+            assert all(field.range[0] <= value <= field.range[1] for value in values)
     probabilities = first.reference.probabilities
     assert 32 <= len(probabilities) <= 40
     assert min(probabilities) < 0.1
@@ -225,7 +225,7 @@ def test_a_bundle_names_the_estimator_and_the_form_in_its_file(tmp_path, rewrite
     trained = train(DATASET, storage=tmp_path, estimator="forest-50", rewrite=rewrite, progress=lines.append)
     model = joblib.load(Path(trained.uri) / "model.joblib")
     stored = load_bundle(trained.uri).model
-    report = Path(trained.report).read_text()
+    report = Path(str(trained.report)).read_text()
     assert stored.estimator == "RandomForestClassifier(n_estimators=50, random_state=0)"
     if rewrite:
         assert isinstance(model, FixedThresholdClassifier)
@@ -256,9 +256,10 @@ def test_both_forms_of_a_forest_have_the_same_reference_rows(tmp_path):
     "fields",
     [
         (Number(name="height", minimum=0, maximum=0.01), Number(name="still", minimum=5, maximum=5)),
+        (Number(name="height"), Number(name="still", minimum=5)),
         (Category(name="colour", categories=("red", "green", "never seen")),),
     ],
-    ids=["only numbers", "only categories"],
+    ids=["only numbers", "numbers without a range", "only categories"],
 )
 def test_a_custom_task_needs_no_change_of_code(tmp_path, fields):
     task = Task(signature=Signature(fields=fields), label="sold", classes=("no", "yes"), positive_class="no")
@@ -272,4 +273,4 @@ def test_a_custom_task_needs_no_change_of_code(tmp_path, fields):
     trained = train(dataset, storage=tmp_path, name="sale", estimator="forest-50")
     assert re.search("/sale/v1$", trained.uri)
     assert load_bundle(trained.uri) == trained.bundle
-    assert "sale v1" in Path(trained.report).read_text()
+    assert "sale v1" in Path(str(trained.report)).read_text()

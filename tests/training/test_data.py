@@ -51,7 +51,7 @@ def test_an_unknown_column_is_ignored_and_reported(tmp_path):
 def test_candidates_without_label_are_read_by_the_same_rules(tmp_path):
     assert read_candidates(write(tmp_path / "a.csv", SAMPLE), SIGNATURE) == [SAMPLE]
     assert read_candidates(write(tmp_path / "b.csv", ROW), SIGNATURE) == [SAMPLE]
-    with pytest.raises(DataError, match="column 'workex' is missing, found: gender"):
+    with pytest.raises(DataError, match=r"columns 'ssc_p', .*, 'workex' are missing, found: gender$"):
         read_candidates(write(tmp_path / "c.csv", {"gender": "M"}), SIGNATURE)
 
 
@@ -106,6 +106,51 @@ def test_line_numbers_are_those_of_an_editor(tmp_path):
     path.write_text('age,town,answer,"a\nnote"\n\n1,A,yes,"two\nlines"\n200,A,yes,-\n')
     with pytest.raises(DataError, match=r"row 2 \(line 6\), column 'age': must be 0 to 120"):
         read_csv(path, SMALL)
+
+
+@pytest.mark.parametrize("name", ["Town", "TOWN", "t_own", "to-wn", "to wn", "town."])
+def test_a_column_that_differs_from_a_fields_only_in_spelling_is_refused(tmp_path, name):
+    """Without this, the field would have its default in every row, silently."""
+    path = tmp_path / "a.csv"
+    path.write_text(f"age,{name},answer\n30,A,yes\n")
+    with pytest.raises(DataError, match=f"column '{name}' must be spelled 'town'$"):
+        read_csv(path, SMALL)
+    path.write_text(f"age,town,{name},answer\n30,A,C,yes\n")
+    assert read_csv(path, SMALL).candidates == [{"age": 30.0, "town": "A"}]
+
+
+def test_the_labels_column_must_be_spelled_as_in_the_task(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("AGE,town,Answer\n30,A,yes\n")
+    with pytest.raises(DataError) as error:
+        read_csv(path, SMALL)
+    assert str(error.value).splitlines() == [
+        f"{path}: column 'AGE' must be spelled 'age'",
+        f"{path}: column 'Answer' must be spelled 'answer'",
+    ]
+
+
+def test_blanks_around_names_and_categories_do_not_count(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(" age ,town, answer\n 30 , A,yes \n")
+    dataset = read_csv(path, SMALL)
+    assert (dataset.candidates, dataset.labels) == ([{"age": 30.0, "town": "A"}], ["yes"])
+
+
+@pytest.mark.parametrize(
+    ("content", "defaulted", "ignored"),
+    [
+        ("age,city,answer\n30,A,yes\n", ("town",), ("city",)),
+        ("age,town,answer\n30, ,yes\n31,,no\n", ("town",), ()),
+        ("age,town,answer\n30,,yes\n31,A,no\n", (), ()),
+        ("age,town,answer\n30,B,yes\n", (), ()),
+    ],
+)
+def test_a_field_with_its_default_in_every_row_is_named(tmp_path, content, defaulted, ignored):
+    path = tmp_path / "a.csv"
+    path.write_text(content)
+    dataset = read_csv(path, SMALL)
+    assert (dataset.defaulted, dataset.ignored) == (defaulted, ignored)
 
 
 def test_an_empty_cell_or_a_missing_column_gets_the_default(tmp_path):
@@ -163,11 +208,12 @@ def test_a_custom_task_is_a_json_file(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label": "age"}, "label 'age' is one of the candidate's fields"),
-        ({"classes": ["yes", "no"]}, "must be two, in alphabetical order"),
-        ({"classes": ["no"]}, "classes"),
+        ({"label": "age"}, "label 'age' is one of the fields, too"),
+        ({"classes": ["no"]}, "classes: must be two different classes, got no$"),
+        ({"classes": ["no", "no"]}, "classes: must be two different classes, got no, no$"),
+        ({"classes": ["no", "yes", "maybe"]}, "classes: must be two different classes, got no, yes, maybe$"),
         ({"positive_class": "maybe"}, "'maybe' is not one of"),
-        ({"colour": "red"}, "colour: Extra inputs are not permitted"),
+        ({"colour": "red"}, "colour: is not known$"),
     ],
 )
 def test_a_task_that_contradicts_itself_is_refused(tmp_path, change, message):

@@ -10,6 +10,7 @@ from training.encoding import encode, fit_vectorizer
 from training.evaluation import evaluate
 from training.fitting import fit
 from training.generator import generate
+from training.threshold import parse
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_evaluating_twice_gives_the_same_result():
     dataset = generate(200)
     first = fit(dataset, "support-vectors")
     features = encode(fit_vectorizer(SIGNATURE, dataset.candidates), dataset.candidates)
-    again = evaluate(dataset, features, first.chosen)
+    again = evaluate(dataset, features, first.chosen, parse("0.5").choose)
     assert (again.metrics, again.importances) == (first.evaluation.metrics, first.evaluation.importances)
 
 

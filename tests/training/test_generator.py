@@ -24,7 +24,7 @@ def test_generated_candidates_are_repeatable_and_valid(rows, seed):
         assert label in PLACEMENT.classes
         for field in SIGNATURE.fields:
             if isinstance(field, Number):
-                assert field.minimum <= float(candidate[field.name]) <= field.maximum
+                assert field.range[0] <= float(candidate[field.name]) <= field.range[1]
             else:
                 assert candidate[field.name] in field.categories
 

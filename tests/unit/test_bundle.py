@@ -51,15 +51,15 @@ def test_a_bundle_of_the_first_format_is_read(content, tmp_path):
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
-    "another format": ({"format": 3}, "format: must be 1 or 2, got 3; "),
-    "no format number": ({"format": "one"}, "format: must be 1 or 2, got 'one'; "),
-    "an unknown key": ({"colour": "red"}, "colour: Extra inputs are not permitted"),
-    "no signature": ({"signature": None}, "signature: Input should be"),
-    "a version that is no name": ({"version": "../v1"}, "version: String should match pattern"),
+    "another format": ({"format": 4}, "format: must be 1 to 3, got 4; "),
+    "no format number": ({"format": "one"}, "format: must be 1 to 3, got 'one'; "),
+    "an unknown key": ({"colour": "red"}, "colour: is not known; train"),
+    "no signature": ({"signature": None}, "signature: must be an object, got null"),
+    "a version that is no name": ({"version": "../v1"}, "version: must match ^"),
     "a digest that is none": ({"model": {"file": "model.joblib", "sha256": "x"}}, "model.sha256: "),
     "another model file": ({"model": {"file": "model.pkl"}}, "model.file: "),
     "a positive class that is none": ({"positive_class": "Hired"}, "positive_class 'Hired' is not one of"),
-    "a threshold that is none": ({"threshold": 1.5}, "threshold: Input should be less than or equal to 1"),
+    "a threshold that is none": ({"threshold": 1.5}, "threshold: must be at most 1, got the number 1.5"),
     "a reference without scores": (
         {"reference": {"candidates": [{"ssc_p": 1}], "probabilities": []}},
         "1 candidates, 0 probabilities",

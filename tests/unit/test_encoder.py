@@ -60,7 +60,8 @@ def numbers(draw: st.DrawFn, name: str) -> Number:
         (draw(finite), draw(finite)), key=lambda bound: (bound, math.copysign(1, bound))
     )
     default = draw(st.none() | st.floats(minimum, maximum))
-    return Number(name=name, minimum=minimum, maximum=maximum, default=default)
+    least, most = draw(st.none() | st.just(minimum)), draw(st.none() | st.just(maximum))
+    return Number(name=name, minimum=least, maximum=most, default=default)
 
 
 @st.composite
@@ -86,11 +87,9 @@ def signatures(draw: st.DrawFn) -> Signature:
 def values(field: Number | Category) -> st.SearchStrategy[float | int | str]:
     if isinstance(field, Category):
         return st.sampled_from(field.categories)
-    floats = st.floats(field.minimum, field.maximum)
-    whole = st.integers(
-        int(np.ceil(field.minimum)), max(int(np.ceil(field.minimum)), int(np.floor(field.maximum)))
-    )
-    return floats | whole.filter(lambda number: field.minimum <= number <= field.maximum)
+    least, most = field.range
+    whole = st.integers(math.ceil(least), max(math.ceil(least), math.floor(most)))
+    return st.floats(least, most) | whole.filter(lambda number: least <= number <= most)
 
 
 def complete(signature: Signature) -> st.SearchStrategy[dict]:
@@ -324,6 +323,18 @@ def test_fields_with_a_default_may_be_missing_on_the_fast_path(size, monkeypatch
     for candidates in (rows_of(rows, signature), Columns(size, {"c": [row["c"] for row in rows]})):
         filled = encoder.encode(candidates)[-1].tolist()
         assert filled == [7.0, 0.0, 1.0, 3.0]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_misspelled_name_is_refused_on_the_fast_path(size):
+    signature = Signature(
+        fields=(Number(name="a", minimum=0, maximum=9, default=7), Number(name="c", minimum=0, maximum=9))
+    )
+    rows: list[dict] = [{"a": 1.0, "c": 2.0}] * (size - 1) + [{"A": 1.0, "c": 3.0}]
+    encoder = encoder_of(signature)
+    for candidates in (rows_of(rows, signature), Columns(size, {"c": [row["c"] for row in rows]}, ["A"])):
+        with pytest.raises(InvalidCandidates, match=r"a.*: must be spelled 'a', got 'A'"):
+            encoder.encode(candidates)
 
 
 def test_the_encoder_follows_the_order_of_the_feature_names():

@@ -27,7 +27,7 @@ ALLOWED = {
     "predictor": set[str](),
     "storage": {"transformer.bundle"},
     "inferenceservice": {"predictor", "storage", "transformer.bundle", "transformer.errors"},
-    "training": {"storage", "transformer.bundle"},
+    "training": {"storage", "transformer.bundle", "transformer.errors"},
     "placement": {"benchmarks", "inferenceservice", "predictor", "storage", "training", "transformer.bundle"},
 }
 _OURS = {*ALLOWED, "benchmarks", "tests"}

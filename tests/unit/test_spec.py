@@ -84,13 +84,11 @@ def test_a_transformer_in_the_predictors_pod_is_collocated(document, written):
 
 
 BROKEN = [
-    pytest.param(
-        (*PREDICTOR, "runtime"), REMOVED, "spec.predictor.model.runtime: Field required", id="runtime"
-    ),
+    pytest.param((*PREDICTOR, "runtime"), REMOVED, "spec.predictor.model.runtime: is required", id="runtime"),
     pytest.param(
         (*PREDICTOR, "storageUri"),
         REMOVED,
-        "spec.predictor.model.storageUri: Field required",
+        "spec.predictor.model.storageUri: is required",
         id="storage-uri",
     ),
     pytest.param((*PREDICTOR, "storageUri"), 1, "spec.predictor.model.storageUri: ", id="storage-uri-number"),
@@ -101,7 +99,7 @@ BROKEN = [
         "spec.predictor.model.modelFormat.name: must be sklearn",
         id="format",
     ),
-    pytest.param(("spec", "predictor"), REMOVED, "spec.predictor: Field required", id="no-predictor"),
+    pytest.param(("spec", "predictor"), REMOVED, "spec.predictor: is required", id="no-predictor"),
     pytest.param(
         ("spec", "transformer"),
         REMOVED,
@@ -111,8 +109,8 @@ BROKEN = [
     pytest.param(
         ("spec", "transformer", "containers"), [], "spec.transformer.containers: ", id="no-container"
     ),
-    pytest.param((*CONTAINER, "args"), "--a", "spec.transformer.containers.0.args: ", id="args-no-list"),
-    pytest.param((*CONTAINER, "args"), [8080], "spec.transformer.containers.0.args.0: ", id="args-number"),
+    pytest.param((*CONTAINER, "args"), "--a", "spec.transformer.containers[0].args: ", id="args-no-list"),
+    pytest.param((*CONTAINER, "args"), [8080], "spec.transformer.containers[0].args[0]: ", id="args-number"),
     pytest.param(
         (*CONTAINER, "env", 0, "value"),
         "pvc://models/placement/v2",
@@ -121,7 +119,7 @@ BROKEN = [
         id="two-versions",
     ),
     pytest.param((*CONTAINER, "env"), [], "STORAGE_URI must be the predictor's storageUri", id="no-version"),
-    pytest.param(("metadata", "name"), REMOVED, "metadata.name: Field required", id="no-name"),
+    pytest.param(("metadata", "name"), REMOVED, "metadata.name: is required", id="no-name"),
     pytest.param(("kind",), "Deployment", "must hold one InferenceService, got 0", id="another-kind"),
 ]
 

@@ -1,6 +1,7 @@
 """The V2 protocol without a server: decoded requests and model metadata."""
 
 import json
+from typing import Any
 
 import pytest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
@@ -34,6 +35,18 @@ def _decode_grpc(version):
 def test_a_rest_request_carries_the_version_of_its_path():
     assert _decode_rest().version is None
     assert _decode_rest(version="v2").version == "v2"
+
+
+def test_the_names_of_tensors_that_are_no_field_are_kept():
+    """A misspelled name among them is refused, see test_validation."""
+    tensors = [
+        {"name": name, "datatype": "FP64", "shape": [1], "data": [1]} for name in ("ssc_p", "Hsc_P", "other")
+    ]
+    body = json.dumps({"inputs": tensors}).encode()
+    named: dict[str, Any] = {"model_name": "served", "output_name": "placement", "fields": SIGNATURE.names}
+    candidates = v2.decode(body, None, **named, max_candidates=1).candidates
+    assert candidates.names() == {"ssc_p", "Hsc_P", "other"}
+    assert [block.names() for block in candidates.blocks(1)] == [candidates.names()]
 
 
 @pytest.mark.parametrize(("sent", "decoded"), [("", None), ("v2", "v2")])

@@ -130,7 +130,6 @@ def test_boolean_arrays_are_not_numbers():
     [
         {"name": "a", "type": "number", "minimum": 2, "maximum": 1},
         {"name": "a", "type": "number", "minimum": 0, "maximum": 1, "default": 2},
-        {"name": "a", "type": "number", "minimum": 0},
         {"name": "a", "type": "category", "categories": []},
         {"name": "a", "type": "category", "categories": ["x", "x"]},
         {"name": "a", "type": "category", "categories": ["x"], "default": "y"},
@@ -148,3 +147,77 @@ def test_a_signature_names_each_field_once():
     field = {"name": "a", "type": "category", "categories": ["x"]}
     with pytest.raises(ValueError, match="duplicate field name 'a'"):
         Signature.model_validate({"fields": [field, field]})
+
+
+# Numbers without a range
+
+
+@pytest.mark.parametrize(
+    ("limits", "valid", "invalid"),
+    [
+        ({}, [-1e308, 0, 1.7e308], {math.inf: "a finite number, got inf", "x": "a number, got a string 'x'"}),
+        (
+            {"minimum": 0},
+            [0, 1.7e308],
+            {-1: "at least 0, got -1", True: "a number, at least 0, got a bool"},
+        ),
+        ({"maximum": 9}, [-1e308, 9], {10: "at most 9, got 10", math.nan: "at most 9, got nan"}),
+    ],
+    ids=["none", "minimum", "maximum"],
+)
+def test_a_number_may_have_no_minimum_or_no_maximum(limits, valid, invalid):
+    signature = Signature(fields=(Number(name="mark", **limits),))
+    rows = [{"mark": value} for value in valid]
+    assert validate(candidates(*rows), signature).numbers["mark"].tolist() == valid
+    for value, problem in invalid.items():
+        with pytest.raises(InvalidCandidates, match=rf"instances\[0\].mark: must be {problem}"):
+            validate(candidates({"mark": value}), signature)
+
+
+# Names that are not a field's
+
+
+@pytest.mark.parametrize(
+    "name", ["Bonus", "BONUS", " bonus", "bon_us", "bo-nus", "bonus.", "\uff42onus", "\ufeffbonus"]
+)
+def test_a_name_that_differs_from_a_missing_fields_only_in_spelling_is_refused(name):
+    """Without this, the field would get its default, silently."""
+    assert problems({**VALID, name: 5}) == (f"instances[0].bonus: must be spelled 'bonus', got {name!a}",)
+    assert problems(VALID, {**VALID, name: None}, {**VALID, "bonus": None, name: 5}) == (
+        f"instances[1].bonus: must be spelled 'bonus', got {name!a}",
+        f"instances[2].bonus: must be spelled 'bonus', got {name!a}",
+    )
+    with pytest.raises(InvalidCandidates) as raised:
+        validate(Columns(2, {"mark": [1, 2], "board": ["Central"] * 2}, [name]), SIGNATURE)
+    assert raised.value.problems == (
+        f"inputs.bonus[0]: must be spelled 'bonus', got {name!a}",
+        f"inputs.bonus[1]: must be spelled 'bonus', got {name!a}",
+    )
+
+
+def test_a_required_field_may_be_misspelled_too():
+    assert problems({"Mark": 71, "board": "Central"}) == (
+        "instances[0].mark: must be spelled 'mark', got 'Mark'",
+    )
+
+
+def test_a_misspelled_name_beside_the_right_one_is_passed_over():
+    """A client may send the names of two versions between which a field was renamed."""
+    assert validate(candidates({**VALID, "bonus": 1, "Bonus": 5}), SIGNATURE).numbers["bonus"].tolist() == [1]
+
+
+@pytest.mark.parametrize("name", ["bonuses", "town", "", "_", "é"])
+def test_other_unknown_names_are_passed_over(name):
+    assert validate(candidates({**VALID, name: 5}), SIGNATURE).numbers["bonus"].tolist() == [0]
+
+
+def test_a_missing_field_names_the_unknown_names_that_were_sent_once():
+    sent = {f"x{number}": 1 for number in range(7)}
+    assert problems(sent, {"town": 1, "board": "Central"}, {}) == (
+        "instances[0].mark: is required, expected 0 to 100, got unknown names 'x0', 'x1', 'x2', 'x3', 'x4' "
+        "and 2 more",
+        "instances[0].board: is required, expected one of Central, Others",
+        "instances[1].mark: is required, expected 0 to 100, got unknown names 'town'",
+        "instances[2].mark: is required, expected 0 to 100",
+        "instances[2].board: is required, expected one of Central, Others",
+    )

@@ -81,7 +81,7 @@ class RequestQueue:
         jobs = self._waiting if can_go else self._parked
         if jobs.rows and jobs.rows + job.rows > self._max_waiting_rows:
             raise QueueFull(
-                f"the queue is full: limit {self._max_waiting_rows} candidates, {jobs.rows} are waiting; "
+                f"the queue is full: limit {self._max_waiting_rows} rows, {jobs.rows} are waiting; "
                 "try again later"
             )
         self._caller_wait.arrived += 1

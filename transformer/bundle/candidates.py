@@ -1,7 +1,7 @@
 """Raw candidates of a request before validation: one JSON object each, or one column per field."""
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, groupby, repeat
 from operator import itemgetter
@@ -26,6 +26,8 @@ MIN_ROWS_FOR_OWN_KEYS = 32
 #: numbers, one takes 80 kB, and about 50 µs to make.
 MAX_PACKERS = 16
 _FLOAT64 = np.dtype(np.float64)
+#: The slice of all candidates.
+ALL_ROWS = slice(None)
 
 
 class NeedsFullValidation(Exception):
@@ -139,6 +141,15 @@ class Candidates(Protocol):
             If a candidate is not an object.
         """
 
+    def names(self, rows: slice = ALL_ROWS) -> set[str]:
+        """Return the names of all values of some candidates, also of those that belong to no field.
+
+        Raises
+        ------
+        one of NEEDS_FULL_VALIDATION
+            If a candidate is not an object.
+        """
+
     def check_objects(self) -> None:
         """Check that each candidate is an object.
 
@@ -200,11 +211,15 @@ class Rows:
         """See `Candidates.with_defaults`."""
         return Rows([{**defaults, **row} for row in self._objects], self._path)
 
+    def names(self, rows: slice = ALL_ROWS) -> set[str]:
+        """See `Candidates.names`."""
+        return set[str]().union(*self._objects[rows])
+
     def check_objects(self) -> None:
         """See `Candidates.check_objects`."""
         for number, row in enumerate(self._objects):
             if not isinstance(row, dict):
-                raise InvalidRequest(f"{self._path}[{number}]: must be an object with the candidate's fields")
+                raise InvalidRequest(f"{self._path}[{number}]: must be an object of fields and values")
 
     def column(self, field: str) -> RawColumn:
         """See `Candidates.column`."""
@@ -224,13 +239,16 @@ class Columns:
         Number of candidates.
     columns
         `rows` values for each field in the request, None where a value is missing.
+    others
+        Names of tensors in the request that belong to no field.
     """
 
-    __slots__ = ("_columns", "rows")
+    __slots__ = ("_columns", "_others", "rows")
 
-    def __init__(self, rows: int, columns: Mapping[str, RawColumn]) -> None:
+    def __init__(self, rows: int, columns: Mapping[str, RawColumn], others: Collection[str] = ()) -> None:
         self.rows = rows
         self._columns = columns
+        self._others = others
 
     def dicts(self) -> Iterable[Mapping[str, Any]]:
         """See `Candidates.dicts`."""
@@ -241,7 +259,8 @@ class Columns:
         """See `Candidates.blocks`."""
         for start in range(0, self.rows, size):
             rows = slice(start, min(start + size, self.rows))
-            yield Columns(rows.stop - start, {name: values[rows] for name, values in self._columns.items()})
+            columns = {name: values[rows] for name, values in self._columns.items()}
+            yield Columns(rows.stop - start, columns, self._others)
 
     def numbers(self, fields: NumericFields) -> npt.NDArray[np.float64]:
         """See `Candidates.numbers`."""
@@ -270,7 +289,11 @@ class Columns:
     def with_defaults(self, defaults: Mapping[str, Any]) -> "Columns":
         """See `Candidates.with_defaults`."""
         columns: dict[str, RawColumn] = {name: [default] * self.rows for name, default in defaults.items()}
-        return Columns(self.rows, {**columns, **self._columns})
+        return Columns(self.rows, {**columns, **self._columns}, self._others)
+
+    def names(self, rows: slice = ALL_ROWS) -> set[str]:
+        """See `Candidates.names`."""
+        return {*self._columns, *self._others}
 
     def check_objects(self) -> None:
         """Do nothing: each row of the tensors is a candidate."""

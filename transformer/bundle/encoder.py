@@ -106,7 +106,7 @@ class Encoder:
         )
         self._one_by_one = _CombinationTable(combined, len(index)) if self._others else self._combined
         self._numeric = NumericFields({name: position[self._numbers[name]] for name in numbers}, width)
-        ranges = [(numbers[name].minimum, numbers[name].maximum) for name in self._numeric.names]
+        ranges = [numbers[name].range for name in self._numeric.names]
         self._bounds = [
             (self._numbers[name], *bounds) for name, bounds in zip(self._numeric.names, ranges, strict=True)
         ]
@@ -134,6 +134,8 @@ class Encoder:
             pass
         if self._defaults:
             with suppress(*NEEDS_FULL_VALIDATION):
+                if self._signature.misspelled(candidates.names()):
+                    raise NeedsFullValidation
                 return self._try_encode_valid(candidates.with_defaults(self._defaults))
         return self._validate_and_encode(candidates)
 

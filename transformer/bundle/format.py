@@ -15,13 +15,15 @@ import numpy.typing as npt
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
 from transformer.bundle.candidates import Rows
+from transformer.bundle.plain_errors import first_problem
 from transformer.bundle.regular_file import read_file
-from transformer.bundle.signature import STRICT, Signature, check_unique
+from transformer.bundle.signature import DEFAULT_ROW_NAME, STRICT, RowName, Signature, check_unique
 from transformer.bundle.validation import validate
 from transformer.errors import InvalidCandidates, shortened
 
-#: Format number that this code writes; it reads 1, too, which had no `serving_form`.
-FORMAT: Literal[2] = 2
+#: Format number that this code writes. It reads the earlier ones, too: 1 had no `serving_form`; 2 had neither
+#: `recipe` nor `row_name`, and a range for every number.
+FORMAT: Literal[3] = 3
 BUNDLE_FILE = "bundle.json"
 MODEL_FILE = "model.joblib"
 #: Maximum earlier versions in a bundle; their predictors may still be serving.
@@ -162,6 +164,20 @@ class TrainingData(BaseModel):
     histograms: dict[str, dict[str, Any]]
 
 
+class Recipe(BaseModel):
+    """Arguments of the training, with which the same data give the same version again."""
+
+    model_config = STRICT
+
+    #: Column of the training data with the class.
+    label: str
+    estimator: str
+    serving_form: str
+    threshold: str
+    #: Seed of generated data; None for a file.
+    seed: int | None = None
+
+
 class Bundle(Version):
     """One version of the model, and earlier versions that may still be serving.
 
@@ -174,8 +190,11 @@ class Bundle(Version):
         Up to `MAX_PREVIOUS` earlier versions, newest first.
     """
 
-    format: Literal[1, 2] = FORMAT
+    format: Literal[1, 2, 3] = FORMAT
     name: str = Field(pattern=NAME_PATTERN)
+    #: Word for one row of data in messages and in the report: ``candidate``, ``customer``.
+    row_name: RowName = DEFAULT_ROW_NAME
+    recipe: Recipe | None = None
     created: Annotated[datetime, Field(strict=False)]
     model: Model
     #: Quality on held-out data: accuracy, roc_auc, brier, …
@@ -216,14 +235,13 @@ def parse_bundle(text: str | bytes, where: str = BUNDLE_FILE) -> Bundle:
         return Bundle.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"])) or "content"
-        if field == "format":
+        if first["loc"] == ("format",):
             raise BundleError(
-                f"{where}: format: must be 1 or {FORMAT}, got {shortened(repr(first['input']), 40)}; "
+                f"{where}: format: must be 1 to {FORMAT}, got {shortened(repr(first['input']), 40)}; "
                 "serve it with the transformer of the release that trained it"
             ) from error
         raise BundleError(
-            f"{where}: {field}: {first['msg']}; train the version again with `placement train`"
+            f"{where}: {first_problem(error)}; train the version again with `placement train`"
         ) from error
 
 

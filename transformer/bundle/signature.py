@@ -1,8 +1,11 @@
 """Signature of a model: the raw fields of a candidate, with their types and bounds."""
 
+import re
+import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
@@ -15,12 +18,20 @@ LISTED_OF_MANY = 5
 #: Maximum characters of a category in an error; a longer one is cut.
 MAX_CATEGORY_LENGTH = 32
 
+#: Maximum characters of a name that may be a misspelled field.
+MAX_SPELLING_LENGTH = 256
+#: Blanks, separators and invisible characters, which do not count in `spelling`.
+_SEPARATORS = re.compile(r"[\s_.:/\\\-\u200b-\u200d\u2010-\u2014\ufeff]+")
+
+#: Word for one row of data, if the task has none.
+DEFAULT_ROW_NAME = "row"
+RowName = Annotated[str, Field(pattern="^[A-Za-z][A-Za-z -]{0,30}$")]
 #: Configuration of every model in a bundle: no coercion, no unknown keys, no changes.
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class Number(BaseModel):
-    """A numeric field: a finite number from `minimum` to `maximum`, both included."""
+    """A numeric field: a finite number from `minimum` to `maximum`, both included and both optional."""
 
     model_config = STRICT
     #: Datatype of the field's tensor in the V2 protocol.
@@ -28,22 +39,33 @@ class Number(BaseModel):
 
     name: str = Field(min_length=1)
     type: Literal["number"] = "number"
-    minimum: FiniteFloat
-    maximum: FiniteFloat
+    minimum: FiniteFloat | None = None
+    maximum: FiniteFloat | None = None
     default: FiniteFloat | None = None
 
     @model_validator(mode="after")
     def _coherent(self) -> "Number":
-        if self.minimum > self.maximum:
-            raise ValueError(f"minimum {self.minimum:g} is above maximum {self.maximum:g}")
-        if self.default is not None and not self.minimum <= self.default <= self.maximum:
+        least, most = self.range
+        if least > most:
+            raise ValueError(f"minimum {least:g} is above maximum {most:g}")
+        if self.default is not None and not least <= self.default <= most:
             raise ValueError(f"default {self.default:g} is not {self.expected}")
         return self
 
     @property
+    def range(self) -> tuple[float, float]:
+        """The least and the largest valid value. Both are finite, so that no infinity is valid."""
+        least = -sys.float_info.max if self.minimum is None else self.minimum
+        return least, sys.float_info.max if self.maximum is None else self.maximum
+
+    @property
     def expected(self) -> str:
         """Description of a valid value for error messages: ``0 to 100``."""
-        return f"{self.minimum:g} to {self.maximum:g}"
+        if self.minimum is None:
+            return "a finite number" if self.maximum is None else f"at most {self.maximum:g}"
+        return (
+            f"at least {self.minimum:g}" if self.maximum is None else f"{self.minimum:g} to {self.maximum:g}"
+        )
 
 
 class Category(BaseModel):
@@ -74,11 +96,39 @@ class Category(BaseModel):
         return "one of " + ", ".join(shown)
 
 
+def plural(row_name: str) -> str:
+    """Return the plural of a word for a row of data: ``candidates``, ``companies``."""
+    if row_name.endswith("y") and row_name[-2:-1] not in "aeiou":
+        return f"{row_name[:-1]}ies"
+    return f"{row_name}es" if row_name.endswith(("s", "x", "ch", "sh")) else f"{row_name}s"
+
+
 def check_unique(names: Iterable[str], kind: str) -> None:
     """Raise ValueError if a name occurs more than once; the message names the first."""
     for name, count in Counter(names).items():
         if count > 1:
             raise ValueError(f"duplicate {kind} {name!r}")
+
+
+@lru_cache(1024)
+def spelling(name: str) -> str:
+    """Return a name without case, blanks and separators; ``Total Charges`` and ``total_charges`` get one."""
+    return _SEPARATORS.sub("", unicodedata.normalize("NFKC", name).casefold())
+
+
+def same_spelling(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    """Return the names that differ from one of `others` only in case, blanks or separators.
+
+    Returns
+    -------
+    The other name of each; names that are in `others` themselves are not there.
+    """
+    exact = set(others)
+    names = [name for name in names if name not in exact and len(name) <= MAX_SPELLING_LENGTH]
+    if not names:
+        return {}
+    known = {spelled: other for other in exact if (spelled := spelling(other))}
+    return {name: known[spelled] for name in names if (spelled := spelling(name)) in known}
 
 
 RawField = Annotated[Number | Category, Field(discriminator="type")]
@@ -103,6 +153,10 @@ class Signature(BaseModel):
     def names(self) -> tuple[str, ...]:
         """Names of the fields, in order."""
         return tuple(field.name for field in self.fields)
+
+    def misspelled(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the names that differ from a field's only in case, blanks or separators, with that field."""
+        return same_spelling(names, self.names)
 
     def feature_names(self, separator: str) -> Iterator[str]:
         """Yield the names of all features that DictVectorizer can make of these fields, in their order.

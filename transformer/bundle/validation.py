@@ -8,13 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from transformer.bundle.candidates import Candidates, RawColumn, as_list
+from transformer.bundle.plain_errors import describe, shown
 from transformer.bundle.signature import Category, Number, RawField, Signature
 from transformer.errors import MAX_PROBLEMS, InvalidCandidates
 
 #: A missing value, also JSON's null.
 MISSING = None
-#: Maximum characters of a caller's value that an error repeats.
-MAX_VALUE_LENGTH = 40
+#: Maximum unknown names that an error about a missing field lists.
+MAX_UNKNOWN_NAMES = 5
 
 UnknownCategory = Literal["refuse", "ignore"]
 #: True for an unknown category that is encoded as zeros.
@@ -46,7 +47,8 @@ def validate(
 ) -> ValidCandidates:
     """Check every value of every candidate.
 
-    Fields that the signature does not list are skipped, as in DictVectorizer. With ``ignore``, a value that
+    Names that the signature does not list are skipped, as in DictVectorizer, unless one differs only in
+    spelling from a field that is missing: the field would get its default. With ``ignore``, a value that
     no version lists is ignored; one that `newest` lists is still an error.
 
     Raises
@@ -57,6 +59,7 @@ def validate(
         If a value is invalid; problems are in the order of the candidates, then of the fields.
     """
     candidates.check_objects()
+    misspelled = signature.misspelled(candidates.names())
     numbers: dict[str, npt.NDArray[np.float64]] = {}
     categories: dict[str, list[str | None]] = {}
     invalid: dict[str, list[Any]] = {}
@@ -67,22 +70,23 @@ def validate(
         if raw is None:
             raw = [MISSING] * candidates.rows
         is_ignored = _ignored_categories(field.name, unknown_category, newest)
-        if isinstance(field, Number) and (number := _valid_numbers(raw, field)) is not None:
-            numbers[field.name] = number
-        elif (
-            isinstance(field, Category)
-            and (category := _valid_categories(raw, field, is_ignored)) is not None
-        ):
-            categories[field.name] = category
-        else:
+        wrong_names = {name for name, meant in misspelled.items() if meant == field.name}
+        misspelled_rows = _misspelled_rows(candidates, raw, wrong_names)
+        column = None if misspelled_rows else _valid_column(raw, field, is_ignored)
+        if column is None:
             values = invalid[field.name] = as_list(raw)
-            rows = _invalid_rows(values, field, is_ignored)
+            rows = sorted({*_invalid_rows(values, field, is_ignored), *misspelled_rows})
             total += len(rows)
             problems += ((row, order) for row in rows[:MAX_PROBLEMS])
+        elif isinstance(column, np.ndarray):
+            numbers[field.name] = column
+        else:
+            categories[field.name] = column
     if problems:
+        names = _NamesSent(candidates, signature)
         first = ((row, signature.fields[order]) for row, order in sorted(problems)[:MAX_PROBLEMS])
         texts = [
-            f"{candidates.locate(row, field.name)}: {_problem(invalid[field.name][row], field)}"
+            f"{candidates.locate(row, field.name)}: {_problem(invalid[field.name][row], field, row, names)}"
             for row, field in first
         ]
         raise InvalidCandidates(texts, total)
@@ -102,6 +106,15 @@ def _ignored_categories(name: str, unknown_category: UnknownCategory, newest: Si
     return lambda value: value not in newer
 
 
+def _valid_column(
+    raw: RawColumn, field: RawField, is_ignored: IsIgnored
+) -> npt.NDArray[np.float64] | list[str | None] | None:
+    """Return a field's values in its type, or None if one is invalid."""
+    if isinstance(field, Number):
+        return _valid_numbers(raw, field)
+    return _valid_categories(raw, field, is_ignored)
+
+
 def _valid_numbers(raw: RawColumn, field: Number) -> npt.NDArray[np.float64] | None:
     """Return the column as float64, or None if a value is invalid."""
     if isinstance(raw, np.ndarray):
@@ -118,7 +131,8 @@ def _valid_numbers(raw: RawColumn, field: Number) -> npt.NDArray[np.float64] | N
         except OverflowError:
             return None
     # NaN fails both comparisons.
-    in_range = bool(np.all((column >= field.minimum) & (column <= field.maximum)))
+    least, most = field.range
+    in_range = bool(np.all((column >= least) & (column <= most)))
     return column if in_range else None
 
 
@@ -145,11 +159,11 @@ def _invalid_rows(values: list[Any], field: RawField, is_ignored: IsIgnored) -> 
     """Return the rows with an invalid value. There may be 100,000, so no text is built here."""
     optional = field.default is not None
     if isinstance(field, Number):
-        minimum, maximum = field.minimum, field.maximum
+        least, most = field.range
         return [
             row
             for row, value in enumerate(values)
-            if not (optional if value is MISSING else _is_number(type(value)) and minimum <= value <= maximum)
+            if not (optional if value is MISSING else _is_number(type(value)) and least <= value <= most)
         ]
     return [
         row
@@ -162,32 +176,55 @@ def _invalid_rows(values: list[Any], field: RawField, is_ignored: IsIgnored) -> 
     ]
 
 
-def _problem(value: object, field: RawField) -> str:
+def _misspelled_rows(candidates: Candidates, raw: RawColumn, wrong_names: set[str]) -> list[int]:
+    """Return the rows without a field's value that have one under a misspelled name."""
+    if not wrong_names or isinstance(raw, np.ndarray):
+        return []
+    return [
+        row
+        for row, value in enumerate(raw)
+        if value is MISSING and not wrong_names.isdisjoint(candidates.names(slice(row, row + 1)))
+    ]
+
+
+class _NamesSent:
+    """The names in a request that belong to no field, for problems with fields that are missing."""
+
+    def __init__(self, candidates: Candidates, signature: Signature) -> None:
+        self._candidates = candidates
+        self._signature = signature
+        self._listed_for: set[int] = set()
+
+    def misspelled(self, row: int, field: str) -> str | None:
+        """Return the name that a candidate has in place of a field's, if there is one."""
+        wrong = self._signature.misspelled(self._unknown(row))
+        return min((name for name, meant in wrong.items() if meant == field), default=None)
+
+    def list_once(self, row: int) -> str:
+        """Return the unknown names of a candidate as the end of a problem; once, as they stay the same."""
+        unknown = sorted(self._unknown(row))
+        if not unknown or row in self._listed_for:
+            return ""
+        self._listed_for.add(row)
+        listed = [shown(name) for name in unknown[:MAX_UNKNOWN_NAMES]]
+        more = f" and {len(unknown) - len(listed)} more" if len(unknown) > len(listed) else ""
+        return f", got unknown names {', '.join(listed)}{more}"
+
+    def _unknown(self, row: int) -> set[str]:
+        return self._candidates.names(slice(row, row + 1)).difference(self._signature.names)
+
+
+def _problem(value: object, field: RawField, row: int, names: _NamesSent) -> str:
     """Describe an invalid value."""
     if value is MISSING:
-        return f"is required, expected {field.expected}"
+        if (wrong := names.misspelled(row, field.name)) is not None:
+            return f"must be spelled {field.name!a}, got {shown(wrong)}"
+        return f"is required, expected {field.expected}{names.list_once(row)}"
     if isinstance(field, Number):
         type_name, has_type = "a number", _is_number(type(value))
     else:
         type_name, has_type = "a string", isinstance(value, str)
     if has_type:
-        return f"must be {field.expected}, got {_shown(value)}"
-    return f"must be {type_name}, {field.expected}, got {describe(value)}"
-
-
-_JSON_TYPES = {bool: "a boolean", str: "a string", dict: "an object", list: "an array", bytes: "bytes"}
-
-
-def describe(value: object) -> str:
-    """Describe a value of the wrong type: its JSON type, and the value unless it is an object or array."""
-    if isinstance(value, (dict, list)):
-        return _JSON_TYPES[type(value)]
-    return f"{_JSON_TYPES.get(type(value), 'the number')} {_shown(value)}"
-
-
-def _shown(value: object) -> str:
-    """Return the beginning of a caller's value, escaped."""
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 64:
-        return "a number of more than 64 bits"
-    text = ascii(value) if isinstance(value, (str, bytes)) else f"{value}".lower()
-    return text if len(text) <= MAX_VALUE_LENGTH else text[: MAX_VALUE_LENGTH - 1] + "…"
+        return f"must be {field.expected}, got {shown(value)}"
+    expected = "" if field.expected == "a finite number" else f", {field.expected}"
+    return f"must be {type_name}{expected}, got {describe(value)}"

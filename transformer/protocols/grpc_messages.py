@@ -3,6 +3,7 @@
 import numpy as np
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
+from transformer.bundle.signature import DEFAULT_ROW_NAME
 from transformer.errors import InvalidRequest
 from transformer.protocols.tensors import (
     Tensor,
@@ -32,7 +33,12 @@ CONTENTS = {
 
 
 def decode(
-    message: pb.ModelInferRequest, *, output_name: str, fields: tuple[str, ...], max_candidates: int
+    message: pb.ModelInferRequest,
+    *,
+    output_name: str,
+    fields: tuple[str, ...],
+    max_candidates: int,
+    row_name: str = DEFAULT_ROW_NAME,
 ) -> V2Request:
     """Decode a ``ModelInferRequest`` with typed or raw contents.
 
@@ -53,7 +59,7 @@ def decode(
     # A shape may have millions of dimensions; an error shows eight.
     metadata = ((tensor.name, tensor.datatype, tensor.shape[:9]) for tensor in message.inputs)
     check_number_of_tensors(len(message.inputs), fields)
-    ignored = check_metadata(metadata, fields, max_candidates)
+    ignored = check_metadata(metadata, fields, max_candidates, row_name)
     tensors = [
         _raw_tensor(tensor, raw[number], ignored=tensor.name in ignored)
         if raw

@@ -2,14 +2,20 @@
 
 import orjson
 
+from transformer.bundle.signature import plural
 from transformer.errors import InvalidRequest, TooLarge
 
 #: Maximum values in a request's JSON, counted by the commas and opening brackets before them.
 MAX_VALUES = 1_000_000
 
 
-def check_count(candidates: int, max_candidates: int) -> None:
+def check_count(candidates: int, max_candidates: int, row_name: str) -> None:
     """Check the number of candidates in a request.
+
+    Parameters
+    ----------
+    row_name
+        The bundle's word for a candidate.
 
     Raises
     ------
@@ -17,7 +23,7 @@ def check_count(candidates: int, max_candidates: int) -> None:
         If there are more than `max_candidates`.
     """
     if candidates > max_candidates:
-        raise TooLarge(f"too many candidates: limit {max_candidates}, got {candidates}")
+        raise TooLarge(f"too many {plural(row_name)}: limit {max_candidates}, got {candidates}")
 
 
 def check_values(*texts: bytes) -> None:

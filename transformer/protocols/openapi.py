@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transformer.bundle.signature import Number, RawField, Signature
+from transformer.bundle.signature import DEFAULT_ROW_NAME, Number, RawField, Signature, plural
 from transformer.bundle.validation import UnknownCategory
 from transformer.protocols.tensors import NUMPY_DTYPES
 
@@ -29,6 +29,7 @@ def describe(
     signature: Signature,
     *,
     max_candidates: int,
+    row_name: str = DEFAULT_ROW_NAME,
     unknown_category: UnknownCategory = "refuse",
 ) -> Part:
     """Return the description, as OpenAPI 3.1.
@@ -45,6 +46,8 @@ def describe(
         Fields of a candidate.
     max_candidates
         Maximum candidates per request.
+    row_name
+        The bundle's word for a candidate.
     unknown_category
         With ``ignore``, a categorical field accepts any string.
     """
@@ -54,6 +57,8 @@ def describe(
             "<model_name>": model_name,
             "<output_name>": output_name,
             "<version>": version,
+            "<row>": row_name,
+            "<rows>": plural(row_name),
             "<max_candidates>": max_candidates,
             "<candidate>": candidate_schema(signature, unknown_category),
             "<input_tensors>": _input_tensors(signature, max_candidates, unknown_category),
@@ -74,7 +79,8 @@ def candidate_schema(signature: Signature, unknown_category: UnknownCategory = "
 def _value_schema(field: RawField, unknown_category: UnknownCategory) -> Part:
     schema: Part
     if isinstance(field, Number):
-        schema = {"type": "number", "minimum": field.minimum, "maximum": field.maximum}
+        bounds = {"minimum": field.minimum, "maximum": field.maximum}
+        schema = {"type": "number"} | {name: bound for name, bound in bounds.items() if bound is not None}
     elif unknown_category == "ignore":
         schema = {"type": "string"}
     else:

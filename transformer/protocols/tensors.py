@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from transformer.bundle.candidates import Candidates, Columns, RawColumn, Rows
-from transformer.bundle.validation import MAX_VALUE_LENGTH, describe
+from transformer.bundle.plain_errors import MAX_VALUE_LENGTH, describe
 from transformer.errors import InvalidRequest, quoted
 from transformer.protocols.json_body import check_count, check_values, parse_json
 
@@ -89,7 +89,7 @@ def check_number_of_tensors(tensors: int, fields: Collection[str]) -> None:
 
 
 def check_metadata(
-    tensors: Iterable[TensorMetadata], fields: Collection[str], max_candidates: int
+    tensors: Iterable[TensorMetadata], fields: Collection[str], max_candidates: int, row_name: str
 ) -> Collection[str]:
     """Check the tensors of a request before their data is read.
 
@@ -133,7 +133,7 @@ def check_metadata(
         raise InvalidRequest(
             "inputs: must be one tensor per field, or one BYTES tensor of JSON objects, got no tensor"
         )
-    check_count(candidates, max_candidates)
+    check_count(candidates, max_candidates, row_name)
     # A single tensor may be one of JSON objects; see `to_candidates`.
     return names.difference(fields) if len(names) > 1 else ()
 
@@ -245,7 +245,8 @@ def to_candidates(tensors: Sequence[Tensor], fields: tuple[str, ...]) -> Candida
     first = tensors[0]
     if len(tensors) == 1 and first.datatype == "BYTES" and first.name not in fields:
         return _json_objects(first)
-    return Columns(first.rows, {tensor.name: _column(tensor) for tensor in tensors if tensor.name in fields})
+    columns = {tensor.name: _column(tensor) for tensor in tensors if tensor.name in fields}
+    return Columns(first.rows, columns, [tensor.name for tensor in tensors if tensor.name not in fields])
 
 
 def _json_objects(tensor: Tensor) -> Candidates:

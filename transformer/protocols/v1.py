@@ -7,6 +7,7 @@ import orjson
 
 from transformer.bundle.candidates import Candidates, Rows
 from transformer.bundle.prediction import Prediction
+from transformer.bundle.signature import DEFAULT_ROW_NAME
 from transformer.errors import InvalidRequest
 from transformer.protocols.json_body import check_count, parse_json
 
@@ -47,7 +48,9 @@ class V1Request:
         return orjson.dumps(self.answer(prediction)), {"content-type": "application/json"}
 
 
-def decode(payload: object, output_name: str, max_candidates: int) -> V1Request:
+def decode(
+    payload: object, output_name: str, max_candidates: int, row_name: str = DEFAULT_ROW_NAME
+) -> V1Request:
     """Decode a V1 request.
 
     Parameters
@@ -58,6 +61,8 @@ def decode(payload: object, output_name: str, max_candidates: int) -> V1Request:
         Name of the bundle, and so of the response's keys.
     max_candidates
         Maximum candidates per request.
+    row_name
+        The bundle's word for a candidate.
 
     Raises
     ------
@@ -70,6 +75,8 @@ def decode(payload: object, output_name: str, max_candidates: int) -> V1Request:
         payload = parse_json(payload)
     instances = payload.get(INSTANCES) if isinstance(payload, dict) else None
     if not isinstance(instances, list) or not instances:
-        raise InvalidRequest('body: must be {"instances": [{candidate}, …]} with at least one candidate')
-    check_count(len(instances), max_candidates)
+        raise InvalidRequest(
+            f'body: must be {{"instances": [{{{row_name}}}, …]}} with at least one {row_name}'
+        )
+    check_count(len(instances), max_candidates, row_name)
     return V1Request(output_name, Rows(instances, INSTANCES))

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import orjson
 
 from transformer.bundle.candidates import Candidates
+from transformer.bundle.plain_errors import describe
 from transformer.bundle.prediction import Prediction
-from transformer.bundle.signature import Signature
-from transformer.bundle.validation import describe
+from transformer.bundle.signature import DEFAULT_ROW_NAME, Signature
 from transformer.errors import InvalidRequest, quoted
 from transformer.protocols.tensors import (
     MAX_NAME_LENGTH,
@@ -172,6 +172,7 @@ def decode(
     output_name: str,
     fields: tuple[str, ...],
     max_candidates: int,
+    row_name: str = DEFAULT_ROW_NAME,
     version: str | None = None,
 ) -> V2Request:
     """Decode a V2 REST request.
@@ -190,6 +191,8 @@ def decode(
         Names of the signature's fields.
     max_candidates
         Maximum candidates per request.
+    row_name
+        The bundle's word for a candidate.
     version
         Model version in the request's path, if there is one.
 
@@ -203,7 +206,7 @@ def decode(
     length = len(body) if json_length is None else _json_length(json_length, len(body))
     request = parse_body(body[:length], fields)
     metadata = ((tensor["name"], tensor["datatype"], tensor["shape"]) for tensor in request["inputs"])
-    ignored = check_metadata(metadata, fields, max_candidates)
+    ignored = check_metadata(metadata, fields, max_candidates, row_name)
     binary_data = _BinaryData(body, length)
     tensors = [
         _tensor(tensor, binary_data, ignored=tensor["name"] in ignored) for tensor in request["inputs"]

@@ -6,6 +6,7 @@ from typing import Annotated, Any, NotRequired
 from pydantic import FailFast, TypeAdapter, ValidationError
 from typing_extensions import TypeAliasType, TypedDict
 
+from transformer.bundle.plain_errors import first_problem
 from transformer.errors import InvalidRequest
 from transformer.protocols.json_body import parse_json
 from transformer.protocols.tensors import check_number_of_tensors
@@ -73,9 +74,7 @@ def parse_body(text: bytes, fields: Collection[str]) -> Body:
     try:
         return _BODY.validate_python(parsed, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        path = ".".join(map(str, first["loc"])) or "body"
-        raise InvalidRequest(f"{path}: {first['msg']}") from error
+        raise InvalidRequest(first_problem(error, where="body")) from error
 
 
 def parameter(part: Body | Input | Output, name: str, default: object) -> object:

@@ -63,7 +63,7 @@ class TransformerDataPlane(DataPlane):  # type: ignore[misc]
         try:
             return super().get_model_from_registry(name)
         except ModelNotFound as error:
-            raise UnknownModel(name) from error
+            raise UnknownModel(name, self.model_registry.get_models()) from error
 
     def decode(self, body: object, headers: Mapping[str, str], *args: object, **kwargs: object) -> Any:  # noqa: ANN401
         """Return the payload and the CloudEvent attributes of a V1 request.

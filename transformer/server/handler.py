@@ -81,7 +81,7 @@ class Handler:
 
     def decode_v1(self, payload: object) -> v1.V1Request:
         """Decode a V1 request; see `transformer.protocols.v1.decode`."""
-        return v1.decode(payload, self._bundle.name, self._settings.max_candidates)
+        return v1.decode(payload, self._bundle.name, self._settings.max_candidates, self._bundle.row_name)
 
     def decode_v2(self, body: bytes, json_length: str | None, version: str | None = None) -> v2.V2Request:
         """Decode a V2 REST request; see `transformer.protocols.v2.decode`.
@@ -99,6 +99,7 @@ class Handler:
             output_name=self._bundle.name,
             fields=self._fields,
             max_candidates=self._settings.max_candidates,
+            row_name=self._bundle.row_name,
             version=version,
         )
 
@@ -116,6 +117,7 @@ class Handler:
             output_name=self._bundle.name,
             fields=self._fields,
             max_candidates=self._settings.max_candidates,
+            row_name=self._bundle.row_name,
         )
 
     async def predict(
@@ -238,6 +240,7 @@ class Handler:
             self._bundle.version,
             self._bundle.signature,
             max_candidates=self._settings.max_candidates,
+            row_name=self._bundle.row_name,
             unknown_category=self._settings.unknown_category,
         )
 

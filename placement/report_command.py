@@ -1,0 +1,41 @@
+"""Write the report of a version again, from the data that it was trained on."""
+
+import argparse
+
+from placement.command import Command
+from placement.progress import StepPrinter
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("uri", metavar="URI", help="version, as `placement train` prints it")
+    parser.add_argument(
+        "--data", metavar="FILE.csv", help="its training data (default: the file of that name, here)"
+    )
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    from storage.bundles import StorageError
+    from training.data import DataError
+    from training.reporting import ReportError
+    from transformer.bundle.format import BundleError
+
+    return (BundleError, DataError, ReportError, StorageError)
+
+
+def _run(options: argparse.Namespace) -> int:
+    print_step = StepPrinter()
+    print_step("loading scikit-learn")
+    from training.reporting import write_again
+
+    print(f"report    {write_again(options.uri, options.data, print_step)}")
+    return 0
+
+
+COMMAND = Command(
+    name="report",
+    help="write the report of a version again",
+    description=__doc__,
+    add_arguments=_add_arguments,
+    run=_run,
+    errors=_errors,
+)

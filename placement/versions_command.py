@@ -1,0 +1,115 @@
+"""List the versions of a model in storage: their metrics, and where they serve."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from placement.command import Command
+from placement.status_text import table_lines
+from placement.target_arguments import add_target_arguments, connect_target, run_steps, target_errors
+
+if TYPE_CHECKING:
+    from inferenceservice.rollout_target import State
+    from transformer.bundle.format import Bundle
+
+#: Metrics in the table, in this order.
+_METRICS = ("accuracy", "roc_auc", "brier", "f1", "precision", "recall")
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--storage", metavar="URI", default="models", help="directory or s3://bucket/prefix")
+    add_target_arguments(parser, name_help="name of the model and of its InferenceService")
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    from storage.bundles import StorageError
+    from transformer.bundle.format import BundleError
+
+    return (BundleError, StorageError, *target_errors())
+
+
+def _run(options: argparse.Namespace) -> int:
+    from storage.bundles import StorageError, read_bundle, version_uri, versions
+
+    names = versions(options.storage, options.name)
+    if not names:
+        raise StorageError(
+            f"{options.storage}/{options.name}: no version here; name another model with --name"
+        )
+    served, reason = run_steps(lambda _: _served(options))
+    content = []
+    for name in names:
+        uri = version_uri(options.storage, options.name, name)
+        bundle = read_bundle(uri)
+        content.append(_describe(uri, bundle, [role for role, one in served.items() if _equal(one, bundle)]))
+    if options.json:
+        print(json.dumps(content))
+        return 0
+    print("\n".join(line.rstrip() for line in table_lines(list(_rows(content)))))
+    if reason:
+        print(f"\nwhat serves is unknown: {reason}")
+    return 0
+
+
+async def _served(options: argparse.Namespace) -> tuple[dict[str, "Bundle"], str]:
+    """Return the bundle of each role in the InferenceService, and why they are unknown."""
+    from inferenceservice.rollout_target import TargetError
+
+    try:
+        target = connect_target(options)
+        roles = _roles(await target.state())
+        return {role: await target.read_bundle(uri) for role, uri in roles.items()}, ""
+    except TargetError as error:
+        return {}, str(error)
+
+
+def _roles(state: "State") -> dict[str, str]:
+    if state.transformer_uri == state.predictor_uri:
+        roles = {"serves": state.predictor_uri}
+    else:
+        roles = {"transformer": state.transformer_uri, "predictor": state.predictor_uri}
+    if state.canary is not None:
+        roles[f"canary, {state.canary.percent} %"] = state.canary.uri
+    return roles
+
+
+def _equal(one: "Bundle", other: "Bundle") -> bool:
+    return (one.name, one.version, one.model.sha256) == (other.name, other.version, other.model.sha256)
+
+
+def _describe(uri: str, bundle: "Bundle", roles: list[str]) -> dict[str, Any]:
+    return {
+        "version": bundle.version,
+        "uri": uri,
+        "created": bundle.created.isoformat(),
+        "rows": bundle.training_data.rows,
+        "estimator": bundle.model.estimator,
+        "threshold": bundle.threshold,
+        "metrics": bundle.metrics,
+        "serves": roles,
+    }
+
+
+def _rows(content: list[dict[str, Any]]) -> Iterator[list[str]]:
+    yield ["version", "created", "rows", *_METRICS, "threshold", ""]
+    for one in content:
+        metrics = (one["metrics"].get(name) for name in _METRICS)
+        yield [
+            one["version"],
+            one["created"][:16].replace("T", " "),
+            f"{one['rows']:,}",
+            *("" if value is None else f"{value:.4f}" for value in metrics),
+            f"{one['threshold']:g}",
+            ", ".join(one["serves"]),
+        ]
+
+
+COMMAND = Command(
+    name="versions",
+    help="list the versions of a model, their metrics, and what serves",
+    description=__doc__,
+    add_arguments=_add_arguments,
+    run=_run,
+    errors=_errors,
+)

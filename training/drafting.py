@@ -1,0 +1,255 @@
+"""Draft of a task file from a labelled table: types, ranges, categories, defaults, columns to leave out.
+
+A draft is a proposal for a person to check, so every field says in a comment what it was drawn from.
+"""
+
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from training.candidates import Task
+from training.data import DataError, Table, finite_number, table_text
+from transformer.bundle.signature import DEFAULT_ROW_NAME
+
+#: Different values from which on a column may be an identifier.
+MIN_DIFFERENT = 20
+#: Maximum different texts of a categorical field.
+MAX_CATEGORIES = 100
+#: Factor by which a range is wider than the values in the data.
+WIDER = 1.5
+
+_NICE = (1, 1.5, 2, 3, 4, 5, 6, 8, 10)
+_YES = {"yes", "y", "true", "t", "1", "positive", "pos"}
+_IDENTIFIER_WORDS = {"id", "uuid", "guid", "key"}
+_NUMBER_WORDS = {*_IDENTIFIER_WORDS, "no", "nr", "number", "index", "row"}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A drafted task.
+
+    Attributes
+    ----------
+    task
+        The task, as it is read from the file.
+    text
+        Content of the task file, with comments.
+    rows
+        Number of rows that it was drawn from.
+    left_out
+        Reason for each column that is no field.
+    """
+
+    task: Task
+    text: str
+    rows: int
+    left_out: dict[str, str]
+
+
+def draft(path: str | os.PathLike[str], label: str, row_name: str = DEFAULT_ROW_NAME) -> Draft:
+    """Draft the task of a table.
+
+    Parameters
+    ----------
+    path
+        CSV file with the label and the fields.
+    label
+        Name of the column with the class.
+    row_name
+        Word for one row of data.
+
+    Raises
+    ------
+    DataError
+        If the file is no table, has no such column, not two classes, or no column that can be a field.
+    """
+    columns, rows = _read(path, label)
+    source = os.fspath(path)
+    labels = columns.pop(label)
+    classes = _classes(source, label, labels)
+    fields: list[dict[str, Any]] = []
+    left_out: dict[str, str] = {}
+    for name, cells in columns.items():
+        reason = _reason_to_leave_out(name, cells)
+        if reason is None:
+            fields.append(_field(name, cells))
+        else:
+            left_out[name] = reason
+    if not fields:
+        raise DataError(source, ["has no column that can be a field; write the task by hand"])
+    positive = _positive_class(label, classes)
+    content = {
+        "signature": {"fields": fields},
+        "label": label,
+        "classes": sorted(classes),
+        "positive_class": positive,
+        "row_name": row_name,
+    }
+    counts = ", ".join(f"{classes[name]:,} {name}" for name in sorted(classes))
+    remarks = [
+        f"Drafted from {Path(path).name}, {rows:,} rows: {counts}. Check every line; comments are not read.",
+        f"The service returns the probability of positive_class, {positive!r}.",
+        *(f"Left out: {name}: {reason}." for name, reason in left_out.items()),
+    ]
+    return Draft(Task.model_validate(_without_comments(content)), _text(content, remarks), rows, left_out)
+
+
+def model_name(label: str) -> str:
+    """Return a name for the model of a label: ``will-churn`` for ``Will Churn?``."""
+    name = re.sub(r"[^a-z0-9]+", "-", label.casefold()).strip("-")
+    return name if re.match("[a-z]", name) else f"model-{name}".rstrip("-")
+
+
+def _read(path: str | os.PathLike[str], label: str) -> tuple[dict[str, list[str]], int]:
+    """Return the cells of each column with a name, without blanks around them, and the number of rows."""
+    try:
+        with table_text(Path(path).open("rb")) as text:
+            table = Table(os.fspath(path), text)
+            table.check_spelling([label])
+            table.require([label])
+            named = {name: str.strip for name in table.header if name.strip()}
+            rows = list(table.rows(named))
+    except OSError as error:
+        raise DataError(os.fspath(path), [str(error.strerror)]) from error
+    if not rows:
+        raise DataError(table.source, ["must have at least one row, got none"])
+    empty = [row.place for row in rows if not row.values[label]]
+    if empty:
+        raise DataError(
+            table.source,
+            [f"column {label!r} is empty in {len(empty)} rows, first in {empty[0]}; remove them"],
+        )
+    return {name: [row.values[name] for row in rows] for name in named}, len(rows)
+
+
+def _classes(source: str, label: str, labels: Sequence[str]) -> Counter[str]:
+    classes = Counter(labels)
+    if len(classes) != 2:
+        shown = ", ".join(list(classes)[:5]) + (", …" if len(classes) > 5 else "")
+        raise DataError(source, [f"column {label!r} must have two classes, got {len(classes)}: {shown}"])
+    return classes
+
+
+def _positive_class(label: str, classes: Counter[str]) -> str:
+    """Return the class that says yes, that the other one negates, that the label names, or the rarer one."""
+    word = label.casefold()[:4]
+    low = {name: name.casefold() for name in classes}
+    for matches in (
+        [name for name in classes if low[name] in _YES],
+        [name for name in classes if all(one.endswith(low[name]) for one in low.values())],
+        [name for name in classes if low[name].startswith(word)],
+    ):
+        if len(matches) == 1:
+            return matches[0]
+    return min(sorted(classes), key=classes.__getitem__)
+
+
+def _reason_to_leave_out(name: str, cells: Sequence[str]) -> str | None:
+    values = [cell for cell in cells if cell]
+    different = set(values)
+    if not values:
+        return "every cell is empty"
+    if len(different) == 1 and len(values) == len(cells):
+        return f"has only the value {values[0]!r}"
+    numbers = _numbers(values)
+    if numbers is None:
+        if len(different) > max(MIN_DIFFERENT, len(values) / 2):
+            return f"looks like an identifier or free text, {len(different):,} different texts"
+        if len(different) > MAX_CATEGORIES:
+            return f"has {len(different):,} different texts, more than {MAX_CATEGORIES}"
+        return None
+    if len(different) > MIN_DIFFERENT and all(number.is_integer() for number in numbers):
+        word = re.split(r"[\W_]+|(?<=[a-z])(?=[A-Z])", name)[-1].casefold()
+        all_different = len(different) == len(values)
+        consecutive = max(numbers) - min(numbers) + 1 == len(values)
+        if word in _IDENTIFIER_WORDS or (all_different and (consecutive or word in _NUMBER_WORDS)):
+            return f"looks like an identifier, {len(different):,} different whole numbers"
+    return None
+
+
+def _field(name: str, cells: Sequence[str]) -> dict[str, Any]:
+    values = [cell for cell in cells if cell]
+    empty = len(cells) - len(values)
+    numbers = _numbers(values)
+    default: float | str
+    if numbers is None:
+        counts = Counter(values)
+        categories = sorted(counts, key=lambda category: (-counts[category], category))
+        field: dict[str, Any] = {"name": name, "type": "category", "categories": categories}
+        default, meaning = categories[0], "the most frequent value"
+        comment = f"{len(categories)} different values"
+    else:
+        minimum, maximum = _wider(min(numbers), max(numbers))
+        field = {"name": name, "type": "number", "minimum": _plain(minimum), "maximum": _plain(maximum)}
+        default, meaning = _plain(float(f"{median(numbers):.6g}")), "the median"
+        comment = f"{min(numbers):g} to {max(numbers):g} in the data"
+    if empty:
+        field["default"] = default
+        comment += f"; {empty:,} empty cells get the default, {meaning}"
+    return {**field, "comment": comment}
+
+
+def _numbers(values: Sequence[str]) -> list[float] | None:
+    """Return the numbers that all these texts are, or None."""
+    try:
+        return [finite_number(value) for value in values]
+    except ValueError:
+        return None
+
+
+def _wider(least: float, most: float) -> tuple[float, float]:
+    """Return a range that allows more than was seen, with round limits."""
+    span = most - least
+    if least >= 0 and most <= 1:
+        return 0, 1
+    if least > span:  # far from zero, such as years
+        step = 10 ** math.floor(math.log10(span))
+        return max(0, math.floor((least - span) / step) * step), math.ceil((most + span) / step) * step
+    return min(0, -_nice(-least * WIDER)), max(0, _nice(most * WIDER))
+
+
+def _nice(value: float) -> float:
+    """Return the next round number, or 0 below it."""
+    if value <= 0:
+        return 0
+    unit = 10 ** math.floor(math.log10(value))
+    return float(f"{next(step for step in _NICE if step * unit >= value * (1 - 1e-9)) * unit:.6g}")
+
+
+def _plain(number: float) -> float:
+    return int(number) if float(number).is_integer() and abs(number) < 1e15 else number
+
+
+def _without_comments(content: dict[str, Any]) -> dict[str, Any]:
+    fields = [
+        {name: value for name, value in field.items() if name != "comment"}
+        for field in content["signature"]["fields"]
+    ]
+    return {**content, "signature": {"fields": fields}}
+
+
+def _text(content: dict[str, Any], remarks: Sequence[str]) -> str:
+    """Return the content as JSON with a line for each remark and each field."""
+
+    def lines(items: Sequence[object]) -> str:
+        return ",\n".join(f"    {json.dumps(item, ensure_ascii=False)}" for item in items)
+
+    rest = (
+        f"  {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}"
+        for name, value in content.items()
+        if name != "signature"
+    )
+    fields = lines(content["signature"]["fields"])
+    parts = [
+        f'  "comment": [\n{lines(remarks)}\n  ]',
+        f'  "signature": {{"fields": [\n{fields}\n  ]}}',
+        *rest,
+    ]
+    return "{\n" + ",\n".join(parts) + "\n}\n"
