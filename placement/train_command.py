@@ -109,7 +109,7 @@ def _run(options: argparse.Namespace) -> int:
     for name, value in bundle.metrics.items():
         print(f"{name:<10}{value:.4f}")
     print(f"threshold {bundle.threshold:g}")
-    print(f"\n  {command_line('up', '--model', shlex.quote(trained.uri))}")
+    print(f"next      {command_line('up', '--model', shlex.quote(trained.uri))}")
     sys.stdout.flush()
     return 0
 

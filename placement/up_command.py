@@ -16,6 +16,7 @@ from placement.target_arguments import INTERRUPTED, RUN_DIRECTORY
 
 if TYPE_CHECKING:
     from inferenceservice.local.local_service import LocalService
+    from transformer.bundle.format import Bundle
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +115,7 @@ async def _serve(options: argparse.Namespace) -> int:
             sample = SAMPLE if bundle.signature == SIGNATURE else dict(bundle.reference.candidates[0])
             prediction = (await local.predict([sample]))["predictions"][0]
             print_step("ready")
-            _print_ready(options, local, bundle.version, sample, prediction)
+            _print_ready(options, local, bundle, sample, prediction)
             if not options.once:
                 async with ControlServer(local, options.run / CONTROL_FILE):
                     await local.watch()
@@ -128,7 +129,7 @@ async def _serve(options: argparse.Namespace) -> int:
 def _print_ready(
     options: argparse.Namespace,
     local: "LocalService",
-    version: str,
+    bundle: "Bundle",
     sample: dict[str, Any],
     prediction: dict[str, Any],
 ) -> None:
@@ -137,15 +138,15 @@ def _print_ready(
         content = {
             "url": local.url,
             "grpc": local.grpc_address,
-            "version": version,
+            "version": bundle.version,
             "candidate": sample,
             "prediction": prediction,
         }
         print(json.dumps(content), flush=True)
         return
     print(f"ready      {local.url}  (gRPC {local.grpc_address})")
-    print(f"version    {version}")
-    print(f"candidate  {json.dumps(sample)}")
+    print(f"version    {bundle.version}")
+    print(f"{bundle.row_name:<10} {json.dumps(sample)}")
     print(f"prediction {json.dumps(prediction)}")
     if not options.once:
         body = json.dumps({"instances": [sample]})

@@ -112,11 +112,15 @@ def read_csv(path: str | os.PathLike[str], task: Task) -> Dataset:
     content = _content(path)
     table = Table(os.fspath(path), table_text(io.BytesIO(content)))
     label = {task.label: partial(_one_of, allowed=task.classes)}
-    candidates, rows = _candidates(table, task.signature, label)
-    labels = [row.values[task.label] for row in rows]
+    candidates: list[Candidate] = []
+    labels: list[str] = []
+    empty = set(task.signature.names)
+    for row, candidate in _rows(table, task.signature, label):
+        candidates.append(candidate)
+        labels.append(row.values[task.label])
+        empty = {name for name in empty if row.is_empty(name)}
     ignored = tuple(name for name in table.header if name not in {*task.signature.names, task.label})
     digest = hashlib.sha256(content).hexdigest()
-    empty = {field.name for field in task.signature.fields if all(row.is_empty(field.name) for row in rows)}
     defaulted = tuple(name for name in task.signature.names if name in empty)
     return Dataset(task, candidates, labels, Path(path).name, digest, ignored, defaulted)
 
@@ -130,7 +134,7 @@ def read_candidates(path: str | os.PathLike[str], signature: Signature) -> list[
         See `read_csv`.
     """
     table = Table(os.fspath(path), table_text(io.BytesIO(_content(path))))
-    return _candidates(table, signature, {})[0]
+    return [candidate for _, candidate in _rows(table, signature, {})]
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,22 +318,23 @@ def _content(path: str | os.PathLike[str]) -> bytes:
         raise DataError(os.fspath(path), [str(error.strerror)]) from error
 
 
-def _candidates(
+def _rows(
     table: Table, signature: Signature, more: Mapping[str, Callable[[str], Any]]
-) -> tuple[list[Candidate], list[Row]]:
-    """Read the candidates of all rows; the rows have the values of the columns in `more`, too."""
+) -> Iterator[tuple[Row, Candidate]]:
+    """Yield each row with its candidate; the row has the values of the columns in `more`, too."""
     table.check_spelling([*signature.names, *more])
     table.require([*(field.name for field in signature.fields if field.default is None), *more])
     parsers = {field.name: partial(_value, field) for field in signature.fields if field.name in table.header}
-    rows = list(table.rows({**parsers, **more}))
-    if not rows:
-        raise DataError(table.source, [_NO_ROWS])
     defaults: dict[str, Any] = {field.name: field.default for field in signature.fields}
-    candidates: list[Candidate] = [
-        {name: default if row.is_empty(name) else row.values[name] for name, default in defaults.items()}
-        for row in rows
-    ]
-    return candidates, rows
+    number = 0
+    for row in table.rows({**parsers, **more}):
+        number = row.number
+        yield (
+            row,
+            {name: default if row.is_empty(name) else row.values[name] for name, default in defaults.items()},
+        )
+    if not number:
+        raise DataError(table.source, [_NO_ROWS])
 
 
 def _value(field: RawField, text: str) -> str | float | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from training.candidates import Task
 from training.data import DataError, Table, finite_number, table_text
-from transformer.bundle.signature import DEFAULT_ROW_NAME
+from transformer.bundle.signature import DEFAULT_ROW_NAME, same_spelling
 
 #: Different values from which on a column may be an identifier.
 MIN_DIFFERENT = 20
@@ -61,7 +61,7 @@ def draft(path: str | os.PathLike[str], label: str, row_name: str = DEFAULT_ROW_
     path
         CSV file with the label and the fields.
     label
-        Name of the column with the class.
+        Name of the column with the class; case, blanks and separators do not count.
     row_name
         Word for one row of data.
 
@@ -70,7 +70,7 @@ def draft(path: str | os.PathLike[str], label: str, row_name: str = DEFAULT_ROW_
     DataError
         If the file is no table, has no such column, not two classes, or no column that can be a field.
     """
-    columns, rows = _read(path, label)
+    columns, rows, label = _read(path, label)
     source = os.fspath(path)
     labels = columns.pop(label)
     classes = _classes(source, label, labels)
@@ -107,14 +107,15 @@ def model_name(label: str) -> str:
     return name if re.match("[a-z]", name) else f"model-{name}".rstrip("-")
 
 
-def _read(path: str | os.PathLike[str], label: str) -> tuple[dict[str, list[str]], int]:
-    """Return the cells of each column with a name, without blanks around them, and the number of rows."""
+def _read(path: str | os.PathLike[str], label: str) -> tuple[dict[str, list[str]], int, str]:
+    """Return the cells of each column with a name, the number of rows, and the label as spelled there."""
     try:
         with table_text(Path(path).open("rb")) as text:
             table = Table(os.fspath(path), text)
-            table.check_spelling([label])
+            like = same_spelling(table.header, [label])
+            label = next(iter(like)) if label not in table.header and len(like) == 1 else label
             table.require([label])
-            named = {name: str.strip for name in table.header if name.strip()}
+            named = {name: str.strip for name in table.header if name}
             rows = list(table.rows(named))
     except OSError as error:
         raise DataError(os.fspath(path), [str(error.strerror)]) from error
@@ -126,7 +127,7 @@ def _read(path: str | os.PathLike[str], label: str) -> tuple[dict[str, list[str]
             table.source,
             [f"column {label!r} is empty in {len(empty)} rows, first in {empty[0]}; remove them"],
         )
-    return {name: [row.values[name] for row in rows] for name in named}, len(rows)
+    return {name: [row.values[name] for row in rows] for name in named}, len(rows), label
 
 
 def _classes(source: str, label: str, labels: Sequence[str]) -> Counter[str]:

@@ -1,5 +1,6 @@
 """Writing of a version's report: by the training, or again later."""
 
+import dataclasses
 import os
 from hashlib import sha256
 
@@ -73,7 +74,7 @@ def write_again(
     if recipe.seed is None:
         dataset = _training_data(uri, data, trained_on.source, task)
     else:
-        dataset = generate(trained_on.rows, recipe.seed)
+        dataset = dataclasses.replace(generate(trained_on.rows, recipe.seed), task=task)
     if dataset.sha256 != trained_on.sha256:
         raise ReportError(
             f"{uri}: was trained on other data: SHA-256 is {dataset.sha256}, expected {trained_on.sha256}; "

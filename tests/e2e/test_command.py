@@ -87,6 +87,7 @@ def test_train_writes_a_version_and_prints_its_uri_and_metrics(tmp_path):
     table = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert table["uri"] == str(tmp_path / "placement/v2")
     assert {"report", "model", "served", "accuracy", "roc_auc", "brier"} <= set(table)
+    assert table["next"].endswith(f"placement up --model {table['uri']}")
     assert [one.version for one in load_bundle(table["uri"]).versions] == ["v2", "v1"]
 
 
@@ -127,9 +128,21 @@ def test_train_names_the_row_and_column_of_a_wrong_value(tmp_path):
     assert not (tmp_path / "placement").exists()
 
 
+def test_train_says_in_one_line_that_a_file_looks_like_other_data(tmp_path):
+    file = tmp_path / "churn.csv"
+    file.write_text("tenure,contract,gender,churn\n1,monthly,M,yes\n")
+    message = error_of(run_placement("train", "--storage", tmp_path, "--data", file), "train")
+    assert message == (
+        f"{file}: looks like other data than placement's; draft its task first: "
+        f"placement init {file} --label COLUMN"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
+        ("--threshold high", "threshold 'high' is not known, expected a number from 0 to 1, f1, recall=0.9"),
+        ("--row_name 1", "row_name: must match "),
         ("--data missing.csv", "missing.csv: No such file or directory"),
         ("--estimator oracle", "oracle"),
         ("--version ../v1", "version '../v1' must be "),

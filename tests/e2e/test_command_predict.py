@@ -126,8 +126,10 @@ def test_predict_prints_a_table(protocol, up, sklearn_reference, candidates, unl
     ]
 
 
-def test_predict_prints_an_empty_list_for_no_candidates(up):
-    assert answers(ask(up, "v1", "--json", stdin="[]")) == []
+def test_predict_refuses_no_rows_as_the_service_does(up):
+    done = ask(up, "v1", "--json", stdin="[]")
+    assert error_of(done, "predict") == "standard input: must have at least one row, got none"
+    assert done.stdout == ""
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

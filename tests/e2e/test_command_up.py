@@ -152,6 +152,18 @@ def test_up_reports_a_missing_spec_or_model(arguments, error, tmp_path):
     assert error_of(done, "up").startswith(error)
 
 
+def test_versions_says_what_serves(trained_bundle, up):
+    storage = ("--storage", trained_bundle.parent.parent)
+    done = run_placement("versions", *storage, "--run", up.directory)
+    assert done.returncode == 0, done.stderr
+    _, line = done.stdout.splitlines()
+    assert line.split()[0] == "v1"
+    assert line.split()[-1] == "serves"
+    done = run_placement("versions", *storage, "--run", up.directory / "none", "--json")
+    (version,) = json.loads(done.stdout)
+    assert (version["version"], version["serves"]) == ("v1", [])
+
+
 # rollout
 
 

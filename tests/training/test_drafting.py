@@ -151,7 +151,6 @@ def test_the_positive_class_says_yes_or_is_named_like_the_label_or_is_rarer(tabl
     ("label", "classes", "problem"),
     [
         ("none", ("no", "yes"), "column 'none' is missing, found: x, other, answer"),
-        ("Answer", ("no", "yes"), "column 'answer' must be spelled 'Answer'"),
         ("answer", ("no",), "column 'answer' must have two classes, got 1: no"),
         ("answer", tuple("abcdefg"), "column 'answer' must have two classes, got 7: a, b, c, d, e, …"),
         ("answer", ("no", "yes", ""), "column 'answer' is empty in 10 rows, first in row 3 (line 4); remove"),
@@ -161,6 +160,12 @@ def test_a_label_that_cannot_be_predicted_is_refused(table, label, classes, prob
     with pytest.raises(DataError) as raised:
         draft(table(["1", "2"], classes=classes), label)
     assert problem in str(raised.value)
+
+
+def test_the_label_is_found_in_any_spelling_and_kept_as_the_table_has_it(table):
+    path = table(["1", "2"], "Will Churn")
+    assert draft(path, "will_churn").task.label == "Will Churn"
+    assert read_csv(path, draft(path, "willchurn").task).labels[:2] == ["no", "yes"]
 
 
 @pytest.mark.parametrize(

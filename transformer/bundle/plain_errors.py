@@ -7,12 +7,12 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from transformer.errors import MAX_PROBLEMS
+
 #: Maximum characters of a value that an error repeats.
 MAX_VALUE_LENGTH = 40
 #: Lists whose items are named in errors, not numbered.
 _NAMED = "fields"
-
-
 _JSON_TYPES = {bool: "a boolean", str: "a string", dict: "an object", list: "an array", bytes: "bytes"}
 
 
@@ -36,7 +36,7 @@ def shown(value: object) -> str:
 def problems(
     error: ValidationError, content: object = None, known: Collection[str] = (), where: str = "content"
 ) -> list[str]:
-    """Return the problems of an invalid object, each with the path of its value: ``age.maximum: …``.
+    """Return the first problems of an invalid object, each with the path of its value: ``age.maximum: …``.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def problems(
     where
         Path of the object itself.
     """
-    found = error.errors(include_url=False)
+    found = error.errors(include_url=False)[:MAX_PROBLEMS]
     # A list without its invalid items may be too short, too; that is no other problem.
     inner = [one["loc"] for one in found]
     separate = [
@@ -60,7 +60,8 @@ def problems(
 
 def first_problem(error: ValidationError, where: str = "content") -> str:
     """Return the first of the `problems`."""
-    return problems(error, where=where)[0]
+    first = error.errors(include_url=False)[0]
+    return f"{_path(first, None) or where}: {_sentence(first, ())}"
 
 
 def _path(error: ErrorDetails, content: object) -> str:
