@@ -10,7 +10,7 @@ from tests.support.in_process_transformer import InProcessTransformer, in_proces
 from training.candidates import SAMPLE, SIGNATURE
 from transformer.protocols.openapi import describe
 
-DESCRIPTION = describe("placement", "placement", "v1", SIGNATURE, max_candidates=50)
+DESCRIPTION = describe("placement", "placement", "v1", SIGNATURE, max_candidates=50, row_name="candidate")
 
 
 @pytest.fixture
@@ -40,3 +40,9 @@ async def test_routes_that_always_refuse_are_not_described(transformer):
     for path in ("/v1/models/placement:explain", "/v2/repository/models/placement/load"):
         assert path not in described
         assert (await transformer.http.post(path, json={"instances": [SAMPLE]})).status_code == 501
+
+
+def test_the_description_says_the_tasks_word_for_a_row():
+    text = json.dumps(describe("churn", "churn", "v1", SIGNATURE, max_candidates=50, row_name="company"))
+    assert "One prediction per company." in text
+    assert "Predictions for companies. (V1)" in text
