@@ -22,7 +22,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 from predictor.environment import ensure
 from predictor.process import PredictorError, PredictorProcess
-from predictor.runtimes import RUNTIMES, get_runtime
+from predictor.runtimes import QUIET_ENV, RUNTIMES, get_runtime
 from tests.support.endpoints import V1_PREDICT, V2_INFER
 
 NAMES = ["degree_t=Comm&Mgmt", "gender=F", "gender=M", "ssc_p"]
@@ -67,7 +67,11 @@ def model_dir(forest: ClassifierMixin, tmp_path_factory: pytest.TempPathFactory)
 def start(name: str, model_dir: Path) -> PredictorProcess:
     runtime = get_runtime(name)
     return PredictorProcess(
-        runtime, model_dir, python=ensure(runtime), model_name="placement", env=runtime.probability_env
+        runtime,
+        model_dir,
+        python=ensure(runtime),
+        model_name="placement",
+        env={**runtime.probability_env, **QUIET_ENV},
     )
 
 
@@ -217,6 +221,15 @@ def test_v1_scores_plain_rows(
     status, body = post(sklearnserver, V1_PREDICT, {"instances": rows.tolist()})
     assert status == 200
     assert_equal(np.array(body["predictions"]), expected)
+
+
+def test_plain_arrays_leave_no_warning_in_the_log(server: PredictorProcess, rows: np.ndarray) -> None:
+    """The refusals below show that columns with wrong names are still an error."""
+    for _ in range(5):
+        v2_probabilities(post(server, V2_INFER, v2_plain(server, rows)))
+    log = "\n".join(server.tail(60))
+    assert log, "the start of the server"
+    assert "valid feature names" not in log
 
 
 # Refusals, on which the transformer's verification relies
