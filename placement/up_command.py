@@ -26,7 +26,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("inferenceservice/placement.yaml"),
         help="spec, or kustomize directory (needs kubectl)",
     )
-    parser.add_argument("--model", metavar="URI", help="bundle to serve instead of the spec's storageUri")
+    parser.add_argument(
+        "--model",
+        metavar="URI",
+        help="bundle to serve instead of the one that was rolled out last, or of the spec's storageUri",
+    )
     parser.add_argument("--port", type=int, default=8080, help="REST port of the ingress")
     parser.add_argument("--grpc-port", type=int, default=8081, help="gRPC port of the ingress")
     parser.add_argument(
@@ -40,14 +44,21 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=RUN_DIRECTORY,
         metavar="DIR",
-        help="directory for logs and for the control file that `placement rollout` reads; one service at a "
-        "time can use it",
+        help="directory for logs, for the control file that `placement rollout` reads, and for the record of "
+        "what was rolled out; one service at a time can use it",
+    )
+    parser.add_argument(
+        "transformer_args",
+        nargs="*",
+        metavar="-- ARGUMENT",
+        help="after --: further arguments of the transformer, such as --enable_docs_url=true; "
+        "`python -m transformer --help` lists them",
     )
 
 
 def _errors() -> tuple[type[Exception], ...]:
     from inferenceservice.local.ingress import IngressError
-    from inferenceservice.local.supervisor import LocalServiceError
+    from inferenceservice.local.running_process import LocalServiceError
     from inferenceservice.spec import SpecError
     from predictor.environment import InstallError
     from predictor.process import PredictorError
@@ -80,6 +91,7 @@ async def _serve(options: argparse.Namespace) -> int:
     from inferenceservice.local.control_file import CONTROL_FILE
     from inferenceservice.local.control_server import ControlServer
     from inferenceservice.local.local_service import run_local_service
+    from inferenceservice.local.rolled_out import ROLLED_OUT_FILE
     from inferenceservice.local.scratch_directory import remove_all
     from training.candidates import SAMPLE, SIGNATURE
 
@@ -106,6 +118,8 @@ async def _serve(options: argparse.Namespace) -> int:
             grpc_port=options.grpc_port,
             logs=options.run / "logs",
             progress=print_step,
+            rolled_out=options.run / ROLLED_OUT_FILE,
+            transformer_args=options.transformer_args,
         ) as (local, bundle):
             # The tutorial's candidate, or for another signature a reference row of the bundle.
             sample = SAMPLE if bundle.signature == SIGNATURE else dict(bundle.reference.candidates[0])

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 _CHUNK_BYTES = 2**16
+#: Address of a backend that is down: its share of the requests fails, and goes to no other backend.
+DOWN = ""
 #: Seconds to connect to a backend.
 _CONNECT_TIMEOUT_S = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """Address of a backend, ``host:port``, and its weight among all backends."""
+    """Address of a backend, ``host:port`` or `DOWN`, and its weight among all backends."""
 
     address: str
     weight: float = 1.0
@@ -97,9 +99,9 @@ class Forwarder(LoopbackServer):
         self.connections: Counter[str] = Counter()
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if not self.backends:
+        address = choose_backend(self.backends).address if self.backends else DOWN
+        if address == DOWN:
             return
-        address = choose_backend(self.backends).address
         # Counted before it is connected: a drain that waits for 0 must not miss a connection in progress.
         self.connections[address] += 1
         try:
