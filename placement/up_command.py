@@ -80,7 +80,12 @@ def _errors() -> tuple[type[Exception], ...]:
 
 def _run(options: argparse.Namespace) -> int:
     from inferenceservice.local.run_directory import locked_run_directory
+    from inferenceservice.local.running_process import LocalServiceError
 
+    if options.transformer_args and not options.transformer_args[0].startswith("-"):
+        raise LocalServiceError(
+            f"{options.transformer_args[0]}: the transformer's arguments begin with --; name a bundle with --model"
+        )
     with locked_run_directory(options.run):
         return asyncio.run(_serve(options))
 
@@ -171,4 +176,5 @@ COMMAND = Command(
     add_arguments=_add_arguments,
     run=_run,
     errors=_errors,
+    unknown_arguments="arguments of the transformer go after --: `placement up -- --enable_docs_url=true`",
 )

@@ -97,6 +97,12 @@ class Forwarder(LoopbackServer):
         self.backends = backends
         #: Open connections to each address.
         self.connections: Counter[str] = Counter()
+        self._forwarding: dict[asyncio.Task[None], str] = {}
+
+    def disconnect(self, address: str) -> None:
+        """Close the connections to a backend, so that their clients open others."""
+        for task in [task for task, to in self._forwarding.items() if to == address]:
+            task.cancel()
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         address = choose_backend(self.backends).address if self.backends else DOWN
@@ -104,12 +110,16 @@ class Forwarder(LoopbackServer):
             return
         # Counted before it is connected: a drain that waits for 0 must not miss a connection in progress.
         self.connections[address] += 1
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 (connections are served in tasks)
+        self._forwarding[task] = address
         try:
             upstream = await _connect(address)
             if upstream is not None:
                 await _copy_both_ways(reader, writer, *upstream)
         finally:
             self.connections[address] -= 1
+            del self._forwarding[task]
 
 
 async def _connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:

@@ -145,9 +145,9 @@ class TransformerProcess:
         """Process id of the transformer."""
         return self._child.pid
 
-    def stop(self) -> int:
-        """Send SIGTERM, and SIGKILL after the grace period. Return the exit status."""
-        return self._child.stop(grace=35)
+    def stop(self, grace: float = 35) -> int:
+        """Send SIGTERM, and SIGKILL after `grace` seconds. Return the exit status."""
+        return self._child.stop(grace)
 
 
 def _model_name(service: InferenceService) -> tuple[str, ...]:

@@ -14,8 +14,8 @@ FIRST_DELAY_S, MAX_DELAY_S = 0.5, 30.0
 FORGET_S = 60.0
 #: Ends in a row from which on the report says what to do.
 REPEATED = 3
-#: Seconds between checks of a transformer's readiness.
-READINESS_PERIOD_S = 1.0
+#: Seconds between checks of a transformer's readiness, and failures in a row after which it is not ready.
+READINESS_PERIOD_S, READINESS_FAILURES = 0.5, 2
 #: Seconds between checks of liveness, and failures in a row after which a process is restarted: the spec's.
 LIVENESS_PERIOD_S, LIVENESS_FAILURES = 10.0, 3
 _POLL_S = 0.1
@@ -69,19 +69,21 @@ class Restarter:
     async def _wait_for_end(self, one: RunningProcess) -> End | None:
         """Check a process until it ends or does not answer; return None once it is replaced."""
         readiness_checked = liveness_checked = _now()
-        failures = 0
+        not_ready = not_live = 0
         while one in self._versions.processes():
             await asyncio.sleep(_POLL_S)
             if (end := one.end()) is not None:
                 return end
             if one.component == "transformer" and _now() - readiness_checked >= READINESS_PERIOD_S:
-                self._set_ready(one, ready=await asyncio.to_thread(one.process.ready))
+                not_ready = 0 if await asyncio.to_thread(one.process.ready) else not_ready + 1
+                if not_ready in {0, READINESS_FAILURES}:
+                    self._set_ready(one, ready=not not_ready)
                 readiness_checked = _now()
             if _now() - liveness_checked >= LIVENESS_PERIOD_S:
-                failures = 0 if await asyncio.to_thread(one.process.live) else failures + 1
+                not_live = 0 if await asyncio.to_thread(one.process.live) else not_live + 1
                 liveness_checked = _now()
-                if failures >= LIVENESS_FAILURES:
-                    return End.now(f"no answer to {failures} liveness checks in a row")
+                if not_live == LIVENESS_FAILURES:
+                    return End.now(f"no answer to {not_live} liveness checks in a row")
         return None
 
     async def _restart(self, one: RunningProcess) -> None:

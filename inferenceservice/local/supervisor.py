@@ -32,6 +32,8 @@ from transformer.bundle.format import Bundle, BundleError
 READY_TIMEOUT_S = 120
 #: Seconds for installing a stock server; minutes on a slow network.
 INSTALL_TIMEOUT_S = 3600
+#: Seconds for a process that does not answer to end by itself before its restart.
+RESTART_GRACE_S = 2
 #: Logs that are kept of processes which ended or did not become ready.
 MAX_FAILED_LOGS = 10
 _POLL_S = 0.1
@@ -163,7 +165,7 @@ class ProcessSupervisor:
         shutil.rmtree(old.directory, ignore_errors=True)
 
     async def restart(self, one: RunningProcess) -> None:
-        """Start a process again that has ended, with the same copy of its bundle.
+        """Start a process again that has ended or does not answer, with the same copy of its bundle.
 
         It returns when a predictor is ready, and when a transformer is live: its readiness depends on the
         predictor, which may have ended, too.
@@ -173,7 +175,7 @@ class ProcessSupervisor:
         LocalServiceError
             If the new process ends, or does not get so far in time.
         """
-        await asyncio.shield(self._run_in_thread(one.process.stop))
+        await asyncio.shield(self._run_in_thread(lambda: one.process.stop(RESTART_GRACE_S)))
         if self._closed:
             raise LocalServiceError("the local service is being stopped")
 

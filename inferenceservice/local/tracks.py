@@ -120,14 +120,17 @@ class TrackRouter:
     def split(self, stable: Track, canary: Track | None) -> None:
         """Send new requests and connections to the stable track, and the canary's share to the canary.
 
-        While the canary is not ready, its share goes to the stable track. The share of a stable track that is
-        not ready goes nowhere: nobody has decided that all requests go to the canary.
+        While the canary is not ready, its share goes to the stable track, and so do the clients of its gRPC
+        connections. The share of a stable track that is not ready goes nowhere: nobody has decided that all
+        requests go to the canary.
         """
         for track in self._tracks:
             track.connect()
         shares = [(stable, 100)]
         if canary is not None and canary.ready:
             shares = [(stable, 100 - canary.percent), (canary, canary.percent)]
+        elif canary is not None:
+            self._ingress.transformer_grpc.disconnect(canary.transformer.grpc_address)
         transformers = [
             (one, share)
             for track, share in shares

@@ -34,6 +34,6 @@ class SleepingProcess:
     def live(self) -> bool:
         return True
 
-    def stop(self) -> int:
+    def stop(self, _: float = 0) -> int:
         self._child.terminate()
         return self._child.wait()
