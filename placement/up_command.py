@@ -82,10 +82,9 @@ def _run(options: argparse.Namespace) -> int:
     from inferenceservice.local.run_directory import locked_run_directory
     from inferenceservice.local.running_process import LocalServiceError
 
-    if options.transformer_args and not options.transformer_args[0].startswith("-"):
-        raise LocalServiceError(
-            f"{options.transformer_args[0]}: the transformer's arguments begin with --; name a bundle with --model"
-        )
+    first = options.transformer_args[:1]
+    if first and not first[0].startswith("-"):
+        raise LocalServiceError(f"{first[0]}: is no argument of the transformer; name a bundle with --model")
     with locked_run_directory(options.run):
         return asyncio.run(_serve(options))
 

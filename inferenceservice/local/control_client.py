@@ -41,7 +41,9 @@ class LocalTarget:
         try:
             self._control = ControlFile.read(file)
         except (OSError, ValueError) as error:
-            raise NotRunningError(f"{file}: no local service runs here; start one with `make run`") from error
+            raise NotRunningError(
+                f"nothing runs here ({file} is missing); start it with `make run`, or with `placement up`"
+            ) from error
 
     @contextlib.asynccontextmanager
     async def exclusive(self, change: str) -> AsyncIterator[None]:

@@ -44,7 +44,7 @@ async def test_the_local_service_is_rolled_out_through_its_control_endpoint(pair
         await only_the_token_opens(json.loads(file.read_text()))
         assert await rollback(target, progress.append) == "v1"
     assert not file.exists()
-    with pytest.raises(NotRunningError, match="no local service runs here"):
+    with pytest.raises(NotRunningError, match="nothing runs here"):
         LocalTarget(file)
 
 
