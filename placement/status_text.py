@@ -69,7 +69,7 @@ def _processes(content: Mapping[str, Any], component: str, *, canary: bool) -> I
         owner = f"{component}: " if canary else ""
         yield [f"{owner}{'ready' if one['ready'] else 'not ready'}, restarts: {one['restarts']}"]
         if (end := one["last_end"]) is not None:
-            yield [f"last ended at {datetime.fromisoformat(end['at']):%H:%M:%S} with {end['why']}"]
+            yield [f"at {datetime.fromisoformat(end['at']):%H:%M:%S} it {end['why']}"]
             yield [f"log {one['log']}"]
 
 

@@ -10,6 +10,7 @@ from inferenceservice.rollout_target import Progress
 #: Seconds before the first restart, and at most; each end in a row doubles them. A kubelet's 10 and 300 are
 #: long for a person who watches.
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 30.0
+_MAX_DOUBLINGS = 10
 #: Seconds of service after which earlier ends are forgotten.
 FORGET_S = 60.0
 #: Ends in a row from which on the report says what to do.
@@ -83,7 +84,7 @@ class Restarter:
                 not_live = 0 if await asyncio.to_thread(one.process.live) else not_live + 1
                 liveness_checked = _now()
                 if not_live == LIVENESS_FAILURES:
-                    return End.now(f"no answer to {not_live} liveness checks in a row")
+                    return End.now(f"gave no answer to {not_live} liveness checks in a row")
         return None
 
     async def _restart(self, one: RunningProcess) -> None:
@@ -102,20 +103,22 @@ class Restarter:
 
     async def _restarted(self, one: RunningProcess) -> bool:
         """Restart a process after the back-off; return False if it did not start."""
-        delay_s = min(FIRST_DELAY_S * 2 ** (one.failures - 1), MAX_DELAY_S)
+        delay_s = min(FIRST_DELAY_S * 2 ** min(one.failures - 1, _MAX_DOUBLINGS), MAX_DELAY_S)
         self._report(self._end_in_words(one, delay_s))
         await asyncio.sleep(delay_s)
         one.restarts += 1
+        ended = one.process
         try:
             await self._supervisor.restart(one)
         except LocalServiceError as error:
-            one.last_end = one.end() or End.now(str(error))
+            end = one.end() if one.process is not ended else None
+            one.last_end = end or End.now("did not start", str(error))
             return False
         return True
 
     def _end_in_words(self, one: RunningProcess, delay_s: float) -> str:
         name, way_out = self._versions.describe(one)
-        text = f"{name} ended with {one.last_end}"
+        text = f"{name} {one.last_end}"
         if one.failures < REPEATED:
             return f"{text}; restart in {delay_s:g} s"
         return f"{text}: {one.failures} times in a row, restart in {delay_s:g} s; {one.advice()}; {way_out}"

@@ -29,23 +29,23 @@ class End:
 
     Attributes
     ----------
-    status
-        The exit status in words.
+    what
+        The rest of a sentence about the process: ``ended with status 1``.
     reason
         Its last words, or an empty string if its log has none.
     """
 
     at: datetime
-    status: str
+    what: str
     reason: str
 
     @classmethod
-    def now(cls, status: str, reason: str = "") -> Self:
+    def now(cls, what: str, reason: str = "") -> Self:
         """Return an end at this moment."""
-        return cls(datetime.now().astimezone(), status, reason)
+        return cls(datetime.now().astimezone(), what, reason)
 
     def __str__(self) -> str:
-        return f"{self.status}: {self.reason}" if self.reason else self.status
+        return f"{self.what}: {self.reason}" if self.reason else self.what
 
 
 @dataclass(slots=True, eq=False)
@@ -107,7 +107,7 @@ class RunningProcess:
         if status is None:
             return None
         reason = reason_of_end(status, self.process.tail(_TAIL_LINES))
-        return End.now(describe_status(status), reason)
+        return End.now(f"ended with {describe_status(status)}", reason)
 
     def advice(self) -> str:
         """Return what to do about the last end."""
@@ -124,4 +124,4 @@ class RunningProcess:
         """Raise LocalServiceError if the process has ended."""
         self.last_end = self.end() or self.last_end
         if self.process.poll() is not None:
-            raise LocalServiceError(f"the {self.component} ended with {self.last_end}; {self.advice()}")
+            raise LocalServiceError(f"the {self.component} {self.last_end}; {self.advice()}")

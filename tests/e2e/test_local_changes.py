@@ -17,23 +17,19 @@ from typing import Any
 import psutil
 import pytest
 
-from inferenceservice.local import supervisor, tracks
+from inferenceservice.local import supervisor
 from inferenceservice.local.running_process import LocalServiceError
 from inferenceservice.local.supervisor import ProcessSupervisor
 from inferenceservice.local.tracks import Track, TrackRouter
 from inferenceservice.local.version_switch import VersionSwitch
 from inferenceservice.rollout_target import Canary
 from tests.support.inference_service import SPEC
-from tests.support.sleeping_process import SleepingProcess
+from tests.support.sleeping_process import SleepingProcess, use_sleeping_processes
 
 
 @pytest.fixture(autouse=True)
 def sleeping_processes(monkeypatch):
-    monkeypatch.setattr(supervisor, "TransformerProcess", SleepingProcess)
-    monkeypatch.setattr(supervisor, "start_predictor", SleepingProcess)
-    monkeypatch.setattr(supervisor, "install_predictor", lambda *_: Path())
-    for module in (supervisor, tracks):
-        monkeypatch.setattr(module, "_POLL_S", 0.01)
+    use_sleeping_processes(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -286,6 +286,23 @@ def test_an_unknown_model_is_not_found(server: PredictorProcess, rows: np.ndarra
 # Start and end
 
 
+def test_mlserver_restarts_its_worker_process(
+    mlserver: PredictorProcess, rows: np.ndarray, expected: np.ndarray
+) -> None:
+    """So the local service, like a kubelet, has to restart only the server."""
+    (worker,) = [
+        child
+        for child in psutil.Process(mlserver.pid).children()
+        if "resource_tracker" not in " ".join(child.cmdline())
+    ]
+    worker.kill()
+    answer = post(mlserver, V2_INFER, v2_plain(mlserver, rows))
+    while answer[0] != 200:
+        answer = post(mlserver, V2_INFER, v2_plain(mlserver, rows))
+    assert_equal(v2_probabilities(answer), expected)
+    assert mlserver.poll() is None
+
+
 def test_sklearnserver_returns_classes_without_predict_proba(
     model_dir: Path, rows: np.ndarray, expected: np.ndarray
 ) -> None:

@@ -3,7 +3,19 @@
 import subprocess
 from pathlib import Path
 
+import pytest
+
+from inferenceservice.local import supervisor, tracks
 from predictor.process import free_ports
+
+
+def use_sleeping_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start sleeping processes instead of model servers and transformers."""
+    monkeypatch.setattr(supervisor, "TransformerProcess", SleepingProcess)
+    monkeypatch.setattr(supervisor, "start_predictor", SleepingProcess)
+    monkeypatch.setattr(supervisor, "install_predictor", lambda *_: Path())
+    for module in (supervisor, tracks):
+        monkeypatch.setattr(module, "_POLL_S", 0.01)
 
 
 class SleepingProcess:
