@@ -12,11 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import aiohttp
-
 from inferenceservice.local.restarts import Restarter
 from inferenceservice.local.rolled_out import RolledOut, RolledOutFile, choose_version
 from inferenceservice.local.running_process import LocalServiceError, RunningProcess
+from inferenceservice.local.service_client import ServiceClient
 from inferenceservice.local.supervisor import ProcessSupervisor
 from inferenceservice.local.tracks import TrackRouter
 from inferenceservice.local.version_switch import VersionSwitch
@@ -73,7 +72,7 @@ class LocalService:
         self._rolled_out = rolled_out
         self._one_change_at_a_time = asyncio.Lock()
         self._exclusive_change: str | None = None
-        self._session: aiohttp.ClientSession | None = None
+        self._client = ServiceClient(self.url, service.name)
 
     async def start(self, last: RolledOut | None = None) -> Bundle:
         """Start everything, and return the bundle once a prediction through the ingress succeeds.
@@ -90,12 +89,11 @@ class LocalService:
         LocalServiceError, IngressError, SpecError
             If it cannot run; the message says why.
         """
-        self._session = aiohttp.ClientSession()
         await self._router.start(*self._ports)
         try:
             await self._versions.start(last.uri if last else self.service.storage_uri, self._progress)
             bundle = self._transformer.bundle
-            await self._check_reference_rows(bundle)
+            await self._client.check_reference_rows(bundle)
         except LocalServiceError as error:
             if last is None:
                 raise
@@ -217,13 +215,7 @@ class LocalService:
         LocalServiceError
             If the prediction fails.
         """
-        content, version = await self._predict(candidates)
-        try:
-            return Scores(tuple(one[f"{name}_probability"] for one in content["predictions"]), version)
-        except KeyError as error:
-            raise LocalServiceError(
-                f"the response is not a prediction of model {name}: it has no {error}"
-            ) from error
+        return await self._client.score(candidates, name)
 
     # Operations of `placement up` and `placement status`.
 
@@ -235,7 +227,7 @@ class LocalService:
         LocalServiceError
             If the prediction fails.
         """
-        content, _ = await self._predict(candidates)
+        content, _ = await self._client.predict(candidates)
         return content
 
     async def metrics(self) -> dict[str, str]:
@@ -243,7 +235,7 @@ class LocalService:
         transformers = {"transformer": self._transformer}
         if self._versions.canary is not None:
             transformers["canary"] = self._versions.canary.transformer
-        return {name: await self._metrics_of(one) for name, one in transformers.items()}
+        return {name: await self._client.metrics_of(one.address) for name, one in transformers.items()}
 
     async def processes(self) -> list[dict[str, Any]]:
         """Return the state of each process that should run: its restarts, and its last end."""
@@ -273,8 +265,7 @@ class LocalService:
             self._watching.cancel()
             await asyncio.wait([self._watching])
         await self._versions.close()
-        if self._session is not None:
-            await self._session.close()
+        await self._client.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -327,37 +318,6 @@ class LocalService:
             self._progress(
                 f"what serves now cannot be recorded: {error}; after a stop, start it with --model "
                 f"{shown(versions.stable.predictor.uri)}"
-            )
-
-    async def _predict(self, candidates: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str]:
-        """Send a V1 request, and return the content of the response and the version that it names."""
-        url = f"{self.url}/v1/models/{self.service.name}:predict"
-        assert self._session is not None  # noqa: S101 (made by start)
-        try:
-            async with self._session.post(url, json={"instances": list(candidates)}) as response:
-                if response.status != 200:
-                    text = await response.text()
-                    raise LocalServiceError(f"a prediction failed with status {response.status}: {text}")
-                return await response.json(), response.headers["x-model-version"]
-        except aiohttp.ClientError as error:
-            raise LocalServiceError(f"a prediction failed: {error}") from error
-
-    async def _metrics_of(self, transformer: RunningProcess) -> str:
-        assert self._session is not None  # noqa: S101 (made by start)
-        try:
-            async with self._session.get(f"http://{transformer.address}/metrics") as response:
-                return await response.text()
-        except aiohttp.ClientError as error:
-            raise LocalServiceError(f"cannot read a transformer's metrics: {error}") from error
-
-    async def _check_reference_rows(self, bundle: Bundle) -> None:
-        """Score the bundle's reference rows through the ingress, and compare the result with the bundle."""
-        reference = bundle.reference
-        scores = await self.score([dict(candidate) for candidate in reference.candidates], bundle.name)
-        if not reference.is_matched_by(scores.probabilities):
-            raise LocalServiceError(
-                f"the served model scores the reference rows differently from the bundle {bundle.version}; "
-                "write a new version with `placement train`"
             )
 
 

@@ -19,6 +19,7 @@ from inferenceservice.local.forwarder import DOWN
 from inferenceservice.local.local_service import LocalService
 from inferenceservice.local.rolled_out import RolledOut, RolledOutFile
 from inferenceservice.local.running_process import Process, RunningProcess
+from inferenceservice.local.service_client import ServiceClient
 from inferenceservice.rollout_target import Canary, State
 from predictor.process import free_ports
 from tests.support.inference_service import SPEC
@@ -38,7 +39,7 @@ def sleeping_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     async def predict_nothing(*_: object) -> None:
         """Sleeping processes have no answers."""
 
-    monkeypatch.setattr(LocalService, "_check_reference_rows", predict_nothing)
+    monkeypatch.setattr(ServiceClient, "check_reference_rows", predict_nothing)
 
 
 @dataclass(frozen=True)
