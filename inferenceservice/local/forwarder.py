@@ -105,9 +105,20 @@ class Forwarder(LoopbackServer):
             task.cancel()
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        address = choose_backend(self.backends).address if self.backends else DOWN
-        if address == DOWN:
+        """Forward a connection to a random backend; one that it refuses goes to the first backend."""
+        if not self.backends:
             return
+        first = self.backends[0].address
+        chosen = choose_backend(self.backends).address
+        if not await self._forward_to(chosen, reader, writer) and chosen != first:
+            await self._forward_to(first, reader, writer)
+
+    async def _forward_to(
+        self, address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
+        """Forward a connection to an address; return False if that cannot be connected to."""
+        if address == DOWN:
+            return False
         # Counted before it is connected: a drain that waits for 0 must not miss a connection in progress.
         self.connections[address] += 1
         task = asyncio.current_task()
@@ -117,6 +128,7 @@ class Forwarder(LoopbackServer):
             upstream = await _connect(address)
             if upstream is not None:
                 await _copy_both_ways(reader, writer, *upstream)
+            return upstream is not None
         finally:
             self.connections[address] -= 1
             del self._forwarding[task]
