@@ -1,10 +1,11 @@
 """Plan of a rollout or rollback: the order of its steps, decided before anything changes."""
 
+import contextlib
 from dataclasses import dataclass
 from enum import Enum
 
 from inferenceservice.rollout_target import Progress, RolloutTarget, State, TargetError
-from transformer.bundle.format import Bundle
+from transformer.bundle.format import Bundle, Version
 
 
 class RolloutError(Exception):
@@ -90,8 +91,8 @@ async def plan_rollback(target: RolloutTarget, progress: Progress) -> Plan:
     return Plan(before, before.previous_uri, bundle, order)
 
 
-def recognises(bundle: Bundle, other: Bundle) -> bool:
-    """Return True if a transformer with a bundle recognises the model of another bundle."""
+def recognises(bundle: Bundle, other: Version) -> bool:
+    """Return True if a transformer with a bundle recognises the model of another version."""
     return any(
         (one.version, one.vectorizer, one.reference) == (other.version, other.vectorizer, other.reference)
         for one in bundle.versions
@@ -121,10 +122,8 @@ async def _plan_canary(target: RolloutTarget, before: State, uri: str, bundle: B
     if before.collocated:
         return Plan(before, uri, bundle, Order.AT_ONCE, stable)
     if not recognises(bundle, stable):
-        raise RolloutError(
-            f"{bundle.version} does not recognise {stable.version}, which keeps the rest of the traffic; "
-            f"train it with `placement train --previous {before.predictor_uri}`"
-        )
+        why = "which keeps the rest of the traffic"
+        raise RolloutError(await _refusal(target, before, uri, bundle, stable, why))
     return Plan(before, uri, bundle, Order.TRANSFORMER_FIRST, stable)
 
 
@@ -141,11 +140,8 @@ async def _plan_full_rollout(
         return Plan(before, uri, bundle, Order.AT_ONCE)
     if order is Order.AT_ONCE:
         if not force:
-            raise RolloutError(
-                f"{bundle.version} does not recognise {stable.version}, which serves now, so requests would "
-                "get 503 during the change; train it with "
-                f"`placement train --previous {before.predictor_uri}`, or use --force"
-            )
+            why = "which serves now, so requests would get 503 during the change"
+            raise RolloutError(await _refusal(target, before, uri, bundle, stable, why, "use --force"))
         progress(_unrelated(bundle, stable))
     return Plan(before, uri, bundle, order, stable)
 
@@ -178,6 +174,42 @@ async def _rollback_order(target: RolloutTarget, uri: str, bundle: Bundle, progr
         return Order.TRANSFORMER_FIRST
     progress(_unrelated(bundle, current))
     return Order.AT_ONCE
+
+
+async def _refusal(
+    target: RolloutTarget, before: State, uri: str, bundle: Bundle, stable: Bundle, why: str, *more: str
+) -> str:
+    """Return the error for a version that does not recognise the one that serves, with every way out.
+
+    Parameters
+    ----------
+    why
+        The rest of the sentence about the version that serves.
+    more
+        Ways out besides those that are found here.
+    """
+    if bundle.name != stable.name:
+        found = f"{bundle.name} {bundle.version} is another model than {stable.name} {stable.version}, {why}"
+        ways_out = [f"give it an InferenceService of its own (on this machine: `placement up --model {uri}`)"]
+    else:
+        found = f"{bundle.version} does not recognise {stable.version}, {why}"
+        ways_out = [f"train it with `placement train --previous {before.predictor_uri}`"]
+        if (common := await _way_to_common_version(target, before, bundle, stable)) is not None:
+            ways_out.append(f"{common}, and then roll this one out")
+    return f"{found}; {', or '.join([*ways_out, *more])}"
+
+
+async def _way_to_common_version(
+    target: RolloutTarget, before: State, bundle: Bundle, stable: Bundle
+) -> str | None:
+    """Return how to get to a version that both bundles recognise, or None if there is none."""
+    common = [one.version for one in bundle.previous if recognises(stable, one)]
+    if before.previous_uri is not None:
+        with contextlib.suppress(TargetError):
+            previous = await target.read_bundle(before.previous_uri)
+            if recognises(bundle, previous) and recognises(stable, previous):
+                return f"return to {previous.version}, which both recognise, with `placement rollback`"
+    return f"roll {common[0]} out first, which both recognise" if common else None
 
 
 def _unrelated(bundle: Bundle, current: Bundle) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from placement import (
     apply_command,
@@ -56,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
         prog="placement",
         description="Train a DictVectorizer + scikit-learn model, serve it on KServe, and send it requests.",
     )
+    parser.add_argument("--version", action="version", version=f"placement {version('placement')}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS.values():
         subparser = subparsers.add_parser(
@@ -70,8 +72,15 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, and return its exit status: 1 after an error, which is printed in one line."""
-    options = parser().parse_args(arguments)
+    reader = parser()
+    options, unknown = reader.parse_known_args(arguments)
     command = COMMANDS[options.command]
+    if unknown:
+        reader.error(
+            "; ".join(
+                filter(None, (f"unrecognized arguments: {' '.join(unknown)}", command.unknown_arguments))
+            )
+        )
     try:
         return command.run(options)
     except KeyboardInterrupt:

@@ -32,6 +32,8 @@ class Command:
         Runs the command, and returns its exit status.
     errors
         Returns the errors of `run` that are printed in one line instead of a traceback.
+    unknown_arguments
+        What to do about arguments that the parser does not know.
     """
 
     name: str
@@ -40,3 +42,4 @@ class Command:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
     errors: Callable[[], tuple[type[Exception], ...]]
+    unknown_arguments: str = ""

@@ -5,6 +5,7 @@ import argparse
 from placement.command import Command
 from placement.target_arguments import (
     add_target_arguments,
+    bundle_uri,
     connect_target,
     print_result,
     run_steps,
@@ -35,7 +36,7 @@ def _run(options: argparse.Namespace) -> int:
 
     version = run_steps(
         lambda progress: rollout(
-            connect_target(options), options.uri, progress, canary=options.canary, force=options.force
+            connect_target(options), bundle_uri(options), progress, canary=options.canary, force=options.force
         ),
     )
     share = f" to {options.canary} % of the traffic" if options.canary else ""

@@ -25,8 +25,10 @@ def _run(options: argparse.Namespace) -> int:
 
 async def _read_status(target: "RolloutTarget") -> dict[str, Any]:
     from inferenceservice.cluster.cluster_target import ClusterTarget
+    from inferenceservice.local.control_client import LocalTarget
 
     content: dict[str, Any] = asdict(await target.state())
+    content["processes"] = await target.processes() if isinstance(target, LocalTarget) else []
     texts, error = await _read_metrics(target)
     try:
         content["connections"] = _connections(texts)

@@ -1,6 +1,7 @@
 """The text of `placement status`: a line or a small table for each topic."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 _Rows = Sequence[Sequence[str]]
@@ -31,8 +32,11 @@ def _topics(content: Mapping[str, Any]) -> Iterator[tuple[str, _Rows]]:
             uri += " (in the predictor's pod)"
         yield component, [[uri]]
         yield "", _pods(components.get(component))
+        yield "", list(_processes(content, component, canary=False))
     if (canary := content["canary"]) is not None:
         yield "canary", [[f"{canary['uri']}, {canary['percent']} % of the traffic"]]
+        for component in ("transformer", "predictor"):
+            yield "", list(_processes(content, component, canary=True))
     if content["previous_uri"] is not None:
         yield "previous", [[content["previous_uri"]]]
     yield "connections", list(_connections(content))
@@ -53,6 +57,20 @@ def _pods(component: Mapping[str, Any] | None) -> _Rows:
         [f"{share['percent']:>3} %", share["revision"], share["uri"] or "unknown bundle"]
         for share in component["traffic"]
     ]
+
+
+def _processes(content: Mapping[str, Any], component: str, *, canary: bool) -> Iterator[Sequence[str]]:
+    """Yield a line for a local process that is not ready or was restarted, and its last words."""
+    for one in content["processes"]:
+        if (one["component"], one["canary"]) != (component, canary):
+            continue
+        if one["ready"] and not one["restarts"]:
+            continue
+        owner = f"{component}: " if canary else ""
+        yield [f"{owner}{'ready' if one['ready'] else 'not ready'}, restarts: {one['restarts']}"]
+        if (end := one["last_end"]) is not None:
+            yield [f"at {datetime.fromisoformat(end['at']):%H:%M:%S} it {end['why']}"]
+            yield [f"log {one['log']}"]
 
 
 def _connections(content: Mapping[str, Any]) -> Iterator[Sequence[str]]:

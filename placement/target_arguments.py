@@ -84,6 +84,16 @@ def connect_target(options: argparse.Namespace) -> "RolloutTarget":
     )
 
 
+def bundle_uri(options: argparse.Namespace) -> str:
+    """Return the URI of a bundle that the options name, as the target's state shows it."""
+    uri: str = options.uri
+    if options.context is not None or options.namespace is not None:
+        return uri
+    from storage.uris import shown
+
+    return shown(uri)
+
+
 def connect_local_target(options: argparse.Namespace) -> "LocalTarget":
     """Return the local service."""
     from inferenceservice.local.control_client import LocalTarget

@@ -40,9 +40,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="URI",
         help="bundle that serves now, so that the new version recognises it in a rollout",
     )
-    parser.add_argument(
-        "--estimator", metavar="NAME", default="auto", help="auto, or the name of an estimator"
+    estimator = parser.add_argument(
+        "--estimator", metavar="NAME", default="auto", help="auto, or one of %(names)s"
     )
+    vars(estimator)["names"] = _EstimatorNames()
     parser.add_argument(
         "--serving-form",
         choices=("auto", "original"),
@@ -57,6 +58,15 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "recall=0.9, or cost=1:5 (of a false positive and of a false negative)",
     )
     parser.add_argument("--json", action="store_true", help="print URI, version and metrics as JSON")
+
+
+class _EstimatorNames:
+    """Names of the estimators, for the help: only printing it imports scikit-learn."""
+
+    def __str__(self) -> str:
+        from training.estimators import ESTIMATORS
+
+        return ", ".join(ESTIMATORS)
 
 
 def _errors() -> tuple[type[Exception], ...]:

@@ -29,7 +29,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="URI",
-        help="bundle to serve instead of the spec's storageUri; without -f, under the name of its model",
+        help="bundle to serve instead of the one that was rolled out last, or of the spec's storageUri; "
+        "without -f, under the name of its model",
     )
     parser.add_argument("--port", type=int, default=8080, help="REST port of the ingress")
     parser.add_argument("--grpc-port", type=int, default=8081, help="gRPC port of the ingress")
@@ -44,14 +45,21 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=RUN_DIRECTORY,
         metavar="DIR",
-        help="directory for logs and for the control file that `placement rollout` reads; one service at a "
-        "time can use it",
+        help="directory for logs, for the control file that `placement rollout` reads, and for the record of "
+        "what was rolled out; one service at a time can use it",
+    )
+    parser.add_argument(
+        "transformer_args",
+        nargs="*",
+        metavar="-- ARGUMENT",
+        help="after --: further arguments of the transformer, such as --enable_docs_url=true; "
+        "`python -m transformer --help` lists them",
     )
 
 
 def _errors() -> tuple[type[Exception], ...]:
     from inferenceservice.local.ingress import IngressError
-    from inferenceservice.local.supervisor import LocalServiceError
+    from inferenceservice.local.running_process import LocalServiceError
     from inferenceservice.spec import SpecError
     from predictor.environment import InstallError
     from predictor.process import PredictorError
@@ -73,7 +81,11 @@ def _errors() -> tuple[type[Exception], ...]:
 
 def _run(options: argparse.Namespace) -> int:
     from inferenceservice.local.run_directory import locked_run_directory
+    from inferenceservice.local.running_process import LocalServiceError
 
+    first = options.transformer_args[:1]
+    if first and not first[0].startswith("-"):
+        raise LocalServiceError(f"{first[0]}: is no argument of the transformer; name a bundle with --model")
     with locked_run_directory(options.run):
         return asyncio.run(_serve(options))
 
@@ -84,6 +96,7 @@ async def _serve(options: argparse.Namespace) -> int:
     from inferenceservice.local.control_file import CONTROL_FILE
     from inferenceservice.local.control_server import ControlServer
     from inferenceservice.local.local_service import run_local_service
+    from inferenceservice.local.rolled_out import ROLLED_OUT_FILE
     from inferenceservice.local.scratch_directory import remove_all
     from training.candidates import SAMPLE, SIGNATURE
 
@@ -110,6 +123,8 @@ async def _serve(options: argparse.Namespace) -> int:
             grpc_port=options.grpc_port,
             logs=options.run / "logs",
             progress=print_step,
+            rolled_out=options.run / ROLLED_OUT_FILE,
+            transformer_args=options.transformer_args,
         ) as (local, bundle):
             # The tutorial's candidate, or for another signature a reference row of the bundle.
             sample = SAMPLE if bundle.signature == SIGNATURE else dict(bundle.reference.candidates[0])
@@ -161,4 +176,5 @@ COMMAND = Command(
     add_arguments=_add_arguments,
     run=_run,
     errors=_errors,
+    unknown_arguments="arguments of the transformer go after --: `placement up -- --enable_docs_url=true`",
 )

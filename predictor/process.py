@@ -2,7 +2,6 @@
 
 import http.client
 import os
-import re
 import socket
 import threading
 import time
@@ -13,12 +12,16 @@ from types import MappingProxyType, TracebackType
 from typing import Self
 
 from predictor.child import ChildProcess, Log
+from predictor.last_words import last_words
 from predictor.runtimes import Runtime
 
 #: Variables that a runtime inherits from our environment, besides PATH. A container would inherit none.
 INHERITED_VARIABLES = ("HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
+#: Path of a health check that says only that a server answers: MLServer's, KServe's and the transformer's.
+LIVE_PATH = "/v2/health/live"
+#: Timeouts of the health checks, in seconds. That of liveness is the spec's.
+READY_TIMEOUT_S, LIVE_TIMEOUT_S = 2, 5
 _POLL_S = 0.1
-_ERROR_LINE = re.compile(r"(\w+\.)*\w*([Ee]rror|Exception)(: |$)|sklearnserver: ")
 _MODEL_SUFFIXES = (".joblib", ".pkl", ".pickle")
 
 
@@ -105,14 +108,12 @@ class PredictorProcess:
 
     def ready(self) -> bool:
         """Return True if the server reports that the model is ready."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=2)
-        try:
-            connection.request("GET", self.runtime.readiness_path.format(model_name=self.model_name))
-            return connection.getresponse().status == http.HTTPStatus.OK
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
+        path = self.runtime.readiness_path.format(model_name=self.model_name)
+        return probe(self.http_port, path, READY_TIMEOUT_S)
+
+    def live(self) -> bool:
+        """Return True if the server answers."""
+        return probe(self.http_port, LIVE_PATH, LIVE_TIMEOUT_S)
 
     def wait_ready(self, timeout: float = 60.0) -> None:
         """Wait until the model is ready.
@@ -144,10 +145,22 @@ class PredictorProcess:
         self.stop()
 
     def _failure(self, event: str) -> PredictorError:
-        lines = self.tail(40)
-        reason = next((line.strip() for line in reversed(lines) if _ERROR_LINE.match(line.strip())), "")
+        lines = self.tail(200)
+        reason = last_words(lines)
         headline = f"{self.runtime.name} {event}" + (f": {reason}" if reason else "")
         return PredictorError("\n".join([headline, *(f"  {line}" for line in lines[-20:])]))
+
+
+def probe(port: int, path: str, timeout_s: float) -> bool:
+    """Return True if a server on this machine answers a health check with 200, as a kubelet checks it."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def _environment(python: Path) -> dict[str, str]:

@@ -6,6 +6,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 HERE = Path(__file__).resolve().parent
+#: A connection is verified with named columns; its other calls are plain arrays, and scikit-learn warns about
+#: each of them. The filter hides only this warning: columns with wrong names are still an error.
+QUIET_ENV: Mapping[str, str] = MappingProxyType(
+    {"PYTHONWARNINGS": "ignore:X does not have valid feature names:UserWarning"}
+)
+
 #: Directory where a cluster mounts the model; in arguments and variables it stands for the model directory.
 MODEL_MOUNT = "/mnt/models"
 
@@ -93,7 +99,7 @@ class Runtime:
     @property
     def spec_env(self) -> Mapping[str, str]:
         """Variables that `predictor.model.env` sets in our specs, whatever the deployment."""
-        return {**self.probability_env, **self.tuned_env}
+        return {**self.probability_env, **self.tuned_env, **QUIET_ENV}
 
     @property
     def lock(self) -> Path:

@@ -272,6 +272,10 @@ def _storage_errors(uri: str) -> Iterator[None]:
     except TimeoutError as error:
         reason = error.strerror or str(error) or "no answer in time"
         raise StorageError(f"{uri}: {reason}; check that the storage answers, then try again") from error
+    except PermissionError as error:
+        raise StorageError(
+            f"{uri}: {error.strerror} for user {os.geteuid()}; change its owner or its permissions"
+        ) from error
     except OSError as error:
         raise StorageError(f"{uri}: {error.strerror or error}") from error
     except ValueError as error:

@@ -1,6 +1,8 @@
 """Charts of the report; each function draws one as inline SVG."""
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,10 @@ from transformer.bundle.signature import Number, RawField
 WIDTH, HEIGHT = 4.9, 3.3
 #: Number of bars in the histogram of probabilities.
 BINS = 20
+#: Maximum distinct values of a number that is drawn as bars, and categories of a field that are drawn.
+MAX_DISCRETE, MAX_CATEGORIES = 8, 12
+#: Maximum characters of a category's name in a chart.
+MAX_NAME = 22
 
 
 def probabilities(evaluation: Evaluation, positive: str, negative: str) -> str:
@@ -34,7 +40,7 @@ def probabilities(evaluation: Evaluation, positive: str, negative: str) -> str:
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):.0f}")
     axes.grid(axis="x", visible=False)
-    axes.legend(loc="upper left", bbox_to_anchor=(0.1, 1))
+    _legend_above(axes)
     confident = np.mean(np.abs(evaluation.probabilities - 0.5) >= 0.4)
     return inline(
         drawn,
@@ -80,7 +86,7 @@ def roc(evaluation: Evaluation) -> str:
     axes.scatter(*at, s=60, color=ACCENT, zorder=3)
     axes.annotate(
         f"at {evaluation.threshold:.0%}: finds {at[1]:.1%},\n{at[0]:.1%} false positives",
-        at, (0.16, 0.72), arrowprops={"arrowstyle": "-", "color": MUTED}, color=INK,
+        at, (0.97, 0.2), ha="right", arrowprops={"arrowstyle": "-", "color": MUTED}, color=INK,
     )  # fmt: skip
     area = evaluation.metrics["roc_auc"]
     axes.text(0.97, 0.08, f"area {area:.3f}", ha="right", fontsize=15, color=ACCENT)
@@ -108,7 +114,7 @@ def threshold(evaluation: Evaluation) -> str:
     axes.axvline(evaluation.threshold, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
     axes.set(xlabel="threshold", xlim=(0, 1))
     _percent(axes)
-    axes.legend(loc="lower left", bbox_to_anchor=(0.08, 0.05))
+    _legend_above(axes)
     return inline(drawn, "threshold", "Precision rises and recall falls with the threshold")
 
 
@@ -165,7 +171,7 @@ def groups(rows: Sequence[Group], overall: float) -> str:
     axes.axvline(overall, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
     axes.hlines(positions, low, high, color=ACCENT, alpha=0.45, linewidth=3)
     axes.scatter(accuracies, positions, color=ACCENT, s=34, zorder=3)
-    axes.set_yticks(positions, [f"{group.field} {group.category}" for group in ranked])
+    axes.set_yticks(positions, [f"{group.field} {_short(group.category)}" for group in ranked])
     axes.set(xlabel="accuracy, with 95% interval", ylim=(-0.6, len(ranked) - 0.4), xlim=(None, 1.004))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
@@ -180,27 +186,82 @@ def groups(rows: Sequence[Group], overall: float) -> str:
 
 def field(raw: RawField, dataset: Dataset) -> str:
     """Draw the distribution of one raw field in each class."""
-    drawn = figure(2.6, 1.55)
-    axes = drawn.add_subplot()
     values = np.array([candidate[raw.name] for candidate in dataset.candidates])
     is_positive = np.array(dataset.labels) == dataset.task.positive_class
-    if isinstance(raw, Number):
-        edges = np.histogram_bin_edges(values, 18)
-        for part, colour in ((is_positive, POSITIVE), (~is_positive, NEGATIVE)):
-            heights, _ = np.histogram(values[part], edges, density=True)
-            axes.stairs(heights, edges, fill=True, color=colour, alpha=0.4)
-            axes.stairs(heights, edges, color=colour, linewidth=1.3)
+    drawn = figure(2.6, 1.55)
+    if isinstance(raw, Number) and not _is_discrete(values):
+        _histogram(drawn.add_subplot(), values, is_positive)
+    elif isinstance(raw, Number):
+        _shares(drawn.add_subplot(), np.unique(values), values, is_positive)
     else:
-        positions = np.arange(len(raw.categories))
-        for part, colour, shift in ((is_positive, POSITIVE, -0.2), (~is_positive, NEGATIVE, 0.2)):
-            shares = [np.mean(values[part] == category) for category in raw.categories]
-            axes.bar(positions + shift, shares, width=0.38, color=colour, alpha=0.75)
-        axes.set_xticks(positions, raw.categories)
-        axes.tick_params(axis="x", length=0)
-    axes.yaxis.set_visible(False)
-    axes.spines["left"].set_visible(False)
+        categories = _most_frequent(raw.categories, values)
+        drawn.set_figheight(max(1.55, 0.2 * len(categories) + 0.3))
+        _category_shares(drawn.add_subplot(), categories, len(raw.categories), values, is_positive)
+    (axes,) = drawn.axes
     axes.grid(visible=False)
     return inline(drawn, f"field-{raw.name}", f"Distribution of {raw.name} in each class")
+
+
+def _is_discrete(values: npt.NDArray[Any]) -> bool:
+    """Return True for a number that has few values, all of them whole, such as 0 and 1."""
+    distinct = np.unique(values)
+    return len(distinct) <= MAX_DISCRETE and bool(np.all(distinct == np.round(distinct)))
+
+
+def _histogram(axes: Axes, values: npt.NDArray[Any], is_positive: npt.NDArray[np.bool_]) -> None:
+    edges = np.histogram_bin_edges(values, 18)
+    for part, colour in ((is_positive, POSITIVE), (~is_positive, NEGATIVE)):
+        heights, _ = np.histogram(values[part], edges, density=True)
+        axes.stairs(heights, edges, fill=True, color=colour, alpha=0.4)
+        axes.stairs(heights, edges, color=colour, linewidth=1.3)
+    axes.yaxis.set_visible(False)
+    axes.spines["left"].set_visible(False)
+
+
+def _shares(
+    axes: Axes,
+    distinct: npt.NDArray[Any],
+    values: npt.NDArray[Any],
+    is_positive: npt.NDArray[np.bool_],
+) -> None:
+    """Draw the share of each value of a discrete number, at equal distances."""
+    positions = np.arange(len(distinct))
+    for part, colour, shift in ((is_positive, POSITIVE, -0.2), (~is_positive, NEGATIVE, 0.2)):
+        shares = [np.mean(values[part] == value) for value in distinct]
+        axes.bar(positions + shift, shares, width=0.38, color=colour, alpha=0.75)
+    axes.set_xticks(positions, [f"{value:g}" for value in distinct])
+    axes.tick_params(axis="x", length=0)
+    axes.yaxis.set_visible(False)
+    axes.spines["left"].set_visible(False)
+
+
+def _category_shares(
+    axes: Axes,
+    categories: Sequence[str],
+    count: int,
+    values: npt.NDArray[Any],
+    is_positive: npt.NDArray[np.bool_],
+) -> None:
+    """Draw the share of each category, one below the other, so that no names overlap."""
+    positions = np.arange(len(categories))
+    for part, colour, shift in ((is_positive, POSITIVE, -0.2), (~is_positive, NEGATIVE, 0.2)):
+        shares = [np.mean(values[part] == category) for category in categories]
+        axes.barh(positions + shift, shares, height=0.38, color=colour, alpha=0.75)
+    axes.set_yticks(positions, [_short(category) for category in categories])
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.set_xticks([])
+    if len(categories) < count:
+        axes.set_xlabel(f"and {count - len(categories)} more")
+    axes.spines["bottom"].set_visible(False)
+
+
+def _most_frequent(categories: Sequence[str], values: npt.NDArray[Any]) -> list[str]:
+    """Return the categories in their order, or of very many only the most frequent."""
+    if len(categories) <= MAX_CATEGORIES:
+        return list(categories)
+    found = Counter(values.tolist())
+    return [category for category, _ in found.most_common(MAX_CATEGORIES)]
 
 
 def wilson_interval(parts: Floats, counts: npt.NDArray[np.intp]) -> tuple[Floats, Floats]:
@@ -212,8 +273,16 @@ def wilson_interval(parts: Floats, counts: npt.NDArray[np.intp]) -> tuple[Floats
 
 
 def _percent(axes: Axes) -> None:
-    axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"
+
+
+def _legend_above(axes: Axes) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
 
 
 def _names_at_left(axes: Axes) -> None:

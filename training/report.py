@@ -69,7 +69,8 @@ def _header(bundle: Bundle, fitted: Fitted) -> str:
 def _tiles(fitted: Fitted) -> str:
     metrics, positive = fitted.evaluation.metrics, fitted.evaluation.positive
     majority = max(positive.mean(), 1 - positive.mean())
-    label = escape(fitted.dataset.task.positive_class)
+    task = fitted.dataset.task
+    predicted = escape(f"{task.label} = {task.positive_class}")
     tiles = [
         ("Accuracy", f"{metrics['accuracy']:.1%}", f"baseline, always the same class: {majority:.1%}"),
         ("ROC AUC", f"{metrics['roc_auc']:.3f}", "random: 0.5, perfect: 1"),
@@ -78,8 +79,8 @@ def _tiles(fitted: Fitted) -> str:
             f"{metrics['brier']:.3f}",
             f"baseline, always the same probability: {majority * (1 - majority):.3f}",
         ),
-        ("Precision", f"{metrics['precision']:.1%}", f"of those predicted {label} are {label}"),
-        ("Recall", f"{metrics['recall']:.1%}", f"of all {label} are predicted {label}"),
+        ("Precision", f"{metrics['precision']:.1%}", f"of all that are predicted {predicted} are right"),
+        ("Recall", f"{metrics['recall']:.1%}", f"of all with {predicted} are predicted so"),
     ]
     cells = (
         f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in tiles
@@ -111,8 +112,8 @@ def _cards(fitted: Fitted) -> Iterator[str]:
     yield from _fields_cards(fitted)
     yield _card(
         "What if the threshold were different?",
-        f"Precision: share of those predicted {positive} that are {positive}. "
-        f"Recall: share of all {positive} that are predicted {positive}.",
+        f"Precision: share of the predictions {task.label} = {positive} that are right. "
+        f"Recall: share of all with {task.label} = {positive} that are predicted so.",
         charts.threshold(evaluation),
     )
     yield _choice(fitted)

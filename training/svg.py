@@ -38,6 +38,8 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 2,
     "svg.fonttype": "none",
     "text.color": INK,
+    # A category such as "$50" is no formula.
+    "text.parse_math": False,
     "xtick.color": LINE,
     "xtick.labelcolor": MUTED,
     "xtick.labelsize": 9,

@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         # A copy, because the parser takes over the actions of its parents and changes them.
         parents=[copy.deepcopy(kserve_parser)],
         conflict_handler="resolve",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_HelpFormatter,
         description="Serve a bundle's encoding in front of a stock sklearn predictor, on KServe.",
         epilog="The environment variable STORAGE_URI names the bundle's directory "
         f"(default: {MOUNT}). In a cluster, KServe's storage initializer downloads the bundle to it.",
@@ -87,9 +87,9 @@ def _add_own_arguments(own: argparse._ArgumentGroup) -> None:
     own.add_argument(
         "--verify",
         choices=["connection", "request"],
-        help="when the predictor's version is verified: once for each connection (default), or in every "
-        "call, for predictors behind a proxy that balances requests (Knative, a mesh) and for grpc-v2, "
-        "where it is the default",
+        help="when the predictor's version is verified: once for each connection, or in every call, for "
+        "predictors behind a proxy that balances requests (Knative, a mesh) and for grpc-v2 (default: "
+        "connection; for grpc-v2 request)",
     )
     add(
         "--unknown_model",
@@ -170,6 +170,13 @@ def _check(options: Mapping[str, Any], fail: Callable[[str], NoReturn]) -> None:
         fail(f"--timeout-keep-alive: must be 0 or more, got {options['timeout_keep_alive']}")
     if options["access_log_format"] and find_spec("asgi_logger") is None:
         fail("--access_log_format: needs the package asgi-logger, which is not installed")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of an argument, except of arguments without one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 class _Refused(argparse.Action):

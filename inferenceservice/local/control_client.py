@@ -4,7 +4,6 @@ import contextlib
 import json
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import aiohttp
 
 from inferenceservice.local.control_file import ControlFile
 from inferenceservice.rollout_target import Canary, Progress, Scores, State, TargetError
+from storage.uris import canonical, shown
 from transformer.bundle.format import Bundle, parse_bundle
 
 _CONNECT_TIMEOUT_S = 5
@@ -23,6 +23,8 @@ class NotRunningError(TargetError):
 
 class LocalTarget:
     """The local service of a directory, reached through its control server; see `RolloutTarget`.
+
+    URIs are shown as people type them (`storage.uris.shown`), and all spellings of one are equal.
 
     Parameters
     ----------
@@ -39,7 +41,9 @@ class LocalTarget:
         try:
             self._control = ControlFile.read(file)
         except (OSError, ValueError) as error:
-            raise NotRunningError(f"{file}: no local service runs here; start one with `make run`") from error
+            raise NotRunningError(
+                f"nothing runs here ({file} is missing); start it with `make run`, or with `placement up`"
+            ) from error
 
     @contextlib.asynccontextmanager
     async def exclusive(self, change: str) -> AsyncIterator[None]:
@@ -62,30 +66,32 @@ class LocalTarget:
         """See `RolloutTarget`."""
         content = await self._call("state")
         canary = content.pop("canary")
-        return State(**content, canary=Canary(**canary) if canary else None)
+        for component in ("transformer_uri", "predictor_uri", "previous_uri"):
+            content[component] = content[component] and shown(content[component])
+        return State(**content, canary=Canary(shown(canary["uri"]), canary["percent"]) if canary else None)
 
     async def read_bundle(self, uri: str) -> Bundle:
         """See `RolloutTarget`."""
-        return parse_bundle(await self._call("read_bundle", uri=uri))
+        return parse_bundle(await self._call("read_bundle", uri=canonical(uri)))
 
     async def set_transformer(self, uri: str, progress: Progress) -> None:
         """See `RolloutTarget`."""
-        await self._call("set_transformer", progress, uri=uri)
+        await self._call("set_transformer", progress, uri=canonical(uri))
 
     async def set_predictor(self, uri: str, progress: Progress) -> None:
         """See `RolloutTarget`."""
-        await self._call("set_predictor", progress, uri=uri)
+        await self._call("set_predictor", progress, uri=canonical(uri))
 
     async def set_both(self, uri: str, progress: Progress) -> None:
         """See `RolloutTarget`."""
-        await self._call("set_both", progress, uri=uri)
+        await self._call("set_both", progress, uri=canonical(uri))
 
     async def require_canary_support(self) -> None:
         """See `RolloutTarget`. Does nothing: the local ingress splits the traffic."""
 
     async def set_canary(self, canary: Canary, progress: Progress) -> None:
         """See `RolloutTarget`."""
-        await self._call("set_canary", progress, **asdict(canary))
+        await self._call("set_canary", progress, uri=canonical(canary.uri), percent=canary.percent)
 
     async def end_canary(self, progress: Progress) -> None:
         """See `RolloutTarget`."""
@@ -108,6 +114,11 @@ class LocalTarget:
         """Read the metrics of the `transformer`, and of a `canary`'s, in Prometheus' text format."""
         texts: dict[str, str] = await self._call("metrics")
         return texts
+
+    async def processes(self) -> list[dict[str, Any]]:
+        """Return the state of each process; see `LocalService.processes`."""
+        processes: list[dict[str, Any]] = await self._call("processes")
+        return processes
 
     async def _call(self, operation: str, progress: Progress | None = None, **arguments: object) -> Any:  # noqa: ANN401 (JSON)
         """Run an operation on the server, pass its progress on, and return its result."""

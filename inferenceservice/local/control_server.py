@@ -192,6 +192,7 @@ def _operations(local: LocalService) -> dict[str, _Operation]:
         "score": lambda given, _: local.score(given["candidates"], given["name"]),
         "apply": apply,
         "metrics": lambda _, __: local.metrics(),
+        "processes": lambda _, __: local.processes(),
     }
 
 

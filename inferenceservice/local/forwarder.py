@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 _CHUNK_BYTES = 2**16
+#: Address of a backend that is down: its share of the requests fails, and goes to no other backend.
+DOWN = ""
 #: Seconds to connect to a backend.
 _CONNECT_TIMEOUT_S = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """Address of a backend, ``host:port``, and its weight among all backends."""
+    """Address of a backend, ``host:port`` or `DOWN`, and its weight among all backends."""
 
     address: str
     weight: float = 1.0
@@ -95,19 +97,41 @@ class Forwarder(LoopbackServer):
         self.backends = backends
         #: Open connections to each address.
         self.connections: Counter[str] = Counter()
+        self._forwarding: dict[asyncio.Task[None], str] = {}
+
+    def disconnect(self, address: str) -> None:
+        """Close the connections to a backend, so that their clients open others."""
+        for task in [task for task, to in self._forwarding.items() if to == address]:
+            task.cancel()
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Forward a connection to a random backend; one that it refuses goes to the first backend."""
         if not self.backends:
             return
-        address = choose_backend(self.backends).address
+        first = self.backends[0].address
+        chosen = choose_backend(self.backends).address
+        if not await self._forward_to(chosen, reader, writer) and chosen != first:
+            await self._forward_to(first, reader, writer)
+
+    async def _forward_to(
+        self, address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
+        """Forward a connection to an address; return False if that cannot be connected to."""
+        if address == DOWN:
+            return False
         # Counted before it is connected: a drain that waits for 0 must not miss a connection in progress.
         self.connections[address] += 1
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 (connections are served in tasks)
+        self._forwarding[task] = address
         try:
             upstream = await _connect(address)
             if upstream is not None:
                 await _copy_both_ways(reader, writer, *upstream)
+            return upstream is not None
         finally:
             self.connections[address] -= 1
+            del self._forwarding[task]
 
 
 async def _connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:

@@ -16,7 +16,7 @@ from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import HTTPServer
 from tornado.tcpclient import TCPClient
 
-from inferenceservice.local.forwarder import Backend, Forwarder, choose_backend
+from inferenceservice.local.forwarder import DOWN, Backend, Forwarder, choose_backend
 from inferenceservice.local.proxied_request import (
     MAX_BODY_BYTES,
     MAX_BUFFER_BYTES,
@@ -128,9 +128,9 @@ class Ingress(httputil.HTTPServerConnectionDelegate):
         backends: Sequence[Backend] = getattr(self, component)
         if component == "transformer" and (named := _VERSION.match(target)):
             backends = self.transformer_by_version.get(named["version"], backends)
-        if not backends:
-            raise NoBackendError(f"the {component} has no backend yet")
-        address = choose_backend(backends).address
+        address = choose_backend(backends).address if backends else DOWN
+        if address == DOWN:
+            raise NoBackendError(f"the {component} has no backend now")
         self._in_flight[address] += 1
         try:
             yield address

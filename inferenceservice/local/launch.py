@@ -1,20 +1,23 @@
 """Launch of an InferenceService's components as local processes, with the arguments that KServe would set."""
 
-import http.client
 import os
 import sys
-from http import HTTPStatus
 from pathlib import Path
 
 from inferenceservice.rollout_target import Progress
 from inferenceservice.spec import InferenceService, SpecError, argument, without
 from predictor import environment
 from predictor.child import ChildProcess
-from predictor.process import INHERITED_VARIABLES, PredictorProcess, free_ports
+from predictor.process import (
+    INHERITED_VARIABLES,
+    LIVE_PATH,
+    LIVE_TIMEOUT_S,
+    READY_TIMEOUT_S,
+    PredictorProcess,
+    free_ports,
+    probe,
+)
 from predictor.runtimes import Runtime, UnknownRuntimeError, get_runtime
-
-#: Timeout of a readiness check of the transformer, in seconds.
-_READY_TIMEOUT_S = 2
 
 
 def runtime_of(service: InferenceService) -> Runtime:
@@ -125,29 +128,26 @@ class TransformerProcess:
         """Return the exit status of an ended process, else None."""
         return self._child.poll()
 
-    def tail(self) -> list[str]:
+    def tail(self, lines: int = 20) -> list[str]:
         """Return the last lines of its output."""
-        return self._child.tail()
+        return self._child.tail(lines)
 
     def ready(self) -> bool:
         """Return True if it reports ready: it has a usable connection to the predictor."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=_READY_TIMEOUT_S)
-        try:
-            connection.request("GET", self._ready_path)
-            return connection.getresponse().status == HTTPStatus.OK
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
+        return probe(self.http_port, self._ready_path, READY_TIMEOUT_S)
+
+    def live(self) -> bool:
+        """Return True if it answers."""
+        return probe(self.http_port, LIVE_PATH, LIVE_TIMEOUT_S)
 
     @property
     def pid(self) -> int:
         """Process id of the transformer."""
         return self._child.pid
 
-    def stop(self) -> int:
-        """Send SIGTERM, and SIGKILL after the grace period. Return the exit status."""
-        return self._child.stop(grace=35)
+    def stop(self, grace: float = 35) -> int:
+        """Send SIGTERM, and SIGKILL after `grace` seconds. Return the exit status."""
+        return self._child.stop(grace)
 
 
 def _model_name(service: InferenceService) -> tuple[str, ...]:

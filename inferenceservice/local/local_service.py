@@ -12,16 +12,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import aiohttp
-
-from inferenceservice.local.supervisor import LocalServiceError, ProcessSupervisor, RunningProcess
+from inferenceservice.local.restarts import Restarter
+from inferenceservice.local.rolled_out import RolledOut, RolledOutFile, choose_version
+from inferenceservice.local.running_process import LocalServiceError, RunningProcess
+from inferenceservice.local.service_client import ServiceClient
+from inferenceservice.local.supervisor import ProcessSupervisor
 from inferenceservice.local.tracks import TrackRouter
 from inferenceservice.local.version_switch import VersionSwitch
 from inferenceservice.rollout_target import Canary, Progress, Scores, State
 from inferenceservice.spec import InferenceService
+from storage.uris import canonical, shown
 from transformer.bundle.format import Bundle
-
-_POLL_S = 0.1
 
 
 class LocalService:
@@ -39,37 +40,70 @@ class LocalService:
     logs
         Directory for the components' logs.
     progress
-        Gets a line for each step of `start`.
+        Gets a line for each step of `start`, and for each restart of a process.
+    rolled_out
+        File that remembers which versions were rolled out.
+    transformer_args
+        Arguments of the transformer in addition to each spec's.
     """
 
     def __init__(
-        self, service: InferenceService, *, port: int, grpc_port: int, logs: Path, progress: Progress
+        self,
+        service: InferenceService,
+        *,
+        port: int,
+        grpc_port: int,
+        logs: Path,
+        progress: Progress,
+        rolled_out: RolledOutFile | None = None,
+        transformer_args: Sequence[str] = (),
     ) -> None:
-        self.service = service
+        self._transformer_args = tuple(transformer_args)
+        self.service = self._adapted(service)
         self.url = f"http://127.0.0.1:{port}"
         self.grpc_address = f"127.0.0.1:{grpc_port}"
         self._ports = (port, grpc_port)
         self._progress = progress
-        self._supervisor = ProcessSupervisor(service, logs)
+        self._supervisor = ProcessSupervisor(self.service, logs)
         self._router = TrackRouter(service.name, service.namespace)
-        self._versions = VersionSwitch(self._supervisor, self._router)
+        self._versions = VersionSwitch(self._supervisor, self._router, self._remember)
+        self._restarter = Restarter(self._supervisor, self._versions, progress)
+        self._watching: asyncio.Task[None] | None = None
+        self._rolled_out = rolled_out
         self._one_change_at_a_time = asyncio.Lock()
         self._exclusive_change: str | None = None
-        self._session: aiohttp.ClientSession | None = None
+        self._client = ServiceClient(self.url, service.name)
 
-    async def start(self) -> Bundle:
+    async def start(self, last: RolledOut | None = None) -> Bundle:
         """Start everything, and return the bundle once a prediction through the ingress succeeds.
+
+        From then on, processes that end are restarted.
+
+        Parameters
+        ----------
+        last
+            A rollout to serve again, instead of the spec's bundle.
 
         Raises
         ------
         LocalServiceError, IngressError, SpecError
             If it cannot run; the message says why.
         """
-        self._session = aiohttp.ClientSession()
         await self._router.start(*self._ports)
-        await self._versions.start(self.service.storage_uri, self._progress)
-        bundle = self._transformer.bundle
-        await self._check_reference_rows(bundle)
+        try:
+            await self._versions.start(last.uri if last else self.service.storage_uri, self._progress)
+            bundle = self._transformer.bundle
+            await self._client.check_reference_rows(bundle)
+        except LocalServiceError as error:
+            if last is None:
+                raise
+            raise LocalServiceError(
+                f"{error}; {shown(last.uri)} was rolled out on {last.at:%d %B at %H:%M}: to start another "
+                "version, name it with --model URI"
+            ) from error
+        if last is not None:
+            await self._restore(last)
+        self._watching = asyncio.create_task(self._restarter.run())
         return bundle
 
     # The steps of a rollout; see `RolloutTarget`.
@@ -162,8 +196,11 @@ class LocalService:
             raise LocalServiceError(
                 f"the spec is that of {service.name}, but the service that runs here is {self.service.name}"
             )
+        service = self._adapted(service)
         async with self._one_change_at_a_time:
             self.service = self._supervisor.service = service
+            if self._rolled_out is not None:
+                self._rolled_out.spec_uri = service.storage_uri
             await self._versions.end_canary()
             if service.collocated:
                 await self._versions.change_both(service.storage_uri, progress)
@@ -178,13 +215,7 @@ class LocalService:
         LocalServiceError
             If the prediction fails.
         """
-        content, version = await self._predict(candidates)
-        try:
-            return Scores(tuple(one[f"{name}_probability"] for one in content["predictions"]), version)
-        except KeyError as error:
-            raise LocalServiceError(
-                f"the response is not a prediction of model {name}: it has no {error}"
-            ) from error
+        return await self._client.score(candidates, name)
 
     # Operations of `placement up` and `placement status`.
 
@@ -196,7 +227,7 @@ class LocalService:
         LocalServiceError
             If the prediction fails.
         """
-        content, _ = await self._predict(candidates)
+        content, _ = await self._client.predict(candidates)
         return content
 
     async def metrics(self) -> dict[str, str]:
@@ -204,19 +235,37 @@ class LocalService:
         transformers = {"transformer": self._transformer}
         if self._versions.canary is not None:
             transformers["canary"] = self._versions.canary.transformer
-        return {name: await self._metrics_of(one) for name, one in transformers.items()}
+        return {name: await self._client.metrics_of(one.address) for name, one in transformers.items()}
+
+    async def processes(self) -> list[dict[str, Any]]:
+        """Return the state of each process that should run: its restarts, and its last end."""
+        return [
+            {
+                "component": one.component,
+                "canary": canary,
+                "version": one.bundle.version,
+                "ready": one.running and one.ready,
+                "restarts": one.restarts,
+                "last_end": one.last_end and {"at": one.last_end.at.isoformat(), "why": str(one.last_end)},
+                "log": str(one.log),
+            }
+            for track, canary in ((self._versions.stable, False), (self._versions.canary, True))
+            if track is not None
+            for one in track.processes
+        ]
 
     async def watch(self) -> None:
-        """Wait until a component ends unexpectedly, and raise LocalServiceError then."""
-        while True:
-            await asyncio.sleep(_POLL_S)
-            self._supervisor.require_all_running()
+        """Wait until the restarts end, which only an unexpected error does."""
+        assert self._watching is not None  # noqa: S101 (made by start)
+        await asyncio.shield(self._watching)
 
     async def close(self) -> None:
         """Stop all processes, then the ingress."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
         await self._versions.close()
-        if self._session is not None:
-            await self._session.close()
+        await self._client.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -234,35 +283,41 @@ class LocalService:
     def _predictor(self) -> RunningProcess:
         return self._versions.stable.predictor
 
-    async def _predict(self, candidates: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str]:
-        """Send a V1 request, and return the content of the response and the version that it names."""
-        url = f"{self.url}/v1/models/{self.service.name}:predict"
-        assert self._session is not None  # noqa: S101 (made by start)
-        try:
-            async with self._session.post(url, json={"instances": list(candidates)}) as response:
-                if response.status != 200:
-                    text = await response.text()
-                    raise LocalServiceError(f"a prediction failed with status {response.status}: {text}")
-                return await response.json(), response.headers["x-model-version"]
-        except aiohttp.ClientError as error:
-            raise LocalServiceError(f"a prediction failed: {error}") from error
+    def _adapted(self, service: InferenceService) -> InferenceService:
+        """Return a spec with this service's own arguments, and with the canonical form of its URI."""
+        return dataclasses.replace(
+            service,
+            storage_uri=canonical(service.storage_uri),
+            transformer_args=(*service.transformer_args, *self._transformer_args),
+        )
 
-    async def _metrics_of(self, transformer: RunningProcess) -> str:
-        assert self._session is not None  # noqa: S101 (made by start)
+    async def _restore(self, last: RolledOut) -> None:
+        """Restore the history and the canary of a rollout."""
+        self._versions.history = list(last.history)
+        if last.canary is None:
+            return
         try:
-            async with self._session.get(f"http://{transformer.address}/metrics") as response:
-                return await response.text()
-        except aiohttp.ClientError as error:
-            raise LocalServiceError(f"cannot read a transformer's metrics: {error}") from error
+            await self._versions.change_canary(last.canary, self._progress)
+            if not self.service.collocated:
+                await self._versions.change_transformer(last.canary.uri, self._progress)
+        except LocalServiceError as error:
+            self._progress(
+                f"the canary of {shown(last.canary.uri)} does not start: {error}; all requests go to "
+                f"{shown(last.uri)}"
+            )
 
-    async def _check_reference_rows(self, bundle: Bundle) -> None:
-        """Score the bundle's reference rows through the ingress, and compare the result with the bundle."""
-        reference = bundle.reference
-        scores = await self.score([dict(candidate) for candidate in reference.candidates], bundle.name)
-        if not reference.is_matched_by(scores.probabilities):
-            raise LocalServiceError(
-                f"the served model scores the reference rows differently from the bundle {bundle.version}; "
-                "write a new version with `placement train`"
+    def _remember(self) -> None:
+        """Record which versions serve, once the service has started."""
+        if self._rolled_out is None or self._watching is None:
+            return
+        versions = self._versions
+        canary = Canary(versions.canary.predictor.uri, versions.canary.percent) if versions.canary else None
+        try:
+            self._rolled_out.record(versions.stable.predictor.uri, versions.history, canary)
+        except OSError as error:
+            self._progress(
+                f"what serves now cannot be recorded: {error}; after a stop, start it with --model "
+                f"{shown(versions.stable.predictor.uri)}"
             )
 
 
@@ -275,9 +330,33 @@ async def run_local_service(
     grpc_port: int,
     logs: Path,
     progress: Progress,
+    rolled_out: Path | None = None,
+    transformer_args: Sequence[str] = (),
 ) -> AsyncIterator[tuple[LocalService, Bundle]]:
-    """Run an InferenceService; `model` is the URI of a bundle to serve instead of the spec's."""
+    """Run an InferenceService.
+
+    Parameters
+    ----------
+    model
+        Bundle to serve instead of the spec's, and instead of the one that was rolled out last.
+    rolled_out
+        File that remembers what was rolled out.
+    transformer_args
+        Arguments of the transformer in addition to the spec's.
+    """
+    file = last = None
+    if rolled_out is not None:
+        file = RolledOutFile(rolled_out, f"{service.namespace}/{service.name}", service.storage_uri)
+        last = choose_version(model, file, progress)
     if model is not None:
         service = dataclasses.replace(service, storage_uri=model)
-    async with LocalService(service, port=port, grpc_port=grpc_port, logs=logs, progress=progress) as local:
-        yield local, await local.start()
+    async with LocalService(
+        service,
+        port=port,
+        grpc_port=grpc_port,
+        logs=logs,
+        progress=progress,
+        rolled_out=file,
+        transformer_args=transformer_args,
+    ) as local:
+        yield local, await local.start(last)

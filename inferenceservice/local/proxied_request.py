@@ -28,7 +28,7 @@ class UnknownHostError(Exception):
 
 
 class NoBackendError(Exception):
-    """A component that has no backend yet."""
+    """A component that has no backend now."""
 
 
 class ProxiedRequest(httputil.HTTPMessageDelegate):

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from inferenceservice.local.supervisor import LocalServiceError
+from inferenceservice.local.running_process import LocalServiceError
 
 
 @contextlib.contextmanager

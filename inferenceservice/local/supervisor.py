@@ -10,19 +10,21 @@ import re
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from inferenceservice.cancellable_thread import run_cancellable
 from inferenceservice.local.launch import TransformerProcess, install_predictor, start_predictor
+from inferenceservice.local.running_process import LocalServiceError, Process, RunningProcess
 from inferenceservice.local.scratch_directory import ScratchDirectory
-from inferenceservice.rollout_target import Progress, TargetError
+from inferenceservice.rollout_target import Progress
 from inferenceservice.spec import InferenceService
+from predictor.child import ChildStartError
 from predictor.environment import InstallError
-from predictor.process import PredictorError, PredictorProcess
+from predictor.process import PredictorError
 from predictor.runtimes import LaunchError
 from storage import bundles
+from storage.uris import shown
 from transformer.bundle.deadline import Deadline
 from transformer.bundle.format import Bundle, BundleError
 
@@ -30,50 +32,14 @@ from transformer.bundle.format import Bundle, BundleError
 READY_TIMEOUT_S = 120
 #: Seconds for installing a stock server; minutes on a slow network.
 INSTALL_TIMEOUT_S = 3600
+#: Seconds for a process that does not answer to end by itself before its restart.
+RESTART_GRACE_S = 2
 #: Logs that are kept of processes which ended or did not become ready.
 MAX_FAILED_LOGS = 10
 _POLL_S = 0.1
 _LOG_NAME = re.compile(r"(transformer|predictor)-.+-\d+\.log")
 
-_Process = TransformerProcess | PredictorProcess
 _Result = TypeVar("_Result")
-
-
-class LocalServiceError(TargetError):
-    """The local service does not run, or a change of it failed; the message says which component and why."""
-
-
-@dataclass(slots=True, eq=False)
-class RunningProcess:
-    """A component's process, and the private copy of the bundle that it serves."""
-
-    uri: str
-    bundle: Bundle
-    process: _Process
-    component: str
-    directory: Path
-    log: Path
-    #: Exit status; set when `stop` is called.
-    exit_status: asyncio.Future[int] | None = None
-
-    @property
-    def address(self) -> str:
-        """``host:port`` for REST."""
-        return f"127.0.0.1:{self.process.http_port}"
-
-    @property
-    def grpc_address(self) -> str:
-        """``host:port`` for gRPC."""
-        return f"127.0.0.1:{self.process.grpc_port}"
-
-    def require_running(self) -> None:
-        """Raise LocalServiceError if the process has ended."""
-        status = self.process.poll()
-        if status is not None:
-            last = "\n  ".join(self.process.tail())
-            raise LocalServiceError(
-                f"the {self.component} ended with status {status}; the last lines of {self.log}:\n  {last}"
-            )
 
 
 class ProcessSupervisor:
@@ -94,16 +60,15 @@ class ProcessSupervisor:
         self._failed_logs: deque[Path] = deque()
         self._start_count = 0
         self._closed = False
-        #: Processes that must be stopped, and those of them that have become ready.
+        #: Processes that must be stopped.
         self._processes: list[RunningProcess] = []
-        self._ready: list[RunningProcess] = []
         self._thread_work: set[asyncio.Future[Any]] = set()
         for log in logs.glob("*.log"):
             if _LOG_NAME.fullmatch(log.name):
                 log.unlink(missing_ok=True)
 
     async def start_transformer(
-        self, uri: str, predictor_ports: tuple[int, int], progress: Progress
+        self, uri: str, predictor_ports: tuple[int, int], progress: Progress, *, ready: bool = True
     ) -> RunningProcess:
         """Start a transformer, and return it when it is ready: connected to a predictor that it recognises.
 
@@ -113,6 +78,8 @@ class ProcessSupervisor:
             The transformer's bundle.
         predictor_ports
             Ports of the predictor on this machine, for REST and for gRPC.
+        ready
+            False returns it as soon as it is live.
 
         Raises
         ------
@@ -123,11 +90,15 @@ class ProcessSupervisor:
             bundle, log = await self._fetch_for("transformer", uri, directory)
             progress(f"transformer: starting with {bundle.name} {bundle.version}")
 
-            def launch() -> RunningProcess:
-                process = TransformerProcess(self.service, directory, predictor_ports, log)
-                return RunningProcess(uri, bundle, process, "transformer", directory, log)
+            service = self.service
 
-            return await self._start(launch)
+            def launch() -> Process:
+                return TransformerProcess(service, directory, predictor_ports, log)
+
+            return await self._start(
+                lambda: RunningProcess(uri, bundle, launch(), "transformer", directory, log, launch),
+                ready=ready,
+            )
 
     async def start_predictor(self, uri: str, progress: Progress) -> RunningProcess:
         """Start a stock server, and return it when it serves the bundle's model.
@@ -145,11 +116,14 @@ class ProcessSupervisor:
                     lambda _: install_predictor(self.service, progress), INSTALL_TIMEOUT_S
                 )
 
-                def launch() -> RunningProcess:
-                    process = start_predictor(self.service, python, directory, log)
-                    return RunningProcess(uri, bundle, process, "predictor", directory, log)
+                service = self.service
 
-                return await self._start(launch)
+                def launch() -> Process:
+                    return start_predictor(service, python, directory, log)
+
+                return await self._start(
+                    lambda: RunningProcess(uri, bundle, launch(), "predictor", directory, log, launch)
+                )
             except TimeoutError as error:
                 text = (
                     f"{self.service.runtime} is not installed after {INSTALL_TIMEOUT_S} s; check the network"
@@ -166,11 +140,11 @@ class ProcessSupervisor:
         LocalServiceError
             If it cannot be read.
         """
-        return await _read_storage(lambda deadline: bundles.check(uri, deadline))
+        return await _read_storage(lambda deadline: bundles.check(shown(uri), deadline))
 
     async def stop(self, old: RunningProcess) -> None:
         """Stop a process that was replaced, and remove its files."""
-        failed = old not in self._ready or old.process.poll() is not None
+        failed = not old.ready or old.process.poll() is not None
         await self._stop(old)
         if failed:
             self._keep_failed_log(old.log)
@@ -179,8 +153,10 @@ class ProcessSupervisor:
 
     async def _stop(self, old: RunningProcess) -> None:
         """Send a process SIGTERM, and SIGKILL after its grace period."""
-        if old in self._ready:
-            self._ready.remove(old)
+        if old.restarting is not None:
+            old.restarting.cancel()
+            await asyncio.wait([old.restarting])
+        old.ready = False
         if old.exit_status is None:
             old.exit_status = self._run_in_thread(old.process.stop)
         await asyncio.shield(old.exit_status)
@@ -188,10 +164,36 @@ class ProcessSupervisor:
             self._processes.remove(old)
         shutil.rmtree(old.directory, ignore_errors=True)
 
-    def require_all_running(self) -> None:
-        """Raise LocalServiceError if a process has ended after it became ready."""
-        for one in self._ready:
-            one.require_running()
+    async def restart(self, one: RunningProcess) -> None:
+        """Start a process again that has ended or does not answer, with the same copy of its bundle.
+
+        It returns when a predictor is ready, and when a transformer is live: its readiness depends on the
+        predictor, which may have ended, too.
+
+        Raises
+        ------
+        LocalServiceError
+            If the new process ends, or does not get so far in time.
+        """
+        await asyncio.shield(self._run_in_thread(lambda: one.process.stop(RESTART_GRACE_S)))
+        if self._closed:
+            raise LocalServiceError("the local service is being stopped")
+
+        def launch() -> None:
+            one.process = one.launch()
+
+        starting = self._run_in_thread(launch)
+        try:
+            await asyncio.shield(starting)
+        except (ChildStartError, LaunchError, OSError, PredictorError) as error:
+            raise LocalServiceError(str(error)) from error
+        finally:
+            await asyncio.wait([starting])
+            starting.exception()
+        if one.component == "predictor":
+            await self._wait_until(one.process.ready, one)
+        else:
+            await self._wait_until(one.process.live, one)
 
     async def close(self) -> None:
         """Stop all processes; the transformers first, because they need the predictors to finish requests.
@@ -225,7 +227,7 @@ class ProcessSupervisor:
         The bundle, and the path of the new process's log.
         """
         number = directory.name.partition("-")[0]
-        bundle = await _read_storage(lambda deadline: bundles.fetch(uri, directory, deadline))
+        bundle = await _read_storage(lambda deadline: bundles.fetch(shown(uri), directory, deadline))
         log = self._logs / f"{component}-{bundle.version}-{number}.log"
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
@@ -235,8 +237,8 @@ class ProcessSupervisor:
             raise LocalServiceError(text) from error
         return bundle, log
 
-    async def _start(self, launch: Callable[[], RunningProcess]) -> RunningProcess:
-        """Launch a process, and return it when it is ready; stop it if it does not become ready in time."""
+    async def _start(self, launch: Callable[[], RunningProcess], *, ready: bool = True) -> RunningProcess:
+        """Launch a process, and return it when it is ready (or live); stop it if it is not in time."""
         if self._closed:
             raise LocalServiceError("the local service is being stopped")
 
@@ -247,24 +249,25 @@ class ProcessSupervisor:
         starting = self._run_in_thread(launch_and_record)
         try:
             new = await asyncio.shield(starting)
-            await self._wait_until_ready(new)
+            await self._wait_until(new.process.ready if ready else new.process.live, new)
         except BaseException:
             await asyncio.wait([starting])
             if starting.exception() is None:
                 await self.stop(starting.result())
             raise
-        self._ready.append(new)
+        new.ready = ready
         return new
 
-    async def _wait_until_ready(self, new: RunningProcess) -> None:
+    async def _wait_until(self, check: Callable[[], bool], new: RunningProcess) -> None:
+        """Wait until a health check of a new process succeeds."""
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
-                while not await asyncio.to_thread(new.process.ready):
+                while not await asyncio.to_thread(check):
                     new.require_running()
                     await asyncio.sleep(_POLL_S)
         except TimeoutError as error:
             raise LocalServiceError(
-                f"the {new.component} is not ready after {READY_TIMEOUT_S} s; see {new.log}"
+                f"the {new.component} is not ready after {READY_TIMEOUT_S} s; the log is {new.log}"
             ) from error
 
     def _keep_failed_log(self, log: Path) -> None:

@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from inferenceservice.local.forwarder import Backend, Forwarder
+from inferenceservice.local.forwarder import DOWN, Backend, Forwarder
 from inferenceservice.local.ingress import Ingress
-from inferenceservice.local.supervisor import LocalServiceError, RunningProcess
+from inferenceservice.local.running_process import LocalServiceError, RunningProcess
 
 #: Seconds for which a replaced process may finish its requests.
 DRAIN_TIMEOUT_S = 30
@@ -65,9 +65,19 @@ class Track:
     def replace_predictor(self, new: RunningProcess) -> list[RunningProcess]:
         """Set the predictor that new connections go to, and return the process that it replaces, if any."""
         old, self._predictor = self._predictor, new
-        self._http.backends = [Backend(new.address)]
-        self._grpc.backends = [Backend(new.grpc_address)]
+        self.connect()
         return [] if old is None else [old]
+
+    def connect(self) -> None:
+        """Send new connections to the predictor, or to none while it is not ready."""
+        ready = [one for one in self.processes if one.component == "predictor" and one.ready]
+        self._http.backends = [Backend(one.address) for one in ready]
+        self._grpc.backends = [Backend(one.grpc_address) for one in ready]
+
+    @property
+    def ready(self) -> bool:
+        """True if both components run and are ready."""
+        return len(self.processes) == 2 and all(one.running and one.ready for one in self.processes)
 
     def connection_count(self, predictor: RunningProcess) -> int:
         """Return the number of connections to a predictor."""
@@ -108,25 +118,36 @@ class TrackRouter:
         await track.close()
 
     def split(self, stable: Track, canary: Track | None) -> None:
-        """Send new requests and connections to the stable track, and the canary's share to the canary."""
-        shares = [(stable, 100 - canary.percent), (canary, canary.percent)] if canary else [(stable, 100)]
+        """Send new requests and connections to the stable track, and the canary's share to the canary.
+
+        While the canary is not ready, its share goes to the stable track, and so do the clients of its gRPC
+        connections. The share of a stable track that is not ready goes nowhere: nobody has decided that all
+        requests go to the canary.
+        """
+        for track in self._tracks:
+            track.connect()
+        shares = [(stable, 100)]
+        if canary is not None and canary.ready:
+            shares = [(stable, 100 - canary.percent), (canary, canary.percent)]
+        elif canary is not None:
+            self._ingress.transformer_grpc.disconnect(canary.transformer.grpc_address)
         transformers = [
             (one, share)
             for track, share in shares
             for one in track.processes
             if one.component == "transformer"
         ]
-        self._ingress.transformer = [Backend(one.address, share) for one, share in transformers]
-        self._ingress.transformer_by_version = {
-            track.predictor.bundle.version: [Backend(track.transformer.address)]
-            for track, _ in shares
-            if len(track.processes) == 2
-        }
+        self._ingress.transformer = [_backend(one, one.address, share) for one, share in transformers]
         self._ingress.transformer_grpc.backends = [
-            Backend(one.grpc_address, share) for one, share in transformers
+            _backend(one, one.grpc_address, share) for one, share in transformers
         ]
+        self._ingress.transformer_by_version = {
+            track.predictor.bundle.version: [_backend(track.transformer, track.transformer.address)]
+            for track in (stable, canary)
+            if track is not None and len(track.processes) == 2
+        }
         self._ingress.predictor = [
-            Backend(one.address) for one in stable.processes if one.component == "predictor"
+            Backend(one.address) for one in stable.processes if one.component == "predictor" and one.ready
         ]
 
     async def drain(self, old: RunningProcess) -> None:
@@ -143,6 +164,10 @@ class TrackRouter:
     def _connection_count(self, old: RunningProcess) -> int:
         clients = self._ingress.transformer_grpc.connections[old.grpc_address]
         return clients + sum(track.connection_count(old) for track in self._tracks)
+
+
+def _backend(one: RunningProcess, address: str, share: float = 1.0) -> Backend:
+    return Backend(address if one.running else DOWN, share)
 
 
 def _require(one: RunningProcess | None) -> RunningProcess:

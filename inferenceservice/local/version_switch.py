@@ -8,9 +8,11 @@ it started are stopped, and processes that it replaced are drained and stopped.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from inferenceservice.local.supervisor import ProcessSupervisor, RunningProcess
+from inferenceservice.local.running_process import RunningProcess
+from inferenceservice.local.supervisor import ProcessSupervisor
 from inferenceservice.local.tracks import Track, TrackRouter
 from inferenceservice.rollout_target import Canary, Progress
+from storage.uris import shown
 
 
 class VersionSwitch:
@@ -22,6 +24,8 @@ class VersionSwitch:
         Starts and stops the processes.
     router
         Splits the traffic between the tracks.
+    on_switch
+        Called when other versions serve.
 
     Attributes
     ----------
@@ -31,12 +35,17 @@ class VersionSwitch:
         Bundles that the predictor served before, newest last. A rollback removes the last one.
     """
 
-    def __init__(self, supervisor: ProcessSupervisor, router: TrackRouter) -> None:
+    def __init__(
+        self, supervisor: ProcessSupervisor, router: TrackRouter, on_switch: Callable[[], None] = lambda: None
+    ) -> None:
         self.stable = Track()
         self.canary: Track | None = None
         self.history: list[str] = []
         self._supervisor = supervisor
         self._router = router
+        self._on_switch = on_switch
+        #: Tracks that are being started.
+        self._starting: list[Track] = []
         self._draining: set[asyncio.Task[None]] = set()
 
     async def start(self, uri: str, progress: Progress) -> None:
@@ -46,9 +55,12 @@ class VersionSwitch:
 
     async def change_transformer(self, uri: str, progress: Progress) -> None:
         """Replace the transformer by one with another bundle."""
-        new = await self._supervisor.start_transformer(uri, self.stable.predictor_ports, progress)
+        # Without a predictor that runs, no transformer gets ready. Replacing one must still be possible.
+        ready = all(one.ready for one in self.stable.processes if one.component == "transformer")
+        ports = self.stable.predictor_ports
+        new = await self._supervisor.start_transformer(uri, ports, progress, ready=ready)
         old = self.stable.replace_transformer(new)
-        self._route()
+        self._switch()
         await self._drain_and_stop(old)
 
     async def change_predictor(self, uri: str, progress: Progress) -> None:
@@ -61,9 +73,9 @@ class VersionSwitch:
             old = [] if canary is None else canary.processes
         replaced = self.stable.replace_predictor(new)
         self.canary = None
-        self._route()
         for one in replaced:
             self._record(one, new)
+        self._switch()
         await self._drain_and_stop(old + replaced, [] if canary is None else [canary])
 
     async def change_both(self, uri: str, progress: Progress) -> None:
@@ -79,7 +91,7 @@ class VersionSwitch:
         old = [track for track in (self.stable, canary) if track is not None and track is not new]
         self._record(self.stable.predictor, new.predictor)
         self.stable, self.canary = new, None
-        self._route()
+        self._switch()
         await self._drain_and_stop([one for track in old for one in track.processes], old)
 
     async def change_each(
@@ -119,14 +131,14 @@ class VersionSwitch:
             new = await self._start_track(canary.uri, progress)
         new.percent = canary.percent
         self.canary = new
-        self._route()
+        self._switch()
         if old is not None and old is not new:
             await self._drain_and_stop(old.processes, [old])
 
     async def end_canary(self) -> None:
         """Send all traffic to the stable track, and stop the canary."""
         canary, self.canary = self.canary, None
-        self._route()
+        self._switch()
         if canary is not None:
             await self._drain_and_stop(canary.processes, [canary])
 
@@ -146,19 +158,41 @@ class VersionSwitch:
     async def _start_track(self, uri: str, progress: Progress) -> Track:
         """Start a predictor, and a transformer that calls this predictor only."""
         track = Track()
+        self._starting.append(track)
         try:
             await self._router.add(track)
             track.replace_predictor(await self._supervisor.start_predictor(uri, progress))
             ports = track.predictor_ports
             track.replace_transformer(await self._supervisor.start_transformer(uri, ports, progress))
         except BaseException:
+            self._starting.remove(track)
             await self._drain_and_stop(track.processes, [track])
             raise
+        self._starting.remove(track)
         return track
 
-    def _route(self) -> None:
-        """Send new requests and connections to the current tracks."""
+    def processes(self) -> list[RunningProcess]:
+        """Return the processes that should run: not those that were replaced."""
+        tracks = [self.stable, *([self.canary] if self.canary else []), *self._starting]
+        return [one for track in tracks for one in track.processes]
+
+    def describe(self, one: RunningProcess) -> tuple[str, str]:
+        """Return the name of a process, and what to do if it keeps ending."""
+        name = f"{one.component} of {one.bundle.version}"
+        if self.canary is not None and one in self.canary.processes:
+            return f"the canary's {name}", "`placement rollback` ends the canary"
+        if self.history:
+            return f"the {name}", f"`placement rollback` returns to {shown(self.history[-1])}"
+        return f"the {name}", "`placement rollout URI` serves another version"
+
+    def route(self) -> None:
+        """Send new requests and connections to the current tracks, as far as they are ready."""
         self._router.split(self.stable, self.canary)
+
+    def _switch(self) -> None:
+        """Send new requests and connections to other tracks or processes."""
+        self.route()
+        self._on_switch()
 
     def _record(self, old: RunningProcess, new: RunningProcess) -> None:
         """Record a change of the predictor; a change to the last bundle in the history is a rollback."""

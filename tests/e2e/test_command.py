@@ -2,12 +2,15 @@
 
 import csv
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from placement.cli import main
+from placement.status_text import status_lines
 from tests.support.placement_command import error_of, run_placement, run_placement_process
+from training.estimators import ESTIMATORS
 from training.generator import generate
 from transformer.bundle.format import load_bundle
 
@@ -60,6 +63,78 @@ def test_a_wrong_command_line_exits_with_status_2(arguments, capsys):
         main(arguments)
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("usage: placement")
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"placement {version('placement')}\n"
+
+
+def test_the_help_of_train_lists_the_estimators(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"auto, or one of {', '.join(ESTIMATORS)} (default: auto)" in text
+
+
+def test_an_argument_of_the_transformer_is_explained(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["up", "--enable_docs_url=true"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "placement: error: unrecognized arguments: --enable_docs_url=true; arguments of the transformer go "
+        "after --: `placement up -- --enable_docs_url=true`"
+    )
+
+
+def test_a_bundle_without_its_option_is_explained(tmp_path):
+    done = run_placement("up", "models/placement/v2", "--run", tmp_path)
+    assert error_of(done, "up") == (
+        "models/placement/v2: is no argument of the transformer; name a bundle with --model"
+    )
+
+
+# status
+
+
+def test_the_status_shows_restarts_and_last_words():
+    process = {
+        "version": "v1",
+        "canary": False,
+        "ready": True,
+        "restarts": 0,
+        "last_end": None,
+        "log": "a.log",
+    }
+    end = {"at": "2026-01-02T03:04:05+00:00", "why": "ended with status 1: KeyError: 110"}
+    ended = {"ready": False, "restarts": 4, "last_end": end, "log": "b.log"}
+    content = {
+        "transformer_uri": "models/placement/v1",
+        "predictor_uri": "models/placement/v1",
+        "previous_uri": None,
+        "collocated": False,
+        "canary": {"uri": "models/placement/v2", "percent": 10},
+        "connections": [],
+        "connections_unknown": None,
+        "conditions": [],
+        "processes": [
+            {**process, "component": "transformer"},
+            {**process, "component": "predictor", **ended},
+            {**process, "component": "transformer", "canary": True},
+            {**process, "component": "predictor", "canary": True, "restarts": 1},
+        ],
+    }
+    assert list(status_lines(content)) == [
+        "transformer  models/placement/v1",
+        "predictor    models/placement/v1",
+        "             not ready, restarts: 4",
+        "             at 03:04:05 it ended with status 1: KeyError: 110",
+        "             log b.log",
+        "canary       models/placement/v2, 10 % of the traffic",
+        "             predictor: ready, restarts: 1",
+    ]
 
 
 # train

@@ -8,7 +8,6 @@ import contextlib
 import functools
 import itertools
 import shutil
-import subprocess
 import types
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from dataclasses import dataclass
@@ -18,52 +17,19 @@ from typing import Any
 import psutil
 import pytest
 
-from inferenceservice.local import supervisor, tracks
-from inferenceservice.local.supervisor import LocalServiceError, ProcessSupervisor
+from inferenceservice.local import supervisor
+from inferenceservice.local.running_process import LocalServiceError
+from inferenceservice.local.supervisor import ProcessSupervisor
 from inferenceservice.local.tracks import Track, TrackRouter
 from inferenceservice.local.version_switch import VersionSwitch
 from inferenceservice.rollout_target import Canary
-from predictor.process import free_ports
 from tests.support.inference_service import SPEC
-
-
-class SleepingProcess:
-    """A process that is ready at its second readiness check."""
-
-    def __init__(self, *arguments: object) -> None:
-        log = arguments[-1]
-        assert isinstance(log, Path)
-        log.touch()
-        self.http_port, self.grpc_port = free_ports(2)
-        self._child = subprocess.Popen(["sleep", "1000"])
-        self._asked = False
-
-    @property
-    def pid(self) -> int:
-        return self._child.pid
-
-    def poll(self) -> int | None:
-        return self._child.poll()
-
-    def tail(self) -> list[str]:
-        return []
-
-    def ready(self) -> bool:
-        asked, self._asked = self._asked, True
-        return asked
-
-    def stop(self) -> int:
-        self._child.terminate()
-        return self._child.wait()
+from tests.support.sleeping_process import SleepingProcess, use_sleeping_processes
 
 
 @pytest.fixture(autouse=True)
 def sleeping_processes(monkeypatch):
-    monkeypatch.setattr(supervisor, "TransformerProcess", SleepingProcess)
-    monkeypatch.setattr(supervisor, "start_predictor", SleepingProcess)
-    monkeypatch.setattr(supervisor, "install_predictor", lambda *_: Path())
-    for module in (supervisor, tracks):
-        monkeypatch.setattr(module, "_POLL_S", 0.01)
+    use_sleeping_processes(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

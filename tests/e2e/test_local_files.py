@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from inferenceservice.cancellable_thread import run_cancellable
+from inferenceservice.local.running_process import LocalServiceError
 from inferenceservice.local.scratch_directory import ScratchDirectory
-from inferenceservice.local.supervisor import LocalServiceError, ProcessSupervisor
+from inferenceservice.local.supervisor import ProcessSupervisor
 from tests.support.hostile_s3 import hostile_s3, silent
 from tests.support.inference_service import SPEC
 from tests.support.paths import ROOT

@@ -20,7 +20,7 @@ from inferenceservice.local.control_client import LocalTarget
 from inferenceservice.local.control_file import CONTROL_FILE
 from inferenceservice.local.control_server import ControlServer
 from inferenceservice.local.local_service import LocalService
-from inferenceservice.local.supervisor import LocalServiceError
+from inferenceservice.local.running_process import LocalServiceError
 from inferenceservice.rollout import rollout
 from inferenceservice.rollout_target import Canary, State, TargetError
 from inferenceservice.spec import InferenceService

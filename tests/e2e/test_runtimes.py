@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import subprocess
@@ -22,8 +23,9 @@ from sklearn.ensemble import RandomForestClassifier
 
 from predictor.environment import ensure
 from predictor.process import PredictorError, PredictorProcess
-from predictor.runtimes import RUNTIMES, get_runtime
+from predictor.runtimes import QUIET_ENV, RUNTIMES, get_runtime
 from tests.support.endpoints import V1_PREDICT, V2_INFER
+from tests.support.waiting import wait_until_sync
 
 NAMES = ["degree_t=Comm&Mgmt", "gender=F", "gender=M", "ssc_p"]
 WRONG_NAMES = {
@@ -67,7 +69,11 @@ def model_dir(forest: ClassifierMixin, tmp_path_factory: pytest.TempPathFactory)
 def start(name: str, model_dir: Path) -> PredictorProcess:
     runtime = get_runtime(name)
     return PredictorProcess(
-        runtime, model_dir, python=ensure(runtime), model_name="placement", env=runtime.probability_env
+        runtime,
+        model_dir,
+        python=ensure(runtime),
+        model_name="placement",
+        env={**runtime.probability_env, **QUIET_ENV},
     )
 
 
@@ -219,6 +225,15 @@ def test_v1_scores_plain_rows(
     assert_equal(np.array(body["predictions"]), expected)
 
 
+def test_plain_arrays_leave_no_warning_in_the_log(server: PredictorProcess, rows: np.ndarray) -> None:
+    """The refusals below show that columns with wrong names are still an error."""
+    for _ in range(5):
+        v2_probabilities(post(server, V2_INFER, v2_plain(server, rows)))
+    log = "\n".join(server.tail(60))
+    assert log, "the start of the server"
+    assert "valid feature names" not in log
+
+
 # Refusals, on which the transformer's verification relies
 
 
@@ -271,6 +286,28 @@ def test_an_unknown_model_is_not_found(server: PredictorProcess, rows: np.ndarra
 
 
 # Start and end
+
+
+def test_mlserver_restarts_its_worker_process(
+    mlserver: PredictorProcess, rows: np.ndarray, expected: np.ndarray
+) -> None:
+    """So the local service, like a kubelet, has to restart only the server."""
+    (worker,) = [
+        child
+        for child in psutil.Process(mlserver.pid).children()
+        if "resource_tracker" not in " ".join(child.cmdline())
+    ]
+    worker.kill()
+
+    def answers() -> bool:
+        # Without a worker, MLServer answers 500 with a traceback.
+        with contextlib.suppress(json.JSONDecodeError):
+            return post(mlserver, V2_INFER, v2_plain(mlserver, rows))[0] == 200
+        return False
+
+    wait_until_sync(answers)
+    assert_equal(v2_probabilities(post(mlserver, V2_INFER, v2_plain(mlserver, rows))), expected)
+    assert mlserver.poll() is None
 
 
 def test_sklearnserver_returns_classes_without_predict_proba(

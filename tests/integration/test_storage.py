@@ -1,10 +1,12 @@
 """Storage: a version is complete or absent, and never changes."""
 
+import errno
 import os
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -206,6 +208,25 @@ def test_a_pvc_uri_is_a_directory_of_the_working_directory(tmp_path, make, monke
 def test_the_error_for_an_unreadable_uri_names_it(uri, message):
     with pytest.raises(StorageError, match=message):
         read_bundle(uri)
+
+
+@pytest.mark.parametrize("file", [MODEL_FILE, BUNDLE_FILE])
+def test_a_file_that_this_user_cannot_read_is_named_with_a_remedy(file, tmp_path, make, monkeypatch):
+    uri = publish(make("v1"), MODEL, tmp_path / "models")
+    original = os.open
+
+    def refusing(path: str, *arguments: Any, **options: Any) -> int:
+        if Path(path).name == file:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return original(path, *arguments, **options)
+
+    # The superuser, who may run the tests, can read every file.
+    monkeypatch.setattr("transformer.bundle.regular_file.os.open", refusing)
+    with pytest.raises(StorageError) as raised:
+        fetch(uri, tmp_path / "mnt")
+    assert str(raised.value) == (
+        f"{uri}/{file}: Permission denied for user {os.geteuid()}; change its owner or its permissions"
+    )
 
 
 def test_the_error_for_unwritable_storage_names_it(tmp_path, make, s3):

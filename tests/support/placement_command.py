@@ -67,16 +67,18 @@ def error_of(done: CommandResult, command: str) -> str:
 
 
 class PlacementUp:
-    """`placement up` as a process, and its output."""
+    """`placement up` as a process, and its output. Without a model it serves that of its spec."""
 
-    def __init__(self, model: Path, directory: Path, *arguments: object, cwd: Path | None = None) -> None:
+    def __init__(
+        self, model: Path | None, directory: Path, *arguments: object, cwd: Path | None = None
+    ) -> None:
         self.port, self.grpc_port = free_ports(2)
         self.directory = directory
         directory.mkdir(exist_ok=True)
         self._stderr: IO[bytes] = (directory / "stderr").open("wb")
         self.process = subprocess.Popen(
             [
-                *map(str, (PLACEMENT, "up", "--model", model, "--run", directory)),
+                *map(str, (PLACEMENT, "up", *(("--model", model) if model else ()), "--run", directory)),
                 *map(str, ("--port", self.port, "--grpc-port", self.grpc_port, *arguments)),
             ],
             stdout=subprocess.PIPE,

@@ -268,7 +268,7 @@ def test_rest_is_the_first_port_and_grpc_the_second_except_on_knative(name: str)
 def test_sklearnserver_is_asked_for_probabilities() -> None:
     predictor = service("sklearnserver")["spec"]["predictor"]
     assert predictor["model"]["protocolVersion"] == "v1"
-    assert environment(predictor["model"]) == {"PREDICT_PROBA": "true"}
+    assert environment(predictor["model"])["PREDICT_PROBA"] == "true"
 
 
 def test_a_collocated_transformer_shares_its_predictors_bundle() -> None:

@@ -6,7 +6,7 @@ import re
 import pytest
 from kserve.model_server import parser as kserve_parser
 
-from transformer.options import REFUSED, parse
+from transformer.options import REFUSED, parse, parser
 from transformer.settings import Settings
 from transformer.upstream.client import PredictorAddress, RestClient, host_and_port
 
@@ -112,3 +112,9 @@ def test_settings_cannot_be_changed():
     settings = parse(["--predictor_host=a"])
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.workers = 2  # type: ignore[misc]
+
+
+def test_the_help_names_no_default_where_there_is_none():
+    text = " ".join(parser().format_help().split())
+    assert "default: None" not in text
+    assert "(default: connection; for grpc-v2 request)" in text

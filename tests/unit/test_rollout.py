@@ -1,6 +1,8 @@
 """A rollout takes its steps in the safe order, checks the result, and undoes them if one fails."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from inferenceservice.rollout import RolloutError, rollback, rollout
 from inferenceservice.rollout_target import Canary, Scores, State, TargetError
 from tests.support.in_memory_target import InMemoryTarget, ignore_progress, unrelated_version
+from transformer.bundle.format import BUNDLE_FILE
 
 
 async def test_the_transformer_changes_first_in_a_rollout_and_last_in_a_rollback(pair):
@@ -48,6 +51,48 @@ async def test_a_bundle_without_the_current_version_is_refused_with_a_remedy(pai
     assert str(raised.value).startswith("v9 does not recognise v2, which serves now")
     assert "--force" in str(raised.value)
     assert target.steps == []
+
+
+def sibling(version: Path, directory: Path, **content: object) -> Path:
+    """Copy a version under the name v3; it recognises the same earlier versions."""
+    directory.mkdir()
+    bundle = json.loads((version / BUNDLE_FILE).read_text())
+    (directory / BUNDLE_FILE).write_text(json.dumps({**bundle, "version": "v3", **content}))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("previous", "way"),
+    [
+        (True, "return to v1, which both recognise, with `placement rollback`, and then roll this one out"),
+        (False, "roll v1 out first, which both recognise, and then roll this one out"),
+    ],
+    ids=["v1 served before", "v1 never served"],
+)
+async def test_two_versions_that_recognise_a_third_one_can_be_rolled_out_by_way_of_it(
+    previous, way, pair, tmp_path
+):
+    target = InMemoryTarget(pair.new)
+    if previous:
+        target.now = replace(target.now, previous_uri=str(pair.old))
+    with pytest.raises(RolloutError) as raised:
+        await rollout(target, str(sibling(pair.new, tmp_path / "v3")), ignore_progress)
+    assert str(raised.value) == (
+        "v3 does not recognise v2, which serves now, so requests would get 503 during the change; train it "
+        f"with `placement train --previous {pair.new}`, or {way}, or use --force"
+    )
+
+
+async def test_a_version_of_another_model_is_named_as_such(pair, tmp_path):
+    target = InMemoryTarget(pair.old)
+    churn = sibling(pair.old, tmp_path / "churn", name="churn", previous=[])
+    with pytest.raises(RolloutError) as raised:
+        await rollout(target, str(churn), ignore_progress)
+    assert str(raised.value) == (
+        "churn v3 is another model than placement v1, which serves now, so requests would get 503 during the "
+        f"change; give it an InferenceService of its own (on this machine: `placement up --model {churn}`), "
+        "or use --force"
+    )
 
 
 async def test_unrelated_versions_change_both_components_at_once_and_only_with_force(pair, tmp_path):

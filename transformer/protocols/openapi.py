@@ -98,6 +98,7 @@ def _input_tensors(
 
     def tensor(name: str, datatypes: list[str], values: Part) -> Part:
         return {
+            "title": f"{name} tensor",
             "type": "object",
             "properties": {
                 "name": {"const": name},

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from http import HTTPStatus
 from socket import socket
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -77,13 +78,7 @@ class RestServer(RESTServer):  # type: ignore[misc]
     def create_application(self) -> None:
         """Build the ASGI application and configure uvicorn for it."""
         settings, handler = self._settings, self.dataplane.handler
-        app = FastAPI(
-            title="Transformer",
-            docs_url="/docs" if settings.enable_docs_url else None,
-            redoc_url=None,
-            # A redirect would repeat the Host that the client names, over plain http.
-            redirect_slashes=False,
-        )
+        app = _application(handler.name, docs=settings.enable_docs_url)
         if settings.log_config_file is None:
             # KServe gives this logger a handler, and uvicorn logs each request if there is any.
             logging.getLogger("uvicorn.access").handlers = []
@@ -160,6 +155,21 @@ def limit_threads(threads: int | None) -> None:
     """Limit the threads of the running event loop; None keeps Python's default."""
     if threads is not None:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads))
+
+
+def _application(title: str, *, docs: bool) -> FastAPI:
+    """Return an application without routes, or with those of ``/docs`` and its assets."""
+    options: dict[str, Any] = {
+        "title": title,
+        "redoc_url": None,
+        # A redirect would repeat the Host that the client names, over plain http.
+        "redirect_slashes": False,
+    }
+    if not docs:
+        return FastAPI(docs_url=None, **options)
+    from fastapi_offline import FastAPIOffline
+
+    return FastAPIOffline(docs_url="/docs", **options)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
