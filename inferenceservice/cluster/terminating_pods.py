@@ -51,7 +51,7 @@ class TerminatingPods:
                 return
             if len(pods) != last:
                 last = len(pods)
-                progress(f"{component}: waiting for {last} old one{'s' if last > 1 else ''} to end")
+                progress(f"{component}: waiting for {last} old pod{'s' if last > 1 else ''} to end")
             await asyncio.sleep(self._poll_s)
         if changed:
             await self._wait_blindly(isvc, component, progress)
@@ -71,5 +71,5 @@ class TerminatingPods:
     async def _wait_blindly(self, isvc: InferenceServiceObject, component: str, progress: Progress) -> None:
         deployment = await asyncio.to_thread(self._namespace.deployment, isvc.workload(component))
         seconds = grace_period_of(deployment or {})
-        progress(f"{component}: without the right to list pods, waiting {seconds} s for old ones to end")
+        progress(f"{component}: without the right to list pods, waiting {seconds} s for the old ones to end")
         await asyncio.sleep(seconds)

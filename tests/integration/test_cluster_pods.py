@@ -21,9 +21,9 @@ async def test_the_predictor_changes_when_all_old_transformers_have_ended(start:
     cluster.listed = [terminating(pod("t-1", uri=V1)), terminating(pod("t-2", uri=V1)), pod("t-3", uri=V2)]
     lines: list[str] = []
     running = asyncio.create_task(rollout(target(), V2, lines.append))
-    await wait_until(lambda: "transformer: waiting for 2 old ones to end" in lines)
+    await wait_until(lambda: "transformer: waiting for 2 old pods to end" in lines)
     del cluster.listed[0]
-    await wait_until(lambda: "transformer: waiting for 1 old one to end" in lines)
+    await wait_until(lambda: "transformer: waiting for 1 old pod to end" in lines)
     assert [path for _, path, _ in paths(cluster)] == ["transformer/value"]
     # A pod stays for a moment after its containers have ended.
     cluster.listed[0]["status"]["phase"] = "Succeeded"
@@ -38,7 +38,7 @@ async def test_a_rollback_waits_for_old_predictors(start: Start, target: Any) ->
     cluster.listed = [terminating(pod("p-1", component="predictor", uri=V2))]
     lines: list[str] = []
     running = asyncio.create_task(rollback(target(), lines.append))
-    await wait_until(lambda: "predictor: waiting for 1 old one to end" in lines)
+    await wait_until(lambda: "predictor: waiting for 1 old pod to end" in lines)
     assert [path for _, path, _ in paths(cluster)] == ["predictor/storageUri"]
     cluster.listed = []
     assert await running == "v1"
@@ -61,7 +61,7 @@ async def test_without_the_right_to_list_pods_the_grace_period_is_waited(start: 
     cluster.errors["/api/v1/namespaces/scoring/pods"] = (403, "Forbidden", "no")
     lines: list[str] = []
     assert await rollout(target(), V2, lines.append) == "v2"
-    said = "without the right to list pods, waiting 0 s for old ones to end"
+    said = "without the right to list pods, waiting 0 s for the old ones to end"
     assert [line for line in lines if "without the right" in line] == [f"transformer: {said}"]
 
 
@@ -70,7 +70,7 @@ async def test_a_pause_of_the_api_server_does_not_end_the_wait(start: Start, tar
     cluster.listed = [terminating(pod("t-1", uri=V1))]
     lines: list[str] = []
     running = asyncio.create_task(rollout(target(), V2, lines.append))
-    await wait_until(lambda: "transformer: waiting for 1 old one to end" in lines)
+    await wait_until(lambda: "transformer: waiting for 1 old pod to end" in lines)
     cluster.down = 20
     await wait_until(lambda: not cluster.down)
     cluster.listed = []
