@@ -83,7 +83,7 @@ class ClusterTarget:
         self._poll_s = poll_s
         self._spec = OwnedSpec(self.namespace, name, poll_s)
         self._terminating_pods = TerminatingPods(self.namespace, poll_s)
-        #: Components that have got another bundle.
+        #: Components that have got another bundle, and whose old pods were not waited for yet.
         self._changed: set[str] = set()
 
     @contextlib.asynccontextmanager
@@ -216,6 +216,7 @@ class ClusterTarget:
             if component not in changing and isvc.mode is Mode.STANDARD and not isvc.collocated:
                 changed = component in self._changed
                 await self._terminating_pods.wait(isvc, component, progress, changed=changed)
+                self._changed.discard(component)
 
     async def _wait_until_done(self, rollout: ComponentRollout, before: Object, progress: Progress) -> None:
         status = RolloutStatus("")
