@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from inferenceservice.cluster.workloads import SOURCE_URI, Object
 
-#: Starts of a container that fail before it counts as broken. Kubernetes waits longer before each.
+#: Starts of a container that fail before it counts as broken: about 50 s, with Kubernetes' pauses.
 MAX_FAILED_STARTS = 3
 #: Seconds for which another problem must last. The registry of an image may be out of reach for a moment.
 STUCK_S = 60.0
