@@ -6,6 +6,7 @@ the thread that starts it, even if the caller is cancelled meanwhile, and `close
 
 import asyncio
 import contextlib
+import dataclasses
 import re
 import shutil
 from collections import deque
@@ -90,7 +91,9 @@ class ProcessSupervisor:
             bundle, log = await self._fetch_for("transformer", uri, directory)
             progress(f"transformer: starting with {bundle.name} {bundle.version}")
 
-            service = self.service
+            # It is drained before it is stopped.
+            arguments = (*self.service.transformer_args, "--shutdown_delay_seconds=0")
+            service = dataclasses.replace(self.service, transformer_args=arguments)
 
             def launch() -> Process:
                 return TransformerProcess(service, directory, predictor_ports, log)

@@ -12,6 +12,7 @@ from tests.soak.rollouts import SITUATIONS, control_experiment
 SILENT_KILLER = "category_renamed"
 #: Situations that only `make soak` has. Other tests cover them, or only the protocol of the hop differs.
 ONLY_LONG = {
+    "apply_behind_services",
     "apply_out_predictor_late",
     "apply_out_transformer_late",
     "new_only_candidates_in_a_rollout",

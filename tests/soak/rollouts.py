@@ -14,6 +14,7 @@ from pathlib import Path
 
 import aiohttp
 
+from inferenceservice.local.launch import TransformerProcess
 from inferenceservice.rollout import rollback, rollout
 from predictor.process import PredictorProcess, free_ports
 from tests.support.answer_checker import TOLERANCE
@@ -31,9 +32,12 @@ from tests.support.endpoints import V1_PREDICT
 from tests.support.inference_service import with_arguments
 from tests.support.load import TRY_AGAIN, Tally, under_load
 from tests.support.load_balancers import (
+    PRE_STOP_S,
     backend,
     balanced_by_connection,
     balanced_by_request,
+    grpc_backends,
+    rest_backends,
     wait_until_drained,
 )
 from tests.support.prometheus_samples import read_samples, sum_of
@@ -262,6 +266,42 @@ async def rolling_update(pair: VersionPair, run: Path, some: int) -> Outcome:
     return outcome
 
 
+async def apply_behind_services(pair: VersionPair, run: Path, some: int) -> Outcome:
+    """Both pods are replaced at once, as `kubectl apply` does, while clients keep their connections."""
+    may_answer = {label: [reference] for label, reference in pair.references.items()}
+    if pair.same_encoding:
+        # The old transformer knows the encoding of the new model.
+        may_answer[UNVERIFIED] = may_answer["v2"]
+    async with contextlib.AsyncExitStack() as pods:
+
+        async def transformer(bundle: Path, name: str, *arguments: str) -> TransformerProcess:
+            starting = running_transformer(
+                bundle, predictor_port, run / f"{name}-transformer.log", *arguments
+            )
+            return await pods.enter_async_context(starting)
+
+        old = await pods.enter_async_context(running_predictor(pair.old, run / "old.log"))
+        predictors, predictor_port = await pods.enter_async_context(balanced_by_connection(backend(old)))
+        leaving = await transformer(pair.old, "old", f"--shutdown_delay_seconds={PRE_STOP_S}")
+        rest, rest_port = await pods.enter_async_context(balanced_by_connection(*rest_backends(leaving)))
+        rpc, rpc_port = await pods.enter_async_context(balanced_by_connection(*grpc_backends(leaving)))
+        urls = f"http://127.0.0.1:{rest_port}", f"127.0.0.1:{rpc_port}"
+        async with under_load(pair, *urls, may_answer=may_answer) as tally:
+            await some_more(tally, some)
+            successor = await transformer(pair.new, "new")
+            rest.backends, rpc.backends = rest_backends(successor), grpc_backends(successor)
+            os.kill(leaving.pid, signal.SIGTERM)
+            new = await pods.enter_async_context(running_predictor(pair.new, run / "new.log"))
+            predictors.backends = [backend(new)]
+            await asyncio.sleep(PRE_STOP_S)
+            await asyncio.to_thread(old.stop)
+            await answers_of(tally, "v2", some)
+    outcome = Outcome(tally)
+    outcome.expect_no_failure()
+    outcome.expect_answers("v1", "v2", at_least=some)
+    return outcome
+
+
 async def killed_and_replaced(pair: VersionPair, run: Path, some: int) -> Outcome:
     """A predictor is killed during requests, and another version starts on the same port."""
     (port,) = free_ports(1)
@@ -368,6 +408,7 @@ SITUATIONS: tuple[Situation, ...] = (
     canary_by_connection,
     canary_by_request,
     rolling_update,
+    apply_behind_services,
     killed_and_replaced,
     unknown_models,
 )

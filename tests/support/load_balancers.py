@@ -8,6 +8,7 @@ import aiohttp
 from aiohttp import web
 
 from inferenceservice.local.forwarder import Backend, Forwarder
+from inferenceservice.local.launch import TransformerProcess
 from predictor.process import PredictorProcess
 from tests.support.waiting import wait_until
 
@@ -18,6 +19,16 @@ PRE_STOP_S = 10
 def backend(process: PredictorProcess, share: float = 1.0) -> Backend:
     """Return a predictor's REST address and its share of the connections."""
     return Backend(f"127.0.0.1:{process.http_port}", share)
+
+
+def rest_backends(process: TransformerProcess) -> list[Backend]:
+    """Return a transformer's REST address as the only backend."""
+    return [Backend(f"127.0.0.1:{process.http_port}")]
+
+
+def grpc_backends(process: TransformerProcess) -> list[Backend]:
+    """Return a transformer's gRPC address as the only backend."""
+    return [Backend(f"127.0.0.1:{process.grpc_port}")]
 
 
 @contextlib.asynccontextmanager
