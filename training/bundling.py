@@ -5,7 +5,6 @@ import platform
 from collections import Counter
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Any
 
 import joblib
 import numpy as np
@@ -17,6 +16,7 @@ from training.encoding import SEPARATOR
 from training.estimators import Classifier
 from training.evaluation import THRESHOLD
 from training.fitting import Fitted
+from transformer.bundle.distribution import SCORE_BOUNDS, Distribution, NumberBins
 from transformer.bundle.format import Bundle, Model, TrainingData, Vectorizer, Version
 from transformer.bundle.signature import Number
 
@@ -53,6 +53,7 @@ def make_bundle(
         positive_class=task.positive_class,
         threshold=THRESHOLD,
         reference=fitted.reference,
+        distribution=_distribution(fitted),
         name=name,
         created=datetime.now(UTC).replace(microsecond=0),
         model=Model(
@@ -66,7 +67,6 @@ def make_bundle(
             source=dataset.source,
             rows=len(dataset.labels),
             sha256=dataset.sha256,
-            histograms=_histograms(dataset),
         ),
         previous=previous,
     )
@@ -86,9 +86,11 @@ def _libraries() -> dict[str, str]:
     }
 
 
-def _histograms(dataset: Dataset) -> dict[str, dict[str, Any]]:
-    """Histogram of each field; a number's bins are deciles between the signature's minimum and maximum."""
-    histograms: dict[str, dict[str, Any]] = {}
+def _distribution(fitted: Fitted) -> Distribution:
+    """Count the candidates by bin; a number's bins are deciles between the signature's minimum and maximum."""
+    dataset = fitted.dataset
+    numbers: dict[str, NumberBins] = {}
+    categories: dict[str, dict[str, int]] = {}
     for field in dataset.task.signature.fields:
         values = [candidate[field.name] for candidate in dataset.candidates]
         if isinstance(field, Number):
@@ -96,8 +98,14 @@ def _histograms(dataset: Dataset) -> dict[str, dict[str, Any]]:
             inner = [edge for edge in np.unique(deciles).tolist() if field.minimum < edge < field.maximum]
             edges = [field.minimum, *inner, field.maximum]
             counts, _ = np.histogram(values, edges)
-            histograms[field.name] = {"edges": edges, "counts": counts.tolist()}
+            numbers[field.name] = NumberBins(edges=tuple(edges), counts=tuple(counts.tolist()))
         else:
             found = Counter(values)
-            histograms[field.name] = {category: found[category] for category in field.categories}
-    return histograms
+            categories[field.name] = {category: found[category] for category in field.categories}
+    bins = np.searchsorted(SCORE_BOUNDS, fitted.evaluation.probabilities)
+    return Distribution(
+        rows=len(dataset.labels),
+        numbers=numbers,
+        categories=categories,
+        scores=tuple(np.bincount(bins, minlength=len(SCORE_BOUNDS)).tolist()),
+    )

@@ -100,16 +100,18 @@ def test_the_bundle_names_the_libraries_and_the_estimator(first):
     assert 0 < first.metrics["accuracy"] <= 1
 
 
-def test_histograms_count_every_candidate(first):
+def test_the_distribution_counts_every_candidate(first):
+    distribution = first.distribution
+    assert distribution is not None
     for field in SIGNATURE.fields:
-        histogram = first.training_data.histograms[field.name]
         if isinstance(field, Number):
-            assert sum(histogram["counts"]) == 200
-            assert (histogram["edges"][0], histogram["edges"][-1]) == (field.minimum, field.maximum)
-            assert len(histogram["edges"]) == len(histogram["counts"]) + 1
+            bins = distribution.numbers[field.name]
+            assert sum(bins.counts) == 200
+            assert (bins.edges[0], bins.edges[-1]) == (field.minimum, field.maximum)
         else:
-            assert list(histogram) == list(field.categories)
-            assert sum(histogram.values()) == 200
+            assert list(distribution.categories[field.name]) == list(field.categories)
+            assert sum(distribution.categories[field.name].values()) == 200
+    assert distribution.rows == sum(distribution.scores) == 200
 
 
 def test_the_same_data_give_the_same_bundle_except_for_its_time(tmp_path, first, storage):

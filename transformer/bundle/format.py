@@ -15,13 +15,15 @@ import numpy.typing as npt
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
 from transformer.bundle.candidates import Rows
+from transformer.bundle.distribution import Distribution
 from transformer.bundle.regular_file import read_file
 from transformer.bundle.signature import STRICT, Signature, check_unique
 from transformer.bundle.validation import validate
 from transformer.errors import InvalidCandidates, shortened
 
-#: Format number that this code writes; it reads 1, too, which had no `serving_form`.
-FORMAT: Literal[2] = 2
+#: Format number that this code writes. It also reads 1, which had no `serving_form`, and 2, which had no
+#: `distribution`.
+FORMAT: Literal[3] = 3
 BUNDLE_FILE = "bundle.json"
 MODEL_FILE = "model.joblib"
 #: Maximum earlier versions in a bundle; their predictors may still be serving.
@@ -114,6 +116,8 @@ class Version(BaseModel):
     positive_class: str
     threshold: Probability
     reference: Reference
+    #: The training candidates by bin; None in versions of the formats 1 and 2.
+    distribution: Distribution | None = None
 
     @model_validator(mode="after")
     def _coherent(self) -> "Version":
@@ -127,6 +131,8 @@ class Version(BaseModel):
             validate(Rows(list(self.reference.candidates), "reference"), self.signature)
         except InvalidCandidates as error:
             raise ValueError(f"reference candidate is invalid: {error.problems[0]}") from error
+        if self.distribution is not None:
+            self.distribution.check(self.signature)
         return self
 
     @property
@@ -151,15 +157,15 @@ class Model(BaseModel):
 
 
 class TrainingData(BaseModel):
-    """Origin of the training data, and the distribution of each field."""
+    """Origin of the training data."""
 
     model_config = STRICT
 
     source: str
     rows: int = Field(ge=1)
     sha256: Sha256
-    #: For a number: ``{"edges": […], "counts": […]}``; for a category: ``{value: count}``.
-    histograms: dict[str, dict[str, Any]]
+    #: In the formats 1 and 2 only; later ones have `Version.distribution`.
+    histograms: dict[str, dict[str, Any]] | None = None
 
 
 class Bundle(Version):
@@ -174,7 +180,7 @@ class Bundle(Version):
         Up to `MAX_PREVIOUS` earlier versions, newest first.
     """
 
-    format: Literal[1, 2] = FORMAT
+    format: Literal[1, 2, 3] = FORMAT
     name: str = Field(pattern=NAME_PATTERN)
     created: Annotated[datetime, Field(strict=False)]
     model: Model
@@ -219,7 +225,7 @@ def parse_bundle(text: str | bytes, where: str = BUNDLE_FILE) -> Bundle:
         field = ".".join(map(str, first["loc"])) or "content"
         if field == "format":
             raise BundleError(
-                f"{where}: format: must be 1 or {FORMAT}, got {shortened(repr(first['input']), 40)}; "
+                f"{where}: format: must be 1 to {FORMAT}, got {shortened(repr(first['input']), 40)}; "
                 "serve it with the transformer of the release that trained it"
             ) from error
         raise BundleError(
