@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import sklearn
 
-from training.data import Dataset
 from training.encoding import SEPARATOR
 from training.estimators import Classifier
 from training.evaluation import THRESHOLD
@@ -87,7 +86,7 @@ def _libraries() -> dict[str, str]:
 
 
 def _distribution(fitted: Fitted) -> Distribution:
-    """Count the candidates by bin; a number's bins are deciles between the signature's minimum and maximum."""
+    """Count the candidates by bin; a number's bins are deciles within the signature's range."""
     dataset = fitted.dataset
     numbers: dict[str, NumberBins] = {}
     categories: dict[str, dict[str, int]] = {}
@@ -95,7 +94,9 @@ def _distribution(fitted: Fitted) -> Distribution:
         values = [candidate[field.name] for candidate in dataset.candidates]
         if isinstance(field, Number):
             deciles = np.quantile(np.array(values, dtype=float), np.linspace(0, 1, HISTOGRAM_BINS + 1)[1:-1])
-            inner = [edge for edge in np.unique(deciles).tolist() if field.minimum < edge < field.maximum]
+            # Rounded, because the edges are labels of metrics.
+            rounded = sorted({float(f"{edge:.6g}") for edge in deciles})
+            inner = [edge for edge in rounded if field.minimum < edge < field.maximum]
             edges = [field.minimum, *inner, field.maximum]
             counts, _ = np.histogram(values, edges)
             numbers[field.name] = NumberBins(edges=tuple(edges), counts=tuple(counts.tolist()))

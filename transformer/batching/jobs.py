@@ -120,6 +120,12 @@ class Job:
             self._matrices[version.name] = version.try_encode(self._candidates)
         return self._matrices[version.name]
 
+    def scored_matrix(self, prediction: Prediction) -> Matrix:
+        """Return the candidates in the encoding that was scored for a prediction of this job."""
+        matrix = self._matrices[prediction.encoding]
+        assert matrix is not None  # noqa: S101 (scored)
+        return matrix
+
     def accepts(self, model: UpstreamModel) -> bool:
         """Return True if the caller accepts an answer of this model."""
         return self.version is None or self.version == model.label
@@ -270,6 +276,7 @@ def _join(predictions: list[Prediction]) -> Prediction:
         return predictions[0]
     return Prediction(
         predictions[0].version,
+        predictions[0].encoding,
         np.concatenate([one.probabilities for one in predictions]),
         np.concatenate([one.positive for one in predictions]),
     )

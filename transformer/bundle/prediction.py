@@ -16,7 +16,9 @@ class Prediction:
     Attributes
     ----------
     version
-        Version of the model and the encoding.
+        Version of the model.
+    encoding
+        Version whose encoding was scored: another one only if the model is unverified.
     probabilities : ndarray of float64, shape (candidates,)
         Probability of the positive class.
     positive : ndarray of bool, shape (candidates,)
@@ -24,12 +26,13 @@ class Prediction:
     """
 
     version: str
+    encoding: str
     probabilities: npt.NDArray[np.float64]
     positive: npt.NDArray[np.bool_]
 
     def of(self, rows: slice) -> "Prediction":
         """Return the part for some of the candidates."""
-        return Prediction(self.version, self.probabilities[rows], self.positive[rows])
+        return Prediction(self.version, self.encoding, self.probabilities[rows], self.positive[rows])
 
 
 class Request(Protocol):

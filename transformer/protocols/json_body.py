@@ -17,7 +17,7 @@ def check_count(candidates: int, max_candidates: int) -> None:
         If there are more than `max_candidates`.
     """
     if candidates > max_candidates:
-        raise TooLarge(f"too many candidates: limit {max_candidates}, got {candidates}")
+        raise TooLarge(f"too many candidates: limit {max_candidates}, got {candidates}", limit="candidates")
 
 
 def check_values(*texts: bytes) -> None:
@@ -35,7 +35,7 @@ def check_values(*texts: bytes) -> None:
     if size > limit:
         values = sum(text.count(mark) for text in texts for mark in (b",", b"[", b"{"))
         if values > limit:
-            raise TooLarge(f"body: too many JSON values: limit {limit}, got {values}")
+            raise TooLarge(f"body: too many JSON values: limit {limit}, got {values}", limit="values")
 
 
 def parse_json(body: bytes | str) -> object:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import httptools
 
 from transformer.errors import QueueFull
+from transformer.metrics import REFUSALS
 from transformer.server.client_limit import ClientLimit
 from transformer.server.client_timeouts import MIN_PROGRESS, ClientTimeouts, ProgressTimer, WaitsFor
 from transformer.server.client_transport import CoalescingTransport, PipelineFlowControl
@@ -186,6 +187,7 @@ class ClientConnection(HttpToolsProtocol):
             raise Refusal(
                 HTTPStatus.TOO_MANY_REQUESTS,
                 f"too many requests in flight on this connection: limit {MAX_PIPELINED}",
+                limit="pipelined requests",
             )
         self._state = State.HEAD
         self._read.requests += 1
@@ -238,7 +240,7 @@ class ClientConnection(HttpToolsProtocol):
         try:
             self._body.hold(discarded=self.cycle.response_complete)
         except QueueFull as error:
-            self._refuse(Refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error)))
+            self._refuse(Refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error), limit="unfinished bodies"))
 
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
@@ -248,10 +250,12 @@ class ClientConnection(HttpToolsProtocol):
             return Refusal(
                 HTTPStatus.REQUEST_URI_TOO_LONG,
                 f"path too long: limit {MAX_HEAD // 2} bytes, got {len(self.url)} or more",
+                limit="path",
             )
         return Refusal(
             HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
             f"head too large: limit {MAX_HEADERS} headers and {MAX_HEAD} bytes",
+            limit="head",
         )
 
     # Answering requests.
@@ -357,6 +361,8 @@ class ClientConnection(HttpToolsProtocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Read no further request, and answer the one being read with an error, after those before it."""
+        if refusal.limit:
+            REFUSALS.labels(refusal.limit).inc()
         self._refusal = refusal.response(self.server_state.default_headers)
         if self._state is State.BODY:
             self._drop_request()
@@ -369,7 +375,7 @@ class ClientConnection(HttpToolsProtocol):
             self.transport.abort()
             return
         text = f"too many connections: limit {self._limit.max_connections}; try again later"
-        self._refuse(Refusal(HTTPStatus.SERVICE_UNAVAILABLE, text))
+        self._refuse(Refusal(HTTPStatus.SERVICE_UNAVAILABLE, text, limit="connections"))
 
     def _drop_request(self) -> None:
         """Drop the request whose body is being read, queued or in progress."""
@@ -423,10 +429,10 @@ class ClientConnection(HttpToolsProtocol):
     def _time_out(self, waits: WaitsFor, timeout_s: float) -> None:
         if waits is WaitsFor.HEAD:
             text = f"head too slow: limit {timeout_s:g} s for a request's head"
-            self._refuse(Refusal(HTTPStatus.REQUEST_TIMEOUT, text))
+            self._refuse(Refusal(HTTPStatus.REQUEST_TIMEOUT, text, limit="time"))
         elif waits is WaitsFor.BODY:
             text = f"body too slow: limit {timeout_s:g} s for each {MIN_PROGRESS} bytes of a request's body"
-            self._refuse(Refusal(HTTPStatus.REQUEST_TIMEOUT, text))
+            self._refuse(Refusal(HTTPStatus.REQUEST_TIMEOUT, text, limit="time"))
         elif waits is WaitsFor.READ:
             self.transport.abort()
         elif waits in {WaitsFor.REMAINDER, WaitsFor.CLOSE} or (

@@ -17,6 +17,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from transformer.errors import ServiceError, printable
+from transformer.metrics import REFUSALS
 from transformer.server.body_limit import BodyLimit
 from transformer.server.client_connection import ClientConnection
 from transformer.server.client_limit import ClientLimit
@@ -96,7 +97,7 @@ class RestServer(RESTServer):  # type: ignore[misc]
         self._add_exception_handlers(app)
         self.dataplane.stopping = self._is_stopping
         # Prometheus then sees the model's series before its first request.
-        _ = handler.histograms
+        _ = handler.monitor
         app.openapi = cache(handler.openapi)  # type: ignore[method-assign]
         limit = settings.max_request_bytes
         self.config.app = BodyLimit(app, handler.reader, limit, linger_s(settings.client_timeout_seconds))
@@ -128,6 +129,8 @@ class RestServer(RESTServer):  # type: ignore[misc]
 
     def _error_response(self, error: ServiceError) -> Response:
         self._failures.record(str(error.status.value), error)
+        if error.limit:
+            REFUSALS.labels(error.limit).inc()
         return JSONResponse({"error": str(error)}, error.status, headers=error.headers)
 
     async def start(self) -> None:
@@ -146,14 +149,14 @@ class RestServer(RESTServer):  # type: ignore[misc]
             runner.run(self._serve_and_close(sockets))
 
     async def _serve_and_close(self, sockets: list[socket] | None) -> None:
-        scorer = self.dataplane.handler.scorer
+        handler = self.dataplane.handler
         limit_threads(self._settings.max_asyncio_workers)
         try:
-            scorer.start()
-            async with releasing_memory():
+            handler.scorer.start()
+            async with releasing_memory(), handler.flushing_metrics():
                 await self._server.serve(sockets=sockets)
         finally:
-            await scorer.close()
+            await handler.scorer.close()
 
 
 def limit_threads(threads: int | None) -> None:

@@ -63,7 +63,7 @@ class KnownVersion:
         positive: npt.NDArray[np.float64] = np.ascontiguousarray(
             probabilities[:, self._version.positive_column]
         )
-        return Prediction(label, positive, positive >= self._version.threshold)
+        return Prediction(label, self.name, positive, positive >= self._version.threshold)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
