@@ -115,13 +115,33 @@ TRAINING_SHARE = Gauge(
 TRAINING_SCORE_SHARE = Gauge(
     "transformer_training_score_share",
     "Share of the training candidates with at most this probability of the positive class",
-    ["version", "le"],
+    ["version", "score"],
     multiprocess_mode="max",
 )
 TRAINING_CANDIDATES = Gauge(
     "transformer_training_candidates", "Number of training candidates", ["version"], multiprocess_mode="max"
 )
 
+#: Values of the label `limit` of REFUSALS.
+LIMITS = (
+    "body",
+    "bytes in flight",
+    "candidates",
+    "connections",
+    "fields",
+    "grpc calls",
+    "head",
+    "path",
+    "pipelined requests",
+    "queue",
+    "reading",
+    "time",
+    "unfinished bodies",
+    "values",
+)
+#: Values of the label `reason` of RETRIES, and of RETRIES_DENIED.
+RETRY_REASONS = ("dropped", "halved", "interrupted", "other version", "reconnected", "refused")
+DENIED_REASONS = ("alone", "dropped", "halved")
 #: Values from which a `HistogramBatch` is faster than as many calls of `observe`.
 FEW = 16
 #: Directory in memory that a container can write to even if its root filesystem is read-only.
@@ -208,6 +228,19 @@ def registry() -> CollectorRegistry:
     shared = CollectorRegistry()
     MultiProcessCollector(shared)
     return shared
+
+
+def start_at_zero() -> None:
+    """Make the series with known labels: Prometheus misses the growth of one that starts above 0."""
+    for counter, labels in (
+        (REFUSALS, LIMITS),
+        (RETRIES, RETRY_REASONS),
+        (RETRIES_DENIED, DENIED_REASONS),
+        (CLIENTS_TURNED_AWAY, ("idle", "refused")),
+        (VERIFICATIONS, ("equal", "unverified", "refused", "failed")),
+    ):
+        for label in labels:
+            counter.labels(label)
 
 
 def add_counts(children: Sequence[Counter], counts: npt.NDArray[np.int64]) -> None:

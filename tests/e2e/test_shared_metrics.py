@@ -67,7 +67,7 @@ async def test_every_scrape_shows_all_processes_also_after_one_of_them_was_repla
         await ask(url, CALLS)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{process.grpc_port}") as channel:
             await GRPCInferenceServiceStub(channel).ModelInfer(grpc_objects([SAMPLE] * 3))
-        expected = {
+        expected: dict[str, float] = {
             "v1": CALLS,
             "grpc": 1,
             "candidates": 2 * CALLS + 3,
@@ -86,7 +86,7 @@ async def test_every_scrape_shows_all_processes_also_after_one_of_them_was_repla
         await wait_until(lambda: len({one.pid for one in workers(process)} - {lost}) == WORKERS)
         await wait_until(lambda: shows(expected))
         await ask(url, CALLS)
-        grown = {"v1": 2 * CALLS, "candidates": 4 * CALLS + 3, "decisions": 4 * CALLS + 3}
+        grown: dict[str, float] = {"v1": 2 * CALLS, "candidates": 4 * CALLS + 3, "decisions": 4 * CALLS + 3}
         await wait_until(lambda: shows({**expected, **grown, "kserve": 2 * CALLS + 1}))
         (own,) = shared_directories() - before
         names = {path.name for path in own.iterdir()}

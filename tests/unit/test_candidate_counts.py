@@ -81,7 +81,7 @@ def test_a_category_that_is_called_other_has_a_bin_of_its_own(bundle):
     (gender,) = (field for field in bundle.signature.fields if field.name == "gender")
     field = gender.model_copy(update={"categories": ("F", OTHER)})
     signature = bundle.signature.model_copy(update={"fields": (field,)})
-    vectorizer = Vectorizer(feature_names=("gender=F", f"gender={OTHER}"))
+    vectorizer = Vectorizer(feature_names=("gender=F", f"gender={OTHER}"), separator="=")
     version = bundle.model_copy(update={"signature": signature, "vectorizer": vectorizer})
     bins = Bins(version, ["gender"])
     assert bins.labels == [("gender", "F"), ("gender", OTHER), ("gender", f"({OTHER})")]
@@ -102,7 +102,9 @@ def answered(bundle: Bundle, candidates: list[dict[str, Any]], kind: Any, label:
 
 @pytest.mark.parametrize("sizes", [[1, 2, 3], [BLOCK_SIZE - 1, 1, 5], [3 * BLOCK_SIZE + 7]])
 def test_a_monitor_counts_every_request_and_candidate_once(bundle, sizes):
-    rows = [{**SAMPLE, **candidate} for candidate in generate(sum(sizes), seed=1).candidates]
+    rows: list[dict[str, Any]] = [
+        {**SAMPLE, **candidate} for candidate in generate(sum(sizes), seed=1).candidates
+    ]
     version = bundle.model_copy(update={"version": f"sizes-{len(sizes)}-{sizes[0]}"})
     label = version.version
     monitor = Monitor("placement", version, ("gender",))

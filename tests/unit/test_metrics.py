@@ -8,8 +8,18 @@ from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.samples import Sample
 
+from tests.support.paths import ROOT
+from tests.support.prometheus_samples import registered
 from transformer import metrics
-from transformer.metrics import FEW, HistogramBatch, observe_all
+from transformer.metrics import (
+    DENIED_REASONS,
+    FEW,
+    LIMITS,
+    RETRY_REASONS,
+    HistogramBatch,
+    observe_all,
+    start_at_zero,
+)
 
 OURS = {name: value for name, value in vars(metrics).items() if isinstance(value, MetricWrapperBase)}
 
@@ -51,3 +61,20 @@ def test_a_metric_is_named_by_prometheus_conventions(name):
     assert re.fullmatch("transformer_[a-z]+(_[a-z]+)*", found._name)
     assert found._documentation
     assert not found._name.endswith(("_total", "_count", "_sum", "_bucket"))
+
+
+def literals(pattern: str) -> set[str]:
+    """Return the strings that a pattern finds in the transformer's source."""
+    sources = "".join(path.read_text() for path in (ROOT / "transformer").rglob("*.py"))
+    return set(re.findall(pattern, sources))
+
+
+def test_series_that_start_at_zero_are_all_that_the_source_names():
+    assert literals(r'limit="([^"]+)"') == set(LIMITS)
+    assert literals(r'_spend\("([^"]+)"') == set(DENIED_REASONS)
+    resent = literals(r'resend\([^()]+, "([^"]+)"\)') | literals(r'RETRIES\.labels\("([^"]+)"')
+    assert resent == set(RETRY_REASONS)
+    outcomes = literals(r'VERIFICATIONS\.labels\("([^"]+)"')
+    start_at_zero()
+    started = {one.labels["outcome"] for one in registered() if one.name == "transformer_verifications_total"}
+    assert outcomes | {"refused"} == started

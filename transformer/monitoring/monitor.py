@@ -5,6 +5,7 @@ A request only adds itself to a list; counting a list of 512 requests takes less
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -13,11 +14,13 @@ from kserve.metrics import POST_HIST_TIME, PRE_HIST_TIME, PREDICT_HIST_TIME, get
 from transformer.bundle.encoder import Matrix
 from transformer.bundle.format import Bundle
 from transformer.bundle.prediction import Prediction
-from transformer.metrics import REQUEST_CANDIDATES, REQUEST_SECONDS, REQUESTS, HistogramBatch
+from transformer.metrics import REQUEST_CANDIDATES, REQUEST_SECONDS, REQUESTS, HistogramBatch, start_at_zero
 from transformer.monitoring.candidates import CandidateCounts, publish_training
 
 #: Candidates that are counted together: as many as fit into a core's cache with their thresholds.
 BLOCK_SIZE = 512
+#: Statuses of failed requests, besides rare ones.
+ERRORS = ("400", "413", "500", "502", "503", "504")
 
 
 class Kind(NamedTuple):
@@ -75,6 +78,9 @@ class Monitor:
         self._rows = {kind: HistogramBatch(REQUEST_CANDIDATES.labels(*kind)) for kind in KINDS}
         self._requests: Counter[tuple[Kind, str]] = Counter()
         self._candidates: dict[tuple[str, str], CandidateCounts] = {}
+        start_at_zero()
+        for kind, status in product(KINDS, ERRORS):
+            REQUESTS.labels(*kind, status, "")
         for name, version in self._versions.items():
             publish_training(version)
             self._counts_of(name, name)
