@@ -14,6 +14,7 @@ import aiohttp
 import numpy as np
 import pytest
 
+from placement.drift import read_drift
 from predictor.process import PredictorProcess
 from tests.support.endpoints import V1_PREDICT
 from tests.support.monitoring_overlay import debian_program, panels
@@ -92,10 +93,14 @@ async def send(address: str, rows: Rows) -> None:
         assert response.status == 200, await response.text()
 
 
+async def metrics_of(address: str) -> str:
+    async with aiohttp.ClientSession() as session, session.get(f"http://{address}/metrics") as response:
+        return await response.text()
+
+
 async def lints(address: str) -> str:
     """Return what promtool says about the names of the metrics."""
-    async with aiohttp.ClientSession() as session, session.get(f"http://{address}/metrics") as response:
-        text = await response.text()
+    text = await metrics_of(address)
     command = [debian_program("promtool"), "check", "metrics"]
     done = await asyncio.to_thread(subprocess.run, command, input=text, capture_output=True, text=True)
     return done.stdout + done.stderr
@@ -143,6 +148,26 @@ async def test_drift_and_bias_fire_alerts_that_name_the_field(
             'group:transformer_selection_rate:increase1d{inferenceservice="biased"}', "group"
         )
         assert (rates["F"], rates["M"]) == pytest.approx((0.4, 0.8), abs=0.02)
+
+        # `placement status --drift` computes the same figures from one scrape.
+        for name, address in targets.items():
+            (drift,) = read_drift([await metrics_of(address)])
+            service = f'{{inferenceservice="{name}"}}'
+            assert drift.candidates == COUNT
+            assert {one.field: one.psi for one in drift.fields} == pytest.approx(
+                await prometheus.values(f"field:transformer_candidate_psi:increase1d{service}", "field"),
+                rel=0.02,
+                abs=0.002,
+            )
+            distances = await prometheus.values(
+                f"version:transformer_candidate_score_distance:increase1d{service}", "version"
+            )
+            assert drift.score_distance == pytest.approx(distances[drift.version], rel=0.02, abs=0.002)
+            (impact,) = drift.impacts
+            (expected_impact,) = (
+                await prometheus.values(f"field:transformer_disparate_impact:increase1d{service}", "field")
+            ).values()
+            assert impact.ratio == pytest.approx(expected_impact, rel=0.02)
 
         for title, queries in panels().items():
             for query in queries:
