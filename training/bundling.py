@@ -1,6 +1,7 @@
 """Make a bundle from a fitted model: the model file, and the data that the transformer needs."""
 
 import io
+import math
 import platform
 from collections import Counter
 from datetime import UTC, datetime
@@ -8,6 +9,7 @@ from hashlib import sha256
 
 import joblib
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import sklearn
 
@@ -93,11 +95,7 @@ def _distribution(fitted: Fitted) -> Distribution:
     for field in dataset.task.signature.fields:
         values = [candidate[field.name] for candidate in dataset.candidates]
         if isinstance(field, Number):
-            deciles = np.quantile(np.array(values, dtype=float), np.linspace(0, 1, HISTOGRAM_BINS + 1)[1:-1])
-            # Rounded, because the edges are labels of metrics.
-            rounded = sorted({float(f"{edge:.6g}") for edge in deciles})
-            inner = [edge for edge in rounded if field.minimum < edge < field.maximum]
-            edges = [field.minimum, *inner, field.maximum]
+            edges = _edges(np.array(values, dtype=float), field)
             counts, _ = np.histogram(values, edges)
             numbers[field.name] = NumberBins(edges=tuple(edges), counts=tuple(counts.tolist()))
         else:
@@ -110,3 +108,16 @@ def _distribution(fitted: Fitted) -> Distribution:
         categories=categories,
         scores=tuple(np.bincount(bins, minlength=len(SCORE_BOUNDS)).tolist()),
     )
+
+
+def _edges(values: npt.NDArray[np.float64], field: Number) -> list[float]:
+    """Return the edges of a number's bins.
+
+    Rounded to about a thousandth of the range, because they are public, as labels of metrics.
+    """
+    if field.minimum == field.maximum:
+        return [field.minimum, field.maximum]
+    places = 3 - math.ceil(math.log10(field.maximum - field.minimum))
+    deciles = np.quantile(values, np.linspace(0, 1, HISTOGRAM_BINS + 1)[1:-1])
+    rounded = sorted({round(float(edge), places) for edge in deciles})
+    return [field.minimum, *(edge for edge in rounded if field.minimum < edge < field.maximum), field.maximum]

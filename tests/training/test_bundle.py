@@ -13,6 +13,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import FixedThresholdClassifier
 
 from storage.bundles import StorageError, VersionExistsError
+from training.bundling import HISTOGRAM_BINS, _edges
 from training.candidates import PLACEMENT, SIGNATURE, Task
 from training.data import DataError, Dataset
 from training.encoding import encode, fit_vectorizer
@@ -112,6 +113,22 @@ def test_the_distribution_counts_every_candidate(first):
             assert list(distribution.categories[field.name]) == list(field.categories)
             assert sum(distribution.categories[field.name].values()) == 200
     assert distribution.rows == sum(distribution.scores) == 200
+
+
+@pytest.mark.parametrize(
+    ("minimum", "maximum", "edges"),
+    [(0, 100, 0.1), (0, 1, 0.001), (2000, 2030, 0.1), (0, 2_000_000, 10_000), (5, 5, None)],
+)
+def test_the_edges_of_bins_are_rounded_to_a_thousandth_of_the_range(minimum, maximum, edges):
+    values = np.random.default_rng(0).uniform(minimum, maximum, 1000)
+    field = Number(name="a", minimum=minimum, maximum=maximum)
+    found = _edges(values, field)
+    assert (found[0], found[-1]) == (minimum, maximum)
+    if edges is None:
+        assert len(found) == 2
+    else:
+        assert len(found) == HISTOGRAM_BINS + 1
+        assert found == [pytest.approx(edges * round(edge / edges), rel=1e-12) for edge in found]
 
 
 def test_the_same_data_give_the_same_bundle_except_for_its_time(tmp_path, first, storage):
