@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+import os
 import random
 import subprocess
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ import pytest
 
 from placement.drift import read_drift
 from predictor.process import PredictorProcess
+from tests.support.dashboard_picture import draw
 from tests.support.endpoints import V1_PREDICT
 from tests.support.monitoring_overlay import debian_program, panels
 from tests.support.prometheus_server import Prometheus, running_prometheus
@@ -29,6 +31,9 @@ COUNT, SIZE = 1000, 50
 #: Percentage points that are added to a field of the shifted stream.
 FIELD, SHIFT = "mba_p", 8
 WORKERS = {"unshifted": 2, "shifted": 2, "biased": 1}
+
+#: File for a picture of the dashboard's panels: DASHBOARD_PICTURE=docs/monitoring.svg.
+PICTURE = os.environ.get("DASHBOARD_PICTURE")
 
 Rows = list[dict[str, Any]]
 
@@ -173,6 +178,9 @@ async def test_drift_and_bias_fire_alerts_that_name_the_field(
             for query in queries:
                 asked = query.replace('inferenceservice="placement"', 'inferenceservice="shifted"')
                 assert await prometheus.query(asked), f"{title}: {asked}"
+
+        if PICTURE is not None:
+            await draw(prometheus, FIELD, "shifted", "biased", Path(PICTURE))
 
         for address in targets.values():
             assert await lints(address) == ""

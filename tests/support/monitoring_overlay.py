@@ -42,18 +42,18 @@ def write_rules(directory: Path, *, immediately: bool = False) -> Path:
     return path
 
 
-def panels() -> dict[str, list[str]]:
-    """Return the queries of each panel of the dashboard, as Grafana writes them for a field."""
+def panels(field: str = "gender") -> dict[str, list[str]]:
+    """Return the queries of each panel of the dashboard, as Grafana sends them when a field is chosen."""
     dashboard = json.loads((OVERLAY / "dashboard.json").read_text())
     return {
-        panel["title"]: [_filled_in(target["expr"]) for target in panel["targets"]]
+        panel["title"]: [_filled_in(target["expr"], field) for target in panel["targets"]]
         for panel in dashboard["panels"]
         if panel["type"] != "row"
     }
 
 
-def _filled_in(query: str) -> str:
-    for name, value in {**VARIABLES, "$field": "gender"}.items():
+def _filled_in(query: str, field: str) -> str:
+    for name, value in {**VARIABLES, "$field": field}.items():
         query = query.replace(name, value)
     assert "$" not in query
     return query
