@@ -18,7 +18,15 @@ from transformer.bundle.prediction import Prediction
 from transformer.bundle.signature import Number
 from transformer.monitoring.bins import OTHER, Bins
 from transformer.monitoring.candidates import check_groups
-from transformer.monitoring.monitor import BLOCK_SIZE, GRPC_INFER, V1_PREDICT, Answered, Durations, Monitor
+from transformer.monitoring.monitor import (
+    BLOCK_SIZE,
+    GRPC_INFER,
+    MAX_REQUESTS,
+    V1_PREDICT,
+    Answered,
+    Durations,
+    Monitor,
+)
 
 DURATIONS = Durations(0.001, 0.002, 0.003)
 
@@ -83,7 +91,7 @@ def test_a_category_that_is_called_other_has_a_bin_of_its_own(bundle):
     signature = bundle.signature.model_copy(update={"fields": (field,)})
     vectorizer = Vectorizer(feature_names=("gender=F", f"gender={OTHER}"), separator="=")
     version = bundle.model_copy(update={"signature": signature, "vectorizer": vectorizer})
-    bins = Bins(version, ["gender"])
+    bins = Bins(version, version.signature.names)
     assert bins.labels == [("gender", "F"), ("gender", OTHER), ("gender", f"({OTHER})")]
     assert bins.count(np.array([[0.0, 1.0], [0.0, 1.0], [0.0, 0.0]])).tolist() == [0, 2, 1]
 
@@ -100,7 +108,9 @@ def answered(bundle: Bundle, candidates: list[dict[str, Any]], kind: Any, label:
     return Answered(kind, DURATIONS, matrix, Prediction(label, bundle.version, scores, scores >= 0.5))
 
 
-@pytest.mark.parametrize("sizes", [[1, 2, 3], [BLOCK_SIZE - 1, 1, 5], [3 * BLOCK_SIZE + 7]])
+@pytest.mark.parametrize(
+    "sizes", [[1, 2, 3], [BLOCK_SIZE - 1, 1, 5], [2 * BLOCK_SIZE + 7], [1] * (MAX_REQUESTS + 3)]
+)
 def test_a_monitor_counts_every_request_and_candidate_once(bundle, sizes):
     rows: list[dict[str, Any]] = [
         {**SAMPLE, **candidate} for candidate in generate(sum(sizes), seed=1).candidates

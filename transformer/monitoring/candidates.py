@@ -55,6 +55,8 @@ class CandidateCounts:
     def __init__(self, version: Version, label: str, groups: Collection[str]) -> None:
         self._bins = Bins(version, version.signature.names)
         self._groups = Bins(version, groups)
+        #: Places of the groups among all bins.
+        self._places = [self._bins.labels.index(group) for group in self._groups.labels]
         self._values = [CANDIDATES.labels(label, *bin_) for bin_ in self._bins.labels]
         self._scores = HistogramBatch(SCORES.labels(label))
         decisions = _POSITIVE, _NEGATIVE
@@ -80,13 +82,14 @@ class CandidateCounts:
         probabilities, positive : ndarray, shape (candidates,)
             Their prediction.
         """
-        self._counts += self._bins.count(matrix)
+        counts = self._bins.count(matrix)
+        self._counts += counts
         self._scores.observe(probabilities)
         accepted = int(np.count_nonzero(positive))
         self._decided += (accepted, len(matrix) - accepted)
-        if self._group_decisions:
-            groups = [self._groups.count(matrix[chosen]) for chosen in (positive, ~positive)]
-            self._groups_decided += np.concatenate(groups)
+        if self._places:
+            selected = self._groups.count(matrix[positive])
+            self._groups_decided += np.concatenate([selected, counts[self._places] - selected])
 
     def flush(self) -> None:
         """Add the counts to the metrics."""

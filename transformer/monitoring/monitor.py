@@ -1,11 +1,11 @@
 """Counts answered requests and their candidates, many requests at a time.
 
-A request only adds itself to a list; counting a list of 512 requests takes less than 2 µs for each.
+A request only adds itself to a list. Lists are counted with a few calls into numpy.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import product
+from itertools import chain, product
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +17,9 @@ from transformer.bundle.prediction import Prediction
 from transformer.metrics import REQUEST_CANDIDATES, REQUEST_SECONDS, REQUESTS, HistogramBatch, start_at_zero
 from transformer.monitoring.candidates import CandidateCounts, publish_training
 
-#: Candidates that are counted together: as many as fit into a core's cache with their thresholds.
-BLOCK_SIZE = 512
+#: Requests, and candidates, that are counted together. More would delay the requests that wait meanwhile.
+MAX_REQUESTS = 512
+BLOCK_SIZE = 4096
 #: Statuses of failed requests, besides rare ones.
 ERRORS = ("400", "413", "500", "502", "503", "504")
 
@@ -93,7 +94,7 @@ class Monitor:
         """Note that a request was answered."""
         self._pending.append(request)
         self._pending_rows += len(request.matrix)
-        if self._pending_rows >= BLOCK_SIZE:
+        if self._pending_rows >= BLOCK_SIZE or len(self._pending) >= MAX_REQUESTS:
             self._count()
 
     def failed(self, kind: Kind, status: int) -> None:
@@ -116,7 +117,8 @@ class Monitor:
         if not self._pending:
             return
         requests, self._pending, self._pending_rows = self._pending, [], 0
-        durations = np.array([request.durations for request in requests])
+        flat = chain.from_iterable([request.durations for request in requests])
+        durations = np.fromiter(flat, np.float64).reshape(-1, len(self._parts))
         for part, histogram in enumerate(self._parts):
             histogram.observe(durations[:, part])
         totals = durations.sum(axis=1)
