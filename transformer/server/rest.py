@@ -17,7 +17,6 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from transformer.errors import ServiceError, printable
-from transformer.metrics import REFUSALS
 from transformer.server.body_limit import BodyLimit
 from transformer.server.client_connection import ClientConnection
 from transformer.server.client_limit import ClientLimit
@@ -129,8 +128,6 @@ class RestServer(RESTServer):  # type: ignore[misc]
 
     def _error_response(self, error: ServiceError) -> Response:
         self._failures.record(str(error.status.value), error)
-        if error.limit:
-            REFUSALS.labels(error.limit).inc()
         return JSONResponse({"error": str(error)}, error.status, headers=error.headers)
 
     async def start(self) -> None:
