@@ -3,7 +3,10 @@
 Every metric has labels, so that its values are made while the process serves: see `share`.
 """
 
+import contextlib
+import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,6 +149,7 @@ DENIED_REASONS = ("alone", "dropped", "halved")
 FEW = 16
 #: Directory in memory that a container can write to even if its root filesystem is read-only.
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (a directory of our own is made in it)
+_PREFIX, _LOCK = "transformer-metrics-", "lock"
 _DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -198,9 +202,21 @@ def observe_all(histogram: Histogram, observed: Sequence[float]) -> None:
 
 
 def shared_directory() -> Path:
-    """Make a directory for `share`: in memory, where a container can write without a volume."""
-    memory = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
-    return Path(tempfile.mkdtemp(prefix="transformer-metrics-", dir=memory))
+    """Make a directory for `share`: in memory, where a container can write without a volume.
+
+    The directories of processes that were killed are removed: a pod's memory outlives its containers.
+    """
+    parent = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+    for other in parent.glob(f"{_PREFIX}*/{_LOCK}"):
+        with contextlib.suppress(OSError), other.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(other.parent, ignore_errors=True)
+    directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    # Locked before it has its name, and until this process ends.
+    unnamed = directory / f"{_LOCK}.new"
+    fcntl.flock(os.open(unnamed, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC), fcntl.LOCK_EX)
+    unnamed.rename(directory / _LOCK)
+    return directory
 
 
 def share(directory: Path, process: int) -> None:

@@ -1,7 +1,11 @@
 """With several workers, each scrape shows the whole pod: all REST workers, and gRPC in the first process."""
 
+import contextlib
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import aiohttp
@@ -11,6 +15,7 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 
 from inferenceservice.local.launch import TransformerProcess
 from tests.support.endpoints import V1_PREDICT
+from tests.support.paths import ROOT
 from tests.support.prometheus_samples import read_samples, sum_of
 from tests.support.request_bodies import grpc_objects
 from tests.support.sync_processes import running_transformer
@@ -45,21 +50,28 @@ async def counts(url: str) -> dict[str, float]:
     }
 
 
-def workers(process: TransformerProcess) -> list[psutil.Process]:
-    """Return the processes that serve REST."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    running = [one for one in family if one.status() != psutil.STATUS_ZOMBIE]
-    return [one for one in running if "multiprocessing.spawn" in " ".join(one.cmdline())]
+def workers(process: TransformerProcess) -> set[int]:
+    """Return the ids of the processes that serve REST."""
+    found = set()
+    for one in psutil.Process(process.pid).children(recursive=True):
+        # One that has ended, or has not been waited for, has no command line.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "multiprocessing.spawn" in " ".join(one.cmdline()):
+                found.add(one.pid)
+    return found
 
 
-def shared_directories() -> set[Path]:
-    return set(Path("/dev/shm").glob("transformer-metrics-*"))
+def shared_directory_of(process: TransformerProcess) -> Path:
+    """Return the directory of the metrics, whose lock the first process holds."""
+    (lock,) = (
+        Path(one.path) for one in psutil.Process(process.pid).open_files() if one.path.endswith("/lock")
+    )
+    return lock.parent
 
 
 async def test_every_scrape_shows_all_processes_also_after_one_of_them_was_replaced(
     mlserver, trained_bundle, tmp_path
 ):
-    before = shared_directories()
     ports = (mlserver.http_port, mlserver.grpc_port)
     arguments = (f"--workers={WORKERS}", "--predictor_connections=1")
     with running_transformer(ports, trained_bundle, tmp_path / "log", *arguments) as process:
@@ -81,18 +93,43 @@ async def test_every_scrape_shows_all_processes_also_after_one_of_them_was_repla
             return all([await counts(url) == total for _ in range(4)])
 
         await wait_until(lambda: shows(expected))
-        lost = workers(process)[0].pid
+        lost = min(workers(process))
         os.kill(lost, signal.SIGKILL)
-        await wait_until(lambda: len({one.pid for one in workers(process)} - {lost}) == WORKERS)
+        await wait_until(lambda: len(workers(process) - {lost}) == WORKERS)
         await wait_until(lambda: shows(expected))
         await ask(url, CALLS)
         grown: dict[str, float] = {"v1": 2 * CALLS, "candidates": 4 * CALLS + 3, "decisions": 4 * CALLS + 3}
         await wait_until(lambda: shows({**expected, **grown, "kserve": 2 * CALLS + 1}))
-        (own,) = shared_directories() - before
-        names = {path.name for path in own.iterdir()}
-        assert names <= {
+        own = shared_directory_of(process)
+        assert {path.name for path in own.iterdir()} - {"lock"} <= {
             f"{kind}_{number}.db"
             for kind in ("counter", "histogram", "gauge_livesum", "gauge_max")
             for number in range(WORKERS + 1)
         }
-    assert shared_directories() <= before
+    assert not own.exists()
+
+
+def test_the_metrics_of_a_process_that_was_killed_are_removed_by_the_next_one():
+    script = (
+        "from transformer.metrics import shared_directory; print(shared_directory(), flush=True); input()"
+    )
+    command = [sys.executable, "-c", script]
+
+    def start() -> tuple[subprocess.Popen[str], Path]:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        return process, Path(process.stdout.readline().strip())
+
+    (first, killed), (second, running) = start(), start()
+    first.kill()
+    first.communicate()
+    assert killed.is_dir()
+    third, newest = start()
+    assert not killed.exists()
+    assert running.is_dir()
+    assert newest.is_dir()
+    for process, directory in ((second, running), (third, newest)):
+        process.communicate("\n")
+        shutil.rmtree(directory)

@@ -75,14 +75,14 @@ def test_bins_of_encoded_candidates_are_those_of_their_raw_values(bundle, count)
     assert {bin_: number for bin_, number in counts.items() if number} == expected
 
 
-def test_the_training_candidates_shares_add_up_to_one_for_each_field(bundle):
+def test_every_training_candidate_is_in_one_bin_of_each_field(bundle):
     bins = Bins(bundle, bundle.signature.names)
     assert bundle.distribution is not None
     totals: Counter[str] = Counter()
-    for (name, label), share in zip(bins.labels, bins.shares(bundle.distribution), strict=True):
-        totals[name] += share  # type: ignore[assignment]
-        assert share == 0 or label != OTHER
-    assert totals == {name: pytest.approx(1) for name in bundle.signature.names}
+    for (name, label), count in zip(bins.labels, bins.training, strict=True):
+        totals[name] += count
+        assert count == 0 or label != OTHER
+    assert totals == dict.fromkeys(bundle.signature.names, bundle.distribution.rows)
 
 
 def test_a_category_that_is_called_other_has_a_bin_of_its_own(bundle):
@@ -105,7 +105,7 @@ def test_without_a_distribution_only_categories_are_counted(bundle):
 def answered(bundle: Bundle, candidates: list[dict[str, Any]], kind: Any, label: str) -> Answered:
     matrix = Encoder(bundle.vectorizer, bundle.signature).encode(Rows(candidates, "instances"))
     scores = matrix[:, bundle.vectorizer.index["ssc_p"]] / 100
-    return Answered(kind, DURATIONS, matrix, Prediction(label, bundle.version, scores, scores >= 0.5))
+    return Answered(kind, DURATIONS, Prediction(label, bundle.version, matrix, scores, scores >= 0.5))
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ class ConnectionWorker:
         version = model.version
         matrix = encode(batch.parts, version)
         probabilities = await client.call(matrix, None, version.classes, batch.headers)
-        for job in batch.answer(batch.parts, probabilities, model):
+        for job in batch.answer(batch.parts, matrix, probabilities, model):
             self._queue.put(job)
 
     def _end(self, batch: Batch, call: Call) -> None:

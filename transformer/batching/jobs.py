@@ -120,12 +120,6 @@ class Job:
             self._matrices[version.name] = version.try_encode(self._candidates)
         return self._matrices[version.name]
 
-    def scored_matrix(self, prediction: Prediction) -> Matrix:
-        """Return the candidates in the encoding that was scored for a prediction of this job."""
-        matrix = self._matrices[prediction.encoding]
-        assert matrix is not None  # noqa: S101 (scored)
-        return matrix
-
     def accepts(self, model: UpstreamModel) -> bool:
         """Return True if the caller accepts an answer of this model."""
         return self.version is None or self.version == model.label
@@ -237,14 +231,16 @@ class Batch:
             return dict(job.headers)
         return {} if job.credentials is None else {AUTHORIZATION: job.credentials}
 
-    def answer(self, parts: Collection[Part], probabilities: Matrix, model: UpstreamModel) -> list[Job]:
-        """Give parts of the batch their rows' probabilities.
+    def answer(
+        self, parts: Collection[Part], matrix: Matrix, probabilities: Matrix, model: UpstreamModel
+    ) -> list[Job]:
+        """Give parts of the batch their rows of a matrix and the model's probabilities for it.
 
         Returns
         -------
         Jobs with a part that must be sent again, because another model has answered the parts before it.
         """
-        prediction = model.version.prediction(probabilities, model.label)
+        prediction = model.version.prediction(matrix, probabilities, model.label)
         start = 0
         again = []
         for part in parts:
@@ -277,6 +273,7 @@ def _join(predictions: list[Prediction]) -> Prediction:
     return Prediction(
         predictions[0].version,
         predictions[0].encoding,
+        np.concatenate([one.matrix for one in predictions]),
         np.concatenate([one.probabilities for one in predictions]),
         np.concatenate([one.positive for one in predictions]),
     )

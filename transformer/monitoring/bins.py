@@ -1,15 +1,15 @@
 """Bins of the raw fields: counts the rows of a feature matrix in each, without decoding them."""
 
 import itertools
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from transformer.bundle.distribution import Distribution
+from transformer.bundle.distribution import NumberBins
 from transformer.bundle.encoder import Matrix
 from transformer.bundle.format import Version
-from transformer.bundle.signature import Category, Number, RawField
+from transformer.bundle.signature import Category
 
 #: Bin of categories that the signature does not list, with ``--unknown_category=ignore``.
 OTHER = "other"
@@ -18,14 +18,15 @@ Counts = npt.NDArray[np.int64]
 
 
 class _NumberBins:
-    """Bins of a numeric field, from one inner edge to the next; its `edges` include the ends."""
+    """Bins of a numeric field, and the training candidates in each."""
 
-    def __init__(self, field: Number, column: int, edges: Sequence[float]) -> None:
-        self.field: RawField = field
-        texts = [np.format_float_positional(edge, trim="-") for edge in edges]
+    def __init__(self, name: str, column: int, bins: NumberBins) -> None:
+        self.name = name
+        texts = [np.format_float_positional(edge, trim="-") for edge in bins.edges]
         self.labels = [f"{low} to {high}" for low, high in itertools.pairwise(texts)]
+        self.training: Sequence[int] = bins.counts
         self._column = column
-        self._inner = edges[1:-1]
+        self._inner = bins.edges[1:-1]
 
     def count(self, matrix: Matrix) -> list[int]:
         # One comparison for each edge: np.searchsorted takes five times as long for thousands of rows.
@@ -35,14 +36,15 @@ class _NumberBins:
 
 
 class _CategoryBins:
-    """Bins of a categorical field: its values and `OTHER`."""
+    """Bins of a categorical field, its values and `OTHER`, and the training candidates in each."""
 
-    def __init__(self, field: Category, columns: Sequence[int]) -> None:
-        self.field: RawField = field
+    def __init__(self, field: Category, columns: Sequence[int], training: Mapping[str, int]) -> None:
+        self.name = field.name
         other = OTHER
         while other in field.categories:
             other = f"({other})"
         self.labels = [*field.categories, other]
+        self.training: Sequence[int] = [*(training.get(value, 0) for value in field.categories), 0]
         self._columns = columns
 
     def count(self, matrix: Matrix) -> list[int]:
@@ -65,23 +67,18 @@ class Bins:
     ----------
     labels
         Field and bin, in the order of the counts.
+    training
+        Training candidates in each bin; 0 if the bundle does not have the distribution.
     """
 
     def __init__(self, version: Version, fields: Container[str]) -> None:
-        self._fields = [bins for bins in _bins(version) if bins.field.name in fields]
-        self.labels = [(bins.field.name, label) for bins in self._fields for label in bins.labels]
+        self._fields = [bins for bins in _bins(version) if bins.name in fields]
+        self.labels = [(bins.name, label) for bins in self._fields for label in bins.labels]
+        self.training = [count for bins in self._fields for count in bins.training]
 
     def count(self, matrix: Matrix) -> Counts:
         """Return how many rows of a feature matrix are in each bin."""
         return np.array([count for bins in self._fields for count in bins.count(matrix)], np.int64)
-
-    def shares(self, distribution: Distribution) -> list[float]:
-        """Return the share of the training candidates in each bin."""
-        found = [_training_count(distribution, field, number) for field, number in self._numbered()]
-        return [count / distribution.rows for count in found]
-
-    def _numbered(self) -> list[tuple[RawField, int]]:
-        return [(bins.field, number) for bins in self._fields for number in range(len(bins.labels))]
 
 
 def _bins(version: Version) -> Iterator[_NumberBins | _CategoryBins]:
@@ -89,15 +86,7 @@ def _bins(version: Version) -> Iterator[_NumberBins | _CategoryBins]:
     for field in version.signature.fields:
         if isinstance(field, Category):
             names = [f"{field.name}{vectorizer.separator}{value}" for value in field.categories]
-            yield _CategoryBins(field, [vectorizer.index[name] for name in names])
+            training = {} if distribution is None else distribution.categories[field.name]
+            yield _CategoryBins(field, [vectorizer.index[name] for name in names], training)
         elif distribution is not None:
-            edges = distribution.numbers[field.name].edges
-            yield _NumberBins(field, vectorizer.index[field.name], edges)
-
-
-def _training_count(distribution: Distribution, field: RawField, number: int) -> int:
-    if isinstance(field, Number):
-        return distribution.numbers[field.name].counts[number]
-    if number == len(field.categories):
-        return 0
-    return distribution.categories[field.name][field.categories[number]]
+            yield _NumberBins(field.name, vectorizer.index[field.name], distribution.numbers[field.name])

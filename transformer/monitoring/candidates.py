@@ -109,8 +109,8 @@ def publish_training(version: Version) -> None:
     if distribution is None:
         return
     bins = Bins(version, version.signature.names)
-    for bin_, part in zip(bins.labels, bins.shares(distribution), strict=True):
-        TRAINING_SHARE.labels(version.version, *bin_).set(part)
+    for bin_, count in zip(bins.labels, bins.training, strict=True):
+        TRAINING_SHARE.labels(version.version, *bin_).set(count / distribution.rows)
     shares = np.cumsum(distribution.scores) / sum(distribution.scores)
     for bound, part in zip(SCORE_BOUNDS, shares.tolist(), strict=True):
         TRAINING_SCORE_SHARE.labels(version.version, floatToGoString(bound)).set(part)

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from kserve.metrics import POST_HIST_TIME, PRE_HIST_TIME, PREDICT_HIST_TIME, get_labels
 
-from transformer.bundle.encoder import Matrix
 from transformer.bundle.format import Bundle
 from transformer.bundle.prediction import Prediction
 from transformer.metrics import REQUEST_CANDIDATES, REQUEST_SECONDS, REQUESTS, HistogramBatch, start_at_zero
@@ -46,11 +45,10 @@ class Durations(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """One answered request, and its candidates in the encoding that was scored."""
+    """One answered request."""
 
     kind: Kind
     durations: Durations
-    matrix: Matrix
     prediction: Prediction
 
 
@@ -93,7 +91,7 @@ class Monitor:
     def answered(self, request: Answered) -> None:
         """Note that a request was answered."""
         self._pending.append(request)
-        self._pending_rows += len(request.matrix)
+        self._pending_rows += request.prediction.rows
         if self._pending_rows >= BLOCK_SIZE or len(self._pending) >= MAX_REQUESTS:
             self._count()
 
@@ -129,15 +127,15 @@ class Monitor:
             by_model.setdefault((request.prediction.encoding, request.prediction.version), []).append(request)
         for kind, numbers in by_kind.items():
             self._seconds[kind].observe(totals[numbers])
-            self._rows[kind].observe([len(requests[number].matrix) for number in numbers])
+            self._rows[kind].observe([requests[number].prediction.rows for number in numbers])
         self._requests.update((request.kind, request.prediction.version) for request in requests)
         for model, some in by_model.items():
             self._count_candidates(self._counts_of(*model), some)
 
     def _count_candidates(self, counts: CandidateCounts, requests: Sequence[Answered]) -> None:
         # Joined as bytes: np.concatenate takes four times as long for small arrays.
-        width = requests[0].matrix.shape[1]
-        matrix = np.frombuffer(b"".join([one.matrix.data for one in requests])).reshape(-1, width)
+        width = requests[0].prediction.matrix.shape[1]
+        matrix = np.frombuffer(b"".join([one.prediction.matrix.data for one in requests])).reshape(-1, width)
         scores = np.frombuffer(b"".join([one.prediction.probabilities.data for one in requests]))
         positive = np.frombuffer(b"".join([one.prediction.positive.data for one in requests]), np.bool_)
         for start in range(0, len(matrix), BLOCK_SIZE):

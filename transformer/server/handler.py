@@ -309,8 +309,7 @@ class Handler:
         durations = Durations(
             progress.decoded - progress.start, scored - progress.decoded, perf_counter() - scored
         )
-        matrix = progress.job.scored_matrix(prediction)
-        self.monitor.answered(Answered(progress.kind, durations, matrix, prediction))
+        self.monitor.answered(Answered(progress.kind, durations, prediction))
         if self._settings.enable_latency_logging:
             trace_logger.info(
                 "requestId: %s, preprocess_ms: %.3f, predict_ms: %.3f, postprocess_ms: %.3f",
