@@ -1,4 +1,7 @@
-"""Show versions, traffic, connections to the predictor and, in a cluster, the status that KServe reports."""
+"""Show versions, traffic, connections to the predictor and, in a cluster, the status that KServe reports.
+
+With --drift, show how the candidates that were answered differ from those of the training, too.
+"""
 
 import argparse
 import json
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _run(options: argparse.Namespace) -> int:
-    content = run_steps(lambda _: _read_status(connect_target(options)))
+    content = run_steps(lambda _: _read_status(connect_target(options), drift=options.drift))
     if options.json:
         print(json.dumps(content))
     else:
@@ -23,7 +26,7 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-async def _read_status(target: "RolloutTarget") -> dict[str, Any]:
+async def _read_status(target: "RolloutTarget", *, drift: bool = False) -> dict[str, Any]:
     from inferenceservice.cluster.cluster_target import ClusterTarget
     from inferenceservice.local.control_client import LocalTarget
 
@@ -32,6 +35,8 @@ async def _read_status(target: "RolloutTarget") -> dict[str, Any]:
     texts, error = await _read_metrics(target)
     try:
         content["connections"] = _connections(texts)
+        if drift:
+            content["drift"] = _drift(texts)
     except ValueError as invalid:
         content["connections"] = []
         error = f"the response is not the metrics of a transformer: {invalid}"
@@ -83,11 +88,27 @@ def _connections(texts: list[tuple[str, str]]) -> list[dict[str, Any]]:
     ]
 
 
+def _drift(texts: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Return the figures of each version, over all transformers."""
+    from placement.drift import read_drift
+
+    return [asdict(one) for one in read_drift(text for _, text in texts)]
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_target_arguments(parser)
+    parser.add_argument(
+        "--drift",
+        action="store_true",
+        help="compare the candidates since the start with those of the training",
+    )
+
+
 COMMAND = Command(
     name="status",
     help="show the versions that serve, and the traffic",
     description=__doc__,
-    add_arguments=add_target_arguments,
+    add_arguments=_add_arguments,
     run=_run,
     errors=target_errors,
 )

@@ -40,6 +40,8 @@ def _topics(content: Mapping[str, Any]) -> Iterator[tuple[str, _Rows]]:
     if content["previous_uri"] is not None:
         yield "previous", [[content["previous_uri"]]]
     yield "connections", list(_connections(content))
+    for one in content.get("drift", ()):
+        yield "drift", list(_drift(one))
     yield "conditions", [[one["type"], one["status"], _reason(one)] for one in content["conditions"]]
     if cluster is not None and cluster["model_failure"] is not None:
         yield "model", [[cluster["model_failure"]]]
@@ -91,6 +93,28 @@ def _connections(content: Mapping[str, Any]) -> Iterator[Sequence[str]]:
         yield [f"{one['count']:>3}", one["state"], one["version"], owner]
     if (reason := content["connections_unknown"]) is not None:
         yield [f"unknown: {reason}"]
+
+
+def _drift(figures: Mapping[str, Any]) -> Iterator[Sequence[str]]:
+    """Return the figures of one version."""
+    training = figures["training_candidates"]
+    compared = f"{training} of the training" if training is not None else "training unknown"
+    yield [f"{figures['version']}: {figures['candidates']} candidates, {compared}"]
+    for one in sorted(figures["fields"], key=lambda field: -field["psi"]):
+        expected = f"by chance {one['expected']:.3f}"
+        yield [one["field"], "PSI", f"{one['psi']:.3f}", expected, _alert(one["alert"])]
+    if (distance := figures["score_distance"]) is not None:
+        yield ["score", "distance", f"{distance:.3f}", "", _alert(figures["score_alert"])]
+    yield ["selected", "", f"{figures['selection_rate']:.1%}", "", ""]
+    for one in figures["groups"]:
+        name = f"{one['field']} {one['group']}"
+        yield [f"selected, {name}", "", f"{one['selection_rate']:.1%}", f"of {one['candidates']}", ""]
+    for one in figures["impacts"]:
+        yield [one["field"], "impact", f"{one['ratio']:.3f}", "", _alert(one["alert"])]
+
+
+def _alert(alert: bool) -> str:
+    return "ALERT" if alert else ""
 
 
 def _reason(condition: Mapping[str, str]) -> str:

@@ -1,21 +1,22 @@
 """Make a bundle from a fitted model: the model file, and the data that the transformer needs."""
 
 import io
+import math
 import platform
 from collections import Counter
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Any
 
 import joblib
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import sklearn
 
-from training.data import Dataset
 from training.encoding import SEPARATOR
 from training.estimators import Classifier
 from training.fitting import Fitted
+from transformer.bundle.distribution import SCORE_BOUNDS, Distribution, NumberBins
 from transformer.bundle.format import Bundle, Model, TrainingData, Vectorizer, Version
 from transformer.bundle.signature import Number
 
@@ -52,6 +53,7 @@ def make_bundle(
         positive_class=task.positive_class,
         threshold=fitted.evaluation.threshold,
         reference=fitted.reference,
+        distribution=_distribution(fitted),
         name=name,
         row_name=task.row_name,
         recipe=fitted.recipe,
@@ -67,7 +69,6 @@ def make_bundle(
             source=dataset.source,
             rows=len(dataset.labels),
             sha256=dataset.sha256,
-            histograms=_histograms(dataset),
         ),
         previous=previous,
     )
@@ -87,20 +88,43 @@ def _libraries() -> dict[str, str]:
     }
 
 
-def _histograms(dataset: Dataset) -> dict[str, dict[str, Any]]:
-    """Histogram of each field; a number's bins are deciles between the signature's minimum and maximum."""
-    histograms: dict[str, dict[str, Any]] = {}
+def _distribution(fitted: Fitted) -> Distribution:
+    """Count the candidates by bin; a number's bins are deciles within the signature's range."""
+    dataset = fitted.dataset
+    numbers: dict[str, NumberBins] = {}
+    categories: dict[str, dict[str, int]] = {}
     for field in dataset.task.signature.fields:
         values = [candidate[field.name] for candidate in dataset.candidates]
         if isinstance(field, Number):
-            deciles = np.quantile(np.array(values, dtype=float), np.linspace(0, 1, HISTOGRAM_BINS + 1)[1:-1])
-            # Without a limit, the histogram ends where the data do.
-            least = min(values) if field.minimum is None else field.minimum
-            most = max(values) if field.maximum is None else field.maximum
-            edges = [least, *(edge for edge in np.unique(deciles).tolist() if least < edge < most), most]
+            edges = _edges(np.array(values, dtype=float), field)
             counts, _ = np.histogram(values, edges)
-            histograms[field.name] = {"edges": edges, "counts": counts.tolist()}
+            numbers[field.name] = NumberBins(edges=tuple(edges), counts=tuple(counts.tolist()))
         else:
             found = Counter(values)
-            histograms[field.name] = {category: found[category] for category in field.categories}
-    return histograms
+            categories[field.name] = {category: found[category] for category in field.categories}
+    bins = np.searchsorted(SCORE_BOUNDS, fitted.evaluation.probabilities)
+    return Distribution(
+        rows=len(dataset.labels),
+        numbers=numbers,
+        categories=categories,
+        scores=tuple(np.bincount(bins, minlength=len(SCORE_BOUNDS)).tolist()),
+    )
+
+
+def _edges(values: npt.NDArray[np.float64], field: Number) -> list[float]:
+    """Return the edges of a number's bins. Without a limit, they end where the data do.
+
+    Rounded to about a thousandth of the range, because they are public, as labels of metrics.
+    """
+    least = float(values.min()) if field.minimum is None else field.minimum
+    most = float(values.max()) if field.maximum is None else field.maximum
+    if least == most:
+        return [least, most]
+    places = 3 - math.ceil(math.log10(most - least))
+    if field.minimum is None:
+        least = math.floor(least * 10**places) / 10**places
+    if field.maximum is None:
+        most = math.ceil(most * 10**places) / 10**places
+    deciles = np.quantile(values, np.linspace(0, 1, HISTOGRAM_BINS + 1)[1:-1])
+    rounded = sorted({round(float(edge), places) for edge in deciles})
+    return [least, *(edge for edge in rounded if least < edge < most), most]

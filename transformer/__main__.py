@@ -4,6 +4,7 @@ import signal
 import sys
 
 from transformer.bundle.format import BundleError, load_bundle
+from transformer.monitoring.candidates import check_groups
 from transformer.options import bundle_directory, parse
 from transformer.server.kserve_server import TransformerServer
 
@@ -15,7 +16,8 @@ def main() -> None:
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         bundle = load_bundle(bundle_directory())
-    except BundleError as error:
+        check_groups(settings.groups, bundle)
+    except (BundleError, ValueError) as error:
         sys.exit(f"transformer: {error}")
     finally:
         signal.signal(signal.SIGTERM, before)

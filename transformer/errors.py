@@ -40,14 +40,17 @@ class ServiceError(Exception):
     detail
         The predictor's own error text, if there is one. It may repeat candidates' values, so log it only for
         a call that carried none.
+    limit
+        Name of the limit that the request exceeds, if there is one, for the metrics.
     """
 
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     grpc_code = "INTERNAL"
 
-    def __init__(self, message: str, *, detail: str = "") -> None:
+    def __init__(self, message: str, *, detail: str = "", limit: str = "") -> None:
         super().__init__(message)
         self.detail = detail
+        self.limit = limit
 
     @property
     def headers(self) -> dict[str, str]:

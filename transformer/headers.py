@@ -8,8 +8,28 @@ from transformer.errors import InvalidRequest
 AUTHORIZATION = "authorization"
 #: Response header and gRPC metadata that name the version which gave the answer.
 VERSION_HEADER = "x-model-version"
-#: Headers that reach the predictor when a call serves one request, besides every ``x-b3-*``.
-_FORWARDED = frozenset({AUTHORIZATION, "x-request-id", "traceparent", "tracestate"})
+BAGGAGE = "baggage"
+#: Headers that reach the predictor when a call serves one request, besides every ``x-b3-*``: those of W3C, of
+#: B3 in a single header, and those of vendors that Istio's documentation lists.
+_FORWARDED = frozenset(
+    {
+        AUTHORIZATION,
+        BAGGAGE,
+        "b3",
+        "sw8",
+        "traceparent",
+        "tracestate",
+        "x-amzn-trace-id",
+        "x-cloud-trace-context",
+        "x-datadog-origin",
+        "x-datadog-parent-id",
+        "x-datadog-sampling-priority",
+        "x-datadog-tags",
+        "x-datadog-trace-id",
+        "x-ot-span-context",
+        "x-request-id",
+    }
+)
 _FORWARDED_BYTES = frozenset(name.encode() for name in _FORWARDED)
 #: Names of B3 tracing that are valid in HTTP and in gRPC, which expects bytes in names that end in -bin.
 _B3 = re.compile(r"x-b3-(?!.*-bin$)[0-9a-z_.-]+")
@@ -22,7 +42,7 @@ MAX_CREDENTIALS = 4096
 def forwarded(headers: Sequence[tuple[str, str]]) -> dict[str, str]:
     """Return the headers of a request that go to the predictor, names in lower case.
 
-    Tracing headers that are too large are left out: the predictor would refuse the call.
+    Tracing headers that are too large are left out, baggage first: the predictor would refuse the call.
 
     Raises
     ------
@@ -38,10 +58,17 @@ def forwarded(headers: Sequence[tuple[str, str]]) -> dict[str, str]:
             count = sum(other.lower() == AUTHORIZATION for other, _ in headers)
             raise InvalidRequest(f"{AUTHORIZATION}: must be sent once, got {count}")
         some[name] = value
-    tracing = sum(len(name) + len(value) for name, value in some.items() if name != AUTHORIZATION)
-    if tracing > MAX_TRACING:
+    if _is_too_large(some):
+        some.pop(BAGGAGE, None)
+    if _is_too_large(some):
         return {name: value for name, value in some.items() if name == AUTHORIZATION}
     return some
+
+
+def _is_too_large(headers: Mapping[str, str]) -> bool:
+    return (
+        sum(len(name) + len(value) for name, value in headers.items() if name != AUTHORIZATION) > MAX_TRACING
+    )
 
 
 def forwardable(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:

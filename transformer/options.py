@@ -117,6 +117,11 @@ def _add_own_arguments(own: argparse._ArgumentGroup) -> None:
         "connection; in Kubernetes the pod is removed from all endpoint lists meanwhile",
         type=_delay,
     )
+    add(
+        "--groups",
+        "fields, separated by commas, whose values are counted by decision in the metrics: --groups=gender",
+        type=_names,
+    )
 
 
 def parse(arguments: Sequence[str] | None = None) -> Settings:
@@ -194,6 +199,13 @@ class _Refused(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         parser.error(f"{self.option_strings[0]}: has no effect here; {self._instead}")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"must be different names, separated by commas, got {text!r}")
+    return names
 
 
 def _seconds(text: str) -> float:

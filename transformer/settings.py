@@ -51,6 +51,8 @@ class Settings:
         10,000 bytes of responses.
     shutdown_delay_seconds
         Seconds after SIGTERM in which requests are still accepted, and REST responses close connections.
+    groups
+        Fields whose values are counted by decision in the metrics.
     model_name
         Name under which the model is served; the bundle's name if None.
     host
@@ -86,6 +88,7 @@ class Settings:
     max_request_bytes: int = 8 * 2**20
     client_timeout_seconds: float = 20.0
     shutdown_delay_seconds: float = 0.0
+    groups: tuple[str, ...] = ()
 
     model_name: str | None = None
     host: str | None = None

@@ -95,6 +95,45 @@ async def test_the_text_output_shows_the_traffic_of_each_revision(
     ]
 
 
+DRIFT = """# TYPE transformer_decisions_total counter
+transformer_decisions_total{version="v1",decision="positive"} 300
+transformer_decisions_total{version="v1",decision="negative"} 100
+transformer_decisions_total{version="v2",decision="positive"} 0
+# TYPE transformer_candidate_values_total counter
+transformer_candidate_values_total{version="v1",field="gender",bin="F"} 320
+transformer_candidate_values_total{version="v1",field="gender",bin="M"} 80
+# TYPE transformer_training_share gauge
+transformer_training_share{version="v1",field="gender",bin="F"} 0.4
+transformer_training_share{version="v1",field="gender",bin="M"} 0.6
+# TYPE transformer_training_candidates gauge
+transformer_training_candidates{version="v1"} 200
+# TYPE transformer_group_decisions_total counter
+transformer_group_decisions_total{version="v1",field="gender",group="F",decision="positive"} 120
+transformer_group_decisions_total{version="v1",field="gender",group="F",decision="negative"} 200
+transformer_group_decisions_total{version="v1",field="gender",group="M",decision="positive"} 80
+transformer_group_decisions_total{version="v1",field="gender",group="M",decision="negative"} 0
+"""
+
+
+async def test_drift_is_that_of_the_candidates_of_all_pods(start: Start, status: Status) -> None:
+    cluster = await start()
+    cluster.listed = [pod("t-1"), pod("t-2")]
+    cluster.metrics = {"t-1:8080": METRICS % (4, 0) + DRIFT, "t-2:8080": METRICS % (4, 0) + DRIFT}
+    assert "drift" not in await status()
+    lines = (await status("--drift")).splitlines()
+    start_line = next(number for number, line in enumerate(lines) if line.startswith("drift"))
+    assert lines[start_line : start_line + 6] == [
+        "drift        v1: 800 candidates, 200 of the training",
+        "             gender              PSI     0.717   by chance 0.006  ALERT",
+        "             selected                    75.0%",
+        "             selected, gender F          37.5%   of 640",
+        "             selected, gender M          100.0%  of 160",
+        "             gender              impact  0.375                    ALERT",
+    ]
+    (figures,) = json.loads(await status("--drift", "--json"))["drift"]
+    assert (figures["version"], figures["candidates"], figures["score_distance"]) == ("v1", 800, None)
+
+
 async def test_the_json_output_has_everything(start: Start, target: Any, status: Status) -> None:
     cluster = await start()
     await rollout(target(), V2, print)

@@ -69,8 +69,8 @@ BUNDLES: dict[str, tuple[Callable[[Path, Path], Path], str, str]] = {
         "train the version again with `placement train`",
     ),
     "of a newer format": (
-        lambda version, copy: changed(version, copy, lambda content: content.update(format=3)),
-        "format: must be 1 or 2, got 3",
+        lambda version, copy: changed(version, copy, lambda content: content.update(format=4)),
+        "format: must be 1 to 3, got 4",
         "serve it with the transformer of the release that trained it",
     ),
     "contradicting itself": (

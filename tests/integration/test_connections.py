@@ -25,6 +25,8 @@ from transformer.bundle.format import BUNDLE_FILE, load_bundle
 from transformer.upstream.known_versions import known_versions
 
 CONNECTIONS = "transformer_predictor_connections"
+#: Labels of answered V1 requests.
+ANSWERED = {"protocol": "v1", "verb": "predict", "status": "200"}
 
 
 @pytest.fixture
@@ -231,8 +233,8 @@ async def test_metrics_count_connections_verifications_and_requests_by_version(
 ):
     before = {
         "equal": sample("transformer_verifications_total", outcome="equal"),
-        "v1": sample("transformer_requests_total", version="v1"),
-        "v2": sample("transformer_requests_total", version="v2"),
+        "v1": sample("transformer_requests_total", **ANSWERED, version="v1"),
+        "v2": sample("transformer_requests_total", **ANSWERED, version="v2"),
     }
     transformer, predictor = await start(stack, pair.new, old_reference, "--predictor_connections=2")
     await wait_until(lambda: sample(CONNECTIONS, version="v1", state="usable") == 2)
@@ -242,9 +244,9 @@ async def test_metrics_count_connections_verifications_and_requests_by_version(
     await wait_until(lambda: sample(CONNECTIONS, version="v2", state="usable") == 2)
     assert sample(CONNECTIONS, version="v1", state="usable") == 0
     assert sample("transformer_verifications_total", outcome="equal") >= before["equal"] + 4
-    assert sample("transformer_requests_total", version="v1") == before["v1"] + 1
-    assert sample("transformer_requests_total", version="v2") == before["v2"] + 1
     text = (await transformer.http.get("/metrics")).text
+    assert sample("transformer_requests_total", **ANSWERED, version="v1") == before["v1"] + 1
+    assert sample("transformer_requests_total", **ANSWERED, version="v2") == before["v2"] + 1
     assert 'transformer_predictor_connections{state="usable",version="v2"} 2.0' in text
 
 

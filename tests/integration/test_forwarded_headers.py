@@ -30,6 +30,11 @@ FORWARDED = {
     "x-b3-sampled": "1",
     "traceparent": "00-80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-01",
     "tracestate": "vendor=1",
+    "b3": "80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1",
+    "baggage": "team=admissions",
+    "x-cloud-trace-context": "105445aa7843bc8bf206b12000100000/1;o=1",
+    "x-amzn-trace-id": "Root=1-5759e988-bd862e3fe1be46a994272793",
+    "x-datadog-trace-id": "7277407061855694839",
 }
 NOT_FORWARDED = {
     "cookie": "session=1",
@@ -115,6 +120,13 @@ async def test_tracing_headers_that_are_too_long_are_left_out(hop, trained_bundl
     assert seen["authorization"] == headers["authorization"]
     assert "tracestate" not in seen
     assert "x-request-id" not in seen
+
+
+async def test_baggage_that_is_too_long_is_left_out_alone(transformer, predictor):
+    await ask_over_rest(transformer, {"baggage": "a=" + "x" * 4000, "traceparent": "1", "b3": "0"})
+    (seen,) = predictor.metadata
+    assert (seen["traceparent"], seen["b3"]) == ("1", "0")
+    assert "baggage" not in seen
 
 
 async def test_binary_metadata_does_not_fail_the_request(transformer, predictor):

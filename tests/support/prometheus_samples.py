@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import aiohttp
+from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
@@ -19,3 +20,8 @@ def sum_of(samples: Sequence[Sample], name: str, **labels: str) -> float:
     return sum(
         sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items()
     )
+
+
+def registered() -> list[Sample]:
+    """Return all samples of this process."""
+    return [sample for metric in REGISTRY.collect() for sample in metric.samples]

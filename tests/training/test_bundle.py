@@ -13,6 +13,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import FixedThresholdClassifier
 
 from storage.bundles import StorageError, VersionExistsError
+from training.bundling import HISTOGRAM_BINS, _edges
 from training.candidates import PLACEMENT, SIGNATURE, Task
 from training.data import DataError, Dataset
 from training.encoding import encode, fit_vectorizer
@@ -100,16 +101,34 @@ def test_the_bundle_names_the_libraries_and_the_estimator(first):
     assert 0 < first.metrics["accuracy"] <= 1
 
 
-def test_histograms_count_every_candidate(first):
+def test_the_distribution_counts_every_candidate(first):
+    distribution = first.distribution
+    assert distribution is not None
     for field in SIGNATURE.fields:
-        histogram = first.training_data.histograms[field.name]
         if isinstance(field, Number):
-            assert sum(histogram["counts"]) == 200
-            assert (histogram["edges"][0], histogram["edges"][-1]) == (field.minimum, field.maximum)
-            assert len(histogram["edges"]) == len(histogram["counts"]) + 1
+            bins = distribution.numbers[field.name]
+            assert sum(bins.counts) == 200
+            assert (bins.edges[0], bins.edges[-1]) == (field.minimum, field.maximum)
         else:
-            assert list(histogram) == list(field.categories)
-            assert sum(histogram.values()) == 200
+            assert list(distribution.categories[field.name]) == list(field.categories)
+            assert sum(distribution.categories[field.name].values()) == 200
+    assert distribution.rows == sum(distribution.scores) == 200
+
+
+@pytest.mark.parametrize(
+    ("minimum", "maximum", "edges"),
+    [(0, 100, 0.1), (0, 1, 0.001), (2000, 2030, 0.1), (0, 2_000_000, 10_000), (5, 5, None)],
+)
+def test_the_edges_of_bins_are_rounded_to_a_thousandth_of_the_range(minimum, maximum, edges):
+    values = np.random.default_rng(0).uniform(minimum, maximum, 1000)
+    field = Number(name="a", minimum=minimum, maximum=maximum)
+    found = _edges(values, field)
+    assert (found[0], found[-1]) == (minimum, maximum)
+    if edges is None:
+        assert len(found) == 2
+    else:
+        assert len(found) == HISTOGRAM_BINS + 1
+        assert found == [pytest.approx(edges * round(edge / edges), rel=1e-12) for edge in found]
 
 
 def test_the_same_data_give_the_same_bundle_except_for_its_time(tmp_path, first, storage):

@@ -41,13 +41,17 @@ def test_later_bundles_keep_what_it_takes_to_verify_and_encode_for_a_version(tra
     assert kept.reference.probabilities == bundle.reference.probabilities
 
 
-def test_a_bundle_of_the_first_format_is_read(content, tmp_path):
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_bundle_of_an_earlier_format_is_read(number, content, tmp_path):
     bundle = parse_bundle(json.dumps(content))
-    del content["model"]["serving_form"]
-    (tmp_path / BUNDLE_FILE).write_text(json.dumps({**content, "format": 1}))
-    first = load_bundle(tmp_path)
-    assert (first.format, first.model.serving_form) == (1, None)
-    assert first.as_previous() == bundle.as_previous()
+    if number == 1:
+        del content["model"]["serving_form"]
+    del content["distribution"]
+    content["training_data"]["histograms"] = {"ssc_p": {"edges": [0, 100], "counts": [200]}}
+    (tmp_path / BUNDLE_FILE).write_text(json.dumps({**content, "format": number}))
+    earlier = load_bundle(tmp_path)
+    assert (earlier.format, earlier.distribution) == (number, None)
+    assert earlier.as_previous() == bundle.as_previous().model_copy(update={"distribution": None})
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
@@ -73,6 +77,52 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         "duplicate feature name 'ssc_p'",
     ),
 }
+
+
+BROKEN_DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], object, str]] = {
+    "a number without bins": (("numbers", "ssc_p"), None, "distribution and signature differ in: ssc_p"),
+    "a category without counts": (
+        ("categories", "gender"),
+        None,
+        "distribution and signature differ in: gender",
+    ),
+    "other categories": (
+        ("categories", "gender"),
+        {"F": 1, "X": 1},
+        "distribution of gender: categories must be those of the signature",
+    ),
+    "another range": (
+        ("numbers", "ssc_p"),
+        {"edges": [0, 1], "counts": [200]},
+        "distribution of ssc_p: edges must go from 0 to 100",
+    ),
+    "a count too few": (
+        ("numbers", "ssc_p"),
+        {"edges": [0, 50, 100], "counts": [200]},
+        "3 edges need 2 counts, got 1",
+    ),
+    "edges in disorder": (
+        ("numbers", "ssc_p"),
+        {"edges": [0, 60, 50, 100], "counts": [1, 1, 1]},
+        "edges must be in ascending order",
+    ),
+    "a negative count": (("scores",), [-1, 0, 0, 0, 0, 0, 0, 0, 0, 0], "greater than or equal to 0"),
+    "too few bins of scores": (("scores",), [200], "at least 10 items"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_DISTRIBUTIONS)
+def test_a_distribution_that_does_not_fit_the_signature_is_refused(case, content):
+    *path, last = BROKEN_DISTRIBUTIONS[case][0]
+    inner = content["distribution"]
+    for key in path:
+        inner = inner[key]
+    if BROKEN_DISTRIBUTIONS[case][1] is None:
+        del inner[last]
+    else:
+        inner[last] = BROKEN_DISTRIBUTIONS[case][1]
+    with pytest.raises(BundleError, match=BROKEN_DISTRIBUTIONS[case][2]):
+        parse_bundle(json.dumps(content))
 
 
 @pytest.mark.parametrize("case", BROKEN)

@@ -16,7 +16,7 @@ LEVELS = (
     {"bundle"},
     {"settings"},
     {"protocols", "upstream"},
-    {"batching"},
+    {"batching", "monitoring"},
     {"server"},
     {"options"},
     {"__main__"},

@@ -72,7 +72,7 @@ class BalancedUpstream:
                 continue
             self._models.saw(model)
             if _is_valid_for(model, version, parts, matrix):
-                _answer(batch, parts, probabilities, model)
+                _answer(batch, parts, matrix, probabilities, model)
             if not batch.unanswered:
                 return
             if not all(part.job.accepts(model) for part in parts):
@@ -117,11 +117,14 @@ def _is_valid_for(model: UpstreamModel, version: KnownVersion, parts: Sequence[P
     return True
 
 
-def _answer(batch: Batch, parts: list[Part], probabilities: Matrix, model: UpstreamModel) -> None:
+def _answer(
+    batch: Batch, parts: list[Part], matrix: Matrix, probabilities: Matrix, model: UpstreamModel
+) -> None:
     """Give the answers to the callers that accept the model's version."""
     if not all(part.job.accepts(model) for part in parts):
         accepted = np.concatenate([np.full(part.rows, part.job.accepts(model)) for part in parts])
-        parts, probabilities = [part for part in parts if part.job.accepts(model)], probabilities[accepted]
+        parts = [part for part in parts if part.job.accepts(model)]
+        matrix, probabilities = matrix[accepted], probabilities[accepted]
     # Requests are not split here, so one model always answers all of a request.
-    again = batch.answer(parts, probabilities, model)
+    again = batch.answer(parts, matrix, probabilities, model)
     assert not again  # noqa: S101

@@ -7,19 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from transformer.batching.balanced_upstream import BalancedUpstream
+from transformer.batching.call_metrics import CallMetrics
 from transformer.batching.concurrency import Call
 from transformer.batching.failure_policy import FailurePolicy
 from transformer.batching.jobs import Batch, Job, encode, jobs_of
 from transformer.batching.queue import RequestQueue
 from transformer.batching.retry_budget import RetryBudget
-from transformer.batching.usable_models import UsableModels
+from transformer.batching.usable_models import ANY_VERSION, UsableModels
 from transformer.errors import (
     EncodingRefused,
     InvalidPredictorResponse,
     PredictorUnavailable,
     ServiceError,
 )
-from transformer.metrics import BATCHES, CONNECTIONS, VERIFICATIONS
+from transformer.metrics import CONNECTIONS, VERIFICATIONS
 from transformer.settings import Settings
 from transformer.upstream.client import PredictorClient
 from transformer.upstream.known_versions import UpstreamModel
@@ -184,11 +185,12 @@ class ConnectionWorker:
 
         poll_s = SEARCH_S if self._searches else HEARTBEAT_S
         last_use = start
+        metrics = CallMetrics(ANY_VERSION if self._by_request else model.label)
         with self._models.in_use(model):
             while (left := end - self._now()) > 0:
                 ready = await self._queue.next_batch(accepts, min(poll_s, left))
                 if ready is not None:
-                    await self._carry(client, *ready, None if self._by_request else model)
+                    await self._carry(client, *ready, None if self._by_request else model, metrics)
                     last_use = self._now()
                 elif self._now() - last_use >= HEARTBEAT_S:
                     await self._check_health(client)
@@ -214,16 +216,21 @@ class ConnectionWorker:
             raise PredictorUnavailable("predictor health check timed out") from error
 
     async def _carry(
-        self, client: PredictorClient, batch: Batch, call: Call, model: UpstreamModel | None
+        self,
+        client: PredictorClient,
+        batch: Batch,
+        call: Call,
+        model: UpstreamModel | None,
+        metrics: CallMetrics,
     ) -> None:
         """Score a batch; in one call if the `model` behind the connection is known.
 
         What gets no answer goes to the failure policy. An error then ends this connection.
         """
-        BATCHES.observe(batch.rows)
         try:
-            async with asyncio.timeout_at(batch.deadline):
-                await self._score(client, batch, model)
+            with metrics.measured(batch, self._now()):
+                async with asyncio.timeout_at(batch.deadline):
+                    await self._score(client, batch, model)
         except TimeoutError as error:
             for job in jobs_of(batch.unanswered):
                 job.fail(job.timeout_error())
@@ -251,7 +258,7 @@ class ConnectionWorker:
         version = model.version
         matrix = encode(batch.parts, version)
         probabilities = await client.call(matrix, None, version.classes, batch.headers)
-        for job in batch.answer(batch.parts, probabilities, model):
+        for job in batch.answer(batch.parts, matrix, probabilities, model):
             self._queue.put(job)
 
     def _end(self, batch: Batch, call: Call) -> None:

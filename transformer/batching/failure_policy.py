@@ -15,7 +15,7 @@ from transformer.errors import (
     PredictorUnavailable,
     ServiceError,
 )
-from transformer.metrics import RETRIES
+from transformer.metrics import RETRIES, RETRIES_DENIED
 from transformer.upstream.client import Reconnected
 
 #: How often a dropped call is retried. If it is dropped again, each of its requests is sent once more, alone.
@@ -90,13 +90,13 @@ class FailurePolicy:
 
     def _dropped(self, parts: Collection[Part], error: ServiceError) -> None:
         """Handle a call that the predictor dropped or was not ready for."""
-        again = any(part.drops < MAX_DROPS for part in parts) and self._retries.spend()
+        again = any(part.drops < MAX_DROPS for part in parts) and self._spend("dropped")
         for part in parts:
             part.drops += 1
         shared = len(jobs_of(parts)) > 1
         for job in jobs_of(part for part in parts if part.drops > MAX_DROPS or not again):
             # One of the requests that shared the call may have made the predictor fail.
-            if shared and self._retries.spend():
+            if shared and self._spend("alone"):
                 job.retry_group = job
             else:
                 job.fail(error)
@@ -111,9 +111,16 @@ class FailurePolicy:
 
     def _halve(self, jobs: Collection[Job]) -> bool:
         """Split jobs that shared a call into two groups; return False if there is only one or no budget."""
-        if len(jobs) < 2 or not self._retries.spend(2):
+        if len(jobs) < 2 or not self._spend("halved", 2):
             return False
         groups = object(), object()
         for number, job in enumerate(jobs):
             job.retry_group = groups[2 * number // len(jobs)]
         return True
+
+    def _spend(self, reason: str, calls: int = 1) -> bool:
+        """Spend retries; return False if there are too few."""
+        allowed = self._retries.spend(calls)
+        if not allowed:
+            RETRIES_DENIED.labels(reason).inc()
+        return allowed

@@ -231,14 +231,16 @@ class Batch:
             return dict(job.headers)
         return {} if job.credentials is None else {AUTHORIZATION: job.credentials}
 
-    def answer(self, parts: Collection[Part], probabilities: Matrix, model: UpstreamModel) -> list[Job]:
-        """Give parts of the batch their rows' probabilities.
+    def answer(
+        self, parts: Collection[Part], matrix: Matrix, probabilities: Matrix, model: UpstreamModel
+    ) -> list[Job]:
+        """Give parts of the batch their rows of a matrix and the model's probabilities for it.
 
         Returns
         -------
         Jobs with a part that must be sent again, because another model has answered the parts before it.
         """
-        prediction = model.version.prediction(probabilities, model.label)
+        prediction = model.version.prediction(matrix, probabilities, model.label)
         start = 0
         again = []
         for part in parts:
@@ -270,6 +272,8 @@ def _join(predictions: list[Prediction]) -> Prediction:
         return predictions[0]
     return Prediction(
         predictions[0].version,
+        predictions[0].encoding,
+        np.concatenate([one.matrix for one in predictions]),
         np.concatenate([one.probabilities for one in predictions]),
         np.concatenate([one.positive for one in predictions]),
     )

@@ -104,6 +104,11 @@ class Pool:
         # Not asyncio.timeout_at, which costs four times as much.
         job.timer = self.loop.call_at(job.deadline, job.expire)
 
+    @property
+    def queued(self) -> dict[str, int]:
+        """Candidates in the queue by state; see `RequestQueue.rows`."""
+        return self._queue.rows
+
     def remove(self, job: Job) -> None:
         """Remove a job from the queue, if it is there."""
         self._queue.remove(job)

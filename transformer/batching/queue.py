@@ -66,6 +66,11 @@ class RequestQueue:
         return len(self._waiting) + len(self._parked)
 
     @property
+    def rows(self) -> dict[str, int]:
+        """Candidates that wait for a free connection, and those that no connection can carry at present."""
+        return {"waiting": self._waiting.rows, "parked": self._parked.rows}
+
+    @property
     def waits_for_version(self) -> bool:
         """True if a request waits for a version that no connection leads to."""
         return any(job.version is not None for job in self._parked)
@@ -82,7 +87,8 @@ class RequestQueue:
         if jobs.rows and jobs.rows + job.rows > self._max_waiting_rows:
             raise QueueFull(
                 f"the queue is full: limit {self._max_waiting_rows} rows, {jobs.rows} are waiting; "
-                "try again later"
+                "try again later",
+                limit="queue",
             )
         self._caller_wait.arrived += 1
         if can_go:

@@ -114,6 +114,10 @@ class Scorer:
             self._pool.remove(job)
         job.release()
 
+    def queued(self) -> dict[str, int]:
+        """Return the candidates in the queue by state; see `RequestQueue.rows`."""
+        return {} if self._pool is None else self._pool.queued
+
     async def close(self) -> None:
         """Close the connections to the predictor."""
         if self._pool is not None:

@@ -15,14 +15,15 @@ import numpy.typing as npt
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
 from transformer.bundle.candidates import Rows
+from transformer.bundle.distribution import Distribution
 from transformer.bundle.plain_errors import first_problem
 from transformer.bundle.regular_file import read_file
 from transformer.bundle.signature import DEFAULT_ROW_NAME, STRICT, RowName, Signature, check_unique
 from transformer.bundle.validation import validate
 from transformer.errors import InvalidCandidates, shortened
 
-#: Format number that this code writes. It reads the earlier ones, too: 1 had no `serving_form`; 2 had neither
-#: `recipe` nor `row_name`, and a range for every number.
+#: Format number that this code writes. It reads the earlier ones, too: 1 had no `serving_form`; 2 had none of
+#: `recipe`, `row_name` and `distribution`, and a range for every number.
 FORMAT: Literal[3] = 3
 BUNDLE_FILE = "bundle.json"
 MODEL_FILE = "model.joblib"
@@ -116,6 +117,8 @@ class Version(BaseModel):
     positive_class: str
     threshold: Probability
     reference: Reference
+    #: The training candidates by bin; None in versions of the formats 1 and 2.
+    distribution: Distribution | None = None
 
     @model_validator(mode="after")
     def _coherent(self) -> "Version":
@@ -129,6 +132,8 @@ class Version(BaseModel):
             validate(Rows(list(self.reference.candidates), "reference"), self.signature)
         except InvalidCandidates as error:
             raise ValueError(f"reference candidate is invalid: {error.problems[0]}") from error
+        if self.distribution is not None:
+            self.distribution.check(self.signature)
         return self
 
     @property
@@ -153,15 +158,15 @@ class Model(BaseModel):
 
 
 class TrainingData(BaseModel):
-    """Origin of the training data, and the distribution of each field."""
+    """Origin of the training data."""
 
     model_config = STRICT
 
     source: str
     rows: int = Field(ge=1)
     sha256: Sha256
-    #: For a number: ``{"edges": […], "counts": […]}``; for a category: ``{value: count}``.
-    histograms: dict[str, dict[str, Any]]
+    #: In the formats 1 and 2 only; later ones have `Version.distribution`.
+    histograms: dict[str, dict[str, Any]] | None = None
 
 
 class Recipe(BaseModel):

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transformer.bundle.candidates import Candidates
+from transformer.bundle.encoder import Matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,11 @@ class Prediction:
     Attributes
     ----------
     version
-        Version of the model and the encoding.
+        Version of the model.
+    encoding
+        Version whose encoding was scored: another one only if the model is unverified.
+    matrix : ndarray of float64, shape (candidates, feature names)
+        The candidates in that encoding, C-contiguous.
     probabilities : ndarray of float64, shape (candidates,)
         Probability of the positive class.
     positive : ndarray of bool, shape (candidates,)
@@ -24,12 +29,21 @@ class Prediction:
     """
 
     version: str
+    encoding: str
+    matrix: Matrix
     probabilities: npt.NDArray[np.float64]
     positive: npt.NDArray[np.bool_]
 
+    @property
+    def rows(self) -> int:
+        """Number of candidates."""
+        return len(self.positive)
+
     def of(self, rows: slice) -> "Prediction":
         """Return the part for some of the candidates."""
-        return Prediction(self.version, self.probabilities[rows], self.positive[rows])
+        return Prediction(
+            self.version, self.encoding, self.matrix[rows], self.probabilities[rows], self.positive[rows]
+        )
 
 
 class Request(Protocol):

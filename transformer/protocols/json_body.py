@@ -23,7 +23,9 @@ def check_count(candidates: int, max_candidates: int, row_name: str) -> None:
         If there are more than `max_candidates`.
     """
     if candidates > max_candidates:
-        raise TooLarge(f"too many {plural(row_name)}: limit {max_candidates}, got {candidates}")
+        raise TooLarge(
+            f"too many {plural(row_name)}: limit {max_candidates}, got {candidates}", limit="candidates"
+        )
 
 
 def check_values(*texts: bytes) -> None:
@@ -41,7 +43,7 @@ def check_values(*texts: bytes) -> None:
     if size > limit:
         values = sum(text.count(mark) for text in texts for mark in (b",", b"[", b"{"))
         if values > limit:
-            raise TooLarge(f"body: too many JSON values: limit {limit}, got {values}")
+            raise TooLarge(f"body: too many JSON values: limit {limit}, got {values}", limit="values")
 
 
 def parse_json(body: bytes | str) -> object:

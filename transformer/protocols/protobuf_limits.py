@@ -46,7 +46,9 @@ def _count(message: bytes, position: int, end: int, fields: int, *, nested: bool
     while position < end:
         fields += 1
         if fields > MAX_FIELDS:
-            raise TooLarge(f"too many tensors and other fields in the message: limit {MAX_FIELDS}")
+            raise TooLarge(
+                f"too many tensors and other fields in the message: limit {MAX_FIELDS}", limit="fields"
+            )
         tag, position = _varint(message, position)
         number, wire_type = tag >> 3, tag & 7
         if wire_type == _VARINT:

@@ -117,7 +117,7 @@ class _Request:
             raise self._too_large(announced)
 
     def _too_large(self, size: object) -> TooLarge:
-        return TooLarge(f"body: limit {self._limit.max_bytes} bytes, got {size}")
+        return TooLarge(f"body: limit {self._limit.max_bytes} bytes, got {size}", limit="body")
 
 
 async def _while_needed(scope: Message, answering: Coroutine[Any, Any, None]) -> None:

@@ -34,7 +34,8 @@ class ByteBudget:
         if self._reserved and self._reserved + size > self._max_bytes:
             raise QueueFull(
                 f"too many bytes in flight: limit {self._max_bytes}, {self._reserved} are reserved, got "
-                f"{size} more; try again later"
+                f"{size} more; try again later",
+                limit="bytes in flight",
             )
         self._reserved += size
 

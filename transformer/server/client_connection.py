@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import httptools
 
 from transformer.errors import QueueFull
+from transformer.metrics import REFUSALS
 from transformer.server.client_limit import MAX_PIPELINED, ClientLimit
 from transformer.server.client_timeouts import (
     CONNECTION_AGE_S,
@@ -205,6 +206,7 @@ class ClientConnection(HttpToolsProtocol):
             raise Refusal(
                 HTTPStatus.TOO_MANY_REQUESTS,
                 f"too many pipelined requests: limit {MAX_PIPELINED}, half of it for one connection",
+                limit="pipelined requests",
             )
         self._state = State.HEAD
         self._read.requests += 1
@@ -260,7 +262,7 @@ class ClientConnection(HttpToolsProtocol):
         try:
             self._body.hold(discarded=self.cycle.response_complete)
         except QueueFull as error:
-            self._refuse(Refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error)))
+            self._refuse(Refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error), limit="unfinished bodies"))
 
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
@@ -270,10 +272,12 @@ class ClientConnection(HttpToolsProtocol):
             return Refusal(
                 HTTPStatus.REQUEST_URI_TOO_LONG,
                 f"path too long: limit {MAX_HEAD // 2} bytes, got {len(self.url)} or more",
+                limit="path",
             )
         return Refusal(
             HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
             f"head too large: limit {MAX_HEADERS} headers and {MAX_HEAD} bytes",
+            limit="head",
         )
 
     # Answering requests.
@@ -400,6 +404,8 @@ class ClientConnection(HttpToolsProtocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Read no further request, and answer the one being read with an error, after those before it."""
+        if refusal.limit:
+            REFUSALS.labels(refusal.limit).inc()
         self._refusal = refusal.response(self.server_state.default_headers)
         if self._state is State.BODY:
             self._drop_request()
@@ -412,7 +418,7 @@ class ClientConnection(HttpToolsProtocol):
             self.transport.abort()
             return
         text = f"too many connections: limit {self._limit.max_connections}; try again later"
-        self._refuse(Refusal(HTTPStatus.SERVICE_UNAVAILABLE, text))
+        self._refuse(Refusal(HTTPStatus.SERVICE_UNAVAILABLE, text, limit="connections"))
 
     def _drop_request(self) -> None:
         """Drop the request whose body is being read, queued or in progress."""
@@ -467,10 +473,10 @@ class ClientConnection(HttpToolsProtocol):
     def _time_out(self, waits: WaitsFor, timeout_s: float) -> None:
         if waits is WaitsFor.HEAD:
             text = f"head too slow: limit {timeout_s:g} s for a request's head"
-            self._refuse(Refusal(HTTPStatus.REQUEST_TIMEOUT, text))
+            self._refuse(Refusal(HTTPStatus.REQUEST_TIMEOUT, text, limit="time"))
         elif waits is WaitsFor.BODY:
             text = f"body too slow: limit {timeout_s:g} s for each {MIN_PROGRESS} bytes of a request's body"
-            self._refuse(Refusal(HTTPStatus.REQUEST_TIMEOUT, text))
+            self._refuse(Refusal(HTTPStatus.REQUEST_TIMEOUT, text, limit="time"))
         elif waits is WaitsFor.READ:
             self.transport.abort()
         elif waits in {WaitsFor.REMAINDER, WaitsFor.CLOSE} or (

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from transformer.errors import NotImplementedHere, ServiceError
+from transformer.metrics import REFUSALS
 
 logger = logging.getLogger("kserve.transformer")
 
@@ -32,7 +33,12 @@ class FailureLog:
         self._unlogged: Counter[type[ServiceError]] = Counter()
 
     def record(self, status: str, error: ServiceError) -> None:
-        """Log a failure that is not the caller's fault, unless one of its kind was logged recently."""
+        """Log a failure that is not the caller's fault, unless one of its kind was logged recently.
+
+        One by a limit is counted in the metrics.
+        """
+        if error.limit:
+            REFUSALS.labels(error.limit).inc()
         if error.status < 500 or isinstance(error, NotImplementedHere):
             return
         kind, now = type(error), self._now()

@@ -120,9 +120,10 @@ class FairReader:
             del self._reading[timeout]
             self._done(connection)
         if timeout.when() == deadline:
-            raise RequestTooSlow(f"the message was not complete within {timeout_s:g} s")
+            raise RequestTooSlow(f"the message was not complete within {timeout_s:g} s", limit="time")
         raise QueueFull(
-            "too many requests arrive at the same time, and this one took too long; try again later"
+            "too many requests arrive at the same time, and this one took too long; try again later",
+            limit="reading",
         )
 
     async def may_decode(self, size: int) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 from transformer.bundle.prediction import Prediction
 from transformer.errors import PredictorUnavailable
 from transformer.server.client_connection import ClientConnection
-from transformer.server.fast_path import Decode, FastPath, PlainRequest, Unusual
-from transformer.server.handler import InProgress
+from transformer.server.fast_path import Decoder, FastPath, PlainRequest
+from transformer.server.handler import InProgress, Unusual
 from transformer.server.request_head import HeaderDict
 from transformer.server.uvicorn_internals import HttpToolsProtocol, RequestResponseCycle
 
@@ -37,15 +37,15 @@ class FastConnection(ClientConnection):
         self.expect_100_continue = False
 
     def _start(self, by_name: HeaderDict) -> None:
-        decode = self._decoder(by_name)
-        if decode is None:
+        decoder = self._decoder(by_name)
+        if decoder is None:
             self._start_through_asgi(by_name)
         else:
-            cycle = PlainCycle(self, self._fast_path, decode, by_name)
+            cycle = PlainCycle(self, self._fast_path, decoder, by_name)
             cycle.keep_alive = not self._ending
             self.cycle = self._answering = self._task = cycle
 
-    def _decoder(self, by_name: HeaderDict) -> Decode | None:
+    def _decoder(self, by_name: HeaderDict) -> Decoder | None:
         """Return the decoder of a plain request that can be answered next; None for all others."""
         parser = self.parser
         if (
@@ -104,7 +104,7 @@ class PlainCycle(RequestResponseCycle):
     """One plain request, with those attributes of uvicorn's cycle that its protocol and ours use."""
 
     def __init__(
-        self, connection: FastConnection, fast_path: FastPath, decode: Decode, headers: HeaderDict
+        self, connection: FastConnection, fast_path: FastPath, decoder: Decoder, headers: HeaderDict
     ) -> None:
         # Not uvicorn's own, which makes what an ASGI application needs.
         self.headers = headers
@@ -116,7 +116,7 @@ class PlainCycle(RequestResponseCycle):
         self.disconnected = self.response_started = self.response_complete = False
         self._connection = connection
         self._fast_path = fast_path
-        self._decode = decode
+        self._decoder = decoder
         self._progress: InProgress[PlainRequest] | None = None
 
     def begin(self) -> None:
@@ -128,7 +128,7 @@ class PlainCycle(RequestResponseCycle):
             If the application must read the body.
         """
         try:
-            self._progress = self._fast_path.begin(self._decode, bytes(self.body), self.headers)
+            self._progress = self._fast_path.begin(self._decoder, bytes(self.body), self.headers)
         except Unusual:
             raise
         except Exception as error:  # noqa: BLE001 (a bug must not end the connection)
@@ -152,7 +152,7 @@ class PlainCycle(RequestResponseCycle):
         if error is None:
             self._respond(self._fast_path.end(progress, self._connection.default_headers))
         else:
-            self._fast_path.abandon(progress)
+            self._fast_path.fail(progress, error)
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:

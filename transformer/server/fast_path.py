@@ -6,18 +6,19 @@ application's routes, which give the same answers.
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from starlette.responses import JSONResponse, Response
 
 from transformer.bundle.prediction import Prediction, Request
 from transformer.errors import ServiceError
 from transformer.headers import VERSION_HEADER, forwardable
+from transformer.monitoring.monitor import V1_PREDICT, V2_INFER, Kind
 from transformer.protocols import v2
 from transformer.protocols.json_body import parse_json
 from transformer.protocols.v1 import V1Request
 from transformer.server.asgi import MAX_UNREAD, content_length
-from transformer.server.handler import Handler, InProgress
+from transformer.server.handler import Handler, InProgress, Unusual
 from transformer.server.uvicorn_internals import STATUS_LINE
 
 logger = logging.getLogger("kserve.transformer")
@@ -37,10 +38,6 @@ _UNUSUAL = frozenset({b"content-encoding", b"expect", b"transfer-encoding", b"up
 _CLOUD_EVENT = "specversion"
 
 
-class Unusual(Exception):
-    """Raised for a body that the application's own routes must read."""
-
-
 class PlainRequest(Request, Protocol):
     """A decoded REST request."""
 
@@ -48,8 +45,11 @@ class PlainRequest(Request, Protocol):
         """Return body and headers of the response."""
 
 
-#: Decodes a plain request, given its body and its headers.
-Decode = Callable[[bytes, Headers], PlainRequest]
+class Decoder(NamedTuple):
+    """Decodes plain requests of one kind, given a body and its headers."""
+
+    kind: Kind
+    decode: Callable[[bytes, Headers], PlainRequest]
 
 
 class FastPath:
@@ -74,14 +74,14 @@ class FastPath:
         self._handler = handler
         self._error_response = error_response
         self._max_bytes = min(max_request_bytes, MAX_UNREAD)
-        self._routes: dict[bytes, tuple[frozenset[bytes | None], Decode]] = {
-            f"/v1/models/{handler.name}:predict".encode(): (_JSON, self._decode_v1),
-            f"/v2/models/{handler.name}/infer".encode(): (_V2_TYPES, self._decode_v2),
+        self._routes: dict[bytes, tuple[frozenset[bytes | None], Decoder]] = {
+            f"/v1/models/{handler.name}:predict".encode(): (_JSON, Decoder(V1_PREDICT, self._decode_v1)),
+            f"/v2/models/{handler.name}/infer".encode(): (_V2_TYPES, Decoder(V2_INFER, self._decode_v2)),
         }
         self._default_headers: _ResponseHeaders = []
         self._success_head = b""
 
-    def route(self, target: bytes, headers: Headers, sent: int) -> Decode | None:
+    def route(self, target: bytes, headers: Headers, sent: int) -> Decoder | None:
         """Return the decoder of a plain POST request; None for a request that is not plain.
 
         Parameters
@@ -93,16 +93,16 @@ class FastPath:
         sent
             Number of headers that were sent; more than `headers` if some were repeated.
         """
-        content_types, decode = self._routes.get(target, _NO_ROUTE)
-        if decode is None or len(headers) < sent or headers.get(b"content-type") not in content_types:
+        content_types, decoder = self._routes.get(target, _NO_ROUTE)
+        if decoder is None or len(headers) < sent or headers.get(b"content-type") not in content_types:
             return None
         length = content_length(headers)
         if length is None or length > self._max_bytes or not _UNUSUAL.isdisjoint(headers):
             return None
         # Faster than a loop over the names.
-        return None if b"\nce-" in b"\n".join((b"", *headers)) else decode
+        return None if b"\nce-" in b"\n".join((b"", *headers)) else decoder
 
-    def begin(self, decode: Decode, body: bytes, headers: Headers) -> InProgress[PlainRequest]:
+    def begin(self, decoder: Decoder, body: bytes, headers: Headers) -> InProgress[PlainRequest]:
         """Begin to answer a request; see `Handler.begin`.
 
         Raises
@@ -112,7 +112,8 @@ class FastPath:
         ServiceError
             If it ends without a prediction already.
         """
-        return self._handler.begin(lambda: decode(body, headers), forwardable(headers.items()), len(body))
+        forward = forwardable(headers.items())
+        return self._handler.begin(decoder.kind, lambda: decoder.decode(body, headers), forward, len(body))
 
     def end(self, progress: InProgress[PlainRequest], default_headers: _ResponseHeaders) -> bytes:
         """Return the response to a request whose prediction is there."""
@@ -133,6 +134,10 @@ class FastPath:
     def abandon(self, progress: InProgress[PlainRequest]) -> None:
         """Drop a request whose client has gone."""
         self._handler.abandon(progress)
+
+    def fail(self, progress: InProgress[PlainRequest], error: BaseException) -> None:
+        """Drop a request that ends with an error."""
+        self._handler.fail(progress, error)
 
     def failure(self, error: BaseException, default_headers: _ResponseHeaders) -> bytes:
         """Return the response to a request that ends with an error."""
@@ -155,7 +160,7 @@ class FastPath:
         return self._handler.decode_v2(body, None if length is None else length.decode("latin-1"))
 
 
-_NO_ROUTE: tuple[frozenset[bytes | None], Decode | None] = (_JSON, None)
+_NO_ROUTE: tuple[frozenset[bytes | None], Decoder | None] = (_JSON, None)
 
 
 def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

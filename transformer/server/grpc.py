@@ -17,6 +17,7 @@ from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
 from transformer.errors import InvalidRequest, PredictorUnavailable, QueueFull, ServiceError, grpc_details
 from transformer.headers import VERSION_HEADER
+from transformer.monitoring.monitor import GRPC_INFER
 from transformer.protocols import grpc_messages
 from transformer.protocols.protobuf_limits import check_fields
 from transformer.protocols.v2 import V2Request
@@ -109,7 +110,7 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
         reflection.enable_server_reflection(
             (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
-        _ = self._data_plane.handler.histograms
+        _ = self._data_plane.handler.monitor
         host = self._settings.host or "::"
         self._server.add_insecure_port(f"{f'[{host}]' if ':' in host else host}:{self._port}")
         await self._server.start()
@@ -140,6 +141,7 @@ class Servicer(InferenceServicer):  # type: ignore[misc]
         """Score the candidates of one message."""
         handler = self._data_plane.handler_of(request.model_name)
         answer, version = await handler.predict(
+            GRPC_INFER,
             lambda: handler.decode_message(request),
             V2Request.answer,
             _text_metadata(context),
@@ -326,7 +328,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         """End a call that is not counted. Its status comes without a message, so no flow control holds it."""
         error = QueueFull(
             f"too many gRPC calls in flight: limit {MAX_CALLS}, half of it for one connection; "
-            "try again later"
+            "try again later",
+            limit="grpc calls",
         )
         self._failures.record(error.grpc_code, error)
         refusal: Coroutine[Any, Any, Never] = context.abort(

@@ -4,24 +4,26 @@ A rule that holds for every request is written here, once: the byte budget, the 
 version that may answer, the metrics.
 """
 
-from collections.abc import Callable, Sequence
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from http import HTTPStatus
 from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 from kserve.logging import trace_logger
-from kserve.metrics import POST_HIST_TIME, PRE_HIST_TIME, PREDICT_HIST_TIME, get_labels
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
-from prometheus_client import Histogram
 
 from transformer.batching.jobs import Job
 from transformer.batching.scorer import Scorer
 from transformer.bundle.format import Bundle
 from transformer.bundle.prediction import Prediction, Request
-from transformer.errors import printable
+from transformer.errors import ServiceError, printable
 from transformer.headers import forwarded
-from transformer.metrics import REQUESTS
+from transformer.metrics import QUEUED
+from transformer.monitoring.monitor import Answered, Durations, Kind, Monitor
 from transformer.protocols import grpc_messages, openapi, v1, v2
 from transformer.server.byte_budget import BUDGET_IN_MAX_REQUESTS, ByteBudget
 from transformer.server.fair_reader import FairReader
@@ -29,6 +31,13 @@ from transformer.settings import Settings
 
 _Request = TypeVar("_Request", bound=Request)
 _Answer = TypeVar("_Answer")
+
+#: Seconds between two updates of the metrics that other processes of the pod show.
+FLUSH_INTERVAL_S = 1.0
+
+
+class Unusual(Exception):
+    """Raised by a decoder for a request that another route must answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +52,7 @@ class InProgress(Generic[_Request]):
         Times of `perf_counter`.
     """
 
+    kind: Kind
     request: _Request
     job: Job
     size: int
@@ -122,6 +132,7 @@ class Handler:
 
     async def predict(
         self,
+        kind: Kind,
         decode: Callable[[], _Request],
         encode: Callable[[_Request, Prediction], _Answer],
         headers: Sequence[tuple[str, str]],
@@ -131,7 +142,7 @@ class Handler:
 
         Parameters
         ----------
-        decode, headers, size
+        kind, decode, headers, size
             As `begin`.
         encode
             Encodes the prediction in the caller's protocol.
@@ -145,21 +156,26 @@ class Handler:
         ServiceError
             Of the class that says why there is no prediction.
         """
-        progress = self.begin(decode, headers, size)
+        progress = self.begin(kind, decode, headers, size)
         try:
             await progress.job.answer
+        except Exception as error:
+            self.fail(progress, error)
+            raise
         except BaseException:
             self.abandon(progress)
             raise
         return self.end(progress, lambda prediction: encode(progress.request, prediction))
 
     def begin(
-        self, decode: Callable[[], _Request], headers: Sequence[tuple[str, str]], size: int
+        self, kind: Kind, decode: Callable[[], _Request], headers: Sequence[tuple[str, str]], size: int
     ) -> InProgress[_Request]:
-        """Begin to answer a request. `end` or `abandon` must follow once its job is done.
+        """Begin to answer a request. `end`, `fail` or `abandon` must follow once its job is done.
 
         Parameters
         ----------
+        kind
+            The request's kind, for the metrics.
         decode
             Decodes the request.
         headers
@@ -171,18 +187,26 @@ class Handler:
         ------
         ServiceError
             If it ends without a prediction already.
+        Unusual
+            If `decode` raises it.
         """
-        forward = forwarded(headers)
-        self._budget.reserve(size)
         try:
-            start = perf_counter()
-            request = decode()
-            decoded = perf_counter()
-            job = self.scorer.submit(request.candidates, forward, request.version)
-        except BaseException:
-            self._budget.release(size)
+            forward = forwarded(headers)
+            self._budget.reserve(size)
+            try:
+                start = perf_counter()
+                request = decode()
+                decoded = perf_counter()
+                job = self.scorer.submit(request.candidates, forward, request.version)
+            except BaseException:
+                self._budget.release(size)
+                raise
+        except Unusual:
             raise
-        return InProgress(request, job, size, forward.get("x-request-id", "N.A."), start, decoded)
+        except Exception as error:
+            self._count_failure(kind, error)
+            raise
+        return InProgress(kind, request, job, size, forward.get("x-request-id", "N.A."), start, decoded)
 
     def end(
         self, progress: InProgress[_Request], encode: Callable[[Prediction], _Answer]
@@ -198,11 +222,17 @@ class Handler:
             scored = perf_counter()
             prediction = progress.job.answer.result()
             answer = encode(prediction)
-        finally:
-            self.abandon(progress)
-        REQUESTS.labels(prediction.version).inc()
-        self._observe(progress, scored)
+        except Exception as error:
+            self.fail(progress, error)
+            raise
+        self.abandon(progress)
+        self._observe(progress, scored, prediction)
         return answer, prediction.version
+
+    def fail(self, progress: InProgress[_Request], error: BaseException) -> None:
+        """Drop a request that ends with an error."""
+        self._count_failure(progress.kind, error)
+        self.abandon(progress)
 
     def abandon(self, progress: InProgress[_Request]) -> None:
         """Drop a request that gets no answer."""
@@ -245,22 +275,45 @@ class Handler:
         )
 
     @cached_property
-    def histograms(self) -> tuple[Histogram, Histogram, Histogram]:
-        """KServe's latency histograms of this model, of answered requests.
+    def monitor(self) -> Monitor:
+        """Counts requests and candidates.
 
-        Made when a server starts, because a handler is pickled for the worker processes before.
+        Made when a server starts, because a handler is pickled for the worker processes before. Prometheus
+        then sees all series before the first request.
         """
-        labels = get_labels(self.name)
-        return (
-            PRE_HIST_TIME.labels(**labels),
-            PREDICT_HIST_TIME.labels(**labels),
-            POST_HIST_TIME.labels(**labels),
-        )
+        return Monitor(self.name, self._bundle, self._settings.groups)
 
-    def _observe(self, progress: InProgress[_Request], scored: float) -> None:
-        durations = (progress.decoded - progress.start, scored - progress.decoded, perf_counter() - scored)
-        for histogram, seconds in zip(self.histograms, durations, strict=True):
-            histogram.observe(seconds)
+    def flush_metrics(self) -> None:
+        """Bring the metrics of this process up to date."""
+        self.monitor.flush()
+        for state, rows in self.scorer.queued().items():
+            QUEUED.labels(state).set(rows)
+
+    @contextlib.asynccontextmanager
+    async def flushing_metrics(self) -> AsyncIterator[None]:
+        """Bring the metrics up to date at intervals while the block runs, for scrapes of other processes."""
+
+        async def flush_at_intervals() -> None:
+            while True:
+                await asyncio.sleep(FLUSH_INTERVAL_S)
+                self.flush_metrics()
+
+        task = asyncio.create_task(flush_at_intervals())
+        try:
+            yield
+        finally:
+            task.cancel()
+            self.flush_metrics()
+
+    def _count_failure(self, kind: Kind, error: BaseException) -> None:
+        status = error.status if isinstance(error, ServiceError) else HTTPStatus.INTERNAL_SERVER_ERROR
+        self.monitor.failed(kind, status.value)
+
+    def _observe(self, progress: InProgress[_Request], scored: float, prediction: Prediction) -> None:
+        durations = Durations(
+            progress.decoded - progress.start, scored - progress.decoded, perf_counter() - scored
+        )
+        self.monitor.answered(Answered(progress.kind, durations, prediction))
         if self._settings.enable_latency_logging:
             trace_logger.info(
                 "requestId: %s, preprocess_ms: %.3f, predict_ms: %.3f, postprocess_ms: %.3f",

@@ -128,7 +128,7 @@ class TransformerServer(ModelServer):  # type: ignore[misc]
         limit_threads(self.max_asyncio_workers)
         try:
             self._handler.scorer.start()
-            async with releasing_memory():
+            async with releasing_memory(), self._handler.flushing_metrics():
                 await self._serve()
         finally:
             if self._rest_multiprocess_server is not None:

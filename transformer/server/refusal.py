@@ -10,11 +10,18 @@ from transformer.server.uvicorn_internals import STATUS_LINE
 
 
 class Refusal(Exception):
-    """A request that is not read to its end. Nothing more is read on its connection."""
+    """A request that is not read to its end. Nothing more is read on its connection.
 
-    def __init__(self, status: HTTPStatus, text: str) -> None:
+    Parameters
+    ----------
+    limit
+        Name of the limit that it exceeds, if there is one, for the metrics.
+    """
+
+    def __init__(self, status: HTTPStatus, text: str, *, limit: str = "") -> None:
         super().__init__(text)
         self.status = status
+        self.limit = limit
 
     def response(self, headers: list[tuple[bytes, bytes]]) -> bytes:
         """Return the connection's last response, with KServe's body for errors.

@@ -96,7 +96,7 @@ class RestServer(RESTServer):  # type: ignore[misc]
         self._add_exception_handlers(app)
         self.dataplane.stopping = self._is_stopping
         # Prometheus then sees the model's series before its first request.
-        _ = handler.histograms
+        _ = handler.monitor
         app.openapi = cache(handler.openapi)  # type: ignore[method-assign]
         limit = settings.max_request_bytes
         self.config.app = BodyLimit(app, handler.reader, limit, linger_s(settings.client_timeout_seconds))
@@ -160,15 +160,15 @@ class RestServer(RESTServer):  # type: ignore[misc]
             runner.run(self._serve_and_close(sockets))
 
     async def _serve_and_close(self, sockets: list[socket] | None) -> None:
-        scorer = self.dataplane.handler.scorer
+        handler = self.dataplane.handler
         asyncio.get_running_loop().add_signal_handler(LEAVE, self.leave)
         limit_threads(self._settings.max_asyncio_workers)
         try:
-            scorer.start()
-            async with releasing_memory():
+            handler.scorer.start()
+            async with releasing_memory(), handler.flushing_metrics():
                 await self._server.serve(sockets=sockets)
         finally:
-            await scorer.close()
+            await handler.scorer.close()
 
 
 def limit_threads(threads: int | None) -> None:

@@ -4,12 +4,13 @@ KServe's routes know no model versions, parse V2 requests twice, and answer 422 
 fault.
 """
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import Any
 
 import orjson
-from kserve.protocol.rest.server import metrics_handler
+from prometheus_client import exposition
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -19,6 +20,8 @@ from starlette.types import Receive, Scope, Send
 
 from transformer.errors import NotImplementedHere, PredictorUnavailable
 from transformer.headers import VERSION_HEADER, forwardable
+from transformer.metrics import registry
+from transformer.monitoring.monitor import V1_PREDICT, V2_INFER
 from transformer.protocols import v2
 from transformer.protocols.v1 import V1Request
 from transformer.server.dataplane import NO_LOADING, TransformerDataPlane
@@ -66,7 +69,7 @@ class RestRoutes:
         }
         get: dict[str, _Endpoint] = {
             "/": self.live_v1,
-            "/metrics": metrics_handler,
+            "/metrics": self.metrics,
             "/v1/models": self.models,
             "/v2/models": self.models,
             "/v2": self.server_metadata,
@@ -88,6 +91,14 @@ class RestRoutes:
     async def live_v1(self, _: Request) -> Response:
         """V1: the process is alive."""
         return JSONResponse({"status": "alive"})
+
+    async def metrics(self, request: Request) -> Response:
+        """Metrics of all processes of the server, in Prometheus' format."""
+        self._dataplane.handler.flush_metrics()
+        encode, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
+        # Not in the event loop: it takes milliseconds.
+        content = await asyncio.to_thread(lambda: encode(registry()))
+        return Response(content, headers={"content-type": content_type})
 
     async def models(self, _: Request) -> Response:
         """V1 and V2: names of the models."""
@@ -136,7 +147,7 @@ class RestRoutes:
             return handler.decode_v1(payload)
 
         answer, version = await handler.predict(
-            decode, V1Request.answer, forwardable(request.headers.raw), len(body)
+            V1_PREDICT, decode, V1Request.answer, forwardable(request.headers.raw), len(body)
         )
         content, answer_headers = self._dataplane.encode(handler.name, answer, headers, attributes)
         answer_headers.pop("content-length", None)
@@ -157,6 +168,7 @@ class RestRoutes:
         body = await request.body()
         json_length = request.headers.get(v2.JSON_LENGTH_HEADER)
         (content, content_headers), version = await handler.predict(
+            V2_INFER,
             lambda: handler.decode_v2(body, json_length, request.path_params.get("version")),
             v2.V2Request.encode,
             forwardable(request.headers.raw),

@@ -5,17 +5,22 @@ import gc
 import logging
 import os
 import pickle
+import shutil
 from functools import partial
+from pathlib import Path
 from socket import socket
 
 from kserve.protocol.rest.multiprocess.server import RESTServerMultiProcess, RESTServerProcess
 
+from transformer.metrics import forget, share, shared_directory
 from transformer.server.rest import LEAVE, RestServer
 
 logger = logging.getLogger("kserve.transformer")
 
 #: Growth in the number of objects that starts a garbage collection; Python's own is 700.
 COLLECT_AFTER = 20_000
+#: Numbers of the processes that share metrics: the one that serves gRPC, and the first worker.
+FIRST_PROCESS, FIRST_WORKER = 0, 1
 
 
 class Worker(RESTServerProcess):  # type: ignore[misc]
@@ -31,7 +36,9 @@ class Worker(RESTServerProcess):  # type: ignore[misc]
 
 
 class Workers(RESTServerMultiProcess):  # type: ignore[misc]
-    """Starts the processes, replaces one that has ended, and stops them.
+    """Starts the processes, replaces one that has ended, and stops them. All share their metrics.
+
+    Must be made before the first value of a metric.
 
     Parameters
     ----------
@@ -48,19 +55,24 @@ class Workers(RESTServerMultiProcess):  # type: ignore[misc]
         self._rest_server = rest
         # Pickled now: once this process serves gRPC, it has connections that cannot be pickled.
         self._pickled = pickle.dumps(rest)
+        self._metrics = shared_directory()
+        share(self._metrics, FIRST_PROCESS)
         self._processes: list[Worker] = []
 
     def init_processes(self, sockets: list[socket]) -> None:
         """Start all workers."""
         self._sockets = sockets
-        self._processes = [self._started(sockets) for _ in range(self._rest_server.config.workers)]
+        self._processes = [
+            self._started(sockets, number) for number in range(self._rest_server.config.workers)
+        ]
 
     async def keep_subprocess_alive(self, sockets: list[socket]) -> None:
         """Replace workers that have ended."""
         for number, worker in enumerate(self._processes):
             if not worker.is_alive() and not self.should_exit.is_set():
                 logger.warning("worker %d has ended; starting another", worker.pid)
-                self._processes[number] = self._started(sockets)
+                forget(FIRST_WORKER + number)
+                self._processes[number] = self._started(sockets, number)
 
     def leave(self) -> None:
         """Ask all workers to leave; see `RestServer.leave`."""
@@ -75,12 +87,14 @@ class Workers(RESTServerMultiProcess):  # type: ignore[misc]
         await super().terminate_all()
 
     def kill(self) -> None:
-        """Kill the workers that still run, because this process would wait for them."""
+        """Kill the workers that still run, because this process would wait for them; remove the metrics."""
         for worker in self._processes:
             worker.kill()
+        shutil.rmtree(self._metrics, ignore_errors=True)
 
-    def _started(self, sockets: list[socket]) -> Worker:
-        worker = Worker(sockets, partial(_serve, self._pickled), self.log_config_file)
+    def _started(self, sockets: list[socket], number: int) -> Worker:
+        target = partial(_serve, self._pickled, self._metrics, FIRST_WORKER + number)
+        worker = Worker(sockets, target, self.log_config_file)
         worker.start()
         logger.info("worker %d serves REST", worker.pid)
         return worker
@@ -93,7 +107,8 @@ def collect_garbage_less_often() -> None:
     gc.set_threshold(COLLECT_AFTER)
 
 
-def _serve(pickled: bytes, sockets: list[socket]) -> None:
+def _serve(pickled: bytes, metrics: Path, process: int, sockets: list[socket]) -> None:
+    share(metrics, process)
     rest: RestServer = pickle.loads(pickled)  # noqa: S301 (our own, from the process that started us)
     collect_garbage_less_often()
     rest.run(sockets)

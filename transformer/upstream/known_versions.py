@@ -58,12 +58,12 @@ class KnownVersion:
         scores = probabilities[:, self._version.positive_column]
         return same_probabilities(scores, self._expected)
 
-    def prediction(self, probabilities: Matrix, label: str) -> Prediction:
-        """Turn the model's probabilities into predictions of the version that `label` names."""
+    def prediction(self, matrix: Matrix, probabilities: Matrix, label: str) -> Prediction:
+        """Turn the model's probabilities for a matrix into predictions of the version that `label` names."""
         positive: npt.NDArray[np.float64] = np.ascontiguousarray(
             probabilities[:, self._version.positive_column]
         )
-        return Prediction(label, positive, positive >= self._version.threshold)
+        return Prediction(label, self.name, matrix, positive, positive >= self._version.threshold)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

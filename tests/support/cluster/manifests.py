@@ -17,8 +17,10 @@ SPEC = ROOT / "inferenceservice" / "placement.yaml"
 OVERLAYS = ROOT / "inferenceservice" / "overlays"
 
 BASE = "placement.yaml"
-OVERLAY_NAMES = ["autoscaling", "collocated", "hardened", "knative", "s3", "sklearnserver"]
+OVERLAY_NAMES = ["autoscaling", "collocated", "hardened", "knative", "monitoring", "s3", "sklearnserver"]
 EVERY_MANIFEST = [BASE, *OVERLAY_NAMES]
+#: Kinds of the Prometheus operator, which KServe's and Kubernetes' models do not have.
+OPERATOR_KINDS = {"PodMonitor", "PrometheusRule"}
 TWO_PODS = [name for name in EVERY_MANIFEST if name != "collocated"]
 WITH_MLSERVER = [name for name in EVERY_MANIFEST if name != "sklearnserver"]
 STANDARD_MODE = [name for name in EVERY_MANIFEST if name != "knative"]

@@ -1,0 +1,1 @@
+"""Monitoring: counts of requests, candidates and decisions. No candidate is stored."""
