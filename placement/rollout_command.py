@@ -32,10 +32,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from inferenceservice.rollout import rollout
+    from storage.bundles import serving_uri
 
+    uri = serving_uri(options.uri)
     version = run_steps(
         lambda progress: rollout(
-            connect_target(options), options.uri, progress, canary=options.canary, force=options.force
+            connect_target(options), uri, progress, canary=options.canary, force=options.force
         ),
     )
     share = f" to {options.canary} % of the traffic" if options.canary else ""
