@@ -10,6 +10,7 @@ from placement import (
     predict_command,
     rollback_command,
     rollout_command,
+    spec_command,
     status_command,
     train_command,
     up_command,
@@ -25,6 +26,7 @@ COMMANDS: dict[str, Command] = {
         rollout_command.COMMAND,
         rollback_command.COMMAND,
         status_command.COMMAND,
+        spec_command.COMMAND,
         apply_command.COMMAND,
         bench_command.COMMAND,
     )
