@@ -56,6 +56,26 @@ def render(documents: Sequence[Json]) -> list[Json]:
     return rendered
 
 
+def claim_of(uri: str) -> str | None:
+    """Return the claim of a pvc:// URI, or None for s3://.
+
+    Raises
+    ------
+    SpecError
+        If it is neither.
+    """
+    scheme, _, path = uri.partition("://")
+    if scheme not in ("pvc", "s3"):
+        raise SpecError(f"spec.predictor.model.storageUri: must be pvc:// or s3:// without KServe, got {uri}")
+    return path.partition("/")[0] if scheme == "pvc" else None
+
+
+def source_of(uri: str) -> str:
+    """Return the first argument of the init container for a bundle."""
+    claim = claim_of(uri)
+    return uri if claim is None else f"{_CLAIM_MOUNT}/{uri.removeprefix(f'pvc://{claim}/')}/."
+
+
 def _of_service(isvc: Json, documents: Sequence[Json]) -> Iterator[Json]:
     mode = isvc["metadata"].get("annotations", {}).get(_MODE, "Standard")
     if mode != "Standard":
@@ -164,22 +184,20 @@ def _service_ports(part: Json) -> list[Json]:
 
 def _initializer(uri: str, image: str, documents: Sequence[Json]) -> tuple[Json, list[Json]]:
     """Return the init container that copies a bundle to the pod, and the volumes that it needs."""
-    scheme, _, path = uri.partition("://")
-    container: Json = {"name": INITIALIZER, "resources": _INITIALIZER_RESOURCES}
+    container: Json = {
+        "name": INITIALIZER,
+        "args": [source_of(uri), MODEL_MOUNT],
+        "resources": _INITIALIZER_RESOURCES,
+    }
     mounts: list[Json] = [{"name": "bundle", "mountPath": MODEL_MOUNT}]
-    if scheme == "pvc":
-        claim, _, directory = path.partition("/")
+    if (claim := claim_of(uri)) is not None:
         # Unlike a mounted subPath, a copy fails for a version that does not exist.
         container |= {"image": image, "command": ["cp", "-r"]}
-        container["args"] = [f"{_CLAIM_MOUNT}/{directory}/.", MODEL_MOUNT]
         mounts.append({"name": "claim", "mountPath": _CLAIM_MOUNT, "readOnly": True})
         volumes = [{"name": "claim", "persistentVolumeClaim": {"claimName": claim}}]
-    elif scheme == "s3":
-        container |= {"image": STORAGE_INITIALIZER, "args": [uri, MODEL_MOUNT]}
-        container["env"] = _s3_variables(documents)
-        volumes = []
     else:
-        raise SpecError(f"spec.predictor.model.storageUri: must be pvc:// or s3:// without KServe, got {uri}")
+        container |= {"image": STORAGE_INITIALIZER, "env": _s3_variables(documents)}
+        volumes = []
     return {**container, "volumeMounts": mounts}, volumes
 
 
