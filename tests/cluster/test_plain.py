@@ -6,7 +6,6 @@ import pytest
 
 from tests.soak.cluster import ClusterService
 from tests.soak.rollouts import Outcome, some_more
-from tests.support.load import under_load
 from tests.support.paths import MANIFEST
 from tests.support.placement_command import run_placement
 from tests.support.protocol_clients import CLIENTS
@@ -38,8 +37,7 @@ def test_every_protocol_is_answered(protocol: str, plain: ClusterService) -> Non
 
 
 async def test_the_commands_roll_it_out_and_back_without_a_failed_request(plain: ClusterService) -> None:
-    address = plain.namespace.address()
-    async with under_load(plain.pair, address.url, address.grpc) as tally:
+    async with plain.under_load() as tally:
         await some_more(tally, SOME)
         rolled_out = await plain.placement("rollout", plain.new)
         await some_more(tally, SOME)

@@ -101,30 +101,18 @@ class ClusterService:
 ClusterSituation = Callable[[ClusterService, int], Awaitable[Outcome]]
 
 
-async def rollout(service: ClusterService, some: int) -> Outcome:
-    """`placement rollout` to the new version."""
+async def rollout_and_rollback(service: ClusterService, some: int) -> Outcome:
+    """`placement rollout` to the new version and `placement rollback`."""
     await service.apply(service.old)
     async with service.under_load() as tally:
         await some_more(tally, some)
-        done = await service.placement("rollout", service.new)
+        changes = [await service.placement("rollout", service.new)]
+        await some_more(tally, some)
+        changes.append(await service.placement("rollback"))
         await some_more(tally, some)
     outcome = Outcome(tally)
-    outcome.expect(done.returncode == 0, f"the rollout failed: {done.stderr}")
-    outcome.expect_no_failure()
-    outcome.expect_answers("v1", "v2", at_least=some)
-    return outcome
-
-
-async def rollback(service: ClusterService, some: int) -> Outcome:
-    """`placement rollback` to the old version."""
-    await service.apply(service.old)
-    await service.apply(service.new)
-    async with service.under_load() as tally:
-        await some_more(tally, some)
-        done = await service.placement("rollback")
-        await some_more(tally, some)
-    outcome = Outcome(tally)
-    outcome.expect(done.returncode == 0, f"the rollback failed: {done.stderr}")
+    for done in changes:
+        outcome.expect(done.returncode == 0, f"a command failed: {done.stderr}")
     outcome.expect_no_failure()
     outcome.expect_answers("v1", "v2", at_least=some)
     return outcome
@@ -178,8 +166,7 @@ def pods_deleted(component: str, *, kill: bool, name: str) -> ClusterSituation:
 
 
 SITUATIONS: tuple[ClusterSituation, ...] = (
-    rollout,
-    rollback,
+    rollout_and_rollback,
     apply_forward,
     apply_back,
     pods_deleted("transformer", kill=False, name="transformer_deleted"),
