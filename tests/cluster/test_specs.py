@@ -1,12 +1,16 @@
 """Every spec of Standard mode is READY in a cluster, answers, and runs without privileges."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
+from inferenceservice.plain import render
+from inferenceservice.spec import argument
 from tests.soak.cluster import ClusterService
-from tests.support.cluster.manifests import STANDARD_MODE, rendered
+from tests.support.cluster.manifests import STANDARD_MODE, documents, environment, rendered
 from tests.support.protocol_clients import CLIENTS
+from tests.support.real_cluster import Json
 from tests.support.waiting import wait_until_sync
 
 #: The overlay s3 needs a storage; test_storage.py applies it.
@@ -37,6 +41,11 @@ RESTRICTED = {
 }
 
 
+#: Fields of a container that KServe passes on.
+SAME_FIELDS = {
+    *("lifecycle", "ports", "resources", "securityContext"),
+    *("startupProbe", "readinessProbe", "livenessProbe"),
+}
 #: Replicas of each component, where they are more than one.
 REPLICAS = {"autoscaling": 2, "hardened": 2}
 
@@ -90,3 +99,43 @@ def test_each_component_has_its_replicas(spec: str, service: ClusterService) -> 
     assert running()
     scalers = service.namespace.read("horizontalpodautoscalers")["items"]
     assert bool(scalers) == (spec != "hardened")
+
+
+def contains(found: Any, wanted: Any) -> bool:
+    """Return True if an object has all fields of another one; Kubernetes adds defaults."""
+    if isinstance(wanted, dict):
+        return all(key in found and contains(found[key], value) for key, value in wanted.items())
+    if isinstance(wanted, list):
+        return len(found) == len(wanted) and all(map(contains, found, wanted))
+    return bool(found == wanted)
+
+
+def options(container: Json) -> dict[str, str | None]:
+    """Return the arguments of a container by name."""
+    args = tuple(container["args"])
+    names = {text.partition("=")[0] for text in args if text.startswith("--")}
+    return {name: argument(args, name) for name in names}
+
+
+def test_the_plain_way_makes_the_containers_that_kserve_makes(spec: str, service: ClusterService) -> None:
+    if spec == "autoscaling":
+        pytest.skip("`placement spec --plain` makes no autoscaler")
+    made = {one["metadata"]["name"]: one for one in service.namespace.deployments()}
+    plain = [one for one in render(documents(spec)) if one["kind"] == "Deployment"]
+    assert made.keys() == {one["metadata"]["name"] for one in plain}
+    for deployment in plain:
+        pod, kserves = (
+            one["spec"]["template"]["spec"] for one in (deployment, made[deployment["metadata"]["name"]])
+        )
+        assert contains(kserves["securityContext"], pod["securityContext"])
+        for container in pod["containers"]:
+            same = next(one for one in kserves["containers"] if one["name"] == container["name"])
+            assert contains(same, {field: container[field] for field in SAME_FIELDS & container.keys()})
+            given, expected = options(container), options(same)
+            assert given.keys() == expected.keys()
+            differing = {name for name in given if given[name] != expected[name]}
+            assert differing <= {"--predictor_host"}
+            variables, others = (
+                {one["name"]: one.get("value") for one in two["env"]} for two in (container, same)
+            )
+            assert variables.items() <= others.items()
