@@ -18,8 +18,8 @@ from uvicorn.server import ServerState
 
 from tests.support.raw_http import parse_responses
 from tests.support.waiting import wait_until
-from transformer.server.client_connection import CONNECTION, MAX_HEAD, MAX_PIPELINED, ClientConnection
-from transformer.server.client_limit import ClientLimit
+from transformer.server.client_connection import CONNECTION, MAX_HEAD, ClientConnection
+from transformer.server.client_limit import MAX_PIPELINED, ClientLimit
 from transformer.server.client_timeouts import ClientTimeouts
 from transformer.server.client_transport import CoalescingTransport
 from transformer.server.descriptors import ClientLimits
@@ -425,14 +425,34 @@ async def test_a_request_with_a_refused_body_is_cancelled_although_its_client_st
 
 
 async def test_too_many_pipelined_requests_are_refused(served):
-    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
-    while not served.connections:
-        await asyncio.sleep(0)
-    served.connections[0].data_received(request_bytes("GET", "/1") * (MAX_PIPELINED + 10))
-    found = parse_responses(await asyncio.wait_for(reader.read(), 10))
-    assert [status for status, _ in found] == [200] * (MAX_PIPELINED + 1) + [429]
-    writer.close()
-    await writer.wait_closed()
+    for _ in range(2):
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        await wait_until(lambda: len(served.connections) == 1)
+        served.connections[0].data_received(request_bytes("GET", "/1") * MAX_PIPELINED)
+        found = parse_responses(await asyncio.wait_for(reader.read(), 10))
+        assert [status for status, _ in found] == [200] * (MAX_PIPELINED // 2 + 1) + [429]
+        writer.close()
+        await writer.wait_closed()
+        await wait_until(lambda: not served.connections)
+
+
+async def test_pipelined_requests_of_all_connections_are_limited(served):
+    """Those of closed connections do not count."""
+    for _ in range(2):
+        clients = [await asyncio.open_connection("127.0.0.1", served.port) for _ in range(20)]
+        await wait_until(lambda: len(served.connections) == 20)
+        for connection in served.connections:
+            connection.data_received(
+                request_bytes("GET", "/long") + request_bytes("GET", "/1") * MAX_PIPELINED
+            )
+        waiting = sorted(len(connection.pipeline) for connection in served.connections)
+        assert sum(waiting) <= MAX_PIPELINED
+        assert waiting[-1] == MAX_PIPELINED // 2
+        for connection in served.connections:
+            connection.transport.abort()
+        await wait_until(lambda: not served.connections)
+        for _, writer in clients:
+            writer.close()
 
 
 async def test_requests_are_not_read_faster_than_they_are_answered(served):

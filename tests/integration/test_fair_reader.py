@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from tests.support.endpoints import GRPC_INFER
+from tests.support.endpoints import GRPC_INFER, GRPC_LIVE
 from tests.support.fake_mlserver import FakeMLServer
 from tests.support.http2_client import grpc_message, http2_connection
 from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
@@ -205,6 +205,24 @@ async def test_calls_beyond_the_limit_get_a_status_and_a_message(
         predictor.may_answer.set()
         for call in calls:
             assert (await call).model_version == "v1"
+
+
+async def test_calls_count_until_their_responses_are_sent(trained_bundle, sklearn_reference, monkeypatch):
+    """Calls of a client that reads no responses would take any memory. Those beyond the limit end at once."""
+    monkeypatch.setattr(grpc_server, "MAX_CALLS", 8)
+    async with (
+        FakeMLServer(sklearn_reference).running() as predictor,
+        in_process_transformer(trained_bundle, predictor.address, "--predictor_protocol=v2") as transformer,
+        http2_connection(int(transformer.grpc_address.rpartition(":")[2]), window=0) as connection,
+    ):
+        await connection.ready.wait()
+        streams = [connection.open_stream(GRPC_LIVE) for _ in range(20)]
+        for stream in streams:
+            connection.send(stream, grpc_message(b""), end=True)
+        await wait_until(lambda: len(connection.ended) >= 16)
+        # Other connections are served meanwhile.
+        assert (await transformer.grpc.ModelInfer(grpc_objects([SAMPLE]), timeout=30)).model_version == "v1"
+        assert len(connection.ended) == 16
 
 
 @pytest.mark.parametrize(("value", "code"), [("x" * 7500, "OK"), ("x" * 8300, "RESOURCE_EXHAUSTED")])

@@ -169,6 +169,7 @@ V2_ERRORS = [
         id="no-integer",
     ),
     pytest.param({"inputs": [{**FIELD, "name": "n" * 129}]}, "limit 128 characters, got 129", id="long-name"),
+    pytest.param({"id": "i" * 129, "inputs": [FIELD]}, "id: limit 128 characters, got 129", id="long-id"),
 ]
 
 
@@ -246,6 +247,15 @@ async def test_wrong_binary_sizes_are_refused(size, header, error, transformer):
             ),
             "INVALID_ARGUMENT",
             "raw_input_contents: must be one per input, 2, got 1",
+        ),
+        (
+            pb.ModelInferRequest(
+                model_name="placement",
+                id="i" * 129,
+                inputs=[{"name": "a", "datatype": "FP64", "shape": [1], "contents": {"fp64_contents": [1]}}],
+            ),
+            "INVALID_ARGUMENT",
+            "id: limit 128 characters, got 129",
         ),
     ],
 )

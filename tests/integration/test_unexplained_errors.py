@@ -155,12 +155,11 @@ async def test_a_failed_verification_does_not_pass_the_newest_model_off_as_an_un
 
 
 @pytest.mark.parametrize("known", ["newest", "previous"])
-async def test_an_unknown_model_is_served_as_unverified(known, stack, version_pair, monkeypatch):
+async def test_an_unknown_model_is_served_as_unverified(known, stack, version_pair, sklearn_reference):
     """With the newest version's encoding, or with the previous one's; other names close the connection."""
-    pair = version_pair("category_renamed")
-    model = version_pair("retrained").references["v2"]
+    pair, model = version_pair("category_renamed"), version_pair("retrained").references["v2"]
     if known == "newest":
-        model = SklearnReference(await asyncio.to_thread(lambda: pair.unknown_models[0]))
+        pair, model = version_pair("retrained"), sklearn_reference
     transformer, predictor = await start(stack, pair.new, model, "--predictor_connections=1")
     rows = pair.candidates[:3]
     expected = ("unverified", pytest.approx(model.probabilities(rows), abs=1e-12))
@@ -170,12 +169,13 @@ async def test_an_unknown_model_is_served_as_unverified(known, stack, version_pa
 
 
 @pytest.mark.parametrize("known", ["newest", "previous"])
-async def test_an_unknown_model_is_refused_with_unknown_model_refuse(known, stack, version_pair, monkeypatch):
+async def test_an_unknown_model_is_refused_with_unknown_model_refuse(
+    known, stack, version_pair, sklearn_reference, monkeypatch
+):
     monkeypatch.setattr(pool, "GRACE_S", 0.2)
-    pair = version_pair("category_renamed")
-    model = version_pair("retrained").references["v2"]
+    pair, model = version_pair("category_renamed"), version_pair("retrained").references["v2"]
     if known == "newest":
-        model = SklearnReference(await asyncio.to_thread(lambda: pair.unknown_models[0]))
+        pair, model = version_pair("retrained"), sklearn_reference
     transformer, predictor = await start(stack, pair.new, model, "--unknown_model=refuse", ready=False)
     response = await transformer.http.post(V1_PREDICT, json={"instances": pair.candidates[:1]})
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")

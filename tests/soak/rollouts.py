@@ -18,6 +18,7 @@ from inferenceservice.rollout import rollback, rollout
 from predictor.process import PredictorProcess, free_ports
 from tests.support.answer_checker import TOLERANCE
 from tests.support.async_processes import (
+    KNATIVE_ENV,
     SKLEARNSERVER,
     addresses,
     documented_transformer,
@@ -103,7 +104,7 @@ def rollout_and_rollback(*arguments: str, name: str) -> Situation:
         ):
             await some_more(tally, some)
             new = await rollout(local, str(pair.new), ignore_progress)
-            await some_more(tally, some)
+            await answers_of(tally, new, some)
             old = await rollback(local, ignore_progress)
             await some_more(tally, some)
         outcome = Outcome(tally)
@@ -136,6 +137,7 @@ async def new_only_candidates_in_a_rollout(pair: VersionPair, run: Path, some: i
             too_early = new_only_candidates.answered.total()
             await local.set_predictor(str(pair.new), ignore_progress)
             await new_only_candidates.reach(lambda now: now.answered["v2"] >= some // 4)
+            await tally.reach(lambda now: now.answered["v2"] >= some)
             await local.set_predictor(str(pair.old), ignore_progress)
             before = new_only_candidates.failed.total()
             await new_only_candidates.reach(lambda now: now.failed.total() >= before + 3)
@@ -212,8 +214,8 @@ async def verified_connections(url: str) -> float:
 async def canary_by_request(pair: VersionPair, run: Path, some: int) -> Outcome:
     """Two versions behind a proxy that sends each request to either (Knative, a mesh): `--verify=request`."""
     async with (
-        running_predictor(pair.old, run / "old.log") as old,
-        running_predictor(pair.new, run / "new.log") as new,
+        running_predictor(pair.old, run / "old.log", env=KNATIVE_ENV) as old,
+        running_predictor(pair.new, run / "new.log", env=KNATIVE_ENV) as new,
         balanced_by_request([backend(old).address, backend(new).address]) as port,
         running_transformer(
             pair.new, port, run / "transformer.log", "--verify=request", SMALL_CALLS

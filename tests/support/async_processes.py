@@ -21,6 +21,8 @@ from tests.support.waiting import wait_until
 
 MLSERVER = "kserve-mlserver"
 SKLEARNSERVER = "kserve-sklearnserver"
+#: Variables of MLServer as the overlay knative sets them.
+KNATIVE_ENV = {"MLSERVER_PARALLEL_WORKERS": "1"}
 #: Renews connections more often than the default, so that they leave a replaced predictor sooner.
 RENEW_SOON = "--predictor_connection_age=1"
 
@@ -46,9 +48,13 @@ async def running_service(pair: VersionPair, run: Path, *arguments: str) -> Asyn
 
 @contextlib.asynccontextmanager
 async def running_predictor(
-    bundle: Path, log: Path, runtime_name: str = MLSERVER, http_port: int | None = None
+    bundle: Path,
+    log: Path,
+    runtime_name: str = MLSERVER,
+    http_port: int | None = None,
+    env: dict[str, str] | None = None,
 ) -> AsyncIterator[PredictorProcess]:
-    """Run a stock model server with a version."""
+    """Run a stock model server with a version; `env` are variables that its spec sets to other values."""
     runtime = get_runtime(runtime_name)
     python = await asyncio.to_thread(ensure, runtime)
     process = await asyncio.to_thread(
@@ -58,7 +64,7 @@ async def running_predictor(
             python=python,
             model_name="placement",
             args=runtime.tuned_args,
-            env=runtime.spec_env,
+            env={**runtime.spec_env, **(env or {})},
             log=log,
             http_port=http_port,
         )

@@ -3,6 +3,7 @@
 V1_PREDICT = "/v1/models/placement:predict"
 V2_INFER = "/v2/models/placement/infer"
 GRPC_INFER = "/inference.GRPCInferenceService/ModelInfer"
+GRPC_LIVE = "/inference.GRPCInferenceService/ServerLive"
 
 SERVER_READY = "/v2/health/ready"
 SERVER_LIVE = "/v2/health/live"

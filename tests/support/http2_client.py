@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 from itertools import count
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_DATA, _HEADERS, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 4, 6, 7, 8
+_DATA, _HEADERS, _SETTINGS, _PING, _WINDOW_UPDATE = 0, 1, 4, 6, 8
 _END_STREAM, _ACK, _END_HEADERS = 1, 1, 4
 _INITIAL_WINDOW_SIZE = 4
 _FRAME_HEAD = 9
@@ -22,15 +22,24 @@ def grpc_message(content: bytes, *, length: int | None = None, compressed: bool 
 class Http2Connection(asyncio.Protocol):
     """A client's connection. It keeps the server's flow control and reads no responses.
 
+    Parameters
+    ----------
+    window
+        Bytes of each response that the server may send.
+
     Attributes
     ----------
+    ended
+        Streams with a response that has ended.
     ready
         Set once the server has sent its settings.
     closed
         Set once the server has closed the connection.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, window: int = 65_535) -> None:
+        self._response_window = window
+        self.ended: set[int] = set()
         self.ready = asyncio.Event()
         self.closed = asyncio.Event()
         self._ids = count(1, 2)
@@ -42,7 +51,8 @@ class Http2Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        transport.write(_PREFACE + _frame(_SETTINGS, 0, 0))
+        settings = struct.pack(">HI", _INITIAL_WINDOW_SIZE, self._response_window)
+        transport.write(_PREFACE + _frame(_SETTINGS, 0, 0, settings))
 
     def connection_lost(self, _: Exception | None) -> None:
         self.closed.set()
@@ -114,15 +124,19 @@ class Http2Connection(asyncio.Protocol):
                     self._initial_window = value
             self._transport.write(_frame(_SETTINGS, _ACK, 0))
             self.ready.set()
+        elif kind in (_DATA, _HEADERS) and flags & _END_STREAM:
+            self.ended.add(stream)
         elif kind == _PING and not flags & _ACK:
             self._transport.write(_frame(_PING, _ACK, 0, payload))
         self._changed.set()
 
 
 @contextlib.asynccontextmanager
-async def http2_connection(port: int) -> AsyncIterator[Http2Connection]:
-    """Connect to a port of this machine."""
-    _, connection = await asyncio.get_running_loop().create_connection(Http2Connection, "127.0.0.1", port)
+async def http2_connection(port: int, window: int = 65_535) -> AsyncIterator[Http2Connection]:
+    """Connect to a port of this machine. The server may send `window` bytes of each response."""
+    _, connection = await asyncio.get_running_loop().create_connection(
+        lambda: Http2Connection(window), "127.0.0.1", port
+    )
     try:
         yield connection
     finally:

@@ -46,10 +46,14 @@ async def balanced_by_request(backends: Sequence[str]) -> AsyncIterator[int]:
             url = f"http://{random.choice(backends)}{request.path_qs}"
             body = await request.read()
             headers = {"content-type": request.content_type}
-            async with session.request(request.method, url, data=body, headers=headers) as response:
-                return web.Response(
-                    status=response.status, body=await response.read(), content_type=response.content_type
-                )
+            try:
+                async with session.request(request.method, url, data=body, headers=headers) as response:
+                    return web.Response(
+                        status=response.status, body=await response.read(), content_type=response.content_type
+                    )
+            except aiohttp.ClientError as error:
+                # As a mesh does. uvicorn closes a connection after the 500 of an application that failed.
+                return web.Response(status=503, text=str(error))
 
         application = web.Application(client_max_size=2**26)
         application.router.add_route("*", "/{path:.*}", handle)

@@ -1,13 +1,11 @@
 """The V2 inference protocol over gRPC: decoding of request messages, encoding of response messages."""
 
-import uuid
-
 import numpy as np
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from transformer.errors import InvalidRequest
 from transformer.protocols.tensors import Tensor, check_metadata, from_raw, from_values, to_candidates
-from transformer.protocols.v2 import V2Request, V2Response, check_outputs, raw_bytes
+from transformer.protocols.v2 import V2Request, V2Response, check_outputs, raw_bytes, request_id
 
 #: Field of `InferTensorContents` for each datatype; FP16 has none.
 CONTENTS = {
@@ -54,7 +52,7 @@ def decode(
     ]
     requested = {output.name: bool(raw) for output in message.outputs}
     return V2Request(
-        id=message.id or str(uuid.uuid4()),
+        id=request_id(message.id),
         model_name=message.model_name,
         version=message.model_version or None,
         output_name=output_name,

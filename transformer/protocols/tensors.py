@@ -36,7 +36,7 @@ _RANGES = {
 }
 #: Datatypes with less precision or range than a JSON number.
 _NARROW = {"FP16", "FP32"}
-#: Maximum characters of a tensor's name, which errors repeat.
+#: Maximum characters of a tensor's name, which errors repeat, and of a request's id, which responses repeat.
 MAX_NAME_LENGTH = 128
 #: Maximum extra tensors of a request, beyond one per field. Extra tensors are ignored.
 MAX_OTHER_TENSORS = 1_000

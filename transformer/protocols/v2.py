@@ -14,7 +14,14 @@ from transformer.bundle.prediction import Prediction
 from transformer.bundle.signature import Signature
 from transformer.bundle.validation import describe
 from transformer.errors import InvalidRequest, quoted
-from transformer.protocols.tensors import Tensor, check_metadata, from_raw, from_values, to_candidates
+from transformer.protocols.tensors import (
+    MAX_NAME_LENGTH,
+    Tensor,
+    check_metadata,
+    from_raw,
+    from_values,
+    to_candidates,
+)
 from transformer.protocols.v2_body import Input, parameter, parse_body
 
 #: Request and response header of the binary extension: bytes of JSON before the binary data.
@@ -129,6 +136,19 @@ def model_metadata(
     }
 
 
+def request_id(sent: str | None) -> str:
+    """Return the id of a response: the request's, or a new one.
+
+    Raises
+    ------
+    InvalidRequest
+        If it is too long: the memory of a response is not limited by the bytes of requests in flight.
+    """
+    if sent and len(sent) > MAX_NAME_LENGTH:
+        raise InvalidRequest(f"id: limit {MAX_NAME_LENGTH} characters, got {len(sent)}")
+    return sent or str(uuid.uuid4())
+
+
 def check_outputs(name: str, requested: Mapping[str, bool]) -> Mapping[str, bool]:
     """Return the requested outputs.
 
@@ -193,7 +213,7 @@ def decode(
         for output in request.get("outputs") or ()
     }
     return V2Request(
-        id=request.get("id") or str(uuid.uuid4()),
+        id=request_id(request.get("id")),
         model_name=model_name,
         version=version,
         output_name=output_name,

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import httptools
 
 from transformer.errors import QueueFull
-from transformer.server.client_limit import ClientLimit
+from transformer.server.client_limit import MAX_PIPELINED, ClientLimit
 from transformer.server.client_timeouts import MIN_PROGRESS, ClientTimeouts, ProgressTimer, WaitsFor
 from transformer.server.client_transport import CoalescingTransport, PipelineFlowControl
 from transformer.server.connection_state import WAITS_FOR, Cancellable, ReadProgress, State
@@ -25,8 +25,6 @@ CONNECTION = "transformer.connection"
 MAX_HEAD = 64 * 2**10
 #: Maximum headers of a request.
 MAX_HEADERS = 1000
-#: Maximum requests that wait behind the one being answered; each takes about 3 KB.
-MAX_PIPELINED = 1000
 #: Seconds in which an idle client may send one last request during a shutdown.
 LAST_REQUEST_S = 1.0
 
@@ -127,7 +125,9 @@ class ClientConnection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._limit.remove(self)
         self._body.release()
-        self.pipeline.clear()
+        while self.pipeline:
+            self.pipeline.pop()
+            self._limit.pipelined.remove(self)
         self.cycle = self.scope = self.headers = None  # type: ignore[assignment]
         self._answering = self._task = None
 
@@ -182,10 +182,10 @@ class ClientConnection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin a request; see `httptools.HttpRequestParser`."""
-        if len(self.pipeline) >= MAX_PIPELINED:
+        if not (self._is_answered or self._limit.pipelined.allows(self)):
             raise Refusal(
                 HTTPStatus.TOO_MANY_REQUESTS,
-                f"too many requests in flight on this connection: limit {MAX_PIPELINED}",
+                f"too many pipelined requests: limit {MAX_PIPELINED}, half of it for one connection",
             )
         self._state = State.HEAD
         self._read.requests += 1
@@ -213,7 +213,10 @@ class ClientConnection(HttpToolsProtocol):
     def _start(self, by_name: HeaderDict) -> None:
         """Start to answer a request whose head is complete, or queue it."""
         self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
+        waiting = len(self.pipeline)
         super().on_headers_complete()
+        if len(self.pipeline) > waiting:
+            self._limit.pipelined.add(self)
         if b"%2" in self.url:
             self.scope["path"] = decoded_path(self.scope["raw_path"])
 
@@ -271,6 +274,7 @@ class ClientConnection(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.flow.resume_reading()
             if self.pipeline:
+                self._limit.pipelined.remove(self)
                 self._start_asgi_task(*self.pipeline.pop())
             else:
                 self._limit.became_idle(self)
@@ -377,6 +381,7 @@ class ClientConnection(HttpToolsProtocol):
         cycle = self.cycle
         if self.pipeline:
             self.pipeline.popleft()
+            self._limit.pipelined.remove(self)
             self.cycle = self.pipeline[0][0] if self.pipeline else self._answering  # type: ignore[assignment]
             return
         if cycle.response_started:

@@ -1,10 +1,15 @@
-"""A limit on the connections of REST clients: a new one replaces the longest idle one, or is refused."""
+"""Limits on REST clients: a new connection replaces the longest idle one, or is refused."""
 
 from collections import OrderedDict
 from typing import Protocol
 
 from transformer.metrics import CLIENTS_TURNED_AWAY
 from transformer.server.descriptors import ClientLimits
+from transformer.server.fair_reader import FairLimit
+
+#: Maximum requests of all connections that wait behind one that is being answered, half of it for one
+#: connection. Each takes 2 KB, and 125 KB with as many headers as are accepted.
+MAX_PIPELINED = 2000
 
 
 class Connection(Protocol):
@@ -19,16 +24,22 @@ class Connection(Protocol):
 
 
 class ClientLimit:
-    """Limits the connections of one server.
+    """Limits the connections of one server, and their pipelined requests.
 
     Parameters
     ----------
     limits
         Maximum connections, and maximum connections that are refused at the same time.
+
+    Attributes
+    ----------
+    pipelined
+        Limits the pipelined requests.
     """
 
     def __init__(self, limits: ClientLimits) -> None:
         self.max_connections = limits.rest
+        self.pipelined = FairLimit(MAX_PIPELINED)
         self._max_with_refused = limits.rest + limits.refused
         #: Connections in the order in which they became idle. Some of them are busy again.
         self._idle: OrderedDict[Connection, None] = OrderedDict()

@@ -2,9 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Never
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -264,26 +263,33 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if not handler.response_streaming:
 
             async def answer(_: object, context: grpc.aio.ServicerContext) -> Any:  # noqa: ANN401
+                if not self._count(context.peer()):
+                    refusal = self._refusal_of_call(context)
+                    # Otherwise the error's traceback would refer to the call, and so to itself.
+                    del _, context
+                    await refusal
                 try:
-                    with self._counted(context.peer()):
-                        if infers and self.stopping:
-                            raise PredictorUnavailable("shutting down; retry on another replica")
-                        return await handler.unary_unary(await self._message(parse, context), context)
+                    if infers and self.stopping:
+                        raise PredictorUnavailable("shutting down; retry on another replica")
+                    return await handler.unary_unary(await self._message(parse, context), context)
                 except ServiceError as error:
                     self._refuse(error, context)
 
             return grpc.stream_unary_rpc_method_handler(answer, None, serialize)
 
         async def stream(_: object, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+            if not self._count(context.peer()):
+                refusal = self._refusal_of_call(context)
+                del _, context
+                await refusal
             try:
-                with self._counted(context.peer()):
-                    responses = (
-                        handler.stream_stream(self._messages(parse, context), context)
-                        if handler.request_streaming
-                        else handler.unary_stream(await self._message(parse, context), context)
-                    )
-                    async for response in responses:
-                        yield response
+                responses = (
+                    handler.stream_stream(self._messages(parse, context), context)
+                    if handler.request_streaming
+                    else handler.unary_stream(await self._message(parse, context), context)
+                )
+                async for response in responses:
+                    yield response
             except ServiceError as error:
                 self._refuse(error, context)
 
@@ -302,19 +308,31 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     async def _read(self, context: grpc.aio.ServicerContext) -> Any:  # noqa: ANN401
         return await self._reader.read(context.peer(), context.read, self._timeout_s)
 
-    @contextmanager
-    def _counted(self, connection: str) -> Iterator[None]:
-        """Count a call while it is in flight."""
+    def _count(self, connection: str) -> bool:
+        """Count a call until its client has its status, if the limit allows it.
+
+        The call's task ends then. Its method ends before, when the response may still wait for a client that
+        does not read; such a call takes 20 KB.
+        """
         if not self._calls.allows(connection):
-            raise QueueFull(
-                f"too many gRPC calls in flight: limit {MAX_CALLS}, half of it for one connection; "
-                "try again later"
-            )
+            return False
         self._calls.add(connection)
-        try:
-            yield
-        finally:
-            self._calls.remove(connection)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 (gRPC makes one for each call)
+        task.add_done_callback(lambda _: self._calls.remove(connection))
+        return True
+
+    def _refusal_of_call(self, context: grpc.aio.ServicerContext) -> Coroutine[Any, Any, Never]:
+        """End a call that is not counted. Its status comes without a message, so no flow control holds it."""
+        error = QueueFull(
+            f"too many gRPC calls in flight: limit {MAX_CALLS}, half of it for one connection; "
+            "try again later"
+        )
+        self._failures.record(error.grpc_code, error)
+        refusal: Coroutine[Any, Any, Never] = context.abort(
+            grpc.StatusCode[error.grpc_code], grpc_details(error), tuple(error.headers.items())
+        )
+        return refusal
 
     def _refuse(self, error: ServiceError, context: grpc.aio.ServicerContext) -> None:
         self._failures.record(error.grpc_code, error)
