@@ -68,6 +68,7 @@ def _ours(
             f"--predictor_protocol={protocol}",
             f"--predictor_output={output}",
             f"--workers={workers}",
+            "--shutdown_delay_seconds=0",
         ]
         return workspace.child(
             server,

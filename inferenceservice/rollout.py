@@ -11,7 +11,14 @@ from typing import NoReturn
 
 from inferenceservice.answer_checks import WrongAnswer, check_canary_answers, wait_until_serving
 from inferenceservice.rollout_plan import Order, Plan, RolloutError, plan_rollback, plan_rollout
-from inferenceservice.rollout_target import Canary, Progress, RolloutTarget, State, TargetError
+from inferenceservice.rollout_target import (
+    Canary,
+    ForeignChange,
+    Progress,
+    RolloutTarget,
+    State,
+    TargetError,
+)
 
 __all__ = ["RolloutError", "rollback", "rollout"]
 
@@ -40,9 +47,9 @@ async def rollout(
         If another rollout is in progress, or the target cannot be read.
     """
     async with target.exclusive(f"a rollout of {uri}"):
-        plan = await plan_rollout(target, uri, progress, canary=canary is not None, force=force)
         if canary is not None:
             await target.require_canary_support()
+        plan = await plan_rollout(target, uri, progress, canary=canary is not None, force=force)
         try:
             if canary is None:
                 await _roll_out_fully(target, plan, progress)
@@ -105,6 +112,8 @@ async def _roll_out_canary(target: RolloutTarget, plan: Plan, percent: int, prog
 
 async def _undo(target: RolloutTarget, plan: Plan, error: BaseException, progress: Progress) -> NoReturn:
     """Restore the previous state after a failure or interruption, and raise an error for both."""
+    if isinstance(error, ForeignChange):
+        raise RolloutError(f"{plan.bundle.version} was not rolled out: {error}") from error
     progress(f"{_reason(error).splitlines()[0]}; rolling back")
     to = plan.before
     if isinstance(error, WrongAnswer) and to.canary is not None:
@@ -118,6 +127,8 @@ async def _undo(target: RolloutTarget, plan: Plan, error: BaseException, progres
     except asyncio.CancelledError:
         progress(f"interrupted while rolling back; {advice}")
         raise
+    except ForeignChange as change:
+        raise RolloutError(f"{failed} ({_reason(error)}), and not rolled back: {change}") from error
     except TargetError as failure:
         raise RolloutError(
             f"{failed} ({_reason(error)}), and rolling back failed: {failure}; {advice}"

@@ -14,6 +14,10 @@ class TargetError(Exception):
     """A step of a rollout that failed on the target; the message says why."""
 
 
+class ForeignChange(TargetError):
+    """A change by another client during the rollout, which then leaves the target as it is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Canary:
     """A second predictor version that answers a share of the traffic."""

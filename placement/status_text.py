@@ -30,7 +30,7 @@ def _topics(content: Mapping[str, Any]) -> Iterator[tuple[str, _Rows]]:
         if component == "transformer" and content["collocated"]:
             uri += " (in the predictor's pod)"
         yield component, [[uri]]
-        yield "", _pods(components.get(component))
+        yield "", list(_pods(components.get(component)))
     if (canary := content["canary"]) is not None:
         yield "canary", [[f"{canary['uri']}, {canary['percent']} % of the traffic"]]
     if content["previous_uri"] is not None:
@@ -41,18 +41,30 @@ def _topics(content: Mapping[str, Any]) -> Iterator[tuple[str, _Rows]]:
         yield "model", [[cluster["model_failure"]]]
 
 
-def _pods(component: Mapping[str, Any] | None) -> _Rows:
-    """Return a component's replicas, or its revisions with their shares of the traffic."""
+def _pods(component: Mapping[str, Any] | None) -> Iterator[Sequence[str]]:
+    """Yield a component's replicas, or its revisions with their shares of the traffic; then its problems."""
     if component is None:
-        return []
-    if (pods := component["replicas"]) is not None:
-        text = f"{pods['updated']} of {pods['wanted']} replicas updated, {pods['available']} available"
-        old = pods["total"] - pods["updated"]
-        return [[f"{text}, {old} old" if old > 0 else text]]
-    return [
-        [f"{share['percent']:>3} %", share["revision"], share["uri"] or "unknown bundle"]
-        for share in component["traffic"]
-    ]
+        return
+    newest = component["newest"]
+    if (replicas := component["replicas"]) is not None:
+        yield [", ".join(_replicas(replicas, newest))]
+    for share in component["traffic"]:
+        yield [f"{share['percent']:>3} %", share["revision"], share["uri"] or "unknown bundle"]
+    if newest is not None:
+        yield from ([problem] for problem in newest["problems"])
+
+
+def _replicas(replicas: Mapping[str, Any], newest: Mapping[str, Any] | None) -> Iterator[str]:
+    updated = replicas["updated"]
+    yield f"{updated} of {replicas['wanted']} replicas updated"
+    if newest is None:
+        yield f"{replicas['available']} available"
+    else:
+        yield f"{min(newest['ready'], updated)} of them ready"
+    if (old := replicas["total"] - updated) > 0:
+        yield f"{old} old"
+    if newest is not None and newest["restarts"]:
+        yield f"{newest['restarts']} restart{'s' if newest['restarts'] > 1 else ''}"
 
 
 def _connections(content: Mapping[str, Any]) -> Iterator[Sequence[str]]:

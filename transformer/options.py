@@ -111,6 +111,12 @@ def _add_own_arguments(own: argparse._ArgumentGroup) -> None:
         "to read each 10,000 bytes of responses",
         type=_seconds,
     )
+    add(
+        "--shutdown_delay_seconds",
+        "seconds after SIGTERM in which requests are still accepted, and each REST response closes its "
+        "connection; in Kubernetes the pod is removed from all endpoint lists meanwhile",
+        type=_delay,
+    )
 
 
 def parse(arguments: Sequence[str] | None = None) -> Settings:
@@ -187,6 +193,13 @@ def _seconds(text: str) -> float:
     number = float(text)
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return number
+
+
+def _delay(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
     return number
 
 

@@ -49,6 +49,8 @@ class Settings:
     client_timeout_seconds
         Seconds a REST client has for a request's head, for each 10,000 bytes of its body, and to read each
         10,000 bytes of responses.
+    shutdown_delay_seconds
+        Seconds after SIGTERM in which requests are still accepted, and REST responses close connections.
     model_name
         Name under which the model is served; the bundle's name if None.
     host
@@ -83,6 +85,7 @@ class Settings:
     max_candidates: int = 10_000
     max_request_bytes: int = 8 * 2**20
     client_timeout_seconds: float = 20.0
+    shutdown_delay_seconds: float = 0.0
 
     model_name: str | None = None
     host: str | None = None

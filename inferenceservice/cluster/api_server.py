@@ -34,6 +34,11 @@ class ApiServerError(TargetError):
         self.status = status
 
     @property
+    def forbidden(self) -> bool:
+        """True if the client lacks a right."""
+        return self.status == 403
+
+    @property
     def transient(self) -> bool:
         """True if a retry of the same request may succeed."""
         return self.status is None or self.status == 429 or self.status >= 500

@@ -12,7 +12,12 @@ from typing import Any
 
 from inferenceservice.cluster import bundle_copies as copies
 from inferenceservice.cluster.api_server import ApiServer, ApiServerError
-from inferenceservice.cluster.component_progress import ComponentRollout, condition_before, rollout_status
+from inferenceservice.cluster.component_progress import (
+    ComponentProgress,
+    ComponentRollout,
+    component_progress,
+    condition_before,
+)
 from inferenceservice.cluster.inference_service import (
     PREDICTOR,
     TRANSFORMER,
@@ -23,8 +28,10 @@ from inferenceservice.cluster.inference_service import (
 from inferenceservice.cluster.namespace import Namespace
 from inferenceservice.cluster.owned_spec import OwnedSpec
 from inferenceservice.cluster.pod_metrics import PodMetrics, read_metrics
+from inferenceservice.cluster.pods import ProblemTimer
 from inferenceservice.cluster.prediction import Response, post, read_scores
 from inferenceservice.cluster.status import ClusterStatus, read_status
+from inferenceservice.cluster.terminating_pods import TerminatingPods
 from inferenceservice.cluster.workloads import Object, RolloutStatus, previous_uri
 from inferenceservice.rollout_target import Canary, Progress, Scores, State, TargetError
 from transformer.bundle.format import Bundle
@@ -75,6 +82,9 @@ class ClusterTarget:
         self._timeout_s = timeout_s
         self._poll_s = poll_s
         self._spec = OwnedSpec(self.namespace, name, poll_s)
+        self._terminating_pods = TerminatingPods(self.namespace, poll_s)
+        #: Components that have got another bundle.
+        self._changed: set[str] = set()
 
     @contextlib.asynccontextmanager
     async def exclusive(self, change: str) -> AsyncIterator[None]:
@@ -188,25 +198,40 @@ class ClusterTarget:
     ) -> None:
         """Patch the spec once, and wait until the components serve their new bundles."""
         isvc = await self._read()
+        await self._wait_for_old_pods(isvc, rollouts, progress)
         conditions = [
             await asyncio.to_thread(condition_before, self.namespace, isvc, rollout) for rollout in rollouts
         ]
         await self._spec.change(desired)
         for rollout, before in zip(rollouts, conditions, strict=True):
             await self._wait_until_done(rollout, before, progress)
+            self._changed.add(rollout.component)
+
+    async def _wait_for_old_pods(
+        self, isvc: InferenceServiceObject, rollouts: Sequence[ComponentRollout], progress: Progress
+    ) -> None:
+        """Wait until terminating pods of the other component have ended, which may not know a new bundle."""
+        changing = {one.component for one in rollouts}
+        for component in (TRANSFORMER, PREDICTOR):
+            if component not in changing and isvc.mode is Mode.STANDARD and not isvc.collocated:
+                changed = component in self._changed
+                await self._terminating_pods.wait(isvc, component, progress, changed=changed)
 
     async def _wait_until_done(self, rollout: ComponentRollout, before: Object, progress: Progress) -> None:
         status = RolloutStatus("")
+        timer = ProblemTimer()
         try:
             async with asyncio.timeout(self._timeout_s):
                 while not status.done:
                     last_text = status.text
-                    status = await asyncio.to_thread(self._rollout_status, rollout, before)
+                    status, problems = await asyncio.to_thread(self._component_progress, rollout, before)
                     if status.text != last_text:
                         progress(f"{rollout.component}: {status.text}")
-                    if status.failed:
+                    lasting = timer.lasting(problems)
+                    if status.failed or lasting:
+                        text = "; ".join(one.text for one in lasting) or status.text
                         raise TargetError(
-                            f"the {rollout.component} does not become ready with {rollout.uri}: {status.text}"
+                            f"the {rollout.component} does not become ready with {rollout.uri}: {text}"
                         )
                     if not status.done:
                         await asyncio.sleep(self._poll_s)
@@ -218,13 +243,13 @@ class ClusterTarget:
 
     # The methods below run in threads, because the Kubernetes client blocks.
 
-    def _rollout_status(self, rollout: ComponentRollout, before: Object) -> RolloutStatus:
+    def _component_progress(self, rollout: ComponentRollout, before: Object) -> ComponentProgress:
         try:
-            return rollout_status(self.namespace, self._spec.read(), rollout, before)
+            return component_progress(self.namespace, self._spec.read(), rollout, before)
         except ApiServerError as error:
             if not error.transient:
                 raise
-            return RolloutStatus(f"{error}; retrying")
+            return ComponentProgress(RolloutStatus(f"{error}; retrying"))
 
     def _state(self) -> State:
         isvc = self._spec.read()

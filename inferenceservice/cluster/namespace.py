@@ -84,11 +84,17 @@ class Namespace:
         proxy = f"/api/v1/namespaces/{self.name}/services/http:{service}:80/proxy"
         return self._api.post(proxy + path, content)
 
-    def pods(self, labels: Mapping[str, str]) -> list[Object]:
-        """Read the pods with these labels."""
-        selector = ",".join(f"{name}={value}" for name, value in labels.items())
+    def pods(self, name: str, component: str) -> list[Object]:
+        """Read the pods of an InferenceService's component."""
+        selector = f"serving.kserve.io/inferenceservice={name},component={component}"
         pods: list[Object] = self._api.get(self._pods(), {"labelSelector": selector})["items"]
         return pods
+
+    def events(self, pod: str) -> list[Object]:
+        """Read the events of a pod."""
+        path = f"/api/v1/namespaces/{self.name}/events"
+        events: list[Object] = self._api.get(path, {"fieldSelector": f"involvedObject.name={pod}"})["items"]
+        return events
 
     def pod_metrics(self, pod: str, port: str) -> str:
         """Read `/metrics` of a pod's port."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from inferenceservice.cluster.api_server import ApiServerError
 from inferenceservice.cluster.inference_service import DesiredState, InferenceServiceObject
 from inferenceservice.cluster.namespace import Namespace
-from inferenceservice.rollout_target import TargetError
+from inferenceservice.rollout_target import ForeignChange, TargetError
 
 #: Attempts to patch an object that its controller is writing to at the same time.
 _MAX_ATTEMPTS = 10
@@ -40,8 +40,10 @@ class OwnedSpec:
 
         Raises
         ------
+        ForeignChange
+            If another client has changed the spec.
         TargetError
-            If another client has changed the spec, or it cannot be patched.
+            If it cannot be patched.
         """
         self._patching = asyncio.create_task(asyncio.to_thread(self._patch, desired))
         await asyncio.shield(self._patching)
@@ -56,7 +58,7 @@ class OwnedSpec:
 
         Raises
         ------
-        TargetError
+        ForeignChange
             If another client has changed its spec.
         """
         with self._one_at_a_time:
@@ -67,10 +69,10 @@ class OwnedSpec:
         if not self._expected:
             self._expected = (isvc.desired,)
         if isvc.desired not in self._expected:
-            raise TargetError(
-                f"another client changed the InferenceService {self._name} during the rollout "
-                f"({self._expected[-1].difference(isvc.desired)}); that change was not overwritten; "
-                "check it, then run the command again"
+            raise ForeignChange(
+                f"another client changed the InferenceService {self._name} during the rollout: "
+                f"{self._expected[-1].difference(isvc.desired)}; that change is in place and was not "
+                "overwritten; see `placement status`"
             )
         return isvc
 

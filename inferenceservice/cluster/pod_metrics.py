@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from inferenceservice.cluster.api_server import ApiServerError
 from inferenceservice.cluster.inference_service import TRANSFORMER, InferenceServiceObject
 from inferenceservice.cluster.namespace import Namespace
+from inferenceservice.cluster.pods import is_ready, is_running
 from inferenceservice.cluster.workloads import Object
 from inferenceservice.spec import COLLOCATED_CONTAINER, argument
 
@@ -40,9 +41,8 @@ def read_metrics(namespace: Namespace, isvc: InferenceServiceObject) -> PodMetri
     Pods that are not ready are included, because all they may lack is a connection to the predictor; a
     missing answer of such a pod is no error.
     """
-    labels = {"serving.kserve.io/inferenceservice": isvc.name, "component": isvc.entry_component}
     try:
-        running = [pod for pod in namespace.pods(labels) if _is_running(pod)]
+        running = [pod for pod in namespace.pods(isvc.name, isvc.entry_component) if is_running(pod)]
     except ApiServerError as error:
         return PodMetrics({}, str(error))
     container = _KSERVE_CONTAINER if isvc.entry_component == TRANSFORMER else COLLOCATED_CONTAINER
@@ -63,20 +63,11 @@ def _error(results: Iterable[tuple[Object, str | ApiServerError]], texts: Mappin
     errors = [
         result
         for pod, result in results
-        if isinstance(result, ApiServerError) and (_is_ready(pod) or not texts)
+        if isinstance(result, ApiServerError) and (is_ready(pod) or not texts)
     ]
     if not errors:
         return None if texts else "no pod of the transformer is running"
     return f"{errors[0]}" + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
-
-
-def _is_running(pod: Object) -> bool:
-    return pod["status"].get("phase") == "Running" and "deletionTimestamp" not in pod["metadata"]
-
-
-def _is_ready(pod: Object) -> bool:
-    conditions = pod["status"].get("conditions") or ()
-    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
 
 def _http_port(pod: Object, container: str) -> str:

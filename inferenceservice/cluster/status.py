@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from inferenceservice.cluster import workloads
+from inferenceservice.cluster.component_progress import find_problems, visible_pods
 from inferenceservice.cluster.inference_service import (
     PREDICTOR,
     TRANSFORMER,
@@ -11,6 +12,7 @@ from inferenceservice.cluster.inference_service import (
     Mode,
 )
 from inferenceservice.cluster.namespace import Namespace
+from inferenceservice.cluster.pods import Problem, deployment_problems, is_ready, newest_pods, restarts
 from inferenceservice.cluster.workloads import Replicas
 
 
@@ -21,6 +23,25 @@ class TrafficShare:
     revision: str
     uri: str | None
     percent: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewestPods:
+    """Pods of a component's newest template.
+
+    Attributes
+    ----------
+    ready
+        Number of pods that get requests.
+    restarts
+        Number of restarts of their containers.
+    problems
+        Why they do not start.
+    """
+
+    ready: int
+    restarts: int
+    problems: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +56,15 @@ class ComponentStatus:
         Pods of the component, in Standard mode.
     traffic
         Revisions that get requests, in Knative mode.
+    newest
+        None without the right to list pods.
     """
 
     name: str
     uri: str
     replicas: Replicas | None
     traffic: tuple[TrafficShare, ...]
+    newest: NewestPods | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +96,21 @@ def _component(
     namespace: Namespace, isvc: InferenceServiceObject, component: str, uri: str
 ) -> ComponentStatus:
     if isvc.mode is Mode.STANDARD:
-        deployment = namespace.deployment(isvc.workload(component))
-        pods = workloads.replicas(deployment) if deployment is not None else None
-        return ComponentStatus(component, uri, pods, ())
+        deployment = namespace.deployment(isvc.workload(component)) or {}
+        replicas = workloads.replicas(deployment) if deployment else None
+        newest = _newest(namespace, isvc.name, component, deployment_problems(deployment))
+        return ComponentStatus(component, uri, replicas, (), newest)
     shares = (
         TrafficShare(revision, namespace.revision_uri(revision), percent)
         for revision, percent in workloads.traffic(isvc.component_status(component))
     )
-    return ComponentStatus(component, uri, None, tuple(shares))
+    return ComponentStatus(component, uri, None, tuple(shares), _newest(namespace, isvc.name, component, []))
+
+
+def _newest(namespace: Namespace, name: str, component: str, problems: list[Problem]) -> NewestPods | None:
+    pods = visible_pods(namespace, name, component)
+    if pods is None:
+        return None
+    pods = newest_pods(pods)
+    texts = [one.text for one in (*problems, *find_problems(namespace, pods))]
+    return NewestPods(sum(map(is_ready, pods)), restarts(pods), tuple(texts))

@@ -19,6 +19,8 @@ PROGRESS_DEADLINE = "ProgressDeadlineExceeded"
 _REVISION = "deployment.kubernetes.io/revision"
 _REVISION_HISTORY = "deployment.kubernetes.io/revision-history"
 _GENERATION = "serving.knative.dev/configurationGeneration"
+#: Kubernetes' own.
+_DEFAULT_GRACE_PERIOD_S = 30
 
 Object = Mapping[str, Any]
 
@@ -54,6 +56,13 @@ def replicas(deployment: Object) -> Replicas:
     wanted = deployment["spec"].get("replicas", 1)
     counts = (status.get(f"{name}eplicas", 0) for name in ("updatedR", "availableR", "r"))
     return Replicas(wanted, *counts)
+
+
+def grace_period_of(deployment: Object) -> int:
+    """Return the seconds after which a terminating pod of a Deployment is killed."""
+    template = (deployment.get("spec") or {}).get("template") or {}
+    seconds = (template.get("spec") or {}).get("terminationGracePeriodSeconds")
+    return _DEFAULT_GRACE_PERIOD_S if seconds is None else int(seconds)
 
 
 def progressing_condition(deployment: Object) -> Object:

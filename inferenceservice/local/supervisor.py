@@ -6,6 +6,7 @@ the thread that starts it, even if the caller is cancelled meanwhile, and `close
 
 import asyncio
 import contextlib
+import dataclasses
 import re
 import shutil
 from collections import deque
@@ -124,7 +125,10 @@ class ProcessSupervisor:
             progress(f"transformer: starting with {bundle.name} {bundle.version}")
 
             def launch() -> RunningProcess:
-                process = TransformerProcess(self.service, directory, predictor_ports, log)
+                # It is drained before it is stopped.
+                arguments = (*self.service.transformer_args, "--shutdown_delay_seconds=0")
+                service = dataclasses.replace(self.service, transformer_args=arguments)
+                process = TransformerProcess(service, directory, predictor_ports, log)
                 return RunningProcess(uri, bundle, process, "transformer", directory, log)
 
             return await self._start(launch)

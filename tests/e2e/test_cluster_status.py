@@ -11,7 +11,7 @@ import pytest
 from inferenceservice.rollout import rollout
 from tests.support.cluster.fixtures import V1, V2, Start, Versions
 from tests.support.cluster.kserve_controllers import condition
-from tests.support.cluster.pods import pod
+from tests.support.cluster.pods import container, ended, pod, waiting
 from tests.support.paths import PLACEMENT
 
 METRICS = """# HELP transformer_predictor_connections Connections to the predictor by what is behind them
@@ -46,7 +46,12 @@ def status(versions: Versions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 async def test_the_text_output_has_aligned_columns(start: Start, status: Status) -> None:
     cluster = await start()
-    cluster.listed = [pod("t-1"), pod("t-2", "--http_port", "9000")]
+    failing = container(waiting("CrashLoopBackOff"), last=ended("no bundle.json"), restarts=2)
+    cluster.listed = [
+        pod("t-1"),
+        pod("t-2", "--http_port", "9000"),
+        pod("p-1", component="predictor", ready=False, containerStatuses=[failing]),
+    ]
     cluster.metrics = {"t-1:8080": METRICS % (4, 0), "t-2:9000": METRICS % (3, 1)}
     cluster.isvc["status"] |= {
         "conditions": [
@@ -61,9 +66,10 @@ async def test_the_text_output_has_aligned_columns(start: Start, status: Status)
     assert await status() == (
         "mode         Standard\n"
         f"transformer  {V1}\n"
-        "             2 of 2 replicas updated, 2 available\n"
+        "             2 of 2 replicas updated, 2 of them ready\n"
         f"predictor    {V1}\n"
-        "             2 of 2 replicas updated, 2 available\n"
+        "             2 of 2 replicas updated, 0 of them ready, 2 restarts\n"
+        "             container kserve-container failed 3 times, last with exit code 1: no bundle.json\n"
         "connections    7  usable     v1\n"
         "               1  verifying\n"
         "conditions   PredictorReady    False  ReconcileFailed: no such runtime\n"
@@ -121,6 +127,8 @@ async def test_without_permission_for_pods_the_rest_is_shown(
     cluster.errors[f"/api/v1/namespaces/scoring/pods{path}"] = (403, "Forbidden", said)
     lines = (await status()).splitlines()
     assert f"connections  unknown: {said} (Forbidden)" in lines
+    shown = "2 available" if path == "" else "1 of them ready"
+    assert f"             2 of 2 replicas updated, {shown}" in lines
     assert any(line.split() == ["TransformerReady", "True", "NewReplicaSetAvailable"] for line in lines)
     content = json.loads(await status("--json"))
     assert (content["connections"], content["connections_unknown"]) == ([], f"{said} (Forbidden)")

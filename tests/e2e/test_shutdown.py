@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import grpc
+import httpx
 import psutil
 import pytest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
@@ -18,7 +19,8 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 
 from inferenceservice.local.launch import TransformerProcess
 from predictor.process import PredictorProcess
-from tests.support.endpoints import V1_PREDICT
+from tests.support.endpoints import SERVER_READY, V1_PREDICT
+from tests.support.protocol_clients import over_grpc, over_v1
 from tests.support.request_bodies import grpc_tensors
 from tests.support.sklearn_reference import SklearnReference
 from tests.support.sync_processes import process_families, running_transformer, still_running
@@ -141,6 +143,45 @@ def test_requests_accepted_before_sigterm_are_answered_while_the_predictor(
     output = log.read_text()
     assert "Traceback" not in output
     assert " ERROR " not in output
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_after_sigterm_requests_are_answered_and_connections_end_until_the_delay_is_over(
+    workers, mlserver, trained_bundle, sklearn_reference, tmp_path
+):
+    log = tmp_path / "transformer.log"
+    ports = (mlserver.http_port, mlserver.grpc_port)
+    rows = generate(3, seed=1).candidates
+    signature = sklearn_reference.bundle.signature
+    arguments = (f"--workers={workers}", "--shutdown_delay_seconds=3600")
+    with running_transformer(ports, trained_bundle, log, *arguments) as process:
+        processes = process_families(process.pid)
+        client = Client(rows, sklearn_reference)
+        url, grpc_address = f"http://127.0.0.1:{process.http_port}", f"127.0.0.1:{process.grpc_port}"
+        os.kill(process.pid, signal.SIGTERM)
+        # Each worker learns of it; a connection that lasts until then ends with its next response.
+        wait_until_sync(lambda: httpx.get(url + SERVER_READY).headers.get("connection") == "close")
+        client.over_rest(process)
+        expected = pytest.approx(sklearn_reference.probabilities(rows), abs=1e-12)
+        for _ in range(10):
+            assert over_v1(url, rows).probabilities == expected
+            assert over_grpc(grpc_address, rows, signature).probabilities == expected
+        assert process.ready(), "the cluster may still need it"
+        # The second signal.
+        assert process.stop() == 0
+        assert still_running(processes) == []
+    output = log.read_text()
+    assert "Traceback" not in output
+    assert " ERROR " not in output
+
+
+def test_the_delay_of_a_shutdown_ends(mlserver, trained_bundle, tmp_path):
+    ports = (mlserver.http_port, mlserver.grpc_port)
+    log = tmp_path / "transformer.log"
+    with running_transformer(ports, trained_bundle, log, "--shutdown_delay_seconds=0.1") as process:
+        os.kill(process.pid, signal.SIGTERM)
+        wait_until_sync(lambda: process.poll() is not None)
+        assert process.stop() == 0
 
 
 def any_failed(pending: list[Future[None]]) -> bool:

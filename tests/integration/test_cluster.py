@@ -114,10 +114,10 @@ async def test_a_change_by_someone_else_is_not_overwritten(start: Start, target:
 
     with pytest.raises(RolloutError, match="was not rolled out") as failed:
         await rollout(target(), V2, progress)
-    assert str(failed.value.__cause__) == (
-        "another client changed the InferenceService placement during the rollout (the predictor's "
-        f"storageUri is {V3} instead of {V1}); that change was not overwritten; check it, then run "
-        "the command again"
+    assert str(failed.value) == (
+        "v2 was not rolled out: another client changed the InferenceService placement during the rollout: "
+        f"the predictor's storageUri is {V3} instead of {V1}; that change is in place and was not "
+        "overwritten; see `placement status`"
     )
     assert (cluster.uri("transformer"), cluster.uri("predictor")) == (V2, V3)
 
@@ -193,6 +193,9 @@ async def test_a_canary_in_standard_mode_is_refused_with_the_reason(start: Start
             TargetError, match=r"ignores canaryTrafficPercent.*roll the version out without a canary"
         ):
             await work
+    # Before anything else that is wrong with the canary.
+    with pytest.raises(TargetError, match="ignores canaryTrafficPercent"):
+        await rollout(target(), V9, print, canary=20)
     assert cluster.patches == []
 
 

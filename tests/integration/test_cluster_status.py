@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from inferenceservice.cluster.status import NewestPods
 from inferenceservice.rollout import rollout
 from tests.support.cluster.fixtures import V1, V2, Start
-from tests.support.cluster.pods import pod
+from tests.support.cluster.kserve_controllers import condition
+from tests.support.cluster.pods import container, ended, pod, terminating, waiting
 
 
 async def test_the_status_shows_conditions_replicas_and_traffic(start: Start, target: Any) -> None:
@@ -34,13 +36,11 @@ async def test_metrics_are_read_from_running_pods_and_required_of_ready_ones(
     start: Start, target: Any
 ) -> None:
     cluster = await start()
-    leaving = pod("t-4")
-    leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     cluster.listed = [
         pod("t-1"),
         pod("t-2", ready=False),
         pod("t-3", phase="Pending"),
-        leaving,
+        terminating(pod("t-4")),
         pod("t-5", component="predictor"),
     ]
     cluster.metrics = {"t-1:8080": "one"}
@@ -52,3 +52,25 @@ async def test_metrics_are_read_from_running_pods_and_required_of_ready_ones(
     seen = await target().metrics()
     assert len(seen.texts) == 2
     assert seen.error == "error trying to reach service t-6:8080 (ServiceUnavailable) (and 1 more)"
+
+
+async def test_the_status_shows_the_newest_pods_and_their_problems(start: Start, target: Any) -> None:
+    cluster = await start()
+    broken = container(waiting("CrashLoopBackOff"), last=ended("no bundle.json"), restarts=4)
+    cluster.listed = [
+        pod("t-1", number=1),
+        pod("t-2", number=2, ready=False, containerStatuses=[broken]),
+        terminating(pod("t-3", number=3)),
+    ]
+    transformer, predictor = (await target().conditions()).components
+    text = "container kserve-container failed 5 times, last with exit code 1: no bundle.json"
+    assert transformer.newest == NewestPods(ready=0, restarts=4, problems=(text,))
+    assert predictor.newest == NewestPods(0, 0, ())
+
+
+async def test_the_status_shows_why_no_pod_is_created(start: Start, target: Any) -> None:
+    cluster = await start()
+    failure = condition("ReplicaFailure", "True", "FailedCreate", "exceeded quota: small")
+    cluster.deployments["placement-predictor"]["status"]["conditions"] = [failure]
+    predictor = (await target().conditions()).components[1]
+    assert predictor.newest.problems == ("cannot create pods: exceeded quota: small",)

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
+from inferenceservice.local.forwarder import Backend
 from tests.support.endpoints import READINESS, V1_PREDICT
 from tests.support.fake_mlserver import FakeMLServer
 from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
+from tests.support.load_balancers import balanced_by_connection
 from tests.support.sklearn_reference import SklearnReference
 from tests.support.waiting import wait_until
 from transformer.batching import connection_worker
@@ -191,6 +193,37 @@ async def test_the_pool_keeps_the_configured_number_of_connections_and_renews_ol
     )
     await wait_until(lambda: sample(CONNECTIONS, version="v1", state="usable") == 3)
     await wait_until(lambda: predictor.connections >= 12)
+
+
+async def test_old_connections_are_used_until_they_close_while_the_successor_is_of_an_unknown_version(
+    stack, pair, old_reference, new_reference, monkeypatch
+):
+    """A terminating pod still serves on its connections, and its Service leads to its successor only."""
+    monkeypatch.setattr(connection_worker, "LAST_BACKOFF_S", 0.1)
+    old = await stack.enter_async_context(FakeMLServer(old_reference).running())
+    new = await stack.enter_async_context(FakeMLServer(new_reference).running())
+    service, port = await stack.enter_async_context(balanced_by_connection(Backend(old.address)))
+    arguments = ("--predictor_protocol=v2", "--predictor_connection_age=0.1")
+    transformer = await stack.enter_async_context(
+        in_process_transformer(pair.old, f"127.0.0.1:{port}", *arguments)
+    )
+    await wait_until(lambda: sample(CONNECTIONS, version="v1", state="usable") == 4)
+    service.backends = [Backend(new.address)]
+    connections = old.connections
+    await wait_until(lambda: new.connections >= 12)
+    for row in pair.candidates[:5]:
+        assert await ask(transformer, row) == (
+            "v1",
+            pytest.approx(old_reference.probabilities([row]), abs=1e-12),
+        )
+    assert old.connections == connections
+    # The old pod ends, and no request is needed to notice it.
+    old.swap(None)
+    await wait_until(partial(answers, transformer, READINESS[0], 503))
+    service.backends = [Backend(old.address)]
+    old.swap(old_reference)
+    await wait_until(lambda: sample(CONNECTIONS, version="v1", state="usable") == 4)
+    await ask(transformer, pair.candidates[0])
 
 
 async def test_metrics_count_connections_verifications_and_requests_by_version(

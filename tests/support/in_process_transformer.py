@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,10 +62,13 @@ class ListeningTransformer:
         The ASGI application.
     scorer
         Has the queue.
+    leave
+        Begins what SIGTERM begins.
     """
 
     port: int
     state: ServerState
+    leave: Callable[[], None]
     application: Any
     scorer: Scorer
 
@@ -125,7 +128,7 @@ async def _listening(server: TransformerServer) -> AsyncIterator[ListeningTransf
     rest.create_application()
     config = rest.config
     config.load()
-    state = ServerState()
+    state = rest._server.server_state
     listening = await asyncio.get_running_loop().create_server(
         lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),
         "127.0.0.1",
@@ -133,7 +136,7 @@ async def _listening(server: TransformerServer) -> AsyncIterator[ListeningTransf
     )
     try:
         port = listening.sockets[0].getsockname()[1]
-        yield ListeningTransformer(port, state, config.app, server.dataplane.handler.scorer)
+        yield ListeningTransformer(port, state, rest.leave, config.app, server.dataplane.handler.scorer)
     finally:
         listening.close()
 

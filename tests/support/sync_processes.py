@@ -66,7 +66,9 @@ def running_transformer(
     ready: Callable[[TransformerProcess], bool] = TransformerProcess.ready,
 ) -> Iterator[TransformerProcess]:
     """Start a transformer in front of a predictor's two ports; it answers over REST and gRPC."""
-    service = with_arguments(*arguments, transformer_env={**SPEC.transformer_env, **env})
+    service = with_arguments(
+        "--shutdown_delay_seconds=0", *arguments, transformer_env={**SPEC.transformer_env, **env}
+    )
     process = TransformerProcess(service, bundle, ports, log)
 
     def is_ready() -> bool:

@@ -108,7 +108,7 @@ def test_kserves_models_know_every_field_of_the_manifest(name: str, sdk: kserve.
         ("spec", "transformer"),
         ("spec", "transformer", "containers", 0),
         ("spec", "transformer", "containers", 0, "securityContext"),
-        ("spec", "transformer", "containers", 0, "lifecycle", "preStop"),
+        ("spec", "predictor", "model", "lifecycle", "preStop"),
     ],
     ids=lambda where: ".".join(map(str, where)),
 )
@@ -221,11 +221,18 @@ def test_a_rolling_update_removes_a_pod_only_when_its_successor_is_ready(name: s
 
 
 @pytest.mark.parametrize("name", STANDARD_MODE)
-def test_the_grace_period_covers_the_pre_stop_pause_and_the_drain(name: str) -> None:
+def test_the_grace_period_covers_the_pause_and_the_drain(name: str) -> None:
     for component in components(service(name)):
         for container in containers(component):
             assert pause_seconds(container) > 0
             assert component["terminationGracePeriodSeconds"] > pause_seconds(container) + DRAIN_SECONDS
+
+
+@pytest.mark.parametrize("name", EVERY_MANIFEST)
+def test_the_end_of_a_failed_containers_log_is_in_its_status(name: str) -> None:
+    for component in components(service(name)):
+        for container in containers(component):
+            assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
 
 
 @pytest.mark.parametrize("name", EVERY_MANIFEST)

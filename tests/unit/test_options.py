@@ -50,6 +50,20 @@ def test_the_predictors_client_accepts_the_same_hosts():
         RestClient(PredictorAddress("http://a", "v1", "placement", "predict_proba"), reconnects=False)
 
 
+def test_a_shutdown_has_no_delay_unless_one_is_given():
+    assert parse(["--predictor_host=a"]).shutdown_delay_seconds == 0
+    assert parse(["--predictor_host=a", "--shutdown_delay_seconds=0"]).shutdown_delay_seconds == 0
+    assert parse(["--predictor_host=a", "--shutdown_delay_seconds=2.5"]).shutdown_delay_seconds == 2.5
+
+
+@pytest.mark.parametrize("seconds", ["-1", "nan", "inf", "soon"])
+def test_a_shutdown_delay_must_be_a_number_of_seconds(seconds, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(["--predictor_host=a", f"--shutdown_delay_seconds={seconds}"])
+    assert ended.value.code == 2
+    assert "--shutdown_delay_seconds" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
 def test_a_timeout_must_be_a_positive_number_of_seconds(seconds, capsys):
     with pytest.raises(SystemExit) as ended:

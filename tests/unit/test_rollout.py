@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from inferenceservice.rollout import RolloutError, rollback, rollout
-from inferenceservice.rollout_target import Canary, Scores, State, TargetError
+from inferenceservice.rollout_target import Canary, ForeignChange, Scores, State, TargetError
 from tests.support.in_memory_target import InMemoryTarget, ignore_progress, unrelated_version
 
 
@@ -196,7 +196,7 @@ async def test_a_canary_must_know_the_current_version_even_with_force(pair, tmp_
         await rollout(
             target, str(unrelated_version(pair.new, tmp_path / "v9")), ignore_progress, canary=10, force=True
         )
-    assert target.steps == []
+    assert target.steps == ["check canary"]
 
 
 async def test_rolling_out_the_current_version_ends_a_canary(pair):
@@ -269,6 +269,24 @@ async def test_a_failure_while_rolling_back_is_reported_too(pair, monkeypatch):
         "versions may be serving now: see `placement status`, and run "
         f"`placement rollout {pair.old}` to recover"
     )
+
+
+@pytest.mark.parametrize("fail", [None, "predictor v2"], ids=["in the rollout", "while rolling back"])
+async def test_a_change_by_another_client_is_left_and_reported_once(fail, pair):
+    target = InMemoryTarget(str(pair.old), fail)
+
+    async def changed(step: str) -> None:
+        if step == ("transformer v2" if fail is None else "wait_until_idle") and len(target.steps) > 0:
+            raise ForeignChange("another client changed it")
+
+    target.during = changed
+    lines: list[str] = []
+    with pytest.raises(RolloutError) as failed:
+        await rollout(target, str(pair.new), lines.append)
+    why = ": " if fail is None else " (predictor failed), and not rolled back: "
+    assert str(failed.value) == f"v2 was not rolled out{why}another client changed it"
+    assert sum("another client" in line for line in lines) == 0
+    assert target.steps == ["transformer v2", "predictor v2"][: 1 if fail is None else 2]
 
 
 async def test_a_canary_that_the_target_refuses_changes_nothing(pair):

@@ -80,7 +80,9 @@ class ConnectionWorker:
         self._queue = context.queue
         self._models = context.models
         self._now = asyncio.get_running_loop().time
+        #: Connections in a row that could not be used, and the time at which the last one was opened.
         self._failed_connections = 0
+        self._opened_at = 0.0
         self._by_request = context.settings.verify == "request"
 
     async def run(self) -> None:
@@ -89,16 +91,14 @@ class ConnectionWorker:
             if self._failed_connections:
                 with CONNECTIONS.labels("", "waiting").track_inprogress():
                     await asyncio.sleep(self._backoff())
-            start = self._now()
             try:
-                await self._use_one_connection()
-                self._failed_connections = 0
+                await self._use_connections()
             except InvalidPredictorResponse as error:
                 # To one request, over a verified connection: no reason to keep the others waiting.
                 self._failed_connections = 0
                 self._context.log_failure(str(error))
             except ServiceError as error:
-                lived = self._now() - start > SHORT_LIFE_S
+                lived = self._now() - self._opened_at > SHORT_LIFE_S
                 self._failed_connections = 0 if lived else self._failed_connections + 1
                 self._context.log_failure(str(error))
             except Exception:
@@ -110,14 +110,48 @@ class ConnectionWorker:
         full = min(LAST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(self._failed_connections - 1, 16))
         return full * random.uniform(0.5, 1.0)  # noqa: S311 (jitter)
 
-    async def _use_one_connection(self) -> None:
+    async def _use_connections(self) -> None:
+        """Carry batches over a connection, and over those that replace it, until one fails.
+
+        A terminating predictor still answers while its successor may be of an unknown version. So an old
+        connection is used until another one is verified.
+        """
+        client, model = await self._connect()
+        try:
+            while True:
+                self._failed_connections = 0
+                verified_at = self._now()
+                await self._carry_batches(client, model, verified_at, self._age_s())
+                while (newer := await self._try_to_connect()) is None:
+                    await self._check_health(client)
+                    await self._carry_batches(client, model, verified_at, self._backoff())
+                old, (client, model) = client, newer
+                await old.close()
+        finally:
+            await client.close()
+
+    async def _connect(self) -> tuple[PredictorClient, UpstreamModel]:
+        """Open a connection and verify it."""
+        self._opened_at = self._now()
         client = self._context.connect()
         try:
             with CONNECTIONS.labels("", "verifying").track_inprogress():
-                model = await (self._verify_any(client) if self._by_request else self._verify(client))
-            await self._carry_batches(client, model)
-        finally:
+                return client, await (self._verify_any(client) if self._by_request else self._verify(client))
+        except BaseException:
             await client.close()
+            raise
+
+    async def _try_to_connect(self) -> tuple[PredictorClient, UpstreamModel] | None:
+        """Open a connection and verify it; return None if it cannot be used."""
+        try:
+            return await self._connect()
+        except ServiceError as error:
+            self._failed_connections += 1
+            self._context.log_failure(str(error))
+            return None
+
+    def _age_s(self) -> float:
+        return self._context.settings.predictor_connection_age * random.uniform(0.8, 1.2)  # noqa: S311 (jitter)
 
     async def _verify(self, client: PredictorClient) -> UpstreamModel:
         try:
@@ -138,17 +172,18 @@ class ConnectionWorker:
                 await asyncio.sleep(VERIFY_PAUSE_S)
         return await self._verify(client)
 
-    async def _carry_batches(self, client: PredictorClient, model: UpstreamModel) -> None:
-        """Carry batches over a verified connection until it reaches its maximum age."""
-        verified_at = self._now()
-        age = self._context.settings.predictor_connection_age * random.uniform(0.8, 1.2)  # noqa: S311 (jitter)
-        end = verified_at + age
+    async def _carry_batches(
+        self, client: PredictorClient, model: UpstreamModel, verified_at: float, seconds: float
+    ) -> None:
+        """Carry batches over a verified connection until it should be renewed."""
+        start = self._now()
+        end = start + seconds
 
         def accepts(job: Job) -> bool:
             return job.not_before <= verified_at and (self._by_request or self._can_answer(job, model))
 
         poll_s = SEARCH_S if self._searches else HEARTBEAT_S
-        last_use = verified_at
+        last_use = start
         with self._models.in_use(model):
             while (left := end - self._now()) > 0:
                 ready = await self._queue.next_batch(accepts, min(poll_s, left))
@@ -158,7 +193,7 @@ class ConnectionWorker:
                 elif self._now() - last_use >= HEARTBEAT_S:
                     await self._check_health(client)
                     last_use = self._now()
-                if self._searches and self._queue.waits_for_version and self._now() - verified_at >= SEARCH_S:
+                if self._searches and self._queue.waits_for_version and self._now() - start >= SEARCH_S:
                     return
 
     def _can_answer(self, job: Job, model: UpstreamModel) -> bool:

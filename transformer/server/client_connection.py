@@ -1,6 +1,7 @@
 """A client's connection: uvicorn's protocol, with limits on what a client sends and how long it takes."""
 
 import asyncio
+import random
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -9,7 +10,13 @@ import httptools
 
 from transformer.errors import QueueFull
 from transformer.server.client_limit import MAX_PIPELINED, ClientLimit
-from transformer.server.client_timeouts import MIN_PROGRESS, ClientTimeouts, ProgressTimer, WaitsFor
+from transformer.server.client_timeouts import (
+    CONNECTION_AGE_S,
+    MIN_PROGRESS,
+    ClientTimeouts,
+    ProgressTimer,
+    WaitsFor,
+)
 from transformer.server.client_transport import CoalescingTransport, PipelineFlowControl
 from transformer.server.connection_state import WAITS_FOR, Cancellable, ReadProgress, State
 from transformer.server.refusal import Refusal, refusal_of
@@ -38,6 +45,7 @@ class ClientConnection(HttpToolsProtocol):
     It differs from uvicorn's protocol in these points:
 
     - A request whose client has gone can be cancelled.
+    - It ends with a response once it has reached `CONNECTION_AGE_S`, or the server is leaving.
     - Slow clients are disconnected; heads, unfinished bodies and the number of connections are limited.
     - Heads that break rules of HTTP/1.1 are refused, and an encoded slash separates no segments of a path.
     - A body behind an offer to upgrade to another protocol is read.
@@ -54,6 +62,8 @@ class ClientConnection(HttpToolsProtocol):
         Limits the server's connections.
     unfinished
         Limits the bytes of bodies that are not complete, of all connections.
+    is_leaving
+        Returns True while clients should reconnect to another server.
     is_stopping
         Returns True while the server is shutting down.
 
@@ -69,6 +79,7 @@ class ClientConnection(HttpToolsProtocol):
         timeouts: ClientTimeouts,
         limit: ClientLimit,
         unfinished: UnfinishedBodies,
+        is_leaving: Callable[[], bool] = lambda: False,
         is_stopping: Callable[[], bool] = lambda: False,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
@@ -82,7 +93,9 @@ class ClientConnection(HttpToolsProtocol):
         self._timer = ProgressTimer()
         self._state = State.IDLE
         self._idle_since = 0.0
-        self._stopping = False
+        #: True if the next response that starts is the last one.
+        self._ending = is_leaving()
+        self._aging: asyncio.TimerHandle | None = None
         #: The request being answered. Later ones may have been read already.
         self._answering: RequestResponseCycle | None = None
         #: The task that answers it, or another object that can be cancelled.
@@ -100,6 +113,7 @@ class ClientConnection(HttpToolsProtocol):
         super().connection_made(self._out)  # type: ignore[arg-type]
         self.flow = PipelineFlowControl(transport, self.pipeline)
         self._timeouts.start(self.loop, self.connections)
+        self._aging = self.loop.call_later(CONNECTION_AGE_S * random.uniform(0.8, 1.2), self.end)  # noqa: S311
         if self._is_stopping():
             # Accepted before the server stopped accepting, and after it shut down all other connections.
             self.shutdown()
@@ -123,6 +137,8 @@ class ClientConnection(HttpToolsProtocol):
         The garbage collector runs rarely, so the memory of a cycle would be kept for long.
         """
         self._unset_keepalive_if_required()
+        if self._aging is not None:
+            self._aging.cancel()
         self._limit.remove(self)
         self._body.release()
         while self.pipeline:
@@ -261,7 +277,7 @@ class ClientConnection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 (uvicorn's own)
         self._answering = cycle
-        if self._stopping and not self.pipeline:
+        if self._ending and not self.pipeline:
             cycle.keep_alive = False
         super()._start_asgi_task(cycle, app)
 
@@ -297,12 +313,18 @@ class ClientConnection(HttpToolsProtocol):
             else:
                 self.transport.close()
 
+    def end(self) -> None:
+        """End this connection with the response to the last request that was read, or to the next one."""
+        self._ending = True
+        if self.cycle is not None and not self.pipeline and not self.cycle.response_started:
+            self.cycle.keep_alive = False
+
     def shutdown(self) -> None:
-        """Make the request in progress, or one that arrives within a second, the last of this connection.
+        """End this connection with the response in progress, or that to a request of the next second.
 
         uvicorn would close an idle connection at once, even if a request is just arriving.
         """
-        self._stopping = True
+        self._ending = True
         if self.cycle is None or self.cycle.response_complete:
             self.loop.call_later(LAST_REQUEST_S, super().shutdown)
         else:

@@ -4,6 +4,9 @@ import asyncio
 from enum import Enum
 from typing import Any
 
+#: Seconds after which a client is asked to reconnect, over REST and gRPC, with jitter; no request is lost.
+#: New replicas get their share, and clients leave a terminating pod while it still serves.
+CONNECTION_AGE_S = 5.0
 #: Bytes of a body that a client must send, or of responses that it must read, within the timeout.
 MIN_PROGRESS = 10_000
 #: Checks of a connection within the timeout.

@@ -7,6 +7,7 @@ import asyncio
 from typing import Any
 
 from transformer.bundle.prediction import Prediction
+from transformer.errors import PredictorUnavailable
 from transformer.server.client_connection import ClientConnection
 from transformer.server.fast_path import Decode, FastPath, PlainRequest, Unusual
 from transformer.server.handler import InProgress
@@ -41,7 +42,7 @@ class FastConnection(ClientConnection):
             self._start_through_asgi(by_name)
         else:
             cycle = PlainCycle(self, self._fast_path, decode, by_name)
-            cycle.keep_alive = not self._stopping
+            cycle.keep_alive = not self._ending
             self.cycle = self._answering = self._task = cycle
 
     def _decoder(self, by_name: HeaderDict) -> Decode | None:
@@ -131,7 +132,7 @@ class PlainCycle(RequestResponseCycle):
         except Unusual:
             raise
         except Exception as error:  # noqa: BLE001 (a bug must not end the connection)
-            self._respond(self._fast_path.failure(error, self._connection.default_headers))
+            self._fail(error)
         else:
             self._progress.job.answer.add_done_callback(self._answered)
 
@@ -143,18 +144,21 @@ class PlainCycle(RequestResponseCycle):
     def _answered(self, answer: asyncio.Future[Prediction]) -> None:
         progress, self._progress = self._progress, None
         assert progress is not None  # noqa: S101 (begun)
-        default_headers = self._connection.default_headers
         if answer.cancelled() or self.disconnected:
             self._fast_path.abandon(progress)
             return
         # Not raised here: its traceback would refer to this frame, and so to itself.
         error = answer.exception()
         if error is None:
-            response = self._fast_path.end(progress, default_headers)
+            self._respond(self._fast_path.end(progress, self._connection.default_headers))
         else:
             self._fast_path.abandon(progress)
-            response = self._fast_path.failure(error, default_headers)
-        self._respond(response)
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        # Another transformer may have the predictor that this one lacks.
+        self.keep_alive = self.keep_alive and not isinstance(error, PredictorUnavailable)
+        self._respond(self._fast_path.failure(error, self._connection.default_headers))
 
     def _respond(self, response: bytes) -> None:
         self.response_started = self.response_complete = True

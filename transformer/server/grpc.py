@@ -20,6 +20,7 @@ from transformer.headers import VERSION_HEADER
 from transformer.protocols import grpc_messages
 from transformer.protocols.protobuf_limits import check_fields
 from transformer.protocols.v2 import V2Request
+from transformer.server.client_timeouts import CONNECTION_AGE_S
 from transformer.server.dataplane import TransformerDataPlane
 from transformer.server.descriptors import client_limits
 from transformer.server.failure_log import FailureLog
@@ -28,8 +29,6 @@ from transformer.settings import Settings
 
 logger = logging.getLogger("kserve.transformer")
 
-#: Seconds after which gRPC clients are asked to reconnect; no call is lost by it.
-CONNECTION_AGE_S = 5
 #: For this many seconds of a shutdown, new calls get UNAVAILABLE, which clients retry on another replica.
 #: After that gRPC cancels new calls, and clients do not retry those.
 LATE_S = 1.0
@@ -99,8 +98,6 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
                 # Otherwise core raises that limit for fast connections.
                 ("grpc.http2.bdp_probe", 0),
                 ("grpc.max_allowed_incoming_connections", client_limits(self._settings).grpc),
-                # Clients that reconnect find other replicas, and leave a terminating pod during its preStop
-                # pause.
                 ("grpc.max_connection_age_ms", int(CONNECTION_AGE_S * 1000)),
                 ("grpc.max_connection_age_grace_ms", self._grace_period * 1000),
             ],

@@ -1,6 +1,8 @@
 """`kserve.ModelServer` with this project's REST and gRPC servers."""
 
 import asyncio
+import contextlib
+import signal
 
 from kserve.model_server import ModelServer
 
@@ -47,6 +49,8 @@ class TransformerServer(ModelServer):  # type: ignore[misc]
         )
         self._settings = settings
         self._handler = Handler(bundle, settings)
+        self._draining: list[asyncio.Task[None]] = []
+        self._delay_is_over = asyncio.Event()
         self.dataplane = TransformerDataPlane(model_registry=self.registered_models)
         self.model_repository_extension = FixedRepository(model_registry=self.registered_models)
         self.register_model(TransformerModel(self._handler))
@@ -89,9 +93,16 @@ class TransformerServer(ModelServer):  # type: ignore[misc]
             runner.run(self._serve_and_close())
 
     def stop(self, sig: int) -> None:
-        """Stop accepting requests, and answer those accepted. KServe's own `stop` forgets the model first."""
+        """Leave, stop accepting requests after the shutdown delay, and answer those accepted.
+
+        A signal other than SIGTERM ends the delay, and so does a second signal. KServe's own `stop` forgets
+        the model first.
+        """
+        if self._draining or sig != signal.SIGTERM:
+            self._delay_is_over.set()
 
         async def drain() -> None:
+            await self._leave()
             if self._rest_server:
                 self._rest_server.stop(sig)
             if self._rest_multiprocess_server:
@@ -99,7 +110,18 @@ class TransformerServer(ModelServer):  # type: ignore[misc]
             if self._grpc_server:
                 await self._grpc_server.stop(sig)
 
-        self._draining = asyncio.create_task(drain())
+        self._draining.append(asyncio.create_task(drain()))
+
+    async def _leave(self) -> None:
+        """Serve on until the shutdown delay is over, while clients reconnect to other replicas."""
+        delay_s = self._settings.shutdown_delay_seconds
+        if not delay_s or self._delay_is_over.is_set():
+            return
+        for rest in (self._rest_server, self._rest_multiprocess_server):
+            if rest:
+                rest.leave()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._delay_is_over.wait(), delay_s)
 
     async def _serve_and_close(self) -> None:
         collect_garbage_less_often()

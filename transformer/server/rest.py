@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from http import HTTPStatus
@@ -16,7 +17,7 @@ from kserve.protocol.rest.server import RESTServer
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
-from transformer.errors import ServiceError, printable
+from transformer.errors import PredictorUnavailable, ServiceError, printable
 from transformer.server.body_limit import BodyLimit
 from transformer.server.client_connection import ClientConnection
 from transformer.server.client_limit import ClientLimit
@@ -30,6 +31,9 @@ from transformer.server.freed_memory import releasing_memory
 from transformer.server.rest_routes import RestRoutes
 from transformer.server.unfinished_bodies import UnfinishedBodies
 from transformer.settings import Settings
+
+#: Signal at which a worker process leaves; SIGTERM stops it.
+LEAVE = signal.SIGUSR1
 
 
 class RestServer(RESTServer):  # type: ignore[misc]
@@ -73,6 +77,7 @@ class RestServer(RESTServer):  # type: ignore[misc]
             self.config.host = settings.host
         self._settings = settings
         self._failures = FailureLog()
+        self._leaving = False
 
     def create_application(self) -> None:
         """Build the ASGI application and configure uvicorn for it."""
@@ -111,8 +116,12 @@ class RestServer(RESTServer):  # type: ignore[misc]
             timeouts=ClientTimeouts(settings.client_timeout_seconds),
             limit=ClientLimit(client_limits(settings)),
             unfinished=UnfinishedBodies(limit),
+            is_leaving=self._is_leaving,
             is_stopping=self._is_stopping,
         )
+
+    def _is_leaving(self) -> bool:
+        return self._leaving
 
     def _is_stopping(self) -> bool:
         return bool(self._server.should_exit)
@@ -124,7 +133,11 @@ class RestServer(RESTServer):  # type: ignore[misc]
 
     async def _service_error(self, _: Request, error: Exception) -> Response:
         assert isinstance(error, ServiceError)  # noqa: S101 (registered for it)
-        return self._error_response(error)
+        response = self._error_response(error)
+        if isinstance(error, PredictorUnavailable):
+            # Another transformer may have the predictor that this one lacks.
+            response.headers["connection"] = "close"
+        return response
 
     def _error_response(self, error: ServiceError) -> Response:
         self._failures.record(str(error.status.value), error)
@@ -134,6 +147,12 @@ class RestServer(RESTServer):  # type: ignore[misc]
         """Serve until `stop`. The process handles signals, because gRPC stops at the same ones."""
         self._server.capture_signals = contextlib.nullcontext
         await super().start()
+
+    def leave(self) -> None:
+        """Serve on, and end each connection with a response, so that clients reconnect to another replica."""
+        self._leaving = True
+        for connection in list(self._server.server_state.connections):
+            connection.end()
 
     def stop(self, sig: int) -> None:
         """Stop accepting requests, and answer those accepted; a second SIGINT stops at once."""
@@ -147,6 +166,7 @@ class RestServer(RESTServer):  # type: ignore[misc]
 
     async def _serve_and_close(self, sockets: list[socket] | None) -> None:
         scorer = self.dataplane.handler.scorer
+        asyncio.get_running_loop().add_signal_handler(LEAVE, self.leave)
         limit_threads(self._settings.max_asyncio_workers)
         try:
             scorer.start()

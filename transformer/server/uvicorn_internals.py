@@ -65,6 +65,7 @@ FLOW = {
 #: Attributes and methods of `uvicorn.Server`, used by `rest`.
 SERVER = {
     "should_exit": "True while the server is shutting down",
+    "server_state": "has all open connections of the server",
     "handle_exit": "(sig, frame) begins a shutdown; a second SIGINT ends it at once",
     "capture_signals": "replaced: the process handles signals for REST and gRPC together",
     "serve": "serves on given sockets",

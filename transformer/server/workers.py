@@ -3,13 +3,14 @@
 import asyncio
 import gc
 import logging
+import os
 import pickle
 from functools import partial
 from socket import socket
 
 from kserve.protocol.rest.multiprocess.server import RESTServerMultiProcess, RESTServerProcess
 
-from transformer.server.rest import RestServer
+from transformer.server.rest import LEAVE, RestServer
 
 logger = logging.getLogger("kserve.transformer")
 
@@ -60,6 +61,12 @@ class Workers(RESTServerMultiProcess):  # type: ignore[misc]
             if not worker.is_alive() and not self.should_exit.is_set():
                 logger.warning("worker %d has ended; starting another", worker.pid)
                 self._processes[number] = self._started(sockets)
+
+    def leave(self) -> None:
+        """Ask all workers to leave; see `RestServer.leave`."""
+        for worker in self._processes:
+            if worker.is_alive() and worker.pid is not None:
+                os.kill(worker.pid, LEAVE)
 
     async def terminate_all(self) -> None:
         """Stop all workers, after closing this process's copy of the sockets: nothing accepts on it."""

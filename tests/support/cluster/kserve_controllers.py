@@ -33,6 +33,10 @@ class Controllers:
     ----------
     failing
         Bundles, or (component, bundle), whose pods never become ready.
+    stuck
+        Bundles whose pods do not become ready as long as they are here.
+    grace_period_s
+        Grace period of pods.
     reconciles
         True if KServe's controller works.
     pods
@@ -50,6 +54,8 @@ class Controllers:
         self.name: str = self.isvc["metadata"]["name"]
         self.replicas = replicas
         self.failing: set[str | tuple[str, str]] = set()
+        self.stuck: set[str] = set()
+        self.grace_period_s = 60
         self.reconciles = True
         self.deployments: dict[str, Json] = {}
         self.replica_sets: list[Json] = []
@@ -151,9 +157,13 @@ class Controllers:
                 "status": {},
             }
             self.deployments[name] = deployment
-        if deployment["spec"]["template"] == {"metadata": {"annotations": template}}:
+        wanted = {
+            "metadata": {"annotations": template},
+            "spec": {"terminationGracePeriodSeconds": self.grace_period_s},
+        }
+        if deployment["spec"]["template"] == wanted:
             return
-        deployment["spec"]["template"] = {"metadata": {"annotations": template}}
+        deployment["spec"]["template"] = wanted
         deployment["metadata"]["generation"] += 1
         self._start(component, self._roll(component, deployment))
 
@@ -176,6 +186,8 @@ class Controllers:
                 said = f'ReplicaSet "{component}-1" has timed out progressing.'
                 self._progress(component, deployment, "False", "ProgressDeadlineExceeded", said)
                 return
+            while uri in self.stuck:
+                await asyncio.sleep(0.001)
             self.pods[component] = [uri] * updated + old[updated:]
             await self._step(component)
         status |= {"replicas": self.replicas, "availableReplicas": self.replicas}

@@ -15,6 +15,7 @@ Service = Callable[[str, str, list[Json]], tuple[int, dict[str, str], Json]]
 
 TOKEN = "of-the-test"
 _PODS = "/api/v1/namespaces/scoring/pods/"
+_EVENTS = "/api/v1/namespaces/scoring/events"
 _ISVC = "/apis/serving.kserve.io/v1beta1/namespaces/scoring/inferenceservices/"
 
 
@@ -37,8 +38,8 @@ class Cluster(Controllers):
         An event that the next patch waits for before it is applied.
     unreached
         (component, bundle) that get no requests, whatever the status says.
-    listed, metrics
-        Pods, and the metrics of each by ``name:port``.
+    listed, metrics, events
+        Pods, the metrics of each by ``name:port``, and its events by name.
     """
 
     def __init__(self, manifest: Json, service: Service, *, replicas: int = 2) -> None:
@@ -54,6 +55,7 @@ class Cluster(Controllers):
         self.unreached: set[tuple[str, str]] = set()
         self.listed: list[Json] = []
         self.metrics: dict[str, str] = {}
+        self.events: dict[str, list[Json]] = {}
         self._runner: web.AppRunner | None = None
         self.url = ""
 
@@ -118,13 +120,15 @@ class Cluster(Controllers):
                 self.held.set()
                 await self.hold.wait()
             return self._patch(await request.json(), request)
-        found = self._get(path, request.query.get("labelSelector", ""))
+        found = self._get(path, request.query.get("labelSelector") or request.query.get("fieldSelector", ""))
         return web.json_response(found) if found is not None else _not_found(path)
 
     def _get(self, path: str, selector: str) -> Json | None:
         *_, kind, name = path.split("/")
         if path == _ISVC + self.name:
             return self.isvc
+        if path == _EVENTS:
+            return {"items": self.events.get(selector.removeprefix("involvedObject.name="), [])}
         if path + "/" == _PODS:
             wanted = dict(one.split("=") for one in selector.split(","))
             items = [one for one in self.listed if wanted.items() <= one["metadata"]["labels"].items()]

@@ -122,4 +122,7 @@ def listening_ports(manifest: Manifest, container: Manifest) -> list[int]:
 
 
 def pause_seconds(container: Manifest) -> int:
+    """Return the seconds for which a terminating container still accepts requests."""
+    if "modelFormat" not in container:
+        return int(argument(container, "shutdown_delay_seconds") or 0)
     return int(container["lifecycle"]["preStop"]["sleep"]["seconds"])
