@@ -28,7 +28,7 @@ class Shell:
 
     def __init__(self, directory: Path, namespace: ClusterNamespace) -> None:
         self._directory = directory
-        self._name = namespace.name
+        self.namespace = namespace
         self._env = {**os.environ, "KUBECONFIG": str(namespace.kubeconfig)}
         (directory / ".venv").symlink_to(sys.prefix)
         (directory / "inferenceservice").symlink_to(ROOT / "inferenceservice")
@@ -36,7 +36,13 @@ class Shell:
     def start(self, code: str) -> subprocess.Popen[str]:
         """Start commands."""
         return subprocess.Popen(
-            ["bash", "-euo", "pipefail", "-c", code.replace("namespace default", f"namespace {self._name}")],
+            [
+                "bash",
+                "-euo",
+                "pipefail",
+                "-c",
+                code.replace("namespace default", f"namespace {self.namespace.name}"),
+            ],
             cwd=self._directory,
             env=self._env,
             stdout=subprocess.PIPE,
@@ -80,7 +86,6 @@ def test_the_steps_lead_to_a_prediction_a_rollout_and_a_rollback(shell: Shell) -
 
 def test_the_plain_way_serves(shell: Shell) -> None:
     """In the same namespace: the names are those that KServe has used, so its service goes first."""
-    shell.run("kubectl delete inferenceservice placement")
-    shell.run("kubectl wait --for=delete deployment/placement-predictor --timeout=2m")
+    shell.namespace.delete_service()
     [serve] = blocks("in a plain cluster")
     shell.run(serve)

@@ -51,9 +51,8 @@ class ClusterService:
         await asyncio.to_thread(self.namespace.apply, MANIFEST.read_text(), uri)
 
     async def delete_pods(self, component: str, *, kill: bool = False) -> None:
-        """Delete the pods of a component, and wait until others serve."""
+        """Delete the pods of a component, and wait until others are ready."""
         await asyncio.to_thread(self.namespace.delete_pods, component, kill=kill)
-        await asyncio.to_thread(self.namespace.wait_until_serving, self.old)
 
     @contextlib.asynccontextmanager
     async def command(self, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:

@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ class ClusterNamespace:
     def delete_service(self) -> None:
         """Delete the InferenceService, and wait until its pods have gone."""
         self.kubectl("delete", "inferenceservice", "placement", "--ignore-not-found")
-        self.kubectl("wait", "--for=delete", "pod", "-l", _of_the_service(), f"--timeout={COMMAND_S}s")
+        wait_until_sync(lambda: not self._all_pods(), timeout_s=READY_S, poll_s=0.5)
 
     def address(self, service: str = "placement-transformer") -> Address:
         """Return the addresses of a Service. This machine must have a route to the cluster's Services."""
@@ -110,13 +110,21 @@ class ClusterNamespace:
 
     def pods(self, component: str | None = None) -> list[Json]:
         """Return the pods of the service, or of one component, that are not terminating."""
-        found = self.read("pods", "-l", _of_the_service(component))["items"]
-        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+        return [pod for pod in self._all_pods(component) if "deletionTimestamp" not in pod["metadata"]]
 
     def delete_pods(self, component: str, *, kill: bool = False) -> None:
-        """Delete the pods of a component; with `kill` at once, without a pause or a drain."""
+        """Delete the pods of a component, and wait until others are ready.
+
+        Parameters
+        ----------
+        kill
+            True if they end at once, without a pause or a drain.
+        """
+        deleted = _names(self.pods(component))
         how = ("--grace-period=0", "--force") if kill else ()
-        self.kubectl("delete", "pod", "-l", _of_the_service(component), "--wait=false", *how)
+        self.kubectl("delete", "pod", *deleted, *how)
+        new = wait_until_sync(lambda: _names(self.pods(component)) - deleted, poll_s=0.5)
+        self.kubectl("wait", "--for=condition=Ready", "pod", *new, f"--timeout={READY_S}s")
 
     def python(self, pod: str, container: str, code: str) -> Any:
         """Run Python code in a container, and return the JSON that it prints."""
@@ -125,6 +133,10 @@ class ClusterNamespace:
     def deployments(self) -> list[Json]:
         """Return the Deployment of each component."""
         found: list[Json] = self.read("deployments", "-l", _of_the_service())["items"]
+        return found
+
+    def _all_pods(self, component: str | None = None) -> list[Json]:
+        found: list[Json] = self.read("pods", "-l", _of_the_service(component))["items"]
         return found
 
     def _bundles(self) -> set[str]:
@@ -223,6 +235,10 @@ def _kubeconfig(namespace: str, file: Path) -> Path:
     file.write_text(_kubectl("config", "view", "--raw", "--flatten", "--minify"))
     _kubectl("config", "set-context", "--current", f"--namespace={namespace}", f"--kubeconfig={file}")
     return file
+
+
+def _names(pods: Iterable[Json]) -> set[str]:
+    return {pod["metadata"]["name"] for pod in pods}
 
 
 def _of_the_service(component: str | None = None) -> str:
