@@ -77,43 +77,59 @@ def source_of(uri: str) -> str:
 
 
 def _of_service(isvc: Json, documents: Sequence[Json]) -> Iterator[Json]:
+    _require_no_kserve(isvc)
+    for component in sorted(isvc["spec"].keys() & {"predictor", "transformer"}):
+        yield _deployment(isvc, component, documents)
+        yield _service(isvc, component)
+
+
+def _require_no_kserve(isvc: Json) -> None:
     mode = isvc["metadata"].get("annotations", {}).get(_MODE, "Standard")
     if mode != "Standard":
         raise SpecError(f"metadata.annotations.{_MODE}: must be Standard without KServe, got {mode}")
-    name, spec = isvc["metadata"]["name"], isvc["spec"]
-    metadata = {key: value for key, value in isvc["metadata"].items() if key == "namespace"}
-    for component in ("predictor", "transformer"):
-        if component not in spec:
-            continue
-        part = spec[component]
+    for component, part in isvc["spec"].items():
         for field in _ONLY_KSERVE:
             if field in part:
                 raise SpecError(f"spec.{component}.{field}: needs KServe; remove it")
-        labels = {
-            "app": f"isvc.{name}-{component}",
-            "serving.kserve.io/inferenceservice": name,
-            "component": component,
-        }
-        own = {**metadata, "name": f"{name}-{component}", "labels": labels}
-        template = _pod(name, component, spec, documents)
-        template["metadata"]["labels"] = labels
-        yield {
-            "apiVersion": "apps/v1",
-            "kind": "Deployment",
-            "metadata": own,
-            "spec": {
-                "replicas": part.get("minReplicas", 1),
-                "selector": {"matchLabels": {"app": labels["app"]}},
-                **({"strategy": part["deploymentStrategy"]} if "deploymentStrategy" in part else {}),
-                "template": template,
-            },
-        }
-        yield {
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": own,
-            "spec": {"selector": {"app": labels["app"]}, "ports": _service_ports(part)},
-        }
+
+
+def _deployment(isvc: Json, component: str, documents: Sequence[Json]) -> Json:
+    part = isvc["spec"][component]
+    metadata = _metadata(isvc, component)
+    template = _pod(isvc["metadata"]["name"], component, isvc["spec"], documents)
+    template["metadata"]["labels"] = metadata["labels"]
+    spec = {
+        "replicas": part.get("minReplicas", 1),
+        "selector": _selector(metadata),
+        "template": template,
+    }
+    if "deploymentStrategy" in part:
+        spec["strategy"] = part["deploymentStrategy"]
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec}
+
+
+def _service(isvc: Json, component: str) -> Json:
+    metadata = _metadata(isvc, component)
+    ports = _service_ports(isvc["spec"][component])
+    selector = _selector(metadata)["matchLabels"]
+    spec = {"selector": selector, "ports": ports}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+
+
+def _metadata(isvc: Json, component: str) -> Json:
+    """Return namespace, name and labels of a component's objects."""
+    name = isvc["metadata"]["name"]
+    labels = {
+        "app": f"isvc.{name}-{component}",
+        "serving.kserve.io/inferenceservice": name,
+        "component": component,
+    }
+    namespace = {key: value for key, value in isvc["metadata"].items() if key == "namespace"}
+    return {**namespace, "name": f"{name}-{component}", "labels": labels}
+
+
+def _selector(metadata: Json) -> Json:
+    return {"matchLabels": {"app": metadata["labels"]["app"]}}
 
 
 def _pod(name: str, component: str, spec: Json, documents: Sequence[Json]) -> Json:
@@ -136,7 +152,7 @@ def _pod(name: str, component: str, spec: Json, documents: Sequence[Json]) -> Js
     initializer["securityContext"] = containers[0].get("securityContext", {})
     pod = {field: value for field, value in part.items() if field not in _NOT_THE_PODS}
     pod["volumes"] = [*pod.get("volumes", ()), {"name": "bundle", "emptyDir": {}}, *volumes]
-    pod["initContainers"] = [initializer]
+    pod["initContainers"] = [initializer, *part.get("initContainers", ())]
     pod["containers"] = containers
     annotations = {**part.get("annotations", {}), SOURCE_URI: uri}
     return {"metadata": {"annotations": annotations}, "spec": pod}

@@ -112,7 +112,7 @@ def contains(found: Any, wanted: Any) -> bool:
 
 def options(container: Json) -> dict[str, str | None]:
     """Return the arguments of a container by name."""
-    args = tuple(container["args"])
+    args = tuple(container.get("args", ()))
     names = {text.partition("=")[0] for text in args if text.startswith("--")}
     return {name: argument(args, name) for name in names}
 
