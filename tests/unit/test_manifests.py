@@ -385,10 +385,10 @@ def documents_of(file: str) -> list[Manifest]:
 
 
 @pytest.mark.parametrize("name", STANDARD_MODE)
-def test_pods_run_with_the_group_of_the_image(name: str) -> None:
-    groups = {"runAsGroup": 1000, "fsGroup": 1000}
+def test_pods_run_with_the_user_and_group_of_the_image(name: str) -> None:
+    ids = {"runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
     for component in components(service(name)):
-        assert groups.items() <= component["securityContext"].items()
+        assert ids.items() <= component["securityContext"].items()
 
 
 def test_hardened_gets_its_replicas_without_an_autoscaler() -> None:
