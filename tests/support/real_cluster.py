@@ -89,7 +89,8 @@ class ClusterNamespace:
     def wait_until_serving(self, uri: str) -> None:
         """Wait until KServe reports READY, and all pods of all components have the version."""
         self.wait_for_deployments(uri)
-        self.kubectl("wait", "--for=condition=Ready", "inferenceservice/placement", f"--timeout={READY_S}s")
+        # `kubectl wait` never ends after a change, because KServe's observedGeneration is that of a Deployment.
+        wait_until_sync(self._is_ready, timeout_s=READY_S, poll_s=0.5)
 
     def wait_for_deployments(self, uri: str) -> None:
         """Wait until all pods of all components have the version, and are available."""
@@ -134,6 +135,10 @@ class ClusterNamespace:
         """Return the Deployment of each component."""
         found: list[Json] = self.read("deployments", "-l", _of_the_service())["items"]
         return found
+
+    def _is_ready(self) -> bool:
+        conditions = self.read("inferenceservice", "placement")["status"].get("conditions", ())
+        return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
     def _all_pods(self, component: str | None = None) -> list[Json]:
         found: list[Json] = self.read("pods", "-l", _of_the_service(component))["items"]

@@ -30,6 +30,9 @@ spec:
       env:
         - name: PYTHONPATH
           value: /packages/all
+        # The server's host name is no bucket.
+        - name: S3_IGNORE_SUBDOMAIN_BUCKETNAME
+          value: "true"
       command:
         - sh
         - -c
