@@ -89,7 +89,7 @@ class ClusterNamespace:
     def wait_until_serving(self, uri: str) -> None:
         """Wait until KServe reports READY, and all pods of all components have the version."""
         self.wait_for_deployments(uri)
-        # `kubectl wait` never ends after a change, because KServe's observedGeneration is that of a Deployment.
+        # `kubectl wait` may never end after a change: KServe's observedGeneration is a Deployment's.
         wait_until_sync(self._is_ready, timeout_s=READY_S, poll_s=0.5)
 
     def wait_for_deployments(self, uri: str) -> None:
