@@ -8,10 +8,10 @@ QUICK_WORKERS ?= 6
 # Each process that tests start would otherwise compile all modules, where the environment turns bytecode off.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(VENV)/python -m pytest
 
-.PHONY: help setup run test quick fuzz soak attacks bench check lint lock audit clean
+.PHONY: help setup run test test-cluster quick fuzz soak attacks bench check lint lock audit clean
 
 help:  ## List the commands.
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/ /' | sort | awk '{printf "make %-8s %s\n", $$1, substr($$0, index($$0, $$2))}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/ /' | sort | awk '{printf "make %-12s %s\n", $$1, substr($$0, index($$0, $$2))}'
 
 setup: .venv/service.stamp  ## Install the service and the default predictor's environment.
 	@$(VENV)/python -m predictor install
@@ -25,6 +25,9 @@ models/placement/v1/bundle.json: | .venv/service.stamp
 test: .venv/dev.stamp  ## Run all tests (ARGS go to pytest).
 	@$(VENV)/python -m predictor install kserve-mlserver kserve-sklearnserver
 	@$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-cluster: .venv/dev.stamp  ## Run the tests in the cluster with KServe that KUBECONFIG names (ARGS go to pytest).
+	@$(PYTEST) tests/cluster $(ARGS)
 
 quick: .venv/dev.stamp  ## Check changed files, run unit and integration tests (ARGS go to pytest).
 	@changed=$$(git diff --name-only --diff-filter=d HEAD -- '*.py'; git ls-files --others --exclude-standard -- '*.py'); \

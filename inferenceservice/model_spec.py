@@ -97,7 +97,7 @@ def cluster_uri(uri: str) -> str:
     """
     uri = uri.rstrip("/")
     if "://" in uri and not uri.startswith("file://"):
-        return uri
+        return bundles.serving_uri(uri)
     path = Path(uri)
     if "://" in uri or path.is_absolute() or ".." in path.parts or len(path.parts) < 2:
         raise SpecError(

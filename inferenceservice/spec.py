@@ -1,7 +1,7 @@
 """Parser of an InferenceService's spec: the fields that decide which processes run and how they connect."""
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,24 +116,44 @@ def read(path: str | Path) -> InferenceService:
     SpecError
         If it cannot be read, does not hold exactly one, or lacks a required field.
     """
-    documents = [
-        document
-        for document in _documents(Path(path))
-        if isinstance(document, dict) and document.get("kind") == "InferenceService"
-    ]
-    if len(documents) != 1:
-        raise SpecError(f"{path}: must hold one InferenceService, got {len(documents)}")
+    return service_of(documents(path), path)
+
+
+def service_of(objects: Sequence[Mapping[str, Any]], path: str | Path) -> InferenceService:
+    """Return the one InferenceService of a spec's objects.
+
+    Parameters
+    ----------
+    path
+        Source of the objects, for errors.
+
+    Raises
+    ------
+    SpecError
+        If they do not hold exactly one, or it lacks a required field.
+    """
+    found = [one for one in objects if one.get("kind") == "InferenceService"]
+    if len(found) != 1:
+        raise SpecError(f"{path}: must hold one InferenceService, got {len(found)}")
     try:
-        document = _Document.model_validate(documents[0])
+        document = _Document.model_validate(found[0])
     except ValidationError as error:
         raise SpecError(f"{path}: {first_problem(error)}") from error
     return _service(document, path)
 
 
-def _documents(path: Path) -> list[Any]:
+def documents(path: str | Path) -> list[dict[str, Any]]:
+    """Return all objects of a YAML file, or of a kustomize directory.
+
+    Raises
+    ------
+    SpecError
+        If it cannot be read.
+    """
+    path = Path(path)
     try:
         text = _kustomized(path) if path.is_dir() else read_text(path, _MAX_BYTES)
-        return list(yaml.safe_load_all(text))
+        return [document for document in yaml.safe_load_all(text) if isinstance(document, dict)]
     except OSError as error:
         raise SpecError(
             f"{path}: {error.strerror}; name a spec with -f or a bundle with --model, or run the command in "

@@ -33,10 +33,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from inferenceservice.rollout import rollout
+    from storage.bundles import serving_uri
 
+    uri = serving_uri(bundle_uri(options))
     version = run_steps(
         lambda progress: rollout(
-            connect_target(options), bundle_uri(options), progress, canary=options.canary, force=options.force
+            connect_target(options), uri, progress, canary=options.canary, force=options.force
         ),
     )
     share = f" to {options.canary} % of the traffic" if options.canary else ""

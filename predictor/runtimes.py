@@ -164,6 +164,12 @@ class Runtime:
             grpc_port=_port(self.grpc_port_setting, argv, variables),
         )
 
+    def container_settings(self, model_name: str) -> tuple[tuple[str, ...], Mapping[str, str]]:
+        """Return the arguments and variables of the ClusterServingRuntime's container."""
+        ports = {"http_port": "8080", "grpc_port": "9000"}
+        values = {"model_name": model_name, "model_dir": MODEL_MOUNT, **ports}
+        return tuple(part.format(**values) for part in self.args), _fill_templates(self.env, values)
+
     def _command_of(self, args: tuple[str, ...], python: Path) -> tuple[str, ...]:
         if args[0].startswith("-"):
             raise LaunchError(

@@ -63,6 +63,16 @@ def version_uri(storage: str | os.PathLike[str], name: str, version: str) -> str
     return f"{_model_uri(storage, name)}/{version}"
 
 
+def serving_uri(uri: str | os.PathLike[str]) -> str:
+    """Return the URI of a version for a spec: with a slash at the end for S3, without one for other storage.
+
+    KServe downloads every object whose key begins with the path of an s3:// URI. Without the slash, the
+    objects of ``…/v1`` include ``…/v1.html`` and ``…/v10/model.joblib``.
+    """
+    text = _without_slash(uri)
+    return f"{text}/" if text.startswith("s3://") else text
+
+
 def versions(storage: str | os.PathLike[str], name: str) -> list[str]:
     """Return the existing versions of a model: other names first, then numbered ones, oldest first."""
     uri = _model_uri(storage, name)
@@ -94,7 +104,7 @@ def check_free(storage: str | os.PathLike[str], name: str, version: str) -> None
 
 
 def publish(bundle: Bundle, model: bytes, storage: str | os.PathLike[str]) -> str:
-    """Write a version atomically, and return its URI.
+    """Write a version atomically, and return its `serving_uri`.
 
     If several writers write the same version, exactly one succeeds. A writer that is killed leaves no version
     behind. (On S3 both need a server that supports ``If-None-Match``, such as AWS and MinIO.)
@@ -122,15 +132,16 @@ def publish(bundle: Bundle, model: bytes, storage: str | os.PathLike[str]) -> st
             raise VersionExistsError(
                 f"{uri}: another writer has created this version just now; choose another name"
             ) from error
-    return uri
+    return serving_uri(uri)
 
 
 def write_beside(uri: str, suffix: str, content: bytes, media_type: str) -> str:
     """Write a file beside a version, ``…/v1.html`` for ``…/v1`` and the suffix ``.html``; return its URI."""
-    model, _, version = uri.rpartition("/")
-    with _storage_errors(uri + suffix):
-        _directory(model).replace(version + suffix, content, media_type)
-    return uri + suffix
+    file = _without_slash(uri) + suffix
+    model, _, name = file.rpartition("/")
+    with _storage_errors(file):
+        _directory(model).replace(name, content, media_type)
+    return file
 
 
 def version_uri_beside(uri: str, version: str) -> str:

@@ -1,10 +1,16 @@
 """Objects of one namespace that a rollout reads and writes, and proxied requests to its services and pods."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from inferenceservice.cluster.api_server import ApiServer, ApiServerError
-from inferenceservice.cluster.inference_service import InferenceServiceObject, Mode
+from inferenceservice.cluster.inference_service import (
+    PREDICTOR,
+    TRANSFORMER,
+    DesiredState,
+    InferenceServiceObject,
+    Mode,
+)
+from inferenceservice.cluster.plain_service import PlainService, is_plain
 from inferenceservice.cluster.workloads import (
     Object,
     history_of_replica_sets,
@@ -34,16 +40,23 @@ class Namespace:
         except ApiServerError as error:
             if error.status != 404:
                 raise
+            if (plain := self._plain_service(name)) is not None:
+                return plain
             raise TargetError(
                 f"{self._api.address} has no InferenceService {name} in namespace {self.name} ({error}); "
                 "check --context, --namespace and --name"
             ) from error
 
-    def patch_inference_service(
-        self, name: str, operations: Sequence[Mapping[str, Any]]
-    ) -> InferenceServiceObject:
-        """Change an InferenceService by a JSON patch, and return the result."""
-        return InferenceServiceObject(self._api.patch(self._inference_service(name), operations))
+    def change(self, isvc: InferenceServiceObject, desired: DesiredState) -> InferenceServiceObject:
+        """Change an InferenceService to another state, and return the result."""
+        if isinstance(isvc, PlainService):
+            for deployment, operations in isvc.patches(desired):
+                path = f"/apis/apps/v1/namespaces/{self.name}/deployments/{deployment}"
+                self._api.patch(path, operations)
+            return self.inference_service(isvc.name)
+        return InferenceServiceObject(
+            self._api.patch(self._inference_service(isvc.name), isvc.patch(desired))
+        )
 
     def deployment(self, name: str) -> Object | None:
         """Read a Deployment, or return None if there is none with that name."""
@@ -89,6 +102,12 @@ class Namespace:
 
     def _pods(self) -> str:
         return f"/api/v1/namespaces/{self.name}/pods"
+
+    def _plain_service(self, name: str) -> PlainService | None:
+        """Read the Deployments of `placement spec --plain`, or return None if there are none."""
+        found = {one: self.deployment(f"{name}-{one}") for one in (PREDICTOR, TRANSFORMER)}
+        deployments = {component: one for component, one in found.items() if one and is_plain(one)}
+        return PlainService(name, deployments) if PREDICTOR in deployments else None
 
     def _inference_service(self, name: str) -> str:
         return f"/apis/serving.kserve.io/v1beta1/namespaces/{self.name}/inferenceservices/{name}"

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from dataclasses import replace
 
 from inferenceservice.cluster.api_server import ApiServerError
 from inferenceservice.cluster.inference_service import DesiredState, InferenceServiceObject
@@ -80,14 +81,15 @@ class OwnedSpec:
         with self._one_at_a_time:
             for _ in range(_MAX_ATTEMPTS):
                 isvc = self._read_unchanged()
-                operations = isvc.patch(desired)
-                if not operations:
+                if isvc.desired == desired:
                     self._expected = (desired,)
                     return
-                # If the answer is lost, the patch may or may not have been applied.
-                self._expected = (isvc.desired, desired)
+                # If the answer is lost, the patch may or may not have been applied. Plain Deployments are
+                # patched one after the other.
+                half = replace(isvc.desired, predictor_uri=desired.predictor_uri)
+                self._expected = (isvc.desired, half, desired)
                 try:
-                    changed = self._namespace.patch_inference_service(self._name, operations)
+                    changed = self._namespace.change(isvc, desired)
                 except ApiServerError as error:
                     if error.status != 409 and not error.transient:
                         raise

@@ -22,6 +22,7 @@ from storage.bundles import (
     next_version,
     publish,
     read_bundle,
+    serving_uri,
     version_uri,
     versions,
     write_beside,
@@ -73,7 +74,7 @@ def names(directory: Path) -> list[str]:
 def test_a_published_version_can_be_fetched_unchanged(storage, make, tmp_path):
     bundle = make("v1")
     uri = publish(bundle, MODEL, storage)
-    assert uri == f"{storage}/placement/v1"
+    assert uri == serving_uri(f"{storage}/placement/v1")
     assert read_bundle(uri) == bundle
     assert fetch(uri, tmp_path / "mnt") == bundle
     assert names(tmp_path / "mnt") == [BUNDLE_FILE, MODEL_FILE]
@@ -171,11 +172,34 @@ def test_fetching_into_a_directory_that_is_not_empty_is_refused(tmp_path, make):
 def test_a_file_beside_a_version_is_replaced_as_a_whole(storage, make):
     uri = publish(make("v1"), MODEL, storage)
     for content in (b"first", b"second"):
-        assert write_beside(uri, ".html", content, "text/html") == uri + ".html"
+        assert write_beside(uri, ".html", content, "text/html") == uri.rstrip("/") + ".html"
     if not storage.startswith("s3"):
         assert Path(uri + ".html").read_bytes() == b"second"
         assert names(Path(storage, "placement")) == ["v1", "v1.html"]
     assert versions(storage, "placement") == ["v1"]
+
+
+def test_the_uri_of_a_version_on_s3_is_the_prefix_of_its_files_only(s3, make):
+    uri = publish(make("v1"), MODEL, s3)
+    publish(make("v10"), MODEL, s3)
+    write_beside(uri, ".html", b"report", "text/html")
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    found = boto3.client("s3").list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]
+    assert [one["Key"].removeprefix(prefix) for one in found] == [BUNDLE_FILE, MODEL_FILE]
+    assert read_bundle(uri).version == "v1"
+
+
+@pytest.mark.parametrize(
+    ("given", "served"),
+    [
+        ("s3://models/placement/v1", "s3://models/placement/v1/"),
+        ("s3://models/placement/v1/", "s3://models/placement/v1/"),
+        ("pvc://models/placement/v1/", "pvc://models/placement/v1"),
+        (Path("models/placement/v1"), "models/placement/v1"),
+    ],
+)
+def test_only_uris_of_s3_end_with_a_slash_in_a_spec(given, served):
+    assert serving_uri(given) == served
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ situation that does not end. The logs of such runs are kept.
 
 import argparse
 import asyncio
+import contextlib
 import functools
 import itertools
 import json
@@ -16,14 +17,15 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from tests.soak import rollouts
+from tests.soak import cluster, rollouts
 from tests.soak.outages import Record, Survived, outages
 from tests.soak.rollouts import Situation, control_experiment, make_sense
 from tests.support.load import TRY_AGAIN, Tally
+from tests.support.real_cluster import NoClusterError, cluster_namespace
 from tests.support.version_pairs import PAIRS, VersionPair, make_pair
 
 #: Situations with two versions, and outages.
@@ -151,7 +153,7 @@ class Soak:
     async def run(
         self, minutes: float, names: Sequence[str], situations: Sequence[Situation], *, once: bool
     ) -> None:
-        """Run for a time, or each situation once; then run the control experiment if its pair is selected."""
+        """Run for a time, or each situation once."""
         self._start = time.monotonic()
         every = [(situation, name) for name in names for situation in situations]
         for situation, name in every if once else itertools.cycle(every):
@@ -159,8 +161,10 @@ class Soak:
                 break
             if make_sense(situation, self._pair_of(name)):
                 await self._run(situation.__name__, name, functools.partial(self._play, situation))
-        if CONTROL_PAIR in names:
-            await self._run(CONTROL, CONTROL_PAIR, self._play_control)
+
+    async def run_control(self) -> None:
+        """Run the control experiment."""
+        await self._run(CONTROL, CONTROL_PAIR, self._play_control)
 
     async def _play(
         self, situation: Situation, pair: VersionPair, run: Path
@@ -218,13 +222,19 @@ def arguments() -> argparse.ArgumentParser:
         metavar="PAIR",
         help=f"one of {', '.join(PAIRS)}; not all pairs of versions",
     )
-    by_name = {situation.__name__: situation for situation in SITUATIONS}
+    parser.add_argument(
+        "--target",
+        choices=("local", "cluster"),
+        default="local",
+        help="processes on this machine, or the cluster with KServe that KUBECONFIG names (default: local)",
+    )
+    local, in_cluster = ([one.__name__ for one in group] for group in (SITUATIONS, cluster.SITUATIONS))
     parser.add_argument(
         "--situation",
         action="append",
-        choices=by_name,
+        choices=[*local, *in_cluster],
         metavar="NAME",
-        help=f"one of {', '.join(by_name)}; not all of them",
+        help=f"one of {', '.join(local)}, in a cluster one of {', '.join(in_cluster)}; not all of them",
     )
     parser.add_argument(
         "--requests", type=int, default=500, help="between one change and the next (default: 500)"
@@ -234,13 +244,21 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+@contextlib.contextmanager
+def situations_of(target: str, work: Path) -> Iterator[Sequence[Situation]]:
+    """Return all situations on this machine, or those in a cluster, which share a namespace."""
+    if target == "local":
+        yield SITUATIONS
+    else:
+        with cluster_namespace(work) as namespace:
+            yield cluster.in_namespace(namespace)
+
+
 def main() -> int:
     """Read the command line and run."""
     options = arguments().parse_args()
     # First the pair that needs the right encoding most, in case the time is too short for all.
     names = sorted(options.only or PAIRS, key=lambda name: name != CONTROL_PAIR)
-    wanted = options.situation or [situation.__name__ for situation in SITUATIONS]
-    situations = [situation for situation in SITUATIONS if situation.__name__ in wanted]
     seed = random.randrange(10**6) if options.seed is None else options.seed
     work = Path(tempfile.mkdtemp(prefix="soak-"))
     soak = Soak(work, options.requests, seed, options.json)
@@ -248,7 +266,15 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     results = soak.results
     try:
-        asyncio.run(soak.run(options.minutes, names, situations, once=options.once))
+        with situations_of(options.target, work) as all_situations:
+            situations = [
+                one for one in all_situations if one.__name__ in (options.situation or [one.__name__])
+            ]
+            asyncio.run(soak.run(options.minutes, names, situations, once=options.once))
+        if options.target == "local" and CONTROL_PAIR in names:
+            asyncio.run(soak.run_control())
+    except NoClusterError as error:
+        results.bad.append(str(error))
     except KeyboardInterrupt:
         results.bad.append("interrupted")
     finally:

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import kserve
 import pytest
+import yaml
+from kubernetes.client import ApiClient
 from kubernetes.client import models as kubernetes_models
 
 from predictor.runtimes import get_runtime
@@ -35,6 +37,7 @@ from tests.support.cluster.manifests import (
     service,
     transformer_container,
 )
+from tests.support.cluster.pod_security import violations
 from tests.support.paths import ROOT
 
 DRAIN_SECONDS = 30  # Seconds that kserve.ModelServer gives running requests after SIGTERM.
@@ -128,7 +131,7 @@ def test_the_deployment_mode_is_stated(name: str) -> None:
 def test_both_components_get_the_same_bundle(name: str) -> None:
     manifest = service(name)
     uri = manifest["spec"]["predictor"]["model"]["storageUri"]
-    assert re.fullmatch(r"(pvc|s3)://models/placement/v\d+", uri)
+    assert re.fullmatch(r"pvc://models/placement/v\d+|s3://models/placement/v\d+/", uri)
     assert environment(transformer_container(manifest))["STORAGE_URI"] == uri
 
 
@@ -359,3 +362,39 @@ def test_the_image_holds_only_the_transformer_of_this_project() -> None:
     assert copied == ["requirements/transformer.txt", "transformer/"]
     sent = {line for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert sent == {f"!{path}" for path in copied}
+
+
+@pytest.mark.parametrize("file", ["models.yaml", "rollout-role.yaml"])
+def test_the_manifests_beside_the_spec_have_only_fields_that_kubernetes_knows(file: str) -> None:
+    client = ApiClient()
+    for manifest in documents_of(file):
+        model = client.deserialize(json.dumps(manifest), f"V1{manifest['kind']}", "application/json")
+        assert client.sanitize_for_serialization(model) == manifest
+
+
+def test_the_pod_that_copies_versions_mounts_the_claim_of_the_spec_without_privileges() -> None:
+    claim, pod = documents_of("models.yaml")
+    assert (
+        service(BASE)["spec"]["predictor"]["model"]["storageUri"].split("/")[2] == claim["metadata"]["name"]
+    )
+    assert pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert pod["spec"]["containers"][0]["image"] == transformer_container(service(BASE))["image"]
+    assert violations(pod) == []
+
+
+def documents_of(file: str) -> list[Manifest]:
+    """Return the objects of a file in `inferenceservice`."""
+    return list(yaml.safe_load_all((ROOT / "inferenceservice" / file).read_text()))
+
+
+@pytest.mark.parametrize("name", STANDARD_MODE)
+def test_pods_run_with_the_user_and_group_of_the_image(name: str) -> None:
+    ids = {"runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
+    for component in components(service(name)):
+        assert ids.items() <= component["securityContext"].items()
+
+
+def test_hardened_gets_its_replicas_without_an_autoscaler() -> None:
+    manifest = service("hardened")
+    assert manifest["metadata"]["annotations"]["serving.kserve.io/autoscalerClass"] == "none"
+    assert [component["minReplicas"] for component in components(manifest)] == [2, 2]

@@ -147,7 +147,7 @@ class Cluster(Controllers):
         changed = copy.deepcopy(self.isvc)
         try:
             for operation in operations:
-                _apply(changed, operation)
+                apply_operation(changed, operation)
         except (KeyError, IndexError) as error:
             return _status(422, "Invalid", f"the server rejected our request: {error}")
         if changed["metadata"]["resourceVersion"] != self.isvc["metadata"]["resourceVersion"]:
@@ -203,7 +203,7 @@ class Cluster(Controllers):
         return self.revision_uri(chosen["revisionName"])
 
 
-def _apply(content: Any, operation: Json) -> None:
+def apply_operation(content: Any, operation: Json) -> None:
     """Apply one operation of a JSON patch."""
     *path, last = [
         int(part) if part.isdecimal() else part.replace("~1", "/").replace("~0", "~")

@@ -1,0 +1,141 @@
+"""Every spec of Standard mode is READY in a cluster, answers, and runs without privileges."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from inferenceservice.plain import render
+from inferenceservice.spec import argument
+from predictor.runtimes import MODEL_MOUNT
+from tests.soak.cluster import ClusterService
+from tests.support.cluster.manifests import STANDARD_MODE, documents, environment, rendered
+from tests.support.protocol_clients import CLIENTS
+from tests.support.real_cluster import Json
+from tests.support.waiting import wait_until_sync
+
+#: The overlay s3 needs a storage; test_storage.py applies it.
+SPECS = [name for name in STANDARD_MODE if name != "s3"]
+
+#: Prints what a container's process may do.
+PRIVILEGES = """
+import json, os
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(json.dumps({
+    "user": os.getuid(),
+    "groups": sorted({os.getgid(), *os.getgroups()}),
+    "capabilities": int(status["CapEff"], 16),
+    "may gain privileges": status["NoNewPrivs"].strip() == "0",
+    "system calls are filtered": status["Seccomp"].strip() == "2",
+    "token": os.path.exists("/var/run/secrets/kubernetes.io"),
+    "writable": [path for path in ("/", "/mnt/models") if not os.statvfs(path).f_flag & os.ST_RDONLY],
+}))
+"""
+RESTRICTED = {
+    "user": 1000,
+    "groups": [1000],
+    "capabilities": 0,
+    "may gain privileges": False,
+    "system calls are filtered": True,
+    "token": False,
+    "writable": [],
+}
+
+
+#: Fields of a container that KServe passes on.
+SAME_FIELDS = {
+    *("lifecycle", "ports", "resources", "securityContext"),
+    *("startupProbe", "readinessProbe", "livenessProbe"),
+}
+#: Replicas of each component, where they are more than one.
+REPLICAS = {"autoscaling": 2, "hardened": 2}
+
+
+@pytest.fixture(scope="module", params=SPECS)
+def spec(request: pytest.FixtureRequest, service: ClusterService) -> str:
+    """A spec that the cluster runs."""
+    name: str = request.param
+    service.namespace.delete_service()
+    service.namespace.apply(rendered(name))
+    return name
+
+
+@pytest.mark.parametrize("protocol", CLIENTS)
+def test_every_protocol_is_answered_through_the_service(
+    protocol: str, spec: str, service: ClusterService
+) -> None:
+    entry = "placement-predictor" if spec == "collocated" else "placement-transformer"
+    address = service.namespace.address(entry)
+    reference = service.pair.references["v1"]
+    rows = service.pair.candidates[:3]
+    answer = CLIENTS[protocol](address.url, address.grpc, rows, reference.bundle.signature)
+    assert answer.version == "v1"
+    assert answer.probabilities == pytest.approx(reference.probabilities(rows), abs=1e-9)
+
+
+def test_containers_run_without_privileges(spec: str, service: ClusterService) -> None:
+    for pod in service.namespace.pods():
+        for container in pod["spec"]["containers"]:
+            where = (pod["metadata"]["name"], container["name"])
+            assert service.namespace.python(*where, PRIVILEGES) == RESTRICTED, where
+
+
+def test_kserve_reports_no_failure(spec: str, service: ClusterService) -> None:
+    status = service.namespace.read("inferenceservice", "placement")["status"]
+    assert {one["status"] for one in status["conditions"] if one["type"] != "Stopped"} == {"True"}
+    assert status["modelStatus"]["transitionStatus"] == "UpToDate"
+
+
+def test_each_component_has_its_replicas(spec: str, service: ClusterService) -> None:
+    components = {"predictor"} if spec == "collocated" else {"predictor", "transformer"}
+    expected = Counter({component: REPLICAS.get(spec, 1) for component in components})
+
+    def running() -> bool:
+        pods = service.namespace.pods()
+        return Counter(pod["metadata"]["labels"]["component"] for pod in pods) == expected
+
+    # An autoscaler adds the second replica some seconds later; other specs start with all.
+    if spec == "autoscaling":
+        wait_until_sync(running, poll_s=0.5)
+    assert running()
+    scalers = service.namespace.read("horizontalpodautoscalers")["items"]
+    assert bool(scalers) == (spec != "hardened")
+
+
+def contains(found: Any, wanted: Any) -> bool:
+    """Return True if an object has all fields of another one; Kubernetes adds defaults."""
+    if isinstance(wanted, dict):
+        return all(key in found and contains(found[key], value) for key, value in wanted.items())
+    if isinstance(wanted, list):
+        return len(found) == len(wanted) and all(map(contains, found, wanted))
+    return bool(found == wanted)
+
+
+def options(container: Json) -> dict[str, str | None]:
+    """Return the arguments of a container by name."""
+    args = tuple(container.get("args", ()))
+    names = {text.partition("=")[0] for text in args if text.startswith("--")}
+    return {name: argument(args, name) for name in names}
+
+
+def test_the_plain_way_makes_the_containers_that_kserve_makes(spec: str, service: ClusterService) -> None:
+    if spec == "autoscaling":
+        pytest.skip("`placement spec --plain` makes no autoscaler")
+    made = {one["metadata"]["name"]: one for one in service.namespace.deployments()}
+    plain = [one for one in render(documents(spec)) if one["kind"] == "Deployment"]
+    assert made.keys() == {one["metadata"]["name"] for one in plain}
+    for deployment in plain:
+        pod, kserves = (
+            one["spec"]["template"]["spec"] for one in (deployment, made[deployment["metadata"]["name"]])
+        )
+        assert contains(kserves["securityContext"], pod["securityContext"])
+        for container in pod["containers"]:
+            same = next(one for one in kserves["containers"] if one["name"] == container["name"])
+            assert contains(same, {field: container[field] for field in SAME_FIELDS & container.keys()})
+            given, expected = options(container), options(same)
+            assert given.keys() == expected.keys()
+            differing = {name for name in given if given[name] != expected[name]}
+            assert differing <= {"--predictor_host"}
+            more = environment(container).items() - environment(same).items()
+            assert more <= {("MODELS_DIR", MODEL_MOUNT), ("MLSERVER_MODELS_DIR", MODEL_MOUNT)}, "defaults"
+            assert same["image"].endswith(container["image"])
