@@ -59,10 +59,9 @@ async def transformer(pair, tmp_path_factory) -> AsyncIterator[OverloadedTransfo
 
 
 def check(tally: Tally) -> None:
-    """Check that each request got the right answer, 503 or 504, and that there are some of the first two."""
+    """Check that each request got the right answer, 503 or 504, and that there are some of the first."""
     assert tally.faults == {}
     assert {status_of(reason) for reason in tally.failed} <= {TRY_AGAIN, "504"}, dict(tally.failed)
-    assert tally.failed[TRY_AGAIN]
     assert tally.answered.total()
 
 
@@ -76,15 +75,18 @@ async def check_recovered(transformer: OverloadedTransformer) -> None:
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_ten_times_the_queue_limit_at_once_is_answered_without_growing_memory(transformer):
-    first = 0
+    first = refused = 0
     for number in range(ROUNDS):
         tally = await transformer.all_at_once()
         assert tally.requests == REQUESTS
         check(tally)
+        refused += tally.failed[TRY_AGAIN]
         if number == FIRST:
             first = transformer.memory
     print(f"\nmemory: {first >> 20} MiB, after {ROUNDS * REQUESTS} requests {transformer.memory >> 20} MiB")
     assert transformer.memory <= first + GROWTH
+    # Not in each round: a fast transformer may answer all while they are sent.
+    assert refused
     await check_recovered(transformer)
 
 
@@ -95,4 +97,5 @@ async def test_hundreds_of_clients_without_pauses_are_all_answered(transformer, 
         await tally.reach(lambda now: now.requests >= 5000)
     print(f"\n{tally}; slowest: {tally.slowest_s}")
     check(tally)
+    assert tally.failed[TRY_AGAIN]
     await check_recovered(transformer)

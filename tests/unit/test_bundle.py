@@ -106,8 +106,12 @@ BROKEN_DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], object, str]] = {
         {"edges": [0, 60, 50, 100], "counts": [1, 1, 1]},
         "edges must be in ascending order",
     ),
-    "a negative count": (("scores",), [-1, 0, 0, 0, 0, 0, 0, 0, 0, 0], "greater than or equal to 0"),
-    "too few bins of scores": (("scores",), [200], "at least 10 items"),
+    "a negative count": (
+        ("scores",),
+        [-1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        "must be at least 0, got the number -1",
+    ),
+    "too few bins of scores": (("scores",), [200], "must have 10 or more items, got 1"),
 }
 
 

@@ -78,7 +78,7 @@ def test_a_name_that_kubernetes_refuses_is_refused(model):
     [
         ("models/churn/v1", "pvc://models/churn/v1"),
         ("./models/churn/v1/", "pvc://models/churn/v1"),
-        ("s3://bucket/churn/v1/", "s3://bucket/churn/v1"),
+        ("s3://bucket/churn/v1", "s3://bucket/churn/v1/"),
         ("pvc://claim/v1", "pvc://claim/v1"),
     ],
 )

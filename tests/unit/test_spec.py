@@ -52,7 +52,7 @@ def test_the_projects_own_spec_is_read_in_full():
     assert (service.name, service.namespace, service.collocated) == ("placement", "default", False)
     assert (service.runtime, service.runtime_version) == ("kserve-mlserver", "1.7.1")
     assert service.storage_uri == service.transformer_env["STORAGE_URI"] == "pvc://models/placement/v1"
-    assert all(name.startswith("MLSERVER_") for name in service.predictor_env)
+    assert all(name.startswith(("MLSERVER_", "PYTHONWARNINGS")) for name in service.predictor_env)
     assert predictor_protocol(service) == "v2"
     assert runtime_of(service).name == "kserve-mlserver"
 

@@ -77,8 +77,8 @@ class Distribution(BaseModel):
             differing = (numbers.keys() ^ self.numbers.keys()) | (categories.keys() ^ self.categories.keys())
             raise ValueError(f"distribution and signature differ in: {', '.join(sorted(differing))}")
         for name, number in numbers.items():
-            ends = self.numbers[name].edges[0], self.numbers[name].edges[-1]
-            if ends != (number.minimum, number.maximum):
+            first, last = self.numbers[name].edges[0], self.numbers[name].edges[-1]
+            if number.minimum not in (None, first) or number.maximum not in (None, last):
                 raise ValueError(f"distribution of {name}: edges must go from {number.expected}")
         for name, category in categories.items():
             if self.categories[name].keys() != set(category.categories):
