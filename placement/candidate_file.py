@@ -6,6 +6,7 @@ validates everything else. That includes missing columns, because the metadata d
 a default: if the service requires a field without a column, the message names the column, not every row.
 """
 
+import argparse
 import codecs
 import re
 import sys
@@ -85,6 +86,18 @@ class CandidateFile:
         return (
             f"{self.name}: WARNING: all rows get the default of {absent}; columns passed over: {passed_over}"
         )
+
+
+def add_file_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the argument for a file of candidates."""
+    parser.add_argument(
+        "file",
+        nargs="?",
+        default="-",
+        metavar="FILE",
+        help="FILE.json (an object of fields and values, a list of them, or a V1 request), FILE.csv (with a "
+        "header, separated by commas), or - for JSON on standard input",
+    )
 
 
 def open_candidates(file: str, fields: dict[str, str], stack: ExitStack) -> CandidateFile:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from placement import (
     apply_command,
     bench_command,
+    explain_command,
     init_command,
     predict_command,
     report_command,
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Command] = {
         up_command.COMMAND,
         spec_command.COMMAND,
         predict_command.COMMAND,
+        explain_command.COMMAND,
         rollout_command.COMMAND,
         rollback_command.COMMAND,
         status_command.COMMAND,

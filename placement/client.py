@@ -1,7 +1,8 @@
 """Client of the served model over V1, V2 or gRPC."""
 
+import asyncio
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -12,8 +13,12 @@ Candidate = Mapping[str, Any]
 
 #: Name of a model that was not named.
 DEFAULT_NAME = "placement"
+#: REST address of `make run`.
+DEFAULT_REST_URL = "http://127.0.0.1:8080"
 #: Seconds for one request.
 TIMEOUT_S = 60
+#: Attempts for a request that the service cannot accept now.
+MAX_ATTEMPTS = 10
 
 _URL = re.compile(r"https?://[^/\s]+(/\S*)?")
 _ADDRESS = re.compile(r"[^/\s]+:\d+")
@@ -69,6 +74,22 @@ class Client(Protocol):
         """Close the connections."""
 
 
+async def until_accepted(send: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Send a request; send it again after the time that a busy service asks for, up to `MAX_ATTEMPTS` times.
+
+    Raises
+    ------
+    ClientError
+        If the service rejects the request or does not answer.
+    """
+    for _ in range(MAX_ATTEMPTS - 1):
+        try:
+            return await send()
+        except Busy as busy:
+            await asyncio.sleep(busy.after_s)
+    return await send()
+
+
 class RestClient:
     """Client for V1 or V2 over REST; without a model, for the only one of the service."""
 
@@ -96,10 +117,24 @@ class RestClient:
             body: dict[str, Any] = {"inputs": tensors(candidates, self._datatypes)}
             path = f"/v2/models/{await self._name()}/infer"
             return await self._request("POST", path, _v2_answer, to_json(body))
-        body = {"instances": list(candidates)}
-        return await self._request(
-            "POST", f"/v1/models/{await self._name()}:predict", _v1_answer, to_json(body)
-        )
+        return await self._v1("predict", "predictions", candidates)
+
+    async def explain(self, candidates: Sequence[Candidate]) -> Answer:
+        """Send one request over V1, and return an explanation for each candidate, with the prediction.
+
+        Raises
+        ------
+        ClientError
+            If the service rejects the request or does not answer.
+        """
+        return await self._v1("explain", "explanations", candidates)
+
+    async def _v1(self, verb: str, key: str, candidates: Sequence[Candidate]) -> Answer:
+        def read(content: Any, headers: Mapping[str, str]) -> Answer:  # noqa: ANN401 (JSON)
+            return Answer(content[key], headers["x-model-version"])
+
+        path = f"/v1/models/{await self._name()}:{verb}"
+        return await self._request("POST", path, read, to_json({"instances": list(candidates)}))
 
     async def close(self) -> None:
         """See `Client`."""
@@ -143,10 +178,6 @@ class RestClient:
 
 def _refused(message: str, retry_after: str | bytes | None) -> Refused:
     return Refused(message) if retry_after is None else Busy(message, float(retry_after))
-
-
-def _v1_answer(content: Any, headers: Mapping[str, str]) -> Answer:  # noqa: ANN401 (JSON)
-    return Answer(content["predictions"], headers["x-model-version"])
 
 
 def _v2_answer(content: Any, headers: Mapping[str, str]) -> Answer:  # noqa: ANN401 (JSON)
@@ -214,15 +245,26 @@ def connect(url: str, model: str | None, protocol: str) -> Client:
     ClientError
         If the URL does not fit the protocol.
     """
-    if protocol == "grpc" and not _ADDRESS.fullmatch(url):
+    if protocol != "grpc":
+        return connect_rest(url, model, protocol)
+    if not _ADDRESS.fullmatch(url):
         raise ClientError(f"--url {url}: must be host:port for gRPC, for example 127.0.0.1:8081")
-    if protocol != "grpc" and not _URL.fullmatch(url):
+    # The protocol has no list of models.
+    return GrpcClient(url, model or DEFAULT_NAME)
+
+
+def connect_rest(url: str, model: str | None, protocol: str = "v1") -> RestClient:
+    """Return a client for ``v1`` or ``v2``. It connects with its first request.
+
+    Raises
+    ------
+    ClientError
+        If the URL is not one of REST.
+    """
+    if not _URL.fullmatch(url):
         raise ClientError(
             f"--url {url}: must start with http:// or https://, for example http://127.0.0.1:8080"
         )
-    if protocol == "grpc":
-        # The protocol has no list of models.
-        return GrpcClient(url, model or DEFAULT_NAME)
     return RestClient(url, model, protocol)
 
 

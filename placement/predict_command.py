@@ -14,10 +14,11 @@ from placement.candidate_file import (
     CandidateFile,
     InputError,
     LocatedCandidate,
+    add_file_argument,
     locate_problems,
     open_candidates,
 )
-from placement.client import Answer, Busy, Client, ClientError, Refused, connect
+from placement.client import DEFAULT_REST_URL, Answer, Client, ClientError, Refused, connect, until_accepted
 from placement.command import Command
 from placement.predictions_file import OutputError, PredictionsFile
 from placement.progress import progress_bar
@@ -26,21 +27,12 @@ from training.data import DataError
 #: Candidates per request, and requests in flight: enough to keep the service busy, with little memory here.
 CHUNK_SIZE = 1000
 IN_FLIGHT = 4
-#: Attempts for a request that the service cannot accept now.
-MAX_ATTEMPTS = 10
 
-_DEFAULT_URLS = {"v1": "http://127.0.0.1:8080", "v2": "http://127.0.0.1:8080", "grpc": "127.0.0.1:8081"}
+_DEFAULT_URLS = {"v1": DEFAULT_REST_URL, "v2": DEFAULT_REST_URL, "grpc": "127.0.0.1:8081"}
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "file",
-        nargs="?",
-        default="-",
-        metavar="FILE",
-        help="FILE.json (an object of fields and values, a list of them, or a V1 request), FILE.csv (with a "
-        "header, separated by commas), or - for JSON on standard input",
-    )
+    add_file_argument(parser)
     parser.add_argument("--url", help="address of the service (default: that of `make run`)")
     parser.add_argument("--protocol", choices=list(_DEFAULT_URLS), default="v1", help="inference protocol")
     parser.add_argument(
@@ -122,12 +114,7 @@ async def _answers(
 async def _send(client: Client, chunk: list[LocatedCandidate], file: CandidateFile) -> Answer:
     candidates = [located.candidate for located in chunk]
     try:
-        for _ in range(MAX_ATTEMPTS - 1):
-            try:
-                return await client.predict(candidates)
-            except Busy as busy:
-                await asyncio.sleep(busy.after_s)
-        return await client.predict(candidates)
+        return await until_accepted(lambda: client.predict(candidates))
     except Refused as error:
         raise ClientError(locate_problems(str(error), chunk, file)) from error
 

@@ -102,8 +102,9 @@ def mlserver(trained_bundle: Path) -> Iterator[PredictorProcess]:
 def transformer_process(
     trained_bundle: Path, mlserver: PredictorProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TransformerProcess]:
-    """A transformer process in front of that server that accepts at most 50 candidates per request."""
+    """A transformer process in front of that server with low limits, also on explanations."""
     ports = (mlserver.http_port, mlserver.grpc_port)
     log = tmp_path_factory.mktemp("transformer") / "log"
-    with running_transformer(ports, trained_bundle, log, "--max_candidates=50") as process:
+    limits = ("--max_candidates=50", "--max_explained_candidates=2", "--max_explanation_rows=1")
+    with running_transformer(ports, trained_bundle, log, *limits) as process:
         yield process

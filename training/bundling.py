@@ -54,6 +54,7 @@ def make_bundle(
         threshold=fitted.evaluation.threshold,
         reference=fitted.reference,
         distribution=_distribution(fitted),
+        background=fitted.background,
         name=name,
         row_name=task.row_name,
         recipe=fitted.recipe,

@@ -6,6 +6,7 @@ import pandas as pd
 from sklearn.feature_extraction import DictVectorizer
 
 from training import threshold as threshold_rules
+from training.background import make_background
 from training.data import Dataset
 from training.encoding import encode, fit_vectorizer
 from training.estimators import Classifier
@@ -13,7 +14,7 @@ from training.evaluation import Evaluation, evaluate
 from training.reference import make_reference
 from training.selection import AUTO, Progress, Trial, select
 from training.served import Served, serve
-from transformer.bundle.format import Recipe, Reference
+from transformer.bundle.format import Background, Recipe, Reference
 
 #: Names of the serving forms in a recipe, without and with rewriting.
 SERVING_FORMS = ("original", "auto")
@@ -31,6 +32,8 @@ class Fitted:
         The model in the form in which it is served.
     reference
         Reference rows with the model's probabilities.
+    background
+        Background rows of explanations.
     chosen, trials
         The trial of the chosen estimator, and all trials, fastest estimator first.
     """
@@ -41,6 +44,7 @@ class Fitted:
     model: Classifier
     served: Served
     reference: Reference
+    background: Background
     chosen: Trial
     trials: list[Trial]
     evaluation: Evaluation
@@ -89,7 +93,9 @@ def fit(
     model = chosen.estimator.fit(features, dataset.labels)
     column = task.classes.index(task.positive_class)
     reference = make_reference(task.signature, dataset.candidates, vectorizer, model, column)
-    rows = pd.concat([features, encode(vectorizer, reference.candidates)], ignore_index=True)
+    background = make_background(task.signature, dataset.candidates, features, vectorizer, model, column)
+    made = [*reference.candidates, *background.candidates]
+    rows = pd.concat([features, encode(vectorizer, made)], ignore_index=True)
     served = serve(model, rows, column, rewrite=rewrite)
     if served.rows or served.reason:
         progress(str(served))
@@ -100,4 +106,6 @@ def fit(
         threshold=threshold,
         seed=dataset.seed,
     )
-    return Fitted(dataset, recipe, vectorizer, model, served, reference, chosen, trials, evaluation)
+    return Fitted(
+        dataset, recipe, vectorizer, model, served, reference, background, chosen, trials, evaluation
+    )

@@ -46,14 +46,21 @@ def _artificial_candidates(signature: Signature, candidates: Sequence[Candidate]
     columns = []
     for field in signature.fields:
         values = random.integers(len(candidates), size=POOL_SIZE)
-        columns.append([_rounded(field, candidates[index][field.name]) for index in values])
+        columns.append([rounded(field, candidates[index][field.name]) for index in values])
     made = [dict(zip(signature.names, values, strict=True)) for values in zip(*columns, strict=True)]
-    real = {tuple(candidate[name] for name in signature.names) for candidate in candidates}
     # With few fields, every combination can equal a real candidate; then nothing else is left to use.
-    return [candidate for candidate in made if tuple(candidate.values()) not in real] or made
+    real = are_real(signature, candidates, made)
+    return [candidate for candidate, is_real in zip(made, real, strict=True) if not is_real] or made
 
 
-def _rounded(field: RawField, value: str | float) -> str | float:
+def are_real(signature: Signature, candidates: Sequence[Candidate], made: Sequence[Candidate]) -> list[bool]:
+    """Return True for each artificial candidate that equals a real one."""
+    real = {tuple(candidate[name] for name in signature.names) for candidate in candidates}
+    return [tuple(candidate[name] for name in signature.names) in real for candidate in made]
+
+
+def rounded(field: RawField, value: str | float) -> str | float:
+    """Return a number with three significant digits, within the field's range; a category unchanged."""
     if isinstance(field, Number):
         least, most = field.range
         return min(max(float(f"{value:.3g}"), least), most)

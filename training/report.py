@@ -4,7 +4,7 @@ The file is self-contained: no scripts, no fonts or images from elsewhere. It co
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
@@ -26,7 +26,6 @@ CSS_FILE = Path(__file__).with_name("report.css")
 
 def render(bundle: Bundle, fitted: Fitted, comparison: Comparison | None = None) -> str:
     """Render the HTML of the report, with a comparison if an earlier version is replaced."""
-    title = escape(f"{bundle.name} {bundle.version}")
     with style():
         parts = [
             _header(bundle, fitted),
@@ -36,12 +35,17 @@ def render(bundle: Bundle, fitted: Fitted, comparison: Comparison | None = None)
             _fields(fitted),
             _facts(bundle, fitted),
         ]
+    return page(f"{bundle.name} {bundle.version}: model report", parts)
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """Return a page with the report's styles."""
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}: model report</title>
+<title>{escape(title)}</title>
 <style>
 {CSS_FILE.read_text()}</style>
 </head>

@@ -5,7 +5,7 @@ import sys
 
 from transformer.bundle.format import BundleError, load_bundle
 from transformer.monitoring.candidates import check_groups
-from transformer.options import bundle_directory, parse
+from transformer.options import bundle_directory, check_fixed_fields, parse
 from transformer.server.kserve_server import TransformerServer
 
 
@@ -17,6 +17,7 @@ def main() -> None:
     try:
         bundle = load_bundle(bundle_directory())
         check_groups(settings.groups, bundle)
+        check_fixed_fields(settings, bundle)
     except (BundleError, ValueError) as error:
         sys.exit(f"transformer: {error}")
     finally:

@@ -44,8 +44,8 @@ VERIFICATIONS = Counter(
 )
 REQUESTS = Counter(
     "transformer_requests",
-    "Requests for predictions, by the status of the response (gRPC: its HTTP equivalent) and by the version "
-    "that answered",
+    "Requests for predictions and explanations, by the status of the response (gRPC: its HTTP equivalent), "
+    "and by the version that answered",
     ["protocol", "verb", "status", "version"],
 )
 REQUEST_SECONDS = Histogram(
@@ -58,6 +58,14 @@ REQUEST_CANDIDATES = Histogram(
     "transformer_request_candidates", "Candidates per answered request", ["protocol", "verb"], buckets=_ROWS
 )
 REFUSALS = Counter("transformer_refusals", "Requests that a limit refused", ["limit"])
+EXPLANATIONS = Counter(
+    "transformer_explained_candidates", "Explained candidates, by the version that answered", ["version"]
+)
+EXPLANATION_ROWS = Counter(
+    "transformer_explanation_rows",
+    "Rows in calls to the predictor that serve explanations, by the version behind the call",
+    ["version"],
+)
 CLIENTS_TURNED_AWAY = Counter(
     "transformer_clients_turned_away",
     "REST connections closed at the limit of connections: idle ones, and new ones that were refused",
@@ -77,7 +85,7 @@ QUEUE_SECONDS = Histogram(
 )
 BATCHES = Histogram(
     "transformer_batch_candidates",
-    "Candidates per call to the predictor, by the version behind it",
+    "Candidates per call to the predictor for predictions, by the version behind it",
     ["version"],
     buckets=_ROWS,
 )
@@ -130,7 +138,9 @@ LIMITS = (
     "body",
     "bytes in flight",
     "candidates",
+    "candidates to explain",
     "connections",
+    "explanation rows",
     "fields",
     "grpc calls",
     "head",
@@ -143,7 +153,7 @@ LIMITS = (
     "values",
 )
 #: Values of the label `reason` of RETRIES, and of RETRIES_DENIED.
-RETRY_REASONS = ("dropped", "halved", "interrupted", "other version", "reconnected", "refused")
+RETRY_REASONS = ("dropped", "halved", "interrupted", "model gone", "other version", "reconnected", "refused")
 DENIED_REASONS = ("alone", "dropped", "halved")
 #: Values from which a `HistogramBatch` is faster than as many calls of `observe`.
 FEW = 16

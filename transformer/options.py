@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from kserve.model_server import parser as kserve_parser
 
-from transformer.bundle.format import BundleError
+from transformer.bundle.format import Bundle, BundleError
 from transformer.settings import Settings
 from transformer.upstream.client import host_and_port
 
@@ -27,6 +27,8 @@ REFUSED = {
     "--enable_predictor_health_check": "remove it; readiness always includes the predictor",
     "--max_threads": "remove it; gRPC calls are answered in the event loop",
 }
+#: Settings that are lists of names.
+_LISTS = ("fixed_fields", "groups")
 _FLAGS = {"--enable_predictor_health_check"}
 _DEFAULTS = {
     field.name: field.default
@@ -47,8 +49,9 @@ def parser() -> argparse.ArgumentParser:
         epilog="The environment variable STORAGE_URI names the bundle's directory "
         f"(default: {MOUNT}). In a cluster, KServe's storage initializer downloads the bundle to it.",
     )
-    # KServe reads the certificate's default from the environment, and the default of `verify` depends.
-    kept = {"ssl_certfile", "ssl_keyfile", "verify"}
+    # KServe reads the certificate's default from the environment, and the default of `verify` depends. The
+    # help would show () as the default of a list.
+    kept = {"ssl_certfile", "ssl_keyfile", "verify", *_LISTS}
     parser.set_defaults(**{name: value for name, value in _DEFAULTS.items() if name not in kept})
     for argument, instead in REFUSED.items():
         parser.add_argument(
@@ -104,6 +107,28 @@ def _add_own_arguments(own: argparse._ArgumentGroup) -> None:
     add("--max_batch_rows", "maximum candidates per predictor call", type=_positive)
     add("--max_waiting_rows", "maximum candidates in the queue; beyond it requests get 503", type=_positive)
     add("--max_candidates", "maximum candidates per request", type=_positive)
+    add(
+        "--max_explained_candidates",
+        "maximum candidates per request for explanations; 0 turns explanations off",
+        type=_not_negative,
+    )
+    add(
+        "--max_explanation_rows",
+        "maximum rows that are scored for exact contributions of one candidate; with more fields, "
+        "contributions are estimated from permutations",
+        type=_positive,
+    )
+    add(
+        "--max_waiting_explanation_rows",
+        "maximum rows that explanations in progress need; beyond it requests for explanations get 503",
+        type=_positive,
+    )
+    own.add_argument(
+        "--fixed_fields",
+        help="fields that explanations never propose to change, separated by commas; none if not given",
+        type=_names,
+        metavar="FIELD,FIELD",
+    )
     add("--max_request_bytes", "maximum bytes of a REST body or a gRPC message", type=_positive)
     add(
         "--client_timeout_seconds",
@@ -117,10 +142,12 @@ def _add_own_arguments(own: argparse._ArgumentGroup) -> None:
         "connection; in Kubernetes the pod is removed from all endpoint lists meanwhile",
         type=_delay,
     )
-    add(
+    own.add_argument(
         "--groups",
-        "fields, separated by commas, whose values are counted by decision in the metrics: --groups=gender",
+        help="fields whose values are counted by decision in the metrics, separated by commas; none if not "
+        "given",
         type=_names,
+        metavar="FIELD,FIELD",
     )
 
 
@@ -136,6 +163,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     if grpc and options["verify"] == "connection":
         reader.error("--verify: must be request for grpc-v2, because a gRPC channel may use any connection")
     options["verify"] = options["verify"] or ("request" if grpc else "connection")
+    options |= {name: options[name] or () for name in _LISTS}
     return Settings(**{field.name: options[field.name] for field in dataclasses.fields(Settings)})
 
 
@@ -201,6 +229,20 @@ class _Refused(argparse.Action):
         parser.error(f"{self.option_strings[0]}: has no effect here; {self._instead}")
 
 
+def check_fixed_fields(settings: Settings, bundle: Bundle) -> None:
+    """Check that the fields of `--fixed_fields` exist.
+
+    Raises
+    ------
+    BundleError
+        If no version in the bundle has one of them.
+    """
+    known = {name: None for version in bundle.versions for name in version.signature.names}
+    for name in settings.fixed_fields:
+        if name not in known:
+            raise BundleError(f"--fixed_fields: must be some of {', '.join(known)}, got {name!r}")
+
+
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(","))
     if not all(names) or len(set(names)) < len(names):
@@ -223,6 +265,14 @@ def _delay(text: str) -> float:
 
 
 def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
+    return _at_least(1, text)
+
+
+def _not_negative(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be {least} or more, got {text}")
     return int(text)

@@ -44,6 +44,15 @@ class Settings:
         Maximum candidates in the queue.
     max_candidates
         Maximum candidates per request.
+    max_explained_candidates
+        Maximum candidates per request for explanations; 0 turns explanations off.
+    max_explanation_rows
+        Maximum rows that are scored for exact contributions of one candidate. With more fields, contributions
+        are estimated from permutations.
+    max_waiting_explanation_rows
+        Maximum rows that explanations in progress need.
+    fixed_fields
+        Fields that explanations never propose to change.
     max_request_bytes
         Maximum bytes of a REST body or a gRPC message.
     client_timeout_seconds
@@ -85,6 +94,10 @@ class Settings:
     max_batch_rows: int = 256
     max_waiting_rows: int = 50_000
     max_candidates: int = 10_000
+    max_explained_candidates: int = 16
+    max_explanation_rows: int = 65_536
+    max_waiting_explanation_rows: int = 262_144
+    fixed_fields: tuple[str, ...] = ()
     max_request_bytes: int = 8 * 2**20
     client_timeout_seconds: float = 20.0
     shutdown_delay_seconds: float = 0.0

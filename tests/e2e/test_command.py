@@ -36,8 +36,9 @@ from transformer.bundle.format import load_bundle
         ),
         (["up"], ["--file", "--model", "--port", "--grpc-port", "--once", "--run"]),
         (["predict"], ["--url", "--protocol", "{v1,v2,grpc}", "FILE.csv"]),
+        (["explain"], ["--url", "--html", "FILE.csv"]),
     ],
-    ids=["placement", "train", "up", "predict"],
+    ids=["placement", "train", "up", "predict", "explain"],
 )
 def test_help_names_commands_and_options(arguments, words, capsys):
     with pytest.raises(SystemExit) as ended:

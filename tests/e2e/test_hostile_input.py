@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
-from tests.support.endpoints import V1_PREDICT, V2_INFER
+from tests.support.endpoints import V1_EXPLAIN, V1_PREDICT, V2_INFER
 from tests.support.fuzzing import fuzz
 from tests.support.malformed_requests import Outcome, Tensor
 from training.candidates import SAMPLE, SIGNATURE
@@ -224,7 +224,7 @@ REQUESTS: list[tuple[str, Any, bytes]] = [
         b"",
     ),
     (V2_INFER, {"inputs": [BINARY, TEXT]}, bytes(16) + b"\1\0\0\0M\1\0\0\0F"),
-    ("/v1/models/placement:explain", {"instances": [SAMPLE]}, b""),
+    (V1_EXPLAIN, {"instances": [SAMPLE]}, b""),
     ("/v2/models/placement/versions/v1/infer", {"inputs": FIELDS}, b""),
     ("/v2/repository/models/placement/unload", {}, b""),
 ]

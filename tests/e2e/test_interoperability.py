@@ -101,6 +101,15 @@ async def test_kserves_v1_client_gets_predictions(running, rest_v1, rows, expect
     assert await rest_v1.is_model_ready(running.url, MODEL)
 
 
+async def test_kserves_v1_client_gets_explanations(running, rest_v1, rows):
+    asked = {"instances": rows[:1]}
+    (prediction,) = (await rest_v1.infer(running.url, asked, model_name=MODEL))["predictions"]
+    (one,) = (await rest_v1.explain(running.url, MODEL, asked))["explanations"]
+    assert prediction.items() <= one.items()
+    total = one["baseline"] + sum(one["contributions"].values())
+    assert total == pytest.approx(prediction[PROBABILITY], abs=1e-9)
+
+
 async def test_kserves_v1_client_gets_our_errors(running, rest_v1, rows):
     with pytest.raises(
         httpx.HTTPStatusError, match=r"^instances\[0\].ssc_p: must be 0 to 100, got 710, '400"
@@ -110,8 +119,6 @@ async def test_kserves_v1_client_gets_our_errors(running, rest_v1, rows):
         httpx.HTTPStatusError, match=r"salary does not exist\. Models here: placement\., '404 "
     ):
         await rest_v1.infer(running.url, {"instances": rows}, model_name="salary")
-    with pytest.raises(httpx.HTTPStatusError, match=r"explanations are not implemented.*, '501 "):
-        await rest_v1.explain(running.url, MODEL, {"instances": rows})
 
 
 def kserve_request(columns: dict[str, list[Any]], shape: list[int], form: str, **more: Any) -> InferRequest:

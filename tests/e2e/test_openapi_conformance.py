@@ -30,8 +30,14 @@ def url(transformer_process):
 @pytest.mark.parametrize(
     ("operations", "checks"),
     [
-        pytest.param(["--include-operation-id=predict"], (*CHECKS, *EXACT), id="predict"),
-        pytest.param(["--exclude-operation-id=predict"], CHECKS, id="other operations"),
+        pytest.param(
+            ["--include-operation-id=predict", "--include-operation-id=explain"], (*CHECKS, *EXACT), id="V1"
+        ),
+        pytest.param(
+            ["--exclude-operation-id=predict", "--exclude-operation-id=explain"],
+            CHECKS,
+            id="other operations",
+        ),
     ],
 )
 def test_every_response_conforms_to_the_description(operations, checks, url, tmp_path: Path):

@@ -10,7 +10,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from tests.support.endpoints import READINESS, SERVER_LIVE, V1_PREDICT, V2_INFER
+from tests.support.endpoints import READINESS, SERVER_LIVE, V1_EXPLAIN, V1_PREDICT, V2_INFER
 from tests.support.fake_mlserver import FakeMLServer
 from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
 from tests.support.waiting import wait_until
@@ -23,7 +23,7 @@ POST_ONLY = (
     V1_PREDICT,
     V2_INFER,
     "/v2/models/placement/versions/v1/infer",
-    "/v1/models/placement:explain",
+    V1_EXPLAIN,
 )
 
 

@@ -1,7 +1,6 @@
 """A caller can ask for one version: versions behind verified connections exist, and only they may answer."""
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -12,6 +11,8 @@ import pytest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from inferenceservice.local.forwarder import Backend
+from tests.support import canaries
+from tests.support.canaries import ARGUMENTS, KINDS
 from tests.support.endpoints import V1_PREDICT
 from tests.support.fake_mlserver import FakeMLServer
 from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
@@ -48,33 +49,14 @@ async def predictor_of(
 async def in_front_of(
     stack: AsyncExitStack, pair: VersionPair, address: str, *arguments: str
 ) -> InProcessTransformer:
-    return await stack.enter_async_context(
-        in_process_transformer(
-            pair.new, address, "--predictor_protocol=v2", "--predictor_connections=2", *arguments
-        )
-    )
+    return await stack.enter_async_context(in_process_transformer(pair.new, address, *ARGUMENTS, *arguments))
 
 
-@pytest.fixture(params=["by connection", "by request"])
-async def canary(request, stack, pair, references) -> InProcessTransformer:
+@pytest.fixture(params=KINDS)
+async def canary(request, pair, references) -> AsyncIterator[InProcessTransformer]:
     """A transformer whose predictor is v1 for half of the traffic and v2 for the other half."""
-    if request.param == "by request":
-        either = await predictor_of(stack, lambda: random.choice([*references.values()]))
-        transformer = await in_front_of(stack, pair, either.address, "--verify=request")
-    else:
-        predictors = [await predictor_of(stack, reference) for reference in references.values()]
-        backends = [Backend(predictor.address) for predictor in predictors]
-        _, port = await stack.enter_async_context(balanced_by_connection(*backends))
-        age = "--predictor_connection_age=0.2"
-        transformer = await in_front_of(stack, pair, f"127.0.0.1:{port}", age)
-
-    async def serves_both() -> bool:
-        # Behind a proxy, a version is known once it has answered.
-        await transformer.http.post(V1_PREDICT, json={"instances": pair.candidates[:1]})
-        return set(await versions(transformer)) == {"v1", "v2"}
-
-    await wait_until(serves_both)
-    return transformer
+    async with canaries.canary(request.param, pair.new, references, pair.candidates[0]) as transformer:
+        yield transformer
 
 
 async def versions(transformer: InProcessTransformer) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,8 +12,18 @@ from tests.support.fake_mlserver import FakeMLServer
 from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
 from training.candidates import SAMPLE, SIGNATURE
 from transformer.protocols.openapi import describe
+from transformer.settings import Settings
 
-DESCRIPTION = describe("placement", "placement", "v1", SIGNATURE, max_candidates=50, row_name="candidate")
+describe_50 = partial(
+    describe,
+    output_name="placement",
+    version="v1",
+    signature=SIGNATURE,
+    max_candidates=50,
+    row_name="candidate",
+    max_explained_candidates=Settings.max_explained_candidates,
+)
+DESCRIPTION = describe_50("placement")
 
 
 @pytest.fixture
@@ -32,22 +43,30 @@ async def test_the_transformer_serves_the_description_of_its_bundle(transformer)
 def test_every_placeholder_of_the_template_is_filled_in():
     assert "<" not in json.dumps(DESCRIPTION)
     # Names are not templates themselves.
-    described = describe("a<version>", "b", "v1", SIGNATURE, max_candidates=50)
+    described = describe_50("a<version>")
     assert "/v1/models/a<version>:predict" in described["paths"]
     assert described["components"]["schemas"]["ModelReady"]["properties"]["name"] == {"const": "a<version>"}
 
 
 async def test_routes_that_always_refuse_are_not_described(transformer):
-    described = DESCRIPTION["paths"]
-    for path in ("/v1/models/placement:explain", "/v2/repository/models/placement/load"):
-        assert path not in described
-        assert (await transformer.http.post(path, json={"instances": [SAMPLE]})).status_code == 501
+    path = "/v2/repository/models/placement/load"
+    assert path not in DESCRIPTION["paths"]
+    assert (await transformer.http.post(path, json={"instances": [SAMPLE]})).status_code == 501
+
+
+def test_explanations_are_only_described_where_they_are_available():
+    described = describe_50("placement", explains=False)
+    assert DESCRIPTION["paths"].keys() - described["paths"].keys() == {"/v1/models/placement:explain"}
+    names = described["components"]["schemas"]["InferRequest"]["properties"]["outputs"]["items"]["properties"]
+    assert names == {"name": {"enum": ["placement", "placement_probability"]}}
 
 
 def test_the_description_says_the_tasks_word_for_a_row():
-    text = json.dumps(describe("churn", "churn", "v1", SIGNATURE, max_candidates=50, row_name="company"))
+    text = json.dumps(describe_50("churn", row_name="company"))
     assert "One prediction per company." in text
     assert "Predictions for companies. (V1)" in text
+    assert "One explanation per company." in text
+    assert "candidate " not in text.lower()
 
 
 # Generated clients and the page for people

@@ -54,6 +54,10 @@ async def test_metadata_lists_fields_and_outputs_over_rest_and_grpc(transformer,
     assert {tensor["name"]: tensor["datatype"] for tensor in rest["outputs"]} == {
         "placement": "BOOL",
         "placement_probability": "FP64",
+        "placement_baseline": "FP64",
+        "placement_contributions": "FP64",
+        "placement_standard_errors": "FP64",
+        "placement_changes": "BYTES",
     }
     over_grpc = await transformer.grpc.ModelMetadata(pb.ModelMetadataRequest(name="placement"))
     for rest_part, grpc_part in ((rest["inputs"], over_grpc.inputs), (rest["outputs"], over_grpc.outputs)):
@@ -88,7 +92,8 @@ async def test_only_the_requested_outputs_are_answered(transformer, sklearn_refe
     )
     assert response.status_code == 400
     assert response.json() == {
-        "error": "outputs: must be one of placement, placement_probability, got 'salary'"
+        "error": "outputs: must be one of placement, placement_probability, placement_baseline, "
+        "placement_contributions, placement_standard_errors, placement_changes, got 'salary'"
     }
 
 
@@ -276,13 +281,6 @@ async def test_an_unknown_model_is_not_found(path, transformer):
 async def test_an_unknown_path_gets_kserves_error_body(transformer):
     response = await transformer.http.get("/v3")
     assert (response.status_code, response.json()) == (404, {"error": "GET /v3: Not Found"})
-
-
-async def test_explain_is_not_implemented_and_the_error_says_so(transformer, sklearn_reference):
-    rows = [dict(sklearn_reference.bundle.reference.candidates[0])]
-    response = await transformer.http.post("/v1/models/placement:explain", json={"instances": rows})
-    assert response.status_code == 501
-    assert "explanations are not implemented" in response.json()["error"]
 
 
 async def test_no_caller_can_unload_the_model(transformer, sklearn_reference):

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from tests.support.connected_transformer import connected_transformer
-from tests.support.endpoints import V1_PREDICT, V2_INFER
+from tests.support.endpoints import V1_EXPLAIN, V1_PREDICT, V2_INFER
 from tests.support.faulty_predictor import has_status
 from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
 from tests.support.prometheus_samples import sum_of
@@ -155,3 +155,29 @@ async def test_all_series_of_known_versions_exist_before_the_first_request(pair,
             "transformer_training_share",
             "transformer_training_score_share",
         }
+
+
+async def test_explanations_are_counted_apart_from_predictions(trained_bundle, predictor):
+    too_many = {"instances": [SAMPLE] * 2}
+    limits = ("--max_explained_candidates=1", "--max_explanation_rows=1")
+    async with in_process_transformer(
+        trained_bundle, predictor.address, "--predictor_protocol=v2", *limits
+    ) as transformer:
+        before = await scraped(transformer)
+        answer = await transformer.http.post(V1_EXPLAIN, json={"instances": [SAMPLE]})
+        assert answer.status_code == 200, answer.text
+        assert (await transformer.http.post(V1_EXPLAIN, json=too_many)).status_code == 413
+        after = await scraped(transformer)
+
+    def more(name: str, **labels: str) -> float:
+        return sum_of(after, name, **labels) - sum_of(before, name, **labels)
+
+    counted = {("v1", "explain", "200", "v1"): 1, ("v1", "explain", "413", ""): 1}
+    assert requests(after) - requests(before) == counted
+    assert more("transformer_refusals_total", limit="candidates to explain") == 1
+    assert more("transformer_explained_candidates_total", version="v1") == 1
+    assert more("transformer_explanation_rows_total", version="v1") > 1
+    assert more("request_explain_seconds_count") == 1
+    for name in ("request_predict_seconds_count", "transformer_decisions_total"):
+        assert more(name) == 0, name
+    assert more("transformer_batch_candidates_count", version="v1") == 0

@@ -49,6 +49,8 @@ from transformer.bundle.format import UNVERIFIED
 SHORT_LIVES = "--predictor_connection_age=0.3"
 #: The largest requests of the load take several calls, which may reach different models.
 SMALL_CALLS = "--max_batch_rows=64"
+#: So few that the predictions of other requests are not much slower on a small machine.
+FEW_ROWS = "--max_explanation_rows=2000"
 
 
 @dataclass
@@ -99,12 +101,12 @@ async def answers_of(tally: Tally, version: str, answers: int) -> None:
 
 
 def rollout_and_rollback(*arguments: str, name: str) -> Situation:
-    """Return a situation with a rollout and a rollback, in which no request fails."""
+    """Return a situation with a rollout and a rollback, in which no request fails; some ask why."""
 
     async def situation(pair: VersionPair, run: Path, some: int) -> Outcome:
         async with (
-            running_service(pair, run, *arguments) as local,
-            under_load(pair, local.url, local.grpc_address) as tally,
+            running_service(pair, run, FEW_ROWS, *arguments) as local,
+            under_load(pair, local.url, local.grpc_address, explains=True) as tally,
         ):
             await some_more(tally, some)
             new = await rollout(local, str(pair.new), ignore_progress)

@@ -14,7 +14,7 @@ import grpc
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
 from tests.support.answer_checker import Answer, AnswerChecker
-from tests.support.endpoints import V1_PREDICT, V2_INFER
+from tests.support.endpoints import V1_EXPLAIN, V1_PREDICT, V2_INFER
 from tests.support.request_bodies import grpc_objects
 from tests.support.sklearn_reference import SklearnReference
 from tests.support.version_pairs import VersionPair
@@ -130,6 +130,26 @@ def over_v1(session: aiohttp.ClientSession, url: str) -> Ask:
     return ask
 
 
+def over_explain(session: aiohttp.ClientSession, url: str) -> Ask:
+    """Return a V1 client that asks for explanations.
+
+    Its answer's probability is the sum of the baseline and the contributions. In that sum, the scores of all
+    other rows cancel out, if each came from the same model; and the candidate itself was scored once for each
+    background row.
+    """
+
+    async def ask(rows: list[dict[str, Any]]) -> Answer:
+        async with session.post(url + V1_EXPLAIN, json={"instances": rows}) as response:
+            explanations = (await checked(response))["explanations"]
+            return Answer(
+                response.headers.get("x-model-version", "no version"),
+                [one["baseline"] + sum(one["contributions"].values()) for one in explanations],
+                [one["placement"] for one in explanations],
+            )
+
+    return ask
+
+
 def over_v2(session: aiohttp.ClientSession, url: str) -> Ask:
     """Return a V2 client that sends one tensor for each field."""
 
@@ -204,16 +224,17 @@ def reason(error: grpc.aio.AioRpcError) -> str:
 @contextlib.asynccontextmanager
 async def protocol_clients(url: str, grpc_address: str, give_up_s: float) -> AsyncIterator[list[Ask]]:
     """Return a client of each protocol. REST clients open as many connections as they need."""
-    timeout = aiohttp.ClientTimeout(total=give_up_s)
-    async with (
-        aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session,
-        grpc.aio.insecure_channel(grpc_address) as channel,
-    ):
+    async with rest_session(give_up_s) as session, grpc.aio.insecure_channel(grpc_address) as channel:
         yield [
             over_v1(session, url),
             over_v2(session, url),
             over_grpc(GRPCInferenceServiceStub(channel), give_up_s),
         ]
+
+
+def rest_session(give_up_s: float) -> aiohttp.ClientSession:
+    timeout = aiohttp.ClientTimeout(total=give_up_s)
+    return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
 
 
 def checker_for(
@@ -241,6 +262,7 @@ async def under_load(
     clients: int = 2,
     pause_s: float = 0.05,
     give_up_s: float = GIVE_UP_S,
+    explains: bool = False,
 ) -> AsyncIterator[Tally]:
     """Send requests while the block runs. The tally is complete when the block has ended.
 
@@ -256,16 +278,21 @@ async def under_load(
         Seconds between the requests of a client.
     give_up_s
         Seconds that a client waits for a response.
+    explains
+        Also ask for explanations, of one candidate after another.
     """
     checker = checker_for(pair, may_answer, new_only_candidates=new_only_candidates)
     first = len(pair.new_only_candidates) if new_only_candidates else len(checker.candidates)
     tally = Tally()
     stop = asyncio.Event()
-    async with protocol_clients(url, grpc_address, give_up_s) as asks:
-        tasks = [
-            asyncio.create_task(_Client(ask, checker, tally, first).run(stop, pause_s))
-            for ask in asks * clients
-        ]
+    async with (
+        protocol_clients(url, grpc_address, give_up_s) as asks,
+        rest_session(give_up_s) as session,
+    ):
+        senders = [_Client(ask, checker, tally, first) for ask in asks * clients]
+        if explains:
+            senders.append(_Client(over_explain(session, url), checker, tally, first, sizes=(1,)))
+        tasks = [asyncio.create_task(sender.run(stop, pause_s)) for sender in senders]
         try:
             yield tally
         finally:
@@ -296,8 +323,16 @@ class _Client:
     The first candidate of each request is one of the first `first` ones.
     """
 
-    def __init__(self, ask: Ask, checker: AnswerChecker, tally: Tally, first: int) -> None:
+    def __init__(
+        self,
+        ask: Ask,
+        checker: AnswerChecker,
+        tally: Tally,
+        first: int,
+        sizes: Sequence[int] = SIZES,
+    ) -> None:
         self._ask = ask
+        self._sizes = sizes
         self._checker = checker
         self._tally = tally
         self._first = first
@@ -314,7 +349,7 @@ class _Client:
 
     async def once(self, size: int | None = None) -> bool:
         """Send a request of a given or random size. Return True if it gets a prediction."""
-        chosen = self._choose(self._dice.choice(SIZES) if size is None else size)
+        chosen = self._choose(self._dice.choice(self._sizes) if size is None else size)
         start = time.monotonic()
         status = NO_ANSWER
         try:

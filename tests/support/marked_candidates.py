@@ -8,7 +8,7 @@ import httpx
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
-from tests.support.endpoints import V1_PREDICT, V2_INFER
+from tests.support.endpoints import V1_EXPLAIN, V1_PREDICT, V2_INFER
 from tests.support.faulty_predictor import REFUSED_NAMES, hangs_up, has_status
 from tests.support.request_bodies import grpc_objects, v2_objects
 from training.candidates import SAMPLE
@@ -32,7 +32,7 @@ TRACES = ["67.89", "84.32", "71.71", "63.63", "8765.4", "Zaphod"]
 PATHS = [
     V1_PREDICT,
     V2_INFER,
-    "/v1/models/placement:explain",
+    V1_EXPLAIN,
     "/v1/models/other:predict",
     f"{V2_INFER[:-6]}/versions/1/infer",
 ]

@@ -39,6 +39,7 @@ def test_later_bundles_keep_what_it_takes_to_verify_and_encode_for_a_version(tra
     assert type(kept) is Version
     assert Version.model_validate_json(kept.model_dump_json()) == kept
     assert kept.reference.probabilities == bundle.reference.probabilities
+    assert kept.background == bundle.background
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -46,12 +47,13 @@ def test_a_bundle_of_an_earlier_format_is_read(number, content, tmp_path):
     bundle = parse_bundle(json.dumps(content))
     if number == 1:
         del content["model"]["serving_form"]
-    del content["distribution"]
+    del content["distribution"], content["background"]
     content["training_data"]["histograms"] = {"ssc_p": {"edges": [0, 100], "counts": [200]}}
     (tmp_path / BUNDLE_FILE).write_text(json.dumps({**content, "format": number}))
     earlier = load_bundle(tmp_path)
-    assert (earlier.format, earlier.distribution) == (number, None)
-    assert earlier.as_previous() == bundle.as_previous().model_copy(update={"distribution": None})
+    assert (earlier.format, earlier.distribution, earlier.background) == (number, None, None)
+    without = {"distribution": None, "background": None}
+    assert earlier.as_previous() == bundle.as_previous().model_copy(update=without)
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
@@ -67,6 +69,18 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "a reference without scores": (
         {"reference": {"candidates": [{"ssc_p": 1}], "probabilities": []}},
         "1 candidates, 0 probabilities",
+    ),
+    "a background without weights": (
+        {"background": {"candidates": [{"ssc_p": 1}], "weights": []}},
+        "background: 1 candidates, 0 weights",
+    ),
+    "a background whose weights are no shares": (
+        {"background": {"candidates": [{"ssc_p": 1}, {"ssc_p": 2}], "weights": [0.5, 0.4]}},
+        "weights must add up to 1, got 0.9",
+    ),
+    "an incomplete background candidate": (
+        {"background": {"candidates": [{"ssc_p": 1}], "weights": [1.0]}},
+        "background candidate is invalid: background[0].gender: is required",
     ),
     "a vectorizer that contradicts the signature": (
         {"vectorizer": {"feature_names": ["ssc_p", "salary"], "separator": "=", "dtype": "float64"}},
@@ -94,7 +108,7 @@ BROKEN_DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], object, str]] = {
     "another range": (
         ("numbers", "ssc_p"),
         {"edges": [0, 1], "counts": [200]},
-        "distribution of ssc_p: edges must go from 0 to 100",
+        "distribution of ssc_p: edges must end at 100, got 1;",
     ),
     "a count too few": (
         ("numbers", "ssc_p"),

@@ -22,6 +22,7 @@ from transformer.monitoring.monitor import (
     BLOCK_SIZE,
     GRPC_INFER,
     MAX_REQUESTS,
+    V1_EXPLAIN,
     V1_PREDICT,
     Answered,
     Durations,
@@ -144,6 +145,22 @@ def test_a_monitor_counts_every_request_and_candidate_once(bundle, sizes):
         assert sum_of(found, "transformer_group_decisions_total", **chosen, decision="positive") == sum(
             row["gender"] == gender for row in accepted
         )
+
+
+def test_explanations_are_counted_as_requests_but_not_their_candidates(bundle):
+    version = bundle.model_copy(update={"version": "explained"})
+    monitor = Monitor("explained", version, ("gender",))
+    one = answered(version, [SAMPLE], V1_EXPLAIN, "explained")
+    monitor.answered(one._replace(explained=True))
+    monitor.answered(answered(version, [SAMPLE, SAMPLE], V1_PREDICT, "explained"))
+    monitor.flush()
+    found = registered()
+    for verb in ("predict", "explain"):
+        assert sum_of(found, "transformer_requests_total", version="explained", verb=verb, status="200") == 1
+        assert sum_of(found, f"request_{verb}_seconds_count", model_name="explained") == 1
+    assert sum_of(found, "request_preprocess_seconds_count", model_name="explained") == 2
+    assert sum_of(found, "transformer_decisions_total", version="explained") == 2
+    assert sum_of(found, "transformer_candidate_score_count", version="explained") == 2
 
 
 def test_groups_must_be_fields_of_the_bundle(bundle):

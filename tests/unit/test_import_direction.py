@@ -17,6 +17,7 @@ LEVELS = (
     {"settings"},
     {"protocols", "upstream"},
     {"batching", "monitoring"},
+    {"explanation"},
     {"server"},
     {"options"},
     {"__main__"},

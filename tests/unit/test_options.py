@@ -6,7 +6,8 @@ import re
 import pytest
 from kserve.model_server import parser as kserve_parser
 
-from transformer.options import REFUSED, parse, parser
+from transformer.bundle.format import BundleError, load_bundle
+from transformer.options import REFUSED, check_fixed_fields, parse, parser
 from transformer.settings import Settings
 from transformer.upstream.client import PredictorAddress, RestClient, host_and_port
 
@@ -70,6 +71,33 @@ def test_a_timeout_must_be_a_positive_number_of_seconds(seconds, capsys):
         parse(["--predictor_host=a", f"--client_timeout_seconds={seconds}"])
     assert ended.value.code == 2
     assert "--client_timeout_seconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("value", "fields"), [("gender", ("gender",)), ("gender,workex", ("gender", "workex"))]
+)
+def test_fixed_fields_are_separated_by_commas(value, fields):
+    assert parse(["--predictor_host=a"]).fixed_fields == ()
+    assert parse(["--predictor_host=a", f"--fixed_fields={value}"]).fixed_fields == fields
+
+
+def test_a_fixed_field_must_be_a_field_of_a_version(trained_bundle):
+    bundle = load_bundle(trained_bundle)
+    check_fixed_fields(parse(["--predictor_host=a", "--fixed_fields=gender,workex"]), bundle)
+    settings = parse(["--predictor_host=a", "--fixed_fields=gendr"])
+    with pytest.raises(BundleError, match=r"^--fixed_fields: must be some of gender, .*, got 'gendr'$"):
+        check_fixed_fields(settings, bundle)
+
+
+@pytest.mark.parametrize(
+    ("argument", "least"), [("max_explained_candidates", 0), ("max_explanation_rows", 1)]
+)
+def test_limits_of_explanations_have_a_minimum(argument, least, capsys):
+    assert getattr(parse(["--predictor_host=a", f"--{argument}={least}"]), argument) == least
+    for value in (least - 1, "many"):
+        with pytest.raises(SystemExit):
+            parse(["--predictor_host=a", f"--{argument}={value}"])
+        assert f"must be {least} or more, got {value}" in capsys.readouterr().err
 
 
 def test_an_access_log_format_without_its_package_is_refused_at_the_start(capsys):

@@ -55,7 +55,7 @@ def test_a_grpc_request_carries_the_version_of_its_message(sent, decoded):
 
 
 def test_model_metadata_lists_versions_platform_fields_and_outputs():
-    metadata = v2.model_metadata("served", ("v2", "v1"), SIGNATURE, "placement")
+    metadata = v2.model_metadata("served", ("v2", "v1"), SIGNATURE, "placement", explains=False)
     assert (metadata["name"], metadata["versions"]) == ("served", ["v2", "v1"])
     assert metadata["platform"] == "sklearn_joblib"
     assert [tensor["name"] for tensor in metadata["inputs"]] == list(SIGNATURE.names)
@@ -63,6 +63,14 @@ def test_model_metadata_lists_versions_platform_fields_and_outputs():
     assert metadata["outputs"] == [
         {"name": "placement", "datatype": "BOOL", "shape": [-1]},
         {"name": "placement_probability", "datatype": "FP64", "shape": [-1]},
+    ]
+    explained = v2.model_metadata("served", ("v2", "v1"), SIGNATURE, "placement", explains=True)
+    assert explained["outputs"] == [
+        *metadata["outputs"],
+        {"name": "placement_baseline", "datatype": "FP64", "shape": [-1]},
+        {"name": "placement_contributions", "datatype": "FP64", "shape": [-1, 12]},
+        {"name": "placement_standard_errors", "datatype": "FP64", "shape": [-1, 12]},
+        {"name": "placement_changes", "datatype": "BYTES", "shape": [-1]},
     ]
     # gRPC's message has the same fields.
     assert pb.ModelMetadataResponse(**metadata).platform == metadata["platform"]

@@ -9,6 +9,7 @@ for an answer before they send the next request, and callers that do not.
 
 import asyncio
 from collections.abc import Callable
+from typing import Protocol
 
 #: Minimum length of a measurement: calls, and seconds.
 EPOCH_CALLS = 8
@@ -27,8 +28,23 @@ SLOW_FACTOR = 4.0
 MIN_SLOW_S = 0.1
 
 
-class Call:
-    """One call in flight; `end` it."""
+class Call(Protocol):
+    """One call in flight."""
+
+    def end(self, rows: int, waited_s: float) -> None:
+        """Account for the end of the call.
+
+        Parameters
+        ----------
+        rows
+            Candidates that it scored; 0 if it failed.
+        waited_s
+            Seconds from a request to its answer, summed over those candidates.
+        """
+
+
+class LimitedCall:
+    """One call in flight that counts for the limit; `end` it."""
 
     __slots__ = ("_limit", "_since", "_timer")
 
@@ -45,15 +61,7 @@ class Call:
             self._limit.leave()
 
     def end(self, rows: int, waited_s: float) -> None:
-        """Stop counting the call, and measure it.
-
-        Parameters
-        ----------
-        rows
-            Candidates that it scored; 0 if it failed.
-        waited_s
-            Seconds from a request to its answer, summed over those candidates.
-        """
+        """Stop counting the call, and measure it; see `Call.end`."""
         self._leave()
         self._limit.measure(self._limit.loop.time() - self._since, rows, waited_s)
 
@@ -95,12 +103,12 @@ class ConcurrencyLimit:
         """Return True if another call may begin."""
         return self._in_flight < self._climb.limit
 
-    def begin(self) -> Call:
+    def begin(self) -> LimitedCall:
         """Start a call."""
         if not self._calls:
             self._epoch_since = self.loop.time()
         self._in_flight += 1
-        return Call(self, max(MIN_SLOW_S, SLOW_FACTOR * self.usual_s))
+        return LimitedCall(self, max(MIN_SLOW_S, SLOW_FACTOR * self.usual_s))
 
     def leave(self) -> None:
         """Count one call fewer."""

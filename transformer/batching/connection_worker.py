@@ -266,7 +266,8 @@ class ConnectionWorker:
         unanswered = set(batch.unanswered)
         answered = [part for part in batch.parts if part not in unanswered]
         self._context.retries.earn(len(answered))
-        self._queue.expect_callers(sum(job.answer.done() for job in jobs_of(answered)))
+        if not batch.low_priority:
+            self._queue.expect_callers(sum(job.answer.done() for job in jobs_of(answered)))
         now = self._now()
         call.end(
             sum(part.rows for part in answered),

@@ -6,7 +6,7 @@ Scoring is idempotent, so retries are safe; the retry budget and each request's 
 import asyncio
 from collections.abc import Collection
 
-from transformer.batching.jobs import Job, Part, jobs_of
+from transformer.batching.jobs import Job, ModelGone, Part, jobs_of
 from transformer.batching.queue import RequestQueue
 from transformer.batching.retry_budget import RetryBudget
 from transformer.errors import (
@@ -20,6 +20,8 @@ from transformer.upstream.client import Reconnected
 
 #: How often a dropped call is retried. If it is dropped again, each of its requests is sent once more, alone.
 MAX_DROPS = 1
+#: Refusals after which the only model that may answer a job counts as gone.
+MAX_REFUSALS = 8
 #: First and longest pause before a request is resent that every model so far has refused; doubled each time.
 REFUSED_PAUSE_S = 0.01
 LAST_REFUSED_PAUSE_S = 0.5
@@ -85,6 +87,8 @@ class FailurePolicy:
         for part in reversed(list(parts)):
             part.job.requeue(part)
         for job in jobs_of(parts):
+            if job.only is not None and job.refusals >= MAX_REFUSALS:
+                job.fail(ModelGone())
             pause = min(LAST_REFUSED_PAUSE_S, REFUSED_PAUSE_S * 2.0 ** min(job.refusals, 16))
             self._loop.call_later(pause, self._queue.put, job)
 

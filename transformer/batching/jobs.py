@@ -17,15 +17,22 @@ from transformer.upstream.known_versions import KnownVersion, UpstreamModel
 MAX_MODEL_CHANGES = 8
 
 
+class ModelGone(PredictorUnavailable):
+    """The only model that may answer a job is no longer behind any connection."""
+
+    def __init__(self) -> None:
+        super().__init__("the model that gave the first part of the answer is gone; try again")
+
+
 class Job:
     """One request. A large one is sent in parts, and one model must answer all of them.
 
     Parameters
     ----------
     candidates
-        The candidates as the request holds them.
-    newest
-        The newest version, which has validated them.
+        The candidates as the request holds them. None for rows that exist in one encoding only.
+    encoded_for
+        The version in whose encoding `matrix` is: the newest one, which has validated the candidates.
     matrix
         The candidates in its encoding.
     headers
@@ -36,6 +43,10 @@ class Job:
         The event loop.
     timeout_s
         Seconds until the caller gets an error.
+    low_priority
+        Wait until no job of normal priority is in the queue.
+    only
+        The only model that may answer; any if None. The job fails with `ModelGone` when it is gone.
 
     Attributes
     ----------
@@ -58,18 +69,23 @@ class Job:
 
     def __init__(
         self,
-        candidates: Candidates,
-        newest: KnownVersion,
+        candidates: Candidates | None,
+        encoded_for: KnownVersion,
         matrix: Matrix,
         headers: Mapping[str, str],
         version: str | None,
         loop: asyncio.AbstractEventLoop,
         timeout_s: float,
+        *,
+        low_priority: bool = False,
+        only: UpstreamModel | None = None,
     ) -> None:
         self.rows = len(matrix)
         self.headers = headers
         self.credentials = headers.get(AUTHORIZATION)
         self.version = version
+        self.low_priority = low_priority
+        self.only = only
         self.loop = loop
         self.created = loop.time()
         self.deadline = self.created + timeout_s
@@ -79,7 +95,7 @@ class Job:
         self.retry_group: object = None
         self.not_before = 0.0
         self._candidates = candidates
-        self._matrices: dict[str, Matrix | None] = {newest.name: matrix}
+        self._matrices: dict[str, Matrix | None] = {encoded_for.name: matrix}
         self.restart()
 
     def restart(self) -> None:
@@ -117,11 +133,14 @@ class Job:
     def matrix(self, version: KnownVersion) -> Matrix | None:
         """Return the candidates in a version's encoding, or None if it cannot express them."""
         if version.name not in self._matrices:
-            self._matrices[version.name] = version.try_encode(self._candidates)
+            candidates = self._candidates
+            self._matrices[version.name] = None if candidates is None else version.try_encode(candidates)
         return self._matrices[version.name]
 
     def accepts(self, model: UpstreamModel) -> bool:
         """Return True if the caller accepts an answer of this model."""
+        if self.only is not None:
+            return self.only.is_same_model(model)
         return self.version is None or self.version == model.label
 
     def add_answer(self, part: "Part", prediction: Prediction, model: UpstreamModel) -> bool:
@@ -158,6 +177,8 @@ class Job:
         """Return the error of a job whose deadline has passed."""
         if self.version is not None:
             return PredictorUnavailable(f"no predictor of version {self.version} answered in time")
+        if self.low_priority and self.is_unsent:
+            return PredictorUnavailable("no predictor was free in time: explanations wait behind predictions")
         # One refusal may be a rollout. A job that only met refusals did not wait for a slow predictor.
         if self.is_unsent or self.refusals > 1:
             return PredictorUnavailable("no predictor that can score this request was available in time")
@@ -209,6 +230,8 @@ class Batch:
 
     Attributes
     ----------
+    low_priority
+        True if the parts' jobs have low priority; a batch has one priority.
     unanswered
         Parts that no model has answered yet.
     """
@@ -216,6 +239,7 @@ class Batch:
     def __init__(self, parts: list[Part]) -> None:
         self.parts = parts
         self.unanswered = list(parts)
+        self.low_priority = parts[0].job.low_priority
         self.rows = sum(part.rows for part in parts)
 
     @property

@@ -2,16 +2,21 @@
 
 A free connection takes everything in the queue, up to a limit, so an idle service adds no latency. The one
 exception: a batch waits briefly for callers that resend as soon as they are answered, see `caller_wait`.
+
+Jobs of low priority go one call at a time, and only while no other job waits. So no other job waits longer
+than for one of their calls, which are small. While other jobs come all the time, these calls take at most a
+quarter of the time.
 """
 
 import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from transformer.batching.caller_wait import CallerWait
 from transformer.batching.concurrency import Call, ConcurrencyLimit
-from transformer.batching.jobs import Batch, Job, Part
+from transformer.batching.jobs import Batch, Job, ModelGone, Part
 from transformer.errors import QueueFull, ServiceError
 
 logger = logging.getLogger("kserve.transformer")
@@ -19,6 +24,10 @@ logger = logging.getLogger("kserve.transformer")
 #: Returns True if a connection can carry a job.
 Accepts = Callable[[Job], bool]
 
+#: Maximum rows in a call of low priority, for which other jobs may have to wait.
+LOW_PRIORITY_ROWS = 256
+#: Pause after such a call, in durations of the call, if other jobs were sent meanwhile.
+LOW_PRIORITY_PAUSE = 3.0
 #: Maximum turns of the event loop for which a batch waits while each turn adds requests.
 MAX_TURNS = 16
 
@@ -36,7 +45,7 @@ class RequestQueue:
         Maximum candidates per call.
     max_waiting_rows
         Maximum candidates in the queue. Parked candidates, which no version can express now, have the same
-        limit of their own.
+        limit of their own. It does not apply to jobs of low priority, which their caller limits.
     splits
         Split large requests. False where each call may reach another model, since one model must answer all
         of a request.
@@ -48,13 +57,20 @@ class RequestQueue:
         # Kept, because asyncio.get_running_loop() asks the system for the process id each time (Python 3.11).
         self._loop = asyncio.get_running_loop()
         self._max_batch_rows = max_batch_rows
+        self._max_low_priority_rows = min(max_batch_rows, LOW_PRIORITY_ROWS)
         self._max_waiting_rows = max_waiting_rows
         #: Candidates that a batch takes of one request before it takes some of the others.
         self._share = max(1, max_batch_rows // 2)
         self._splits = splits
         self._waiting = _JobList()
+        self._low_priority = _JobList()
+        #: False while a call of low priority is in flight, and in the pause after it.
+        self._may_send_low_priority = True
+        #: True if a batch of normal priority was sent since the last call of low priority ended.
+        self._sent = False
         #: Jobs that no connection can carry at present.
         self._parked = _JobList()
+        self._lists = (self._waiting, self._low_priority, self._parked)
         self._free: dict[asyncio.Future[tuple[Batch, Call]], Accepts] = {}
         self._limit = ConcurrencyLimit(connections, self.dispatch_soon)
         self._scheduled = False
@@ -63,7 +79,7 @@ class RequestQueue:
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._parked)
+        return sum(map(len, self._lists))
 
     @property
     def rows(self) -> dict[str, int]:
@@ -82,40 +98,51 @@ class RequestQueue:
         ------
         QueueFull
             If too many candidates are in the queue.
+        ModelGone
+            If only one model may answer, and no connection leads to it.
         """
-        jobs = self._waiting if can_go else self._parked
-        if jobs.rows and jobs.rows + job.rows > self._max_waiting_rows:
-            raise QueueFull(
-                f"the queue is full: limit {self._max_waiting_rows} rows, {jobs.rows} are waiting; "
-                "try again later",
-                limit="queue",
-            )
-        self._caller_wait.arrived += 1
+        if job.only is not None and not can_go:
+            raise ModelGone
+        jobs = self._list_of(job) if can_go else self._parked
+        if not job.low_priority:
+            if jobs.rows and jobs.rows + job.rows > self._max_waiting_rows:
+                raise QueueFull(
+                    f"the queue is full: limit {self._max_waiting_rows} rows, {jobs.rows} are waiting; "
+                    "try again later",
+                    limit="queue",
+                )
+            self._caller_wait.arrived += 1
+            self._arrivals += can_go
         if can_go:
-            self._arrivals += 1
             self.put(job)
         else:
             jobs.add(job)
 
     def reclassify(self, can_go: Accepts) -> None:
         """Check again which jobs a connection can carry, and park the others."""
-        waiting, parked = list(self._waiting), list(self._parked)
+        waiting, parked = [*self._waiting, *self._low_priority], list(self._parked)
         for job in parked:
             if self._check(can_go, job):
                 self._parked.remove(job)
                 self.put(job)
         for job in waiting:
             if not self._check(can_go, job) and not job.answer.done():
-                self._waiting.remove(job)
-                self._parked.add(job)
+                self.remove(job)
+                if job.only is None:
+                    self._parked.add(job)
+                else:
+                    job.fail(ModelGone())
         self.dispatch_soon()
 
     def put(self, job: Job, *, first: bool = False) -> None:
         """Add a job, `first` at the front. A job whose caller has gone is ignored."""
         if job.answer.done() or not job.unsent:
             return
-        self._waiting.add(job, first=first)
+        self._list_of(job).add(job, first=first)
         self.dispatch_soon()
+
+    def _list_of(self, job: Job) -> "_JobList":
+        return self._low_priority if job.low_priority else self._waiting
 
     async def next_batch(self, accepts: Accepts, timeout_s: float) -> tuple[Batch, Call] | None:
         """Wait for a batch of jobs that the connection accepts; None after the timeout."""
@@ -136,12 +163,12 @@ class RequestQueue:
 
     def remove(self, job: Job) -> None:
         """Remove a job, if it is in the queue."""
-        self._waiting.remove(job)
-        self._parked.remove(job)
+        for jobs in self._lists:
+            jobs.remove(job)
 
     def fail_all(self, error: ServiceError) -> None:
         """Fail every job in the queue."""
-        for job in [*self._waiting, *self._parked]:
+        for job in [job for jobs in self._lists for job in jobs]:
             self.remove(job)
             job.fail(error)
 
@@ -151,12 +178,18 @@ class RequestQueue:
 
     def dispatch_soon(self) -> None:
         """Make batches after this turn of the event loop."""
-        if not self._scheduled and self._free and self._waiting:
+        if not self._scheduled and self._free and (self._waiting or self._low_priority):
             self._scheduled = True
             self._loop.call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
         self._scheduled = False
+        if self._waiting:
+            self._dispatch_waiting()
+        if not self._waiting and self._may_send_low_priority:
+            self._dispatch_low_priority()
+
+    def _dispatch_waiting(self) -> None:
         if not self._limit.may_begin():
             return
         # While each turn of the event loop adds requests, a batch is still growing.
@@ -173,39 +206,62 @@ class RequestQueue:
         for ready, accepts in self._free.items():
             if not self._limit.may_begin():
                 break
-            if not ready.done() and (parts := self._fill(accepts)):
+            if not ready.done() and (parts := self._fill(self._waiting, accepts, self._max_batch_rows)):
                 ready.set_result((Batch(parts), self._limit.begin()))
+                self._sent = True
+
+    def _dispatch_low_priority(self) -> None:
+        """Make one batch of low priority. It does not count for the limit, which it would mislead."""
+        for ready, accepts in self._free.items():
+            if not ready.done() and (
+                parts := self._fill(self._low_priority, accepts, self._max_low_priority_rows)
+            ):
+                self._may_send_low_priority = False
+                call = _LowPriorityCall(partial(self._low_priority_ended, self._loop.time()))
+                ready.set_result((Batch(parts), call))
+                return
+
+    def _low_priority_ended(self, began: float) -> None:
+        took_s = self._loop.time() - began
+        self._loop.call_later(LOW_PRIORITY_PAUSE * took_s if self._sent else 0.0, self._resume_low_priority)
+        self._sent = False
+
+    def _resume_low_priority(self) -> None:
+        self._may_send_low_priority = True
+        self.dispatch_soon()
 
     def _dispatch_after(self, seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(seconds, self.dispatch_soon)
 
-    def _fill(self, accepts: Accepts) -> list[Part]:
+    def _fill(self, waiting: "_JobList", accepts: Accepts, capacity: int) -> list[Part]:
         """Take the parts of one batch: each job's share, then the rest while there is capacity."""
         parts: list[Part] = []
-        capacity = self._max_batch_rows
-        while capacity > 0 and (jobs := self._select(accepts, capacity, parts)):
+        share = min(self._share, capacity)
+        while capacity > 0 and (jobs := self._select(waiting, accepts, capacity, share, parts)):
             for job in jobs:
-                part = job.next_part(self._share if self._splits else job.rows)
+                part = job.next_part(share if self._splits else job.rows)
                 parts.append(part)
                 capacity -= part.rows
                 if job.unsent:
-                    self._waiting.move_to_end(job)
+                    waiting.move_to_end(job)
                 else:
                     self.remove(job)
         return parts
 
-    def _select(self, accepts: Accepts, capacity: int, parts: list[Part]) -> list[Job]:
+    def _select(
+        self, waiting: "_JobList", accepts: Accepts, capacity: int, share: int, parts: list[Part]
+    ) -> list[Job]:
         """Select jobs that fit the capacity, may share a call, and may join the parts chosen already."""
         selected: list[Job] = []
         first = parts[0].job if parts else None
-        for job in list(self._waiting):
+        for job in list(waiting):
             if capacity <= 0:
                 break
             if first is not None and not _may_share(job, first):
                 continue
-            rows = min(job.unsent[0].rows, self._share) if self._splits else job.rows
+            rows = min(job.unsent[0].rows, share) if self._splits else job.rows
             # A request that does not fit goes whole with the next call: split in two it would take longer.
             if (rows <= capacity or first is None) and self._check(accepts, job):
                 selected.append(job)
@@ -234,6 +290,17 @@ class RequestQueue:
 def _may_share(job: Job, other: Job) -> bool:
     """Return True if two jobs may share a call."""
     return job.retry_group is other.retry_group and job.credentials == other.credentials
+
+
+class _LowPriorityCall:
+    """The call of low priority that is in flight."""
+
+    def __init__(self, on_end: Callable[[], None]) -> None:
+        self._on_end = on_end
+
+    def end(self, rows: int, waited_s: float) -> None:
+        """See `Call.end`."""
+        self._on_end()
 
 
 class _JobList:

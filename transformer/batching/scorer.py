@@ -2,15 +2,19 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+import numpy.typing as npt
+
 from transformer.batching.jobs import Job
 from transformer.batching.pool import Pool
 from transformer.bundle.candidates import Candidates
+from transformer.bundle.encoder import Matrix
 from transformer.bundle.format import Bundle
 from transformer.errors import ServiceError, UnknownVersion
 from transformer.headers import check_credentials
 from transformer.settings import Settings
 from transformer.upstream.client import PredictorAddress
-from transformer.upstream.known_versions import known_versions
+from transformer.upstream.known_versions import UpstreamModel, known_versions
 
 
 class Scorer:
@@ -29,7 +33,8 @@ class Scorer:
     def __init__(self, bundle: Bundle, settings: Settings, model_name: str) -> None:
         self.bundle = bundle
         self._settings = settings
-        self._versions = known_versions(bundle, settings.unknown_category)
+        #: The versions that may be behind the predictor, newest first.
+        self.known_versions = known_versions(bundle, settings.unknown_category)
         self._address = PredictorAddress.of(settings, model_name)
         self._pool: Pool | None = None
 
@@ -68,7 +73,7 @@ class Scorer:
         """
         if version is None:
             return
-        existing = self.versions if self.ready else tuple(one.name for one in self._versions)
+        existing = self.versions if self.ready else tuple(one.name for one in self.known_versions)
         if version in existing:
             return
         if recently and self._pool is not None and version in self._pool.models.recent_versions():
@@ -79,7 +84,15 @@ class Scorer:
         """Start to connect. Must be called inside the event loop that serves."""
         self._started()
 
-    def submit(self, candidates: Candidates, headers: Mapping[str, str], version: str | None = None) -> Job:
+    def submit(
+        self,
+        candidates: Candidates,
+        headers: Mapping[str, str],
+        version: str | None = None,
+        *,
+        low_priority: bool = False,
+        timeout_s: float | None = None,
+    ) -> Job:
         """Queue the candidates of one request; `release` must follow once the job's answer is done.
 
         Parameters
@@ -88,6 +101,10 @@ class Scorer:
             Headers to forward to the predictor.
         version
             The only version that may answer; any if None. See `check_version`.
+        low_priority
+            Wait until no job of normal priority is in the queue.
+        timeout_s
+            Seconds until the caller gets an error; by default those in the settings.
 
         Raises
         ------
@@ -97,12 +114,42 @@ class Scorer:
         if self._settings.predictor_protocol == "grpc-v2":
             check_credentials(headers)
         pool = self._started()
-        newest = self._versions[0]
+        newest = self.known_versions[0]
         matrix = newest.encode(candidates)
-        timeout_s = self._settings.predictor_request_timeout_seconds
-        job = Job(candidates, newest, matrix, headers, version, pool.loop, timeout_s)
+        if timeout_s is None:
+            timeout_s = self._settings.predictor_request_timeout_seconds
+        return self._submit(
+            Job(candidates, newest, matrix, headers, version, pool.loop, timeout_s, low_priority=low_priority)
+        )
+
+    async def score(
+        self, matrix: Matrix, model: UpstreamModel, headers: Mapping[str, str], timeout_s: float
+    ) -> npt.NDArray[np.float64]:
+        """Score encoded rows with low priority, and with one model only.
+
+        Returns
+        -------
+        ndarray of float64, shape (rows,)
+            Probability of the positive class.
+
+        Raises
+        ------
+        ModelGone
+            If no connection leads to the model any more.
+        ServiceError
+            As the answer to a job, see `transformer.batching.pool.Pool.submit`.
+        """
+        loop = self._started().loop
+        job = Job(None, model.version, matrix, headers, None, loop, timeout_s, low_priority=True, only=model)
+        self._submit(job)
         try:
-            pool.submit(job)
+            return (await job.answer).probabilities
+        finally:
+            self.release(job)
+
+    def _submit(self, job: Job) -> Job:
+        try:
+            self._started().submit(job)
         except ServiceError:
             job.release()
             raise
@@ -126,5 +173,5 @@ class Scorer:
 
     def _started(self) -> Pool:
         if self._pool is None:
-            self._pool = Pool(self._versions, self._address, self._settings)
+            self._pool = Pool(self.known_versions, self._address, self._settings)
         return self._pool

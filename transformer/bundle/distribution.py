@@ -19,7 +19,8 @@ class NumberBins(BaseModel):
     Attributes
     ----------
     edges
-        The bins' edges, from the signature's minimum to its maximum.
+        The bins' edges, from the signature's minimum to its maximum; without one, from or to where the
+        training candidates end.
     counts
         Training candidates in each bin.
     """
@@ -77,9 +78,12 @@ class Distribution(BaseModel):
             differing = (numbers.keys() ^ self.numbers.keys()) | (categories.keys() ^ self.categories.keys())
             raise ValueError(f"distribution and signature differ in: {', '.join(sorted(differing))}")
         for name, number in numbers.items():
-            first, last = self.numbers[name].edges[0], self.numbers[name].edges[-1]
-            if number.minimum not in (None, first) or number.maximum not in (None, last):
-                raise ValueError(f"distribution of {name}: edges must go from {number.expected}")
+            ends = self.numbers[name].edges[0], self.numbers[name].edges[-1]
+            for end, limit, verb in zip(
+                ends, (number.minimum, number.maximum), ("begin", "end"), strict=True
+            ):
+                if limit is not None and end != limit:
+                    raise ValueError(f"distribution of {name}: edges must {verb} at {limit:g}, got {end:g}")
         for name, category in categories.items():
             if self.categories[name].keys() != set(category.categories):
                 raise ValueError(f"distribution of {name}: categories must be those of the signature")

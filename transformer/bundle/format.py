@@ -23,7 +23,7 @@ from transformer.bundle.validation import validate
 from transformer.errors import InvalidCandidates, shortened
 
 #: Format number that this code writes. It reads the earlier ones, too: 1 had no `serving_form`; 2 had none of
-#: `recipe`, `row_name` and `distribution`, and a range for every number.
+#: `recipe`, `row_name`, `distribution` and `background`, and a range for every number.
 FORMAT: Literal[3] = 3
 BUNDLE_FILE = "bundle.json"
 MODEL_FILE = "model.joblib"
@@ -36,6 +36,8 @@ MAX_VALUES = 200_000
 VERSION_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
 NAME_PATTERN = "^[A-Za-z][A-Za-z0-9_-]*$"
 
+#: Largest difference between 1 and the sum of a background's weights.
+WEIGHTS_TOLERANCE = 1e-6
 #: Largest difference between equal probabilities: libraries add up in different orders.
 REFERENCE_TOLERANCE = 1e-6
 #: Version that responses name when a model with a known encoding matches no known version.
@@ -105,8 +107,28 @@ class Reference(BaseModel):
         return same_probabilities(probabilities, self.probabilities)
 
 
+class Background(BaseModel):
+    """Background rows of explanations: artificial candidates, and the weight of each.
+
+    The weighted mean of the model's probabilities for them is the baseline of each explanation.
+    """
+
+    model_config = STRICT
+
+    candidates: Annotated[tuple[dict[str, str | float], ...], Field(min_length=1, strict=False)]
+    weights: Annotated[tuple[Probability, ...], _TUPLE]
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "Background":
+        if len(self.candidates) != len(self.weights):
+            raise ValueError(f"{len(self.candidates)} candidates, {len(self.weights)} weights")
+        if abs(sum(self.weights) - 1) > WEIGHTS_TOLERANCE:
+            raise ValueError(f"weights must add up to 1, got {sum(self.weights):g}")
+        return self
+
+
 class Version(BaseModel):
-    """One version's data for verification, for encoding and for reading the predictor's responses."""
+    """One version's data for verification, encoding, explanations and reading the predictor's responses."""
 
     model_config = STRICT
 
@@ -119,6 +141,8 @@ class Version(BaseModel):
     reference: Reference
     #: The training candidates by bin; None in versions of the formats 1 and 2.
     distribution: Distribution | None = None
+    #: None in versions of the formats 1 and 2, which cannot be explained.
+    background: Background | None = None
 
     @model_validator(mode="after")
     def _coherent(self) -> "Version":
@@ -128,13 +152,18 @@ class Version(BaseModel):
         if sorted(possible) != sorted(self.vectorizer.feature_names):
             differing = sorted(set(possible) ^ set(self.vectorizer.feature_names))
             raise ValueError(f"vectorizer and signature differ in: {', '.join(differing)}")
-        try:
-            validate(Rows(list(self.reference.candidates), "reference"), self.signature)
-        except InvalidCandidates as error:
-            raise ValueError(f"reference candidate is invalid: {error.problems[0]}") from error
+        self._check_rows(self.reference.candidates, "reference")
+        if self.background is not None:
+            self._check_rows(self.background.candidates, "background")
         if self.distribution is not None:
             self.distribution.check(self.signature)
         return self
+
+    def _check_rows(self, candidates: Sequence[dict[str, str | float]], name: str) -> None:
+        try:
+            validate(Rows(list(candidates), name), self.signature)
+        except InvalidCandidates as error:
+            raise ValueError(f"{name} candidate is invalid: {error.problems[0]}") from error
 
     @property
     def positive_column(self) -> int:

@@ -1,5 +1,6 @@
 """The types between the protocols and the scorer: a decoded request, and its prediction."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -8,6 +9,7 @@ import numpy.typing as npt
 
 from transformer.bundle.candidates import Candidates
 from transformer.bundle.encoder import Matrix
+from transformer.bundle.explanation import Explanation, ExplanationPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,8 @@ class Prediction:
         Probability of the positive class.
     positive : ndarray of bool, shape (candidates,)
         True where the probability reaches the version's threshold.
+    explanation
+        Explanation of it, if the request asked for one.
     """
 
     version: str
@@ -33,6 +37,7 @@ class Prediction:
     matrix: Matrix
     probabilities: npt.NDArray[np.float64]
     positive: npt.NDArray[np.bool_]
+    explanation: Explanation | None = None
 
     @property
     def rows(self) -> int:
@@ -56,6 +61,10 @@ class Request(Protocol):
     @property
     def version(self) -> str | None:
         """The only version that may answer; any if None."""
+
+    @property
+    def explains(self) -> Collection[ExplanationPart]:
+        """The parts of an explanation that it asks for; none for a plain prediction."""
 
     def answer(self, prediction: Prediction) -> Any:  # noqa: ANN401 (each protocol has its own type)
         """Return the prediction in the caller's protocol."""

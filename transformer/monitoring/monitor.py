@@ -9,7 +9,7 @@ from itertools import chain, product
 from typing import NamedTuple
 
 import numpy as np
-from kserve.metrics import POST_HIST_TIME, PRE_HIST_TIME, PREDICT_HIST_TIME, get_labels
+from kserve.metrics import EXPLAIN_HIST_TIME, POST_HIST_TIME, PRE_HIST_TIME, PREDICT_HIST_TIME, get_labels
 
 from transformer.bundle.format import Bundle
 from transformer.bundle.prediction import Prediction
@@ -24,16 +24,17 @@ ERRORS = ("400", "413", "500", "502", "503", "504")
 
 
 class Kind(NamedTuple):
-    """Protocol of a request (``v1``, ``v2``, ``grpc``), and what it asks for (``predict``, ``infer``)."""
+    """Protocol of a request (``v1``, ``v2``, ``grpc``) and its verb (``predict``, ``explain``, ``infer``)."""
 
     protocol: str
     verb: str
 
 
 V1_PREDICT = Kind("v1", "predict")
+V1_EXPLAIN = Kind("v1", "explain")
 V2_INFER = Kind("v2", "infer")
 GRPC_INFER = Kind("grpc", "infer")
-KINDS = (V1_PREDICT, V2_INFER, GRPC_INFER)
+KINDS = (V1_PREDICT, V1_EXPLAIN, V2_INFER, GRPC_INFER)
 
 
 class Durations(NamedTuple):
@@ -45,11 +46,12 @@ class Durations(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """One answered request."""
+    """One answered request; of an explanation, only the prediction is kept until it is counted."""
 
     kind: Kind
     durations: Durations
     prediction: Prediction
+    explained: bool = False
 
 
 class Monitor:
@@ -69,9 +71,10 @@ class Monitor:
         self._versions = {version.version: version for version in bundle.versions}
         self._groups = groups
         labels = get_labels(model_name)
-        #: KServe's own, one for each of `Durations`.
+        #: KServe's own: of decoding, of scoring without and with an explanation, and of encoding.
         self._parts = [
-            HistogramBatch(one.labels(**labels)) for one in (PRE_HIST_TIME, PREDICT_HIST_TIME, POST_HIST_TIME)
+            HistogramBatch(one.labels(**labels))
+            for one in (PRE_HIST_TIME, PREDICT_HIST_TIME, EXPLAIN_HIST_TIME, POST_HIST_TIME)
         ]
         self._seconds = {kind: HistogramBatch(REQUEST_SECONDS.labels(*kind)) for kind in KINDS}
         self._rows = {kind: HistogramBatch(REQUEST_CANDIDATES.labels(*kind)) for kind in KINDS}
@@ -116,15 +119,21 @@ class Monitor:
             return
         requests, self._pending, self._pending_rows = self._pending, [], 0
         flat = chain.from_iterable([request.durations for request in requests])
-        durations = np.fromiter(flat, np.float64).reshape(-1, len(self._parts))
-        for part, histogram in enumerate(self._parts):
-            histogram.observe(durations[:, part])
+        durations = np.fromiter(flat, np.float64).reshape(len(requests), -1)
+        explained = np.array([request.explained for request in requests])
+        decoding, scoring, encoding = durations.T
+        parts = decoding, scoring[~explained], scoring[explained], encoding
+        for histogram, seconds in zip(self._parts, parts, strict=True):
+            histogram.observe(seconds)
         totals = durations.sum(axis=1)
         by_kind: dict[Kind, list[int]] = {}
         by_model: dict[tuple[str, str], list[Answered]] = {}
         for number, request in enumerate(requests):
             by_kind.setdefault(request.kind, []).append(number)
-            by_model.setdefault((request.prediction.encoding, request.prediction.version), []).append(request)
+            # Who asks for an explanation has usually asked for the prediction before.
+            if not explained[number]:
+                model = request.prediction.encoding, request.prediction.version
+                by_model.setdefault(model, []).append(request)
         for kind, numbers in by_kind.items():
             self._seconds[kind].observe(totals[numbers])
             self._rows[kind].observe([requests[number].prediction.rows for number in numbers])

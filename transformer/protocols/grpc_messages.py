@@ -1,6 +1,5 @@
 """The V2 inference protocol over gRPC: decoding of request messages, encoding of response messages."""
 
-import numpy as np
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from transformer.bundle.signature import DEFAULT_ROW_NAME
@@ -101,9 +100,13 @@ def encode(response: V2Response) -> pb.ModelInferResponse:
         id=response.id, model_name=response.model_name, model_version=response.model_version
     )
     for output in response.outputs:
-        tensor = message.outputs.add(name=output.name, datatype=output.datatype, shape=[len(output.values)])
+        tensor = message.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
+        for name, text in output.parameters.items():
+            tensor.parameters[name].string_param = text
         if output.binary:
             message.raw_output_contents.append(raw_bytes(output.values))
+        elif isinstance(output.values, list):
+            tensor.contents.bytes_contents.extend(value.encode() for value in output.values)
         else:
-            getattr(tensor.contents, CONTENTS[output.datatype]).extend(np.asarray(output.values).tolist())
+            getattr(tensor.contents, CONTENTS[output.datatype]).extend(output.values.ravel().tolist())
     return message

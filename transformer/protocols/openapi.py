@@ -14,6 +14,7 @@ from typing import Any
 from transformer.bundle.signature import DEFAULT_ROW_NAME, Number, RawField, Signature, plural
 from transformer.bundle.validation import UnknownCategory
 from transformer.protocols.tensors import NUMPY_DTYPES
+from transformer.protocols.v2 import output_metadata
 
 #: A JSON Schema, or another part of the description.
 Part = dict[str, Any]
@@ -29,8 +30,10 @@ def describe(
     signature: Signature,
     *,
     max_candidates: int,
+    max_explained_candidates: int,
     row_name: str = DEFAULT_ROW_NAME,
     unknown_category: UnknownCategory = "refuse",
+    explains: bool = True,
 ) -> Part:
     """Return the description, as OpenAPI 3.1.
 
@@ -46,10 +49,14 @@ def describe(
         Fields of a candidate.
     max_candidates
         Maximum candidates per request.
+    max_explained_candidates
+        Maximum candidates per request for explanations.
     row_name
         The bundle's word for a candidate.
     unknown_category
         With ``ignore``, a categorical field accepts any string.
+    explains
+        Describe explanations, too.
     """
     description: Part = _filled(
         _template(),
@@ -60,10 +67,15 @@ def describe(
             "<row>": row_name,
             "<rows>": plural(row_name),
             "<max_candidates>": max_candidates,
+            "<max_explained_candidates>": min(max_candidates, max_explained_candidates),
             "<candidate>": candidate_schema(signature, unknown_category),
+            "<output_names>": [one["name"] for one in output_metadata(output_name, int(explains))],
+            "<output_tensors>": _output_tensors(output_name, explains=explains),
             "<input_tensors>": _input_tensors(signature, max_candidates, unknown_category),
         },
     )
+    if not explains:
+        del description["paths"][f"/v1/models/{model_name}:explain"]
     return description
 
 
@@ -124,6 +136,30 @@ def _input_tensors(
         "contentSchema": {"$ref": "#/components/schemas/Candidate"},
     }
     return [*fields, tensor("candidates", ["BYTES"], json_object)]
+
+
+def _output_tensors(output_name: str, *, explains: bool) -> list[Part]:
+    """Return the schemas of the tensors in a V2 response."""
+    values: Mapping[str, Part] = {
+        output_name: {"type": "boolean"},
+        f"{output_name}_probability": {"type": "number", "minimum": 0, "maximum": 1},
+        f"{output_name}_changes": {"type": "string", "contentMediaType": "application/json"},
+    }
+    return [
+        {
+            "title": f"{output['name']} tensor",
+            "type": "object",
+            "properties": {
+                "name": {"const": output["name"]},
+                "datatype": {"const": output["datatype"]},
+                "shape": {"type": "array", "items": {"type": "integer"}},
+                "data": {"type": "array", "items": values.get(output["name"], {"type": "number"})},
+                "parameters": {"$ref": "#/components/schemas/TensorParameters"},
+            },
+            "required": ["name", "datatype", "shape"],
+        }
+        for output in output_metadata(output_name, int(explains))
+    ]
 
 
 @cache

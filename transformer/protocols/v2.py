@@ -1,8 +1,9 @@
 """The V2 inference protocol over REST: JSON, or JSON followed by binary tensor data."""
 
+import struct
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import orjson
 
 from transformer.bundle.candidates import Candidates
+from transformer.bundle.explanation import Explanation, ExplanationPart
 from transformer.bundle.plain_errors import describe
 from transformer.bundle.prediction import Prediction
 from transformer.bundle.signature import DEFAULT_ROW_NAME, Signature
@@ -32,12 +34,24 @@ PLATFORM = "sklearn_joblib"
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """One output of a response: one value per candidate."""
+    """One output of a response: one value or one row of values per candidate.
+
+    Attributes
+    ----------
+    parameters
+        Parameters of the tensor, besides those that the encoding adds.
+    """
 
     name: str
     datatype: str
-    values: npt.NDArray[Any]
+    values: npt.NDArray[Any] | list[str]
     binary: bool = False
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> list[int]:
+        """Shape of the tensor."""
+        return [len(self.values)] if isinstance(self.values, list) else list(self.values.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +79,7 @@ class V2Request:
     output_name
         Name of the bundle, and so of the outputs.
     outputs
-        Requested outputs, each with True for binary data; empty for all.
+        Requested outputs, each with True for binary data; empty for the prediction.
     binary
         Default for outputs that the request does not list.
     """
@@ -78,13 +92,24 @@ class V2Request:
     outputs: Mapping[str, bool]
     binary: bool
 
+    @property
+    def explains(self) -> Collection[ExplanationPart]:
+        """The parts of an explanation that the requested outputs need."""
+        if not self.outputs:
+            return ()
+        known = explanation_outputs(self.output_name)
+        return {known[name].part for name in self.outputs if name in known}
+
     def answer(self, prediction: Prediction) -> V2Response:
-        """Return the prediction as output tensors."""
+        """Return the prediction, and what was requested of its explanation, as output tensors."""
         datatypes = output_types(self.output_name)
         values = dict(zip(datatypes, (prediction.positive, prediction.probabilities), strict=True))
         requested = self.outputs or dict.fromkeys(values, self.binary)
         outputs = tuple(
-            OutputTensor(name, datatypes[name], values[name], binary) for name, binary in requested.items()
+            OutputTensor(name, datatypes[name], values[name], binary)
+            if name in values
+            else _explanation_tensor(self.output_name, name, binary, prediction.explanation)
+            for name, binary in requested.items()
         )
         return V2Response(self.id, self.model_name, prediction.version, outputs)
 
@@ -98,21 +123,82 @@ def output_types(name: str) -> dict[str, str]:
     return {name: "BOOL", f"{name}_probability": "FP64"}
 
 
+@dataclass(frozen=True, slots=True)
+class ExplanationOutput:
+    """An output that is only sent if a request names it.
+
+    Attributes
+    ----------
+    part
+        The part of the explanation that it needs.
+    by_field
+        True if it has one value per candidate and field.
+    """
+
+    part: ExplanationPart
+    datatype: str
+    by_field: bool
+
+
+def explanation_outputs(name: str) -> dict[str, ExplanationOutput]:
+    """Return the outputs of a bundle with this name that explain predictions."""
+    return {
+        f"{name}_baseline": ExplanationOutput("contributions", "FP64", by_field=False),
+        f"{name}_contributions": ExplanationOutput("contributions", "FP64", by_field=True),
+        f"{name}_standard_errors": ExplanationOutput("contributions", "FP64", by_field=True),
+        f"{name}_changes": ExplanationOutput("changes", "BYTES", by_field=False),
+    }
+
+
+def _explanation_tensor(
+    output_name: str, name: str, binary: bool, explanation: Explanation | None
+) -> OutputTensor:
+    """Return one output of an explanation. Tensors by field name the fields in the parameter ``fields``."""
+    output = explanation_outputs(output_name)[name]
+    assert explanation is not None  # noqa: S101 (asked for)
+    if output.part == "changes":
+        assert explanation.changes is not None  # noqa: S101
+        return OutputTensor(
+            name, output.datatype, [orjson.dumps(one).decode() for one in explanation.changes], binary
+        )
+    found = explanation.contributions
+    assert found is not None  # noqa: S101
+    values = {
+        "baseline": found.baseline,
+        "contributions": found.values,
+        "standard_errors": found.standard_errors,
+    }
+    parameters = {"fields": orjson.dumps(found.fields).decode()} if output.by_field else {}
+    return OutputTensor(
+        name, output.datatype, values[name.removeprefix(f"{output_name}_")], binary, parameters
+    )
+
+
 def input_metadata(signature: Signature) -> list[dict[str, Any]]:
     """Return the inputs of the model metadata: one tensor per raw field, of any length."""
     return [{"name": field.name, "datatype": field.datatype, "shape": [-1]} for field in signature.fields]
 
 
-def output_metadata(name: str) -> list[dict[str, Any]]:
-    """Return the outputs of the model metadata."""
-    return [
+def output_metadata(name: str, explained_fields: int = 0) -> list[dict[str, Any]]:
+    """Return the outputs of the model metadata, and of explanations if there are `explained_fields`."""
+    outputs = [
         {"name": output, "datatype": datatype, "shape": [-1]}
         for output, datatype in output_types(name).items()
     ]
+    if explained_fields:
+        outputs += [
+            {
+                "name": output,
+                "datatype": one.datatype,
+                "shape": [-1, explained_fields] if one.by_field else [-1],
+            }
+            for output, one in explanation_outputs(name).items()
+        ]
+    return outputs
 
 
 def model_metadata(
-    model_name: str, versions: Sequence[str], signature: Signature, output_name: str
+    model_name: str, versions: Sequence[str], signature: Signature, output_name: str, *, explains: bool
 ) -> dict[str, Any]:
     """Return the model metadata, for REST and gRPC.
 
@@ -126,13 +212,15 @@ def model_metadata(
         Fields of a candidate.
     output_name
         Name of the bundle, and so of the outputs.
+    explains
+        List the outputs of explanations.
     """
     return {
         "name": model_name,
         "versions": list(versions),
         "platform": PLATFORM,
         "inputs": input_metadata(signature),
-        "outputs": output_metadata(output_name),
+        "outputs": output_metadata(output_name, len(signature.fields) if explains else 0),
     }
 
 
@@ -157,7 +245,7 @@ def check_outputs(name: str, requested: Mapping[str, bool]) -> Mapping[str, bool
     InvalidRequest
         If the model does not have one of them.
     """
-    known = output_types(name)
+    known = output_types(name) | explanation_outputs(name)
     for output in requested:
         if output not in known:
             raise InvalidRequest(f"outputs: must be one of {', '.join(known)}, got {quoted(output)}")
@@ -233,16 +321,15 @@ def encode(response: V2Response) -> tuple[bytes, dict[str, str]]:
     outputs: list[dict[str, Any]] = []
     binary: list[bytes] = []
     for output in response.outputs:
-        tensor: dict[str, Any] = {
-            "name": output.name,
-            "datatype": output.datatype,
-            "shape": [len(output.values)],
-        }
+        tensor: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
+        parameters: dict[str, Any] = dict(output.parameters)
         if output.binary:
             binary.append(raw_bytes(output.values))
-            tensor["parameters"] = {"binary_data_size": len(binary[-1])}
+            parameters["binary_data_size"] = len(binary[-1])
         else:
-            tensor["data"] = output.values
+            tensor["data"] = output.values if isinstance(output.values, list) else output.values.ravel()
+        if parameters:
+            tensor["parameters"] = parameters
         outputs.append(tensor)
     content = {
         "model_name": response.model_name,
@@ -257,8 +344,11 @@ def encode(response: V2Response) -> tuple[bytes, dict[str, str]]:
     return b"".join([text, *binary]), headers
 
 
-def raw_bytes(values: npt.NDArray[Any]) -> bytes:
-    """Return a vector as little-endian binary data."""
+def raw_bytes(values: npt.NDArray[Any] | list[str]) -> bytes:
+    """Return values as little-endian binary data, row by row; strings each after their length."""
+    if isinstance(values, list):
+        encoded = [value.encode() for value in values]
+        return b"".join([struct.pack("<I", len(value)) + value for value in encoded])
     return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).tobytes()
 
 

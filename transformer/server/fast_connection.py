@@ -134,12 +134,12 @@ class PlainCycle(RequestResponseCycle):
         except Exception as error:  # noqa: BLE001 (a bug must not end the connection)
             self._fail(error)
         else:
-            self._progress.job.answer.add_done_callback(self._answered)
+            self._progress.answer.add_done_callback(self._answered)
 
     def cancel(self) -> None:
         """Drop the request, because no client waits for its response any more."""
         if self._progress is not None:
-            self._progress.job.answer.cancel()
+            self._progress.answer.cancel()
 
     def _answered(self, answer: asyncio.Future[Prediction]) -> None:
         progress, self._progress = self._progress, None

@@ -6,9 +6,9 @@ version that may answer, the metrics.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from http import HTTPStatus
 from time import perf_counter
 from typing import Any, Generic, TypeVar
@@ -16,11 +16,11 @@ from typing import Any, Generic, TypeVar
 from kserve.logging import trace_logger
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
-from transformer.batching.jobs import Job
 from transformer.batching.scorer import Scorer
 from transformer.bundle.format import Bundle
 from transformer.bundle.prediction import Prediction, Request
 from transformer.errors import ServiceError, printable
+from transformer.explanation.explainer import Explainer
 from transformer.headers import forwarded
 from transformer.metrics import QUEUED
 from transformer.monitoring.monitor import Answered, Durations, Kind, Monitor
@@ -46,6 +46,10 @@ class InProgress(Generic[_Request]):
 
     Attributes
     ----------
+    answer
+        Its prediction, once it is done.
+    release
+        Drops the request at the scorer.
     size
         Its size in bytes.
     start, decoded
@@ -54,7 +58,8 @@ class InProgress(Generic[_Request]):
 
     kind: Kind
     request: _Request
-    job: Job
+    answer: asyncio.Future[Prediction]
+    release: Callable[[], object]
     size: int
     request_id: str
     start: float
@@ -84,6 +89,7 @@ class Handler:
         self.scorer = Scorer(bundle, settings, self.name)
         max_bytes = BUDGET_IN_MAX_REQUESTS * settings.max_request_bytes
         self.reader = FairReader(max_bytes)
+        self._explainer = Explainer(self.scorer, settings, bundle.row_name)
         self._settings = settings
         self._bundle = bundle
         self._fields = self.scorer.fields
@@ -92,6 +98,16 @@ class Handler:
     def decode_v1(self, payload: object) -> v1.V1Request:
         """Decode a V1 request; see `transformer.protocols.v1.decode`."""
         return v1.decode(payload, self._bundle.name, self._settings.max_candidates, self._bundle.row_name)
+
+    def decode_v1_explain(self, payload: object) -> v1.V1Request:
+        """Decode a V1 request for explanations; see `transformer.protocols.v1.decode`."""
+        return v1.decode(
+            payload,
+            self._bundle.name,
+            self._settings.max_candidates,
+            self._bundle.row_name,
+            v1.V1ExplainRequest,
+        )
 
     def decode_v2(self, body: bytes, json_length: str | None, version: str | None = None) -> v2.V2Request:
         """Decode a V2 REST request; see `transformer.protocols.v2.decode`.
@@ -158,7 +174,7 @@ class Handler:
         """
         progress = self.begin(kind, decode, headers, size)
         try:
-            await progress.job.answer
+            await progress.answer
         except Exception as error:
             self.fail(progress, error)
             raise
@@ -170,7 +186,7 @@ class Handler:
     def begin(
         self, kind: Kind, decode: Callable[[], _Request], headers: Sequence[tuple[str, str]], size: int
     ) -> InProgress[_Request]:
-        """Begin to answer a request. `end`, `fail` or `abandon` must follow once its job is done.
+        """Begin to answer a request. `end`, `fail` or `abandon` must follow once its answer is done.
 
         Parameters
         ----------
@@ -197,7 +213,7 @@ class Handler:
                 start = perf_counter()
                 request = decode()
                 decoded = perf_counter()
-                job = self.scorer.submit(request.candidates, forward, request.version)
+                answer, release = self._submit(request, forward)
             except BaseException:
                 self._budget.release(size)
                 raise
@@ -206,12 +222,23 @@ class Handler:
         except Exception as error:
             self._count_failure(kind, error)
             raise
-        return InProgress(kind, request, job, size, forward.get("x-request-id", "N.A."), start, decoded)
+        request_id = forward.get("x-request-id", "N.A.")
+        return InProgress(kind, request, answer, release, size, request_id, start, decoded)
+
+    def _submit(
+        self, request: Request, headers: Mapping[str, str]
+    ) -> tuple[asyncio.Future[Prediction], Callable[[], object]]:
+        """Return the future answer, and a function that drops the request."""
+        if request.explains:
+            task = self._explainer.submit(request.candidates, request.explains, headers, request.version)
+            return task, task.cancel
+        job = self.scorer.submit(request.candidates, headers, request.version)
+        return job.answer, partial(self.scorer.release, job)
 
     def end(
         self, progress: InProgress[_Request], encode: Callable[[Prediction], _Answer]
     ) -> tuple[_Answer, str]:
-        """Return the answer to a request whose job is done, and the version that gave it.
+        """Return the answer to a request whose future answer is done, and the version that gave it.
 
         Raises
         ------
@@ -220,7 +247,7 @@ class Handler:
         """
         try:
             scored = perf_counter()
-            prediction = progress.job.answer.result()
+            prediction = progress.answer.result()
             answer = encode(prediction)
         except Exception as error:
             self.fail(progress, error)
@@ -237,7 +264,7 @@ class Handler:
     def abandon(self, progress: InProgress[_Request]) -> None:
         """Drop a request that gets no answer."""
         self._budget.release(progress.size)
-        self.scorer.release(progress.job)
+        progress.release()
 
     def ready(self, version: str | None = None) -> bool:
         """Return True if a prediction, by a version if one is named, would succeed.
@@ -260,7 +287,13 @@ class Handler:
             If no verified connection leads to the version.
         """
         self.scorer.check_version(version)
-        return v2.model_metadata(self.name, self.scorer.versions, self._bundle.signature, self._bundle.name)
+        return v2.model_metadata(
+            self.name,
+            self.scorer.versions,
+            self._bundle.signature,
+            self._bundle.name,
+            explains=self._explainer.available,
+        )
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI description; see `transformer.protocols.openapi.describe`."""
@@ -270,8 +303,10 @@ class Handler:
             self._bundle.version,
             self._bundle.signature,
             max_candidates=self._settings.max_candidates,
+            max_explained_candidates=self._settings.max_explained_candidates,
             row_name=self._bundle.row_name,
             unknown_category=self._settings.unknown_category,
+            explains=self._explainer.available,
         )
 
     @cached_property
@@ -313,7 +348,10 @@ class Handler:
         durations = Durations(
             progress.decoded - progress.start, scored - progress.decoded, perf_counter() - scored
         )
-        self.monitor.answered(Answered(progress.kind, durations, prediction))
+        explained = prediction.explanation is not None
+        if explained:
+            prediction = replace(prediction, explanation=None)
+        self.monitor.answered(Answered(progress.kind, durations, prediction, explained))
         if self._settings.enable_latency_logging:
             trace_logger.info(
                 "requestId: %s, preprocess_ms: %.3f, predict_ms: %.3f, postprocess_ms: %.3f",

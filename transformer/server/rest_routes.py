@@ -21,10 +21,11 @@ from starlette.types import Receive, Scope, Send
 from transformer.errors import NotImplementedHere, PredictorUnavailable
 from transformer.headers import VERSION_HEADER, forwardable
 from transformer.metrics import registry
-from transformer.monitoring.monitor import V1_PREDICT, V2_INFER
+from transformer.monitoring.monitor import V1_EXPLAIN, V1_PREDICT, V2_INFER, Kind
 from transformer.protocols import v2
 from transformer.protocols.v1 import V1Request
 from transformer.server.dataplane import NO_LOADING, TransformerDataPlane
+from transformer.server.handler import Handler
 
 _Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -137,6 +138,16 @@ class RestRoutes:
     async def predict(self, request: Request) -> Response:
         """V1: predictions, also for CloudEvents."""
         handler = self._dataplane.handler_of(request.path_params["model_name"])
+        return await self._answer_v1(V1_PREDICT, request, handler, handler.decode_v1)
+
+    async def explain(self, request: Request) -> Response:
+        """V1: predictions with their explanations, also for CloudEvents."""
+        handler = self._dataplane.handler_of(request.path_params["model_name"])
+        return await self._answer_v1(V1_EXPLAIN, request, handler, handler.decode_v1_explain)
+
+    async def _answer_v1(
+        self, kind: Kind, request: Request, handler: Handler, decode_payload: Callable[[object], V1Request]
+    ) -> Response:
         body = await request.body()
         headers = dict(request.headers)
         attributes: dict[str, Any] = {}
@@ -144,10 +155,14 @@ class RestRoutes:
         def decode() -> V1Request:
             payload, found = self._dataplane.decode(body, headers)
             attributes.update(found)
-            return handler.decode_v1(payload)
+            return decode_payload(payload)
 
         answer, version = await handler.predict(
-            V1_PREDICT, decode, V1Request.answer, forwardable(request.headers.raw), len(body)
+            kind,
+            decode,
+            lambda decoded, prediction: decoded.answer(prediction),
+            forwardable(request.headers.raw),
+            len(body),
         )
         content, answer_headers = self._dataplane.encode(handler.name, answer, headers, attributes)
         answer_headers.pop("content-length", None)
@@ -156,11 +171,6 @@ class RestRoutes:
             content = orjson.dumps(content)
             answer_headers["content-type"] = "application/json"
         return Response(content, headers=answer_headers)
-
-    async def explain(self, request: Request) -> Response:
-        """V1: explanations, which are not implemented."""
-        self._dataplane.handler_of(request.path_params["model_name"])
-        raise NotImplementedHere("explanations are not implemented; ask for a prediction with :predict")
 
     async def infer(self, request: Request) -> Response:
         """V2: predictions, by one version if the path names it."""

@@ -1,0 +1,121 @@
+"""Explain the predictions for the candidates of a file: what each field contributes to the probability."""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from placement.candidate_file import (
+    CandidateFile,
+    InputError,
+    LocatedCandidate,
+    add_file_argument,
+    locate_problems,
+    open_candidates,
+)
+from placement.client import (
+    DEFAULT_REST_URL,
+    ClientError,
+    Refused,
+    RestClient,
+    connect_rest,
+    until_accepted,
+)
+from placement.command import Command
+from placement.explained import Explained
+from placement.progress import progress_bar
+from training.data import DataError
+
+#: Characters of the longest bar.
+BAR_WIDTH = 24
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_file_argument(parser)
+    parser.add_argument("--url", default=DEFAULT_REST_URL, help="REST address of the service")
+    parser.add_argument("--model", help="name of the model (default: the only one of the service)")
+    parser.add_argument("--json", action="store_true", help="print a JSON list instead of bars")
+    parser.add_argument("--html", metavar="PAGE", help="write a page with a chart for each candidate, too")
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    return (ClientError, DataError, InputError)
+
+
+def _run(options: argparse.Namespace) -> int:
+    explained = asyncio.run(_explain(options))
+    if options.json:
+        print(json.dumps([{**one.explanation, "model_version": one.version} for one in explained], indent=1))
+    else:
+        print("\n\n".join("\n".join(_lines(one)) for one in explained))
+    if options.html is not None:
+        from placement.explanation_page import render
+
+        try:
+            Path(options.html).write_text(render(explained))
+        except OSError as error:
+            raise InputError(f"--html {options.html}: {error.strerror}") from error
+        print(f"wrote {options.html}", file=sys.stderr)
+    return 0
+
+
+async def _explain(options: argparse.Namespace) -> list[Explained]:
+    """Ask for one candidate at a time: the service explains one after another anyway."""
+    client = connect_rest(options.url, options.model)
+    explained = []
+    try:
+        fields = await client.fields()
+        with ExitStack() as stack:
+            file = open_candidates(options.file, fields, stack)
+            advance = stack.enter_context(progress_bar("explaining", file.total))
+            for number, located in enumerate(file.candidates, start=1):
+                explained.append(await _ask(client, number, located, file))
+                advance(1)
+    finally:
+        await client.close()
+    return explained
+
+
+async def _ask(client: RestClient, number: int, located: LocatedCandidate, file: CandidateFile) -> Explained:
+    try:
+        answer = await until_accepted(lambda: client.explain([located.candidate]))
+    except Refused as error:
+        raise ClientError(locate_problems(str(error), [located], file)) from error
+    return Explained(number, located.candidate, answer.predictions[0], answer.version)
+
+
+def _lines(one: Explained) -> Iterator[str]:
+    """Yield the lines of one candidate: the contributions as bars, and what adds up to the probability."""
+    ranked = one.contributions
+    width = max(len("probability"), *(len(label) for label, _ in ranked))
+    unit = max(abs(value) for _, value in ranked) / BAR_WIDTH or 1.0
+    yield (
+        f"row {one.number}: {one.output} {'yes' if one.positive else 'no'}, "
+        f"probability {one.probability:.3f} ({one.version})"
+    )
+    yield f"  {'baseline':<{width}}  {one.explanation['baseline']:6.3f}"
+    for label, value in ranked:
+        bar = "█" * round(abs(value) / unit)
+        sides = (bar.rjust(BAR_WIDTH), "") if value < 0 else (" " * BAR_WIDTH, bar)
+        yield f"  {label:<{width}}  {value:+6.3f}  {sides[0]}│{sides[1]}"
+    yield f"  {'probability':<{width}}  {one.probability:6.3f}"
+    if not one.explanation["exact"]:
+        largest = max(one.explanation["standard_errors"].values())
+        yield f"  estimated from permutations; standard errors up to {largest:.4f}"
+    if one.changes:
+        yield "  would turn it: " + "; or ".join(one.changes)
+    elif not one.positive:
+        yield "  no change of one or two fields was found that turns it"
+
+
+COMMAND = Command(
+    name="explain",
+    help="explain the predictions for candidates",
+    description=__doc__,
+    add_arguments=_add_arguments,
+    run=_run,
+    errors=_errors,
+)

@@ -1,0 +1,1 @@
+"""Explanations of predictions: contributions of the raw fields, and changes that turn a negative answer."""
