@@ -27,6 +27,7 @@ from transformer.monitoring.monitor import Answered, Durations, Kind, Monitor
 from transformer.protocols import grpc_messages, openapi, v1, v2
 from transformer.server.byte_budget import BUDGET_IN_MAX_REQUESTS, ByteBudget
 from transformer.server.fair_reader import FairReader
+from transformer.server.periodically import periodically
 from transformer.settings import Settings
 
 _Request = TypeVar("_Request", bound=Request)
@@ -95,19 +96,14 @@ class Handler:
         self._fields = self.scorer.fields
         self._budget = ByteBudget(max_bytes)
 
-    def decode_v1(self, payload: object) -> v1.V1Request:
+    def decode_v1(self, payload: object, request: type[v1.V1Request] = v1.V1Request) -> v1.V1Request:
         """Decode a V1 request; see `transformer.protocols.v1.decode`."""
-        return v1.decode(payload, self._bundle.name, self._settings.max_candidates, self._bundle.row_name)
+        bundle = self._bundle
+        return v1.decode(payload, bundle.name, self._settings.max_candidates, bundle.row_name, request)
 
     def decode_v1_explain(self, payload: object) -> v1.V1Request:
-        """Decode a V1 request for explanations; see `transformer.protocols.v1.decode`."""
-        return v1.decode(
-            payload,
-            self._bundle.name,
-            self._settings.max_candidates,
-            self._bundle.row_name,
-            v1.V1ExplainRequest,
-        )
+        """Decode a V1 request for explanations."""
+        return self.decode_v1(payload, v1.V1ExplainRequest)
 
     def decode_v2(self, body: bytes, json_length: str | None, version: str | None = None) -> v2.V2Request:
         """Decode a V2 REST request; see `transformer.protocols.v2.decode`.
@@ -327,17 +323,10 @@ class Handler:
     @contextlib.asynccontextmanager
     async def flushing_metrics(self) -> AsyncIterator[None]:
         """Bring the metrics up to date at intervals while the block runs, for scrapes of other processes."""
-
-        async def flush_at_intervals() -> None:
-            while True:
-                await asyncio.sleep(FLUSH_INTERVAL_S)
-                self.flush_metrics()
-
-        task = asyncio.create_task(flush_at_intervals())
         try:
-            yield
+            async with periodically(FLUSH_INTERVAL_S, self.flush_metrics):
+                yield
         finally:
-            task.cancel()
             self.flush_metrics()
 
     def _count_failure(self, kind: Kind, error: BaseException) -> None:
