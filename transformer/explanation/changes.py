@@ -14,7 +14,7 @@ import numpy as np
 
 from transformer.bundle.encoder import Matrix
 from transformer.bundle.signature import Category, Number, RawField
-from transformer.explanation.game import BLOCK_SIZE, Game, Scores, Scoring
+from transformer.explanation.game import Game, Scores, Scoring, score_in_blocks
 
 #: Steps of the grid over a number's range.
 STEPS = 32
@@ -137,11 +137,7 @@ class _Search:
 
     def score(self, proposals: Sequence[_Proposal]) -> Scoring[Scores]:
         """Score proposals."""
-        scores = np.empty(len(proposals))
-        for start in range(0, len(proposals), BLOCK_SIZE):
-            block = slice(start, start + BLOCK_SIZE)
-            scores[block] = yield self._rows(proposals[block])
-        return scores
+        return score_in_blocks(len(proposals), lambda block: self._rows(proposals[block]))
 
     def _rows(self, proposals: Sequence[_Proposal]) -> Matrix:
         """Return the candidate with each proposal's values, encoded."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transformer.bundle.explanation import Contributions
-from transformer.explanation.game import BLOCK_SIZE, Game, Scores, Scoring
+from transformer.explanation.game import Game, Scores, Scoring, score_in_blocks
 
 _Bools = npt.NDArray[np.bool_]
 
@@ -54,10 +54,9 @@ def contributions(game: Game, row: Scores, max_rows: int) -> Scoring[Contributio
     starts = ends - [part.rows for part in parts]
     for start, end, part in zip(starts, ends, parts, strict=True):
         coalitions[start:end, part.fields] = part.coalitions
-    scores = np.empty(len(background))
-    for first in range(0, len(scores), BLOCK_SIZE):
-        block = slice(first, first + BLOCK_SIZE)
-        scores[block] = yield game.rows(row, coalitions[block], background[block])
+    scores = yield from score_in_blocks(
+        len(background), lambda block: game.rows(row, coalitions[block], background[block])
+    )
     values, variances = np.zeros((2, len(game.fields)))
     for weight, start, end, part in zip(game.weights, starts, ends, parts, strict=True):
         found, variance = part.contributions(scores[start:end])

@@ -24,6 +24,15 @@ _Result = TypeVar("_Result")
 Scoring = Generator[Matrix, Scores, _Result]
 
 
+def score_in_blocks(count: int, rows: Callable[[slice], Matrix]) -> Scoring[Scores]:
+    """Score so many rows, `BLOCK_SIZE` at a time; `rows` makes those of a slice when it is their turn."""
+    scores = np.empty(count)
+    for start in range(0, count, BLOCK_SIZE):
+        block = slice(start, start + BLOCK_SIZE)
+        scores[block] = yield rows(block)
+    return scores
+
+
 class Game:
     """The game of one version.
 
