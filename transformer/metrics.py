@@ -24,6 +24,8 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import REGISTRY
 
+from transformer.bundle.distribution import SCORE_BOUNDS
+
 # A second series for each counter, with the time at which it was made.
 disable_created_metrics()
 
@@ -107,7 +109,7 @@ SCORES = Histogram(
     "transformer_candidate_score",
     "Probability of the positive class of answered candidates",
     ["version"],
-    buckets=[number / 10 for number in range(1, 11)],
+    buckets=SCORE_BOUNDS,
 )
 DECISIONS = Counter(
     "transformer_decisions", "Answered candidates, by decision (positive, negative)", ["version", "decision"]

@@ -11,10 +11,10 @@ from tests.support.paths import ROOT
 
 #: Levels of `transformer/`, lowest first. A module imports from its own package and from lower levels.
 LEVELS = (
-    {"errors", "metrics"},
+    {"errors"},
     {"headers"},
     {"bundle"},
-    {"settings"},
+    {"settings", "metrics"},
     {"protocols", "upstream"},
     {"batching", "monitoring"},
     {"explanation"},
