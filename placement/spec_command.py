@@ -39,7 +39,13 @@ def _run(options: argparse.Namespace) -> int:
     import yaml
 
     from inferenceservice import spec
-    from inferenceservice.model_spec import cluster_uri, model_name, service_name, spec_text
+    from inferenceservice.model_spec import (
+        CHECKOUT_SPEC,
+        cluster_uri,
+        model_name,
+        service_name,
+        spec_text,
+    )
     from inferenceservice.plain import render
 
     if options.model is not None and options.file is None:
@@ -50,7 +56,7 @@ def _run(options: argparse.Namespace) -> int:
             return 0
         objects = list(yaml.safe_load_all(text))
     else:
-        file = options.file or Path("inferenceservice/placement.yaml")
+        file = options.file or CHECKOUT_SPEC
         objects = spec.documents(file)
         spec.service_of(objects, file)
         if options.model is not None:

@@ -33,13 +33,10 @@ class Threshold:
 
     Attributes
     ----------
-    text
-        Text on the command line.
     choose
         Returns the threshold for true classes and out-of-fold probabilities, each of shape (candidates,).
     """
 
-    text: str
     choose: Callable[[Bools, Floats], float]
 
 
@@ -56,18 +53,18 @@ def parse(text: str) -> Threshold:
     """
     rule, _, value = text.partition("=")
     if rule == "f1" and not value:
-        return Threshold(text, _best(_f1))
+        return Threshold(_best(_f1))
     if rule == "recall":
         recall = _number(value, text, most=1)
-        return Threshold(text, _best(lambda tp, fp, p, n: np.where(tp >= recall * p, _STEPS, -1)))
+        return Threshold(_best(lambda tp, fp, p, n: np.where(tp >= recall * p, _STEPS, -1)))
     if rule == "cost":
         positive, colon, negative = value.partition(":")
         if not colon:
             raise ThresholdError(text)
         costs = _number(positive, text), _number(negative, text)
-        return Threshold(text, _best(lambda tp, fp, p, n: -(costs[0] * fp + costs[1] * (p - tp))))
+        return Threshold(_best(lambda tp, fp, p, n: -(costs[0] * fp + costs[1] * (p - tp))))
     fixed = _number(text, text, most=1)
-    return Threshold(text, lambda positive, probabilities: fixed)
+    return Threshold(lambda positive, probabilities: fixed)
 
 
 def _best(score: _Score) -> Callable[[Bools, Floats], float]:

@@ -58,12 +58,12 @@ def is_ready(pod: Object) -> bool:
 def is_terminating(pod: Object) -> bool:
     """Return True if a pod was deleted and may still run."""
     ended = pod["status"].get("phase") in {"Succeeded", "Failed"}
-    return "deletionTimestamp" in pod["metadata"] and not ended
+    return _is_deleted(pod) and not ended
 
 
 def is_running(pod: Object) -> bool:
     """Return True if a pod runs and was not deleted."""
-    return pod["status"].get("phase") == "Running" and "deletionTimestamp" not in pod["metadata"]
+    return pod["status"].get("phase") == "Running" and not _is_deleted(pod)
 
 
 def grace_period_s(pod: Object) -> int:
@@ -76,14 +76,13 @@ def pods_of_bundle(pods: Iterable[Object], uri: str) -> list[Object]:
     return [
         pod
         for pod in pods
-        if "deletionTimestamp" not in pod["metadata"]
-        and (pod["metadata"].get("annotations") or {}).get(SOURCE_URI) == uri
+        if not _is_deleted(pod) and (pod["metadata"].get("annotations") or {}).get(SOURCE_URI) == uri
     ]
 
 
 def newest_pods(pods: Iterable[Object]) -> list[Object]:
     """Return the pods of the newest template that were not deleted."""
-    left = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+    left = [pod for pod in pods if not _is_deleted(pod)]
     if not left:
         return []
     newest = max(left, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
@@ -178,6 +177,11 @@ def _condition(pod: Object, kind: str) -> Object:
 def _container_statuses(pod: Object) -> list[Object]:
     status = pod["status"]
     return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+
+
+def _is_deleted(pod: Object) -> bool:
+    """Return True if a pod was deleted; until it has ended, it may still run."""
+    return "deletionTimestamp" in pod["metadata"]
 
 
 def _template(pod: Object) -> str | None:
