@@ -33,25 +33,8 @@ async def progress_line(process: asyncio.subprocess.Process, text: str) -> None:
     raise AssertionError(f"{text} was never printed")
 
 
-async def test_a_version_that_is_not_in_the_claim_is_undone_with_the_reason(service: ClusterService) -> None:
-    await service.apply(service.old)
-    missing = "pvc://models/placement/v77"
-    async with service.under_load() as tally:
-        await some_more(tally, SOME)
-        done = await service.placement("rollout", missing, f"--bundle={missing}={service.pair.new}")
-        await some_more(tally, SOME)
-    check(tally)
-    assert done.returncode == 1
-    assert "the previous state is restored" in done.stderr
-    assert "bundle.json" in done.stderr
-
-
-async def test_a_model_that_does_not_load_is_undone_with_the_reason(
-    service: ClusterService, tmp_path: Path
-) -> None:
-    broken = shutil.copytree(service.pair.new, tmp_path / "v2")
-    (broken / MODEL_FILE).write_bytes(b"not a model")
-    uri = service.namespace.upload(broken, "broken/v2")
+async def undone_rollout(service: ClusterService, uri: str) -> str:
+    """Roll out a version that cannot serve; return the messages."""
     await service.apply(service.old)
     async with service.under_load() as tally:
         await some_more(tally, SOME)
@@ -60,6 +43,20 @@ async def test_a_model_that_does_not_load_is_undone_with_the_reason(
     check(tally)
     assert done.returncode == 1
     assert "the previous state is restored" in done.stderr
+    return done.stderr
+
+
+async def test_a_version_that_is_not_in_the_claim_is_undone_with_the_reason(service: ClusterService) -> None:
+    assert "bundle.json" in await undone_rollout(service, "pvc://models/placement/v77")
+
+
+async def test_a_model_that_does_not_load_is_undone_with_the_reason(
+    service: ClusterService, tmp_path: Path
+) -> None:
+    broken = shutil.copytree(service.pair.new, tmp_path / "v2")
+    (broken / MODEL_FILE).write_bytes(b"not a model")
+    uri = service.namespace.upload(broken, "broken/v2")
+    await undone_rollout(service, uri)
 
 
 async def test_an_interrupted_rollout_is_undone(service: ClusterService) -> None:

@@ -8,7 +8,7 @@ import json
 import logging
 import pickle
 import shutil
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,7 @@ from inferenceservice.local.running_process import LocalServiceError
 from inferenceservice.rollout import rollout
 from inferenceservice.rollout_target import Canary, State, TargetError
 from inferenceservice.spec import InferenceService
-from predictor.process import free_ports
-from tests.support.async_processes import RENEW_SOON
+from tests.support.async_processes import RENEW_SOON, ignore_progress, running_local_service
 from tests.support.bundle_copies import damaged_copy, file_sha256
 from tests.support.inference_service import SPEC
 from tests.support.load import Tally, under_load
@@ -65,23 +64,12 @@ def unloadable(version: Path, copy: Path) -> Path:
     return copy
 
 
-@contextlib.asynccontextmanager
-async def serving(uri: Path, run: Path, service: InferenceService = SPEC) -> AsyncIterator[LocalService]:
-    port, grpc_port = free_ports(2)
+def serving(
+    uri: Path, run: Path, service: InferenceService = SPEC
+) -> contextlib.AbstractAsyncContextManager[LocalService]:
     arguments = (*service.transformer_args, RENEW_SOON)
-    async with LocalService(
-        dataclasses.replace(service, storage_uri=str(uri), transformer_args=arguments),
-        port=port,
-        grpc_port=grpc_port,
-        logs=run / "logs",
-        progress=ignore_progress,
-    ) as local:
-        await local.start()
-        yield local
-
-
-def ignore_progress(_: str) -> None:
-    """Drop a line of progress."""
+    changed = dataclasses.replace(service, storage_uri=str(uri), transformer_args=arguments)
+    return running_local_service(changed, run)
 
 
 async def some_more(tally: Tally, version: str) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,7 @@ from inferenceservice.local.local_service import LocalService
 from inferenceservice.local.running_process import RunningProcess
 from inferenceservice.rollout import rollout
 from inferenceservice.rollout_target import Canary, State
-from inferenceservice.spec import InferenceService
-from predictor.process import free_ports
+from tests.support.async_processes import ignore_progress, running_local_service
 from tests.support.inference_service import SPEC
 from tests.support.load import NO_ANSWER, TRY_AGAIN, Tally, under_load
 from tests.support.waiting import wait_until
@@ -31,20 +30,10 @@ LOST = 12
 UNAVAILABLE = f"{NO_ANSWER} UNAVAILABLE"
 
 
-@contextlib.asynccontextmanager
-async def serving(
-    uri: Path, run: Path, report: Callable[[str], None], service: InferenceService = SPEC
-) -> AsyncIterator[LocalService]:
-    port, grpc_port = free_ports(2)
-    async with LocalService(
-        dataclasses.replace(service, storage_uri=str(uri)),
-        port=port,
-        grpc_port=grpc_port,
-        logs=run / "logs",
-        progress=report,
-    ) as local:
-        await local.start()
-        yield local
+def serving(
+    uri: Path, run: Path, report: Callable[[str], None]
+) -> contextlib.AbstractAsyncContextManager[LocalService]:
+    return running_local_service(dataclasses.replace(SPEC, storage_uri=str(uri)), run, report)
 
 
 def find(local: LocalService, component: str, *, canary: bool = False) -> RunningProcess:
@@ -56,10 +45,6 @@ def find(local: LocalService, component: str, *, canary: bool = False) -> Runnin
 
 def kill(one: RunningProcess) -> None:
     os.kill(one.process.pid, signal.SIGKILL)
-
-
-def ignore_progress(_: str) -> None:
-    """Drop a line of progress."""
 
 
 async def some_more(tally: Tally, version: str) -> None:

@@ -12,13 +12,12 @@ import grpc
 import httpx
 import numpy as np
 import pytest
-from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from tests.support.endpoints import V1_EXPLAIN, V1_PREDICT, V2_INFER
 from tests.support.expected_explanation import ExpectedExplanation
 from tests.support.fake_mlserver import FakeMLServer
 from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
-from tests.support.request_bodies import binary_request, field_tensors, grpc_tensors, v2_objects
+from tests.support.request_bodies import binary_request, field_tensors, grpc_objects, grpc_tensors, v2_objects
 from tests.support.waiting import wait_until
 from training.candidates import SAMPLE
 from transformer.batching.jobs import Job
@@ -335,9 +334,7 @@ async def test_too_many_rows_of_explanations_are_refused_and_predictions_are_not
     assert response.status_code == 503
     assert response.headers["retry-after"] == "1"
     assert response.json()["error"].startswith(f"too many rows of explanations: limit {MAX_ROWS}, ")
-    named = pb.ModelInferRequest(model_name="placement")
-    tensor = named.inputs.add(name="candidates", datatype="BYTES", shape=[1])
-    tensor.contents.bytes_contents.append(json.dumps(SAMPLE).encode())
+    named = grpc_objects([SAMPLE])
     named.outputs.add(name=BASELINE)
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await transformer.grpc.ModelInfer(named)

@@ -117,30 +117,29 @@ async def rollout_and_rollback(service: ClusterService, some: int) -> Outcome:
     return outcome
 
 
-async def apply_forward(service: ClusterService, some: int) -> Outcome:
-    """`kubectl apply` of both URIs: the new transformer knows both versions."""
-    await service.apply(service.old)
-    async with service.under_load(unverified=True) as tally:
-        await some_more(tally, some)
-        await service.apply(service.new)
-        await answers_of(tally, "v2", some)
-    outcome = Outcome(tally)
-    outcome.expect_no_failure()
-    outcome.expect_answers("v1", "v2")
-    return outcome
+def applied(*, forward: bool, name: str) -> ClusterSituation:
+    """Return a situation with a `kubectl apply` of both URIs: of the new version, or back to the old one.
 
+    The new transformer knows both versions, so no request fails. The old one does not know the new version.
+    """
 
-async def apply_back(service: ClusterService, some: int) -> Outcome:
-    """`kubectl apply` of both old URIs: the old transformer does not know the new version."""
-    await service.apply(service.new)
-    async with service.under_load(unverified=True) as tally:
-        await some_more(tally, some)
-        await service.apply(service.old)
-        await answers_of(tally, "v1", some)
-    outcome = Outcome(tally)
-    outcome.expect_no_failure_but_to_try_again()
-    outcome.expect_answers("v1", "v2")
-    return outcome
+    async def situation(service: ClusterService, some: int) -> Outcome:
+        uris = (service.old, service.new) if forward else (service.new, service.old)
+        await service.apply(uris[0])
+        async with service.under_load(unverified=True) as tally:
+            await some_more(tally, some)
+            await service.apply(uris[1])
+            await answers_of(tally, "v2" if forward else "v1", some)
+        outcome = Outcome(tally)
+        if forward:
+            outcome.expect_no_failure()
+        else:
+            outcome.expect_no_failure_but_to_try_again()
+        outcome.expect_answers("v1", "v2")
+        return outcome
+
+    situation.__name__ = name
+    return situation
 
 
 def pods_deleted(component: str, *, kill: bool, name: str) -> ClusterSituation:
@@ -166,8 +165,8 @@ def pods_deleted(component: str, *, kill: bool, name: str) -> ClusterSituation:
 
 SITUATIONS: tuple[ClusterSituation, ...] = (
     rollout_and_rollback,
-    apply_forward,
-    apply_back,
+    applied(forward=True, name="apply_forward"),
+    applied(forward=False, name="apply_back"),
     pods_deleted("transformer", kill=False, name="transformer_deleted"),
     pods_deleted("transformer", kill=True, name="transformer_killed"),
     pods_deleted("predictor", kill=False, name="predictor_deleted"),

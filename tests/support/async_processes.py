@@ -11,6 +11,8 @@ import aiohttp
 
 from inferenceservice.local.launch import TransformerProcess
 from inferenceservice.local.local_service import LocalService
+from inferenceservice.rollout_target import Progress
+from inferenceservice.spec import InferenceService
 from predictor.child import ChildProcess
 from predictor.environment import ensure
 from predictor.process import PredictorProcess, free_ports
@@ -32,18 +34,23 @@ def ignore_progress(_: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running_service(pair: VersionPair, run: Path, *arguments: str) -> AsyncIterator[LocalService]:
-    """Run an InferenceService with the pair's old version."""
+async def running_local_service(
+    service: InferenceService, run: Path, progress: Progress = ignore_progress
+) -> AsyncIterator[LocalService]:
+    """Run an InferenceService on free ports; its logs go below `run`."""
     port, grpc_port = free_ports(2)
     async with LocalService(
-        with_arguments(RENEW_SOON, *arguments, storage_uri=str(pair.old)),
-        port=port,
-        grpc_port=grpc_port,
-        logs=run / "logs",
-        progress=ignore_progress,
+        service, port=port, grpc_port=grpc_port, logs=run / "logs", progress=progress
     ) as local:
         await local.start()
         yield local
+
+
+def running_service(
+    pair: VersionPair, run: Path, *arguments: str
+) -> contextlib.AbstractAsyncContextManager[LocalService]:
+    """Run an InferenceService with the pair's old version."""
+    return running_local_service(with_arguments(RENEW_SOON, *arguments, storage_uri=str(pair.old)), run)
 
 
 @contextlib.asynccontextmanager
