@@ -25,7 +25,7 @@ class LocalServiceError(TargetError):
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The end of a process that nobody asked for.
+    """An unexpected end of a process.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class RunningProcess:
     failures
         Number of ends in a row, without a longer time of service between them.
     last_end
-        The last end that nobody asked for.
+        The last unexpected end.
     restarting
         The task that restarts it, if it has ended.
     exit_status
