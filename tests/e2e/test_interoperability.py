@@ -34,7 +34,12 @@ from training.generator import generate
 MODEL = "placement"
 PROBABILITY = "placement_probability"
 OUT_OF_RANGE = "inputs.ssc_p[0]: must be 0 to 100, got 710.5"
-NO_OUTPUT = "outputs: must be one of placement, placement_probability, got 'salary'"
+#: The outputs that explain a prediction, which only a request that names them gets.
+EXPLANATION_OUTPUTS = [
+    f"{MODEL}_{name}" for name in ("baseline", "contributions", "standard_errors", "changes")
+]
+OUTPUTS = [MODEL, PROBABILITY, *EXPLANATION_OUTPUTS]
+NO_OUTPUT = f"outputs: must be one of {', '.join(OUTPUTS)}, got 'salary'"
 NO_VERSION = "model placement has no version '1'; versions now: v1"
 SHAPES = [pytest.param(lambda rows: [rows], id="[n]"), pytest.param(lambda rows: [rows, 1], id="[n, 1]")]
 
@@ -300,10 +305,11 @@ def test_tritons_http_client_gets_health_and_metadata(triton_client, sklearn_ref
     metadata = triton_client.get_model_metadata(MODEL)
     assert metadata["name"] == MODEL
     assert [tensor["name"] for tensor in metadata["inputs"]] == list(sklearn_reference.bundle.signature.names)
-    assert metadata["outputs"] == [
+    assert metadata["outputs"][:2] == [
         {"name": MODEL, "datatype": "BOOL", "shape": [-1]},
         {"name": PROBABILITY, "datatype": "FP64", "shape": [-1]},
     ]
+    assert [tensor["name"] for tensor in metadata["outputs"][2:]] == EXPLANATION_OUTPUTS
 
 
 def test_tritons_http_client_gets_our_errors(triton_client, columns, bad_columns, rows):
@@ -380,7 +386,7 @@ def test_tritons_grpc_client_gets_health_and_metadata(over_triton_grpc, sklearn_
     assert [tensor["name"] for tensor in answers["model"]["inputs"]] == list(
         sklearn_reference.bundle.signature.names
     )
-    assert [tensor["name"] for tensor in answers["model"]["outputs"]] == [MODEL, PROBABILITY]
+    assert [tensor["name"] for tensor in answers["model"]["outputs"]] == OUTPUTS
 
 
 def test_tritons_grpc_client_gets_our_errors(over_triton_grpc):

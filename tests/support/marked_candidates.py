@@ -63,8 +63,9 @@ async def ask_over_every_protocol(http: httpx.AsyncClient, stub: GRPCInferenceSe
     """Return the statuses of good and bad candidates over every protocol."""
     ended = []
     for candidate in CANDIDATES.values():
-        response = await http.post(V1_PREDICT, json={"instances": [candidate]})
-        ended.append(str(response.status_code))
+        for path in (V1_PREDICT, V1_EXPLAIN):
+            response = await http.post(path, json={"instances": [candidate]})
+            ended.append(str(response.status_code))
         response = await http.post(V2_INFER, json=v2_objects([candidate]))
         ended.append(str(response.status_code))
         ended.append((await stub.ModelInfer(grpc_objects([candidate])).code()).name)
