@@ -69,12 +69,12 @@ class ServedModel:
     def probabilities(self, candidates: Sequence[Candidate]) -> list[float]:
         """Probability of the positive class for each candidate."""
         scores = self.classifier.predict_proba(self.encode(candidates))
-        probabilities: list[float] = scores[:, self.bundle.positive_column].tolist()
+        probabilities: list[float] = scores[:, self.bundle.target.positive_column].tolist()
         return probabilities
 
     def positive_probabilities(self, rows: Sequence[Sequence[float]]) -> list[float]:
         """Take the positive class's column from a predictor's rows of probabilities."""
-        return [row[self.bundle.positive_column] for row in rows]
+        return [row[self.bundle.target.positive_column] for row in rows]
 
 
 def load_served_model(directory: Path, work: Path) -> ServedModel:

@@ -8,6 +8,7 @@ other requests get a constant probability, over V1 and V2.
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, cast
 
@@ -25,9 +26,9 @@ class _Stub:
     """Makes the answers of the stub predictor."""
 
     def __init__(self, version: Version) -> None:
-        self._classes = len(version.classes)
-        self._column = version.positive_column
-        self._reference = self._matrix(version.reference.probabilities)
+        self._classes = version.target.columns
+        self._column = version.target.positive_column
+        self._reference = self._matrix(version.expected[:, 0].tolist())
 
     def answer(self, request: Message) -> bytes:
         """Return the body of the answer to a request."""
@@ -41,7 +42,7 @@ class _Stub:
         output = (content.get("outputs") or [{"name": "output-0"}])[0]["name"]
         return self._v2(None if named else content["inputs"][0]["shape"][0], output)
 
-    def _matrix(self, probabilities: tuple[float, ...]) -> list[list[float]]:
+    def _matrix(self, probabilities: Sequence[float]) -> list[list[float]]:
         rows = []
         for probability in probabilities:
             row = [(1 - probability) / (self._classes - 1)] * self._classes

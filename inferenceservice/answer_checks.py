@@ -8,7 +8,9 @@ from typing import Any
 
 from inferenceservice.rollout_target import Canary, RolloutTarget, Scores, TargetError
 from transformer.bundle.candidates import Rows
-from transformer.bundle.format import UNVERIFIED, Bundle, Version, same_probabilities
+from transformer.bundle.format import UNVERIFIED, Bundle, Version
+from transformer.bundle.signature import Value
+from transformer.bundle.target import AnswerScore
 from transformer.bundle.validation import validate
 from transformer.errors import InvalidCandidates
 
@@ -37,9 +39,10 @@ class ReferenceRequest:
 
     def __init__(self, versions: Sequence[Version]) -> None:
         self.candidates: list[dict[str, Any]] = []
-        self._expected: dict[str, dict[int, float]] = {version.version: {} for version in versions}
+        self._expected: dict[str, dict[int, AnswerScore]] = {version.version: {} for version in versions}
+        self._targets = {version.version: version.target for version in versions}
         for version in versions:
-            rows = zip(version.reference.candidates, version.reference.probabilities, strict=True)
+            rows = zip(version.reference.candidates, version.reference.answers, strict=True)
             for candidate, score in rows:
                 if all(_accepts(one, candidate) for one in versions):
                     self._expected[version.version][len(self.candidates)] = score
@@ -60,13 +63,14 @@ class ReferenceRequest:
         """
         if scores.version not in self._expected:
             raise WrongAnswer(_unexpected_version(scores.version, " or ".join(self._expected)))
-        given = scores.probabilities
+        given = scores.answers
         if len(given) != len(self.candidates):
             raise WrongAnswer(
                 f"{scores.version} returned {len(given)} scores for {len(self.candidates)} candidates"
             )
         expected = self._expected[scores.version]
-        if not same_probabilities([given[row] for row in expected], list(expected.values())):
+        target = self._targets[scores.version]
+        if not target.same_answers([given[row] for row in expected], list(expected.values())):
             raise WrongAnswer(f"{scores.version} scores its reference rows differently from its bundle")
 
 
@@ -152,7 +156,7 @@ def _unexpected_version(version: str, expected: str) -> str:
     )
 
 
-def _accepts(version: Version, candidate: dict[str, str | float]) -> bool:
+def _accepts(version: Version, candidate: dict[str, Value]) -> bool:
     """Return True if a candidate is valid for a version, so that its encoder can express it."""
     try:
         validate(Rows([candidate], "reference"), version.signature)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from transformer.bundle.format import Bundle
+from transformer.bundle.target import AnswerScore
 
 Progress = Callable[[str], None]
 
@@ -49,9 +50,9 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Probabilities of the positive class in one response, and the version that the response names."""
+    """Answers in one response, see `answer_score`, and the version that the response names."""
 
-    probabilities: tuple[float, ...]
+    answers: tuple[AnswerScore, ...]
     version: str
 
 

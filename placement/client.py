@@ -9,6 +9,8 @@ from typing import Any, Protocol, TypeVar
 import aiohttp
 import orjson
 
+from placement.outputs import Output, predictions
+
 Candidate = Mapping[str, Any]
 
 #: Name of a model that was not named.
@@ -181,8 +183,11 @@ def _refused(message: str, retry_after: str | bytes | None) -> Refused:
 
 
 def _v2_answer(content: Any, headers: Mapping[str, str]) -> Answer:  # noqa: ANN401 (JSON)
-    columns = {tensor["name"]: tensor["data"] for tensor in content["outputs"]}
-    return Answer(by_row(columns), headers["x-model-version"])
+    outputs = [
+        Output(tensor["name"], tensor["data"], tensor.get("parameters", {}).get("classes"))
+        for tensor in content["outputs"]
+    ]
+    return Answer(predictions(outputs), headers["x-model-version"])
 
 
 class GrpcClient:
@@ -213,12 +218,15 @@ class GrpcClient:
         tensor = request.inputs.add(name="candidates", datatype="BYTES", shape=[len(candidates)])
         tensor.contents.bytes_contents.extend(to_json(candidate) for candidate in candidates)
         answer = await self._request(self._stub.ModelInfer, request)
-        contents = {"BOOL": "bool_contents", "FP64": "fp64_contents"}
-        columns = {
-            output.name: list(getattr(output.contents, contents[output.datatype]))
+        outputs = [
+            Output(
+                output.name,
+                _values(output.contents),
+                output.parameters["classes"].string_param if "classes" in output.parameters else None,
+            )
             for output in answer.outputs
-        }
-        return Answer(by_row(columns), answer.model_version)
+        ]
+        return Answer(predictions(outputs), answer.model_version)
 
     async def close(self) -> None:
         """See `Client`."""
@@ -282,9 +290,11 @@ def tensors(candidates: Sequence[Candidate], datatypes: Mapping[str, str]) -> li
     ]
 
 
-def by_row(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Return a dict for each row of columns of equal length."""
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+def _values(contents: Any) -> list[Any]:  # noqa: ANN401 (gRPC has no types)
+    """Return the values in gRPC's typed contents, of whichever type."""
+    for _, values in contents.ListFields():
+        return [value.decode() if isinstance(value, bytes) else value for value in values]
+    return []
 
 
 def to_json(value: object) -> bytes:

@@ -65,6 +65,10 @@ class VersionDrift:
     ----------
     training_candidates
         None if the bundle does not have the version's distribution; `fields` is then empty.
+    selection_rate
+        Share of positive decisions; None for another question than of yes or no.
+    class_shares
+        Share of each class among the decisions; empty for yes or no, and for numbers.
     score_distance
         Largest difference of the shares of candidates with at most some score; None without a distribution.
     """
@@ -72,7 +76,8 @@ class VersionDrift:
     version: str
     candidates: int
     training_candidates: int | None
-    selection_rate: float
+    selection_rate: float | None
+    class_shares: Mapping[str, float]
     score_distance: float | None
     score_alert: bool
     fields: tuple[FieldDrift, ...]
@@ -141,18 +146,25 @@ def _version(counts: _Totals, version: str) -> VersionDrift:
     training = counts.by("transformer_training_candidates", "version").get(version)
     shares = counts.by("transformer_training_share", "field", "bin")
     distance = _score_distance(counts)
-    groups = tuple(_groups(counts))
+    is_binary = decisions.keys() == {"positive", "negative"}
+    groups = tuple(_groups(counts)) if is_binary else ()
     return VersionDrift(
         version=version,
         candidates=round(total),
         training_candidates=None if training is None else round(training),
-        selection_rate=decisions.get("positive", 0) / total,
+        selection_rate=decisions.get("positive", 0) / total if is_binary else None,
+        class_shares={} if is_binary else _class_shares(decisions, total),
         score_distance=distance,
         score_alert=distance is not None and distance > SCORE_LIMIT and total >= MIN_CANDIDATES,
         fields=tuple(_fields(counts, shares, total, training)) if training else (),
         groups=groups,
         impacts=tuple(_impacts(groups)),
     )
+
+
+def _class_shares(decisions: Mapping[str, float], total: float) -> dict[str, float]:
+    # A regression counts its answers as one decision.
+    return {name: count / total for name, count in decisions.items()} if len(decisions) > 1 else {}
 
 
 def _fields(

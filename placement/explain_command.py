@@ -1,4 +1,4 @@
-"""Explain the predictions for the candidates of a file: what each field contributes to the probability."""
+"""Explain the predictions for the candidates of a file: what each field contributes to the answer."""
 
 import argparse
 import asyncio
@@ -90,25 +90,28 @@ async def _ask(client: RestClient, number: int, located: LocatedCandidate, file:
 def _lines(one: Explained) -> Iterator[str]:
     """Yield the lines of one candidate: the contributions as bars, and what adds up to the probability."""
     ranked = one.contributions
-    width = max(len("probability"), *(len(label) for label, _ in ranked))
+    score_name = one.score_name
+    width = max(len(score_name), *(len(label) for label, _ in ranked))
     unit = max(abs(value) for _, value in ranked) / BAR_WIDTH or 1.0
-    yield (
-        f"row {one.number}: {one.output} {'yes' if one.positive else 'no'}, "
-        f"probability {one.probability:.3f} ({one.version})"
-    )
-    yield f"  {'baseline':<{width}}  {one.explanation['baseline']:6.3f}"
+    yield (f"row {one.number}: {one.output} {one.answer}, {score_name} {_score(one.score)} ({one.version})")
+    yield f"  {'baseline':<{width}}  {_score(one.explanation['baseline'])}"
     for label, value in ranked:
         bar = "█" * round(abs(value) / unit)
         sides = (bar.rjust(BAR_WIDTH), "") if value < 0 else (" " * BAR_WIDTH, bar)
-        yield f"  {label:<{width}}  {value:+6.3f}  {sides[0]}│{sides[1]}"
-    yield f"  {'probability':<{width}}  {one.probability:6.3f}"
+        yield f"  {label:<{width}}  {_score(value, '+')}  {sides[0]}│{sides[1]}"
+    yield f"  {score_name:<{width}}  {_score(one.score)}"
     if not one.explanation["exact"]:
         largest = max(one.explanation["standard_errors"].values())
         yield f"  estimated from permutations; standard errors up to {largest:.4f}"
     if one.changes:
         yield "  would turn it: " + "; or ".join(one.changes)
-    elif not one.positive:
+    elif one.is_negative:
         yield "  no change of one or two fields was found that turns it"
+
+
+def _score(value: float, sign: str = "") -> str:
+    """Return a probability with three decimals, a larger number with five digits."""
+    return f"{value:{sign}6.3f}" if abs(value) < 100 else f"{value:{sign}.5g}"
 
 
 COMMAND = Command(

@@ -1,5 +1,6 @@
 """A candidate with its explanation, as the command `placement explain` and its page show it."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,14 +29,48 @@ class Explained:
         return next(iter(self.explanation))
 
     @property
-    def positive(self) -> bool:
-        """The decision."""
-        return bool(self.explanation[self.output])
+    def answer(self) -> str:
+        """The answer: yes or no, a class, or a number."""
+        answer = self.explanation[self.output]
+        if isinstance(answer, bool):
+            return "yes" if answer else "no"
+        return f"{answer:g}" if isinstance(answer, float) else str(answer)
 
     @property
-    def probability(self) -> float:
-        """The probability of the positive class."""
-        return float(self.explanation[f"{self.output}_probability"])
+    def is_negative(self) -> bool:
+        """True for an answer that changes may turn."""
+        return self.explanation[self.output] is False
+
+    @property
+    def score_name(self) -> str:
+        """Name of the score that the contributions add up to."""
+        return "probability" if len(self._probabilities) else "number" if self._is_number else "score"
+
+    @property
+    def explained(self) -> str:
+        """Description of that score for the axis of a chart."""
+        if f"{self.output}_probabilities" in self.explanation:
+            return f"probability of {self.output} = {self.answer}"
+        return self.output if self._is_number else f"{self.score_name} of {self.output}"
+
+    @property
+    def score(self) -> float:
+        """The score that the baseline and all contributions add up to."""
+        for value in self._probabilities:
+            if isinstance(value, Mapping):
+                answer = self.explanation[self.output]
+                return float(value[answer if isinstance(answer, str) else json.dumps(answer)])
+            return float(value)
+        return float(self.explanation[self.output]) if self._is_number else float(not self.is_negative)
+
+    @property
+    def _is_number(self) -> bool:
+        return isinstance(self.explanation[self.output], float)
+
+    @property
+    def _probabilities(self) -> list[Any]:
+        names = (f"{self.output}_probability", f"{self.output}_probabilities")
+        return [self.explanation[name] for name in names if name in self.explanation]
 
     @property
     def contributions(self) -> list[tuple[str, float]]:

@@ -1,4 +1,4 @@
-"""A page of explanations: for each candidate a waterfall from the baseline to its probability.
+"""A page of explanations: for each candidate a waterfall from the baseline to its score.
 
 The page is self-contained, like training's report, and shows the candidates' values.
 """
@@ -24,13 +24,14 @@ def render(explained: Sequence[Explained]) -> str:
     with style():
         cards = [_card(one) for one in explained]
     header = """<header><h1>Why these answers?</h1>
-<p class="lead">Each chart leads from the baseline, the mean probability, to the probability of one row.
+<p class="lead">Each chart leads from the baseline, the mean score, to the score of one row: its
+probability or number.
 A bar is the contribution of one field; all of them add up to the difference.</p></header>"""
     return page("Explanations", [header, *cards])
 
 
 def waterfall(one: Explained) -> str:
-    """Draw how the contributions lead from the baseline to the probability, as inline SVG."""
+    """Draw how the contributions lead from the baseline to the score, as inline SVG."""
     ranked = one.contributions
     drawn = figure(WIDTH, ROW_HEIGHT * (len(ranked) + 2) + 0.5)
     axes = drawn.add_subplot()
@@ -45,14 +46,14 @@ def waterfall(one: Explained) -> str:
         _label(axes, f"{level:.3f}", (level, row), 7)
     axes.plot([levels[0], levels[0]], [0, 1], color=MUTED, linewidth=0.8)
     axes.axvline(levels[0], color=LINE, linewidth=1, zorder=0)
-    axes.set_yticks(range(len(levels) + 1), ["baseline", *(label for label, _ in ranked), "probability"])
+    axes.set_yticks(range(len(levels) + 1), ["baseline", *(label for label, _ in ranked), one.score_name])
     axes.tick_params(axis="y", length=0)
     axes.spines.left.set_visible(False)
     axes.grid(axis="y", visible=False)
     span = max(levels) - min(levels) or 1.0
     axes.set_xlim(min(levels) - LABEL_SHARE * span, max(levels) + LABEL_SHARE * span)
     axes.invert_yaxis()
-    axes.set_xlabel(f"probability of {one.output}")
+    axes.set_xlabel(one.explained)
     first, value = ranked[0]
     return inline(
         drawn,
@@ -67,16 +68,15 @@ def _label(axes: Axes, text: str, at: tuple[float, float], points: float, ha: st
 
 
 def _card(one: Explained) -> str:
-    decision = "yes" if one.positive else "no"
-    notes = [f"probability {one.probability:.3f}, by version {one.version}."]
+    notes = [f"{one.score_name} {one.score:.3f}, by version {one.version}."]
     if not one.explanation["exact"]:
         largest = max(one.explanation["standard_errors"].values())
         notes.append(f"Contributions are estimated; their standard errors are up to {largest:.4f}.")
     if one.changes:
         notes.append(f"Would turn it: {'; or '.join(one.changes)}.")
-    elif not one.positive:
+    elif one.is_negative:
         notes.append("No change of one or two fields was found that turns it.")
     return (
-        f'<section class="card wide"><h2>Row {one.number}: {escape(one.output)} {decision}</h2>'
+        f'<section class="card wide"><h2>Row {one.number}: {escape(one.output)} {escape(one.answer)}</h2>'
         f"<p>{escape(' '.join(notes))}</p>{waterfall(one)}</section>"
     )

@@ -45,7 +45,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="FILE.csv",
-        help="write the columns of the input with prediction, probability and version, and print nothing",
+        help="write the columns of the input with prediction, probabilities and version, and print nothing",
     )
 
 
@@ -136,6 +136,7 @@ class _TableWriter:
         self._count = 0
 
     def write(self, _: Sequence[Any], prediction: dict[str, Any], version: str) -> None:
+        prediction = _columns(prediction)
         if not self._count:
             names = "".join(f"{name:>{max(len(name), 9) + 2}}" for name in prediction)
             print(f"{'#':>8}{names}  version")
@@ -145,6 +146,14 @@ class _TableWriter:
 
     def end(self) -> None:
         """Do nothing: a table needs no end."""
+
+
+def _columns(prediction: dict[str, Any]) -> dict[str, Any]:
+    """Return a prediction with a column for each of many classes."""
+    flat: dict[str, Any] = {}
+    for name, value in prediction.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _format(value: object) -> str:

@@ -1,16 +1,18 @@
-"""CSV file of predictions: the columns of the input, and prediction, probability and version beside them."""
+"""CSV file of predictions: the columns of the input, then prediction, probabilities and version."""
 
 import csv
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-#: Columns beside those of the input.
-ADDED = ("prediction", "probability", "version")
+from placement.outputs import cells as answer_cells
+
+#: Last column, after those of the input and of `placement.outputs.cells`.
+VERSION = "version"
 
 
 class OutputError(Exception):
@@ -34,30 +36,39 @@ class PredictionsFile:
     """
 
     def __init__(self, path: Path, header: Sequence[str]) -> None:
-        taken = [name for name in ADDED if name in header]
-        if taken:
-            raise OutputError(
-                f"{path}: the input has the column {taken[0]!r} already; rename it or leave it out"
-            )
+        self._check_free(path, header, ("prediction", "probability", VERSION))
         self._path = path
         self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         self._header = header
+        self._has_header = False
         self._stack = ExitStack()
         try:
             self._file = self._stack.enter_context(self._partial.open("x", newline="", encoding="utf-8"))
             self._stack.callback(self._partial.unlink, missing_ok=True)
             self._writer = csv.writer(self._file)
-            self._writer.writerow([*header, *ADDED])
         except OSError as error:
             raise self._error(error) from error
 
     def write(self, cells: Sequence[Any], prediction: dict[str, Any], version: str) -> None:
         """Write one row: its cells, and its outputs in the order of the service's response."""
-        positive, probability = prediction.values()
+        added = dict(answer_cells(prediction))
         try:
-            self._writer.writerow([*map(_text, cells), _text(positive), repr(probability), version])
+            if not self._has_header:
+                self._check_free(self._path, self._header, added)
+                self._writer.writerow([*self._header, *added, VERSION])
+                self._has_header = True
+            self._writer.writerow([*map(_text, cells), *map(_text, added.values()), version])
         except OSError as error:
             raise self._error(error) from error
+
+    @staticmethod
+    def _check_free(path: Path, header: Sequence[str], added: Iterable[str]) -> None:
+        """Check that the input has no column with the name of an added one."""
+        for name in added:
+            if name in header:
+                raise OutputError(
+                    f"{path}: the input has the column {name!r} already; rename it or leave it out"
+                )
 
     def end(self) -> None:
         """Move the complete file to its place."""

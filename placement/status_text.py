@@ -105,7 +105,10 @@ def _drift(figures: Mapping[str, Any]) -> Iterator[Sequence[str]]:
         yield [one["field"], "PSI", f"{one['psi']:.3f}", expected, _alert(one["alert"])]
     if (distance := figures["score_distance"]) is not None:
         yield ["score", "distance", f"{distance:.3f}", "", _alert(figures["score_alert"])]
-    yield ["selected", "", f"{figures['selection_rate']:.1%}", "", ""]
+    if (rate := figures["selection_rate"]) is not None:
+        yield ["selected", "", f"{rate:.1%}", "", ""]
+    for name, share in figures["class_shares"].items():
+        yield [f"predicted {name}", "", f"{share:.1%}", "", ""]
     for one in figures["groups"]:
         name = f"{one['field']} {one['group']}"
         yield [f"selected, {name}", "", f"{one['selection_rate']:.1%}", f"of {one['candidates']}", ""]

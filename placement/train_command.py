@@ -117,8 +117,9 @@ def _run(options: argparse.Namespace) -> int:
     if bundle.model.serving_form:
         print(f"served as {bundle.model.serving_form}")
     for name, value in bundle.metrics.items():
-        print(f"{name:<10}{value:.4f}")
-    print(f"threshold {bundle.threshold:g}")
+        print(f"{name:<10}{value:.{4 if abs(value) < 100 else 1}f}")
+    if bundle.threshold is not None:
+        print(f"threshold {bundle.threshold:g}")
     print(f"next      {command_line('up', '--model', shlex.quote(trained.uri))}")
     sys.stdout.flush()
     return 0

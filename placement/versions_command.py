@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from transformer.bundle.format import Bundle
 
 #: Metrics in the table, in this order.
-_METRICS = ("accuracy", "roc_auc", "brier", "f1", "precision", "recall")
+_METRICS = (
+    "accuracy", "roc_auc", "brier", "f1", "precision", "recall", "log_loss", "macro_f1", "mae", "rmse", "r2",
+)  # fmt: skip
+#: Maximum metrics that the table shows.
+_MAX_METRICS = 6
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,15 +96,16 @@ def _describe(uri: str, bundle: "Bundle", roles: list[str]) -> dict[str, Any]:
 
 
 def _rows(content: list[dict[str, Any]]) -> Iterator[list[str]]:
-    yield ["version", "created", "rows", *_METRICS, "threshold", ""]
+    used = [name for name in _METRICS if any(name in one["metrics"] for one in content)][:_MAX_METRICS]
+    yield ["version", "created", "rows", *used, "threshold", ""]
     for one in content:
-        metrics = (one["metrics"].get(name) for name in _METRICS)
+        metrics = (one["metrics"].get(name) for name in used)
         yield [
             one["version"],
             one["created"][:16].replace("T", " "),
             f"{one['rows']:,}",
             *("" if value is None else f"{value:.4f}" for value in metrics),
-            f"{one['threshold']:g}",
+            "" if one["threshold"] is None else f"{one['threshold']:g}",
             ", ".join(one["serves"]),
         ]
 

@@ -13,11 +13,12 @@ from sklearn.feature_extraction import DictVectorizer
 
 from training.candidates import Candidate
 from training.encoding import encode
-from training.estimators import SEED, Classifier
+from training.estimators import SEED, Classifier, scores_of
 from training.reference import are_real, rounded
 from training.selection import Floats
 from transformer.bundle.format import Background
 from transformer.bundle.signature import Signature
+from transformer.bundle.target import Target
 
 #: Number of background rows. The rows to score for an explanation are proportional to it.
 ROWS = 32
@@ -33,7 +34,7 @@ def make_background(
     features: pd.DataFrame,
     vectorizer: DictVectorizer,
     model: Classifier,
-    positive_column: int,
+    target: Target,
 ) -> Background:
     """Draw artificial candidates, and weight them.
 
@@ -43,13 +44,23 @@ def make_background(
         The training data, raw and encoded.
     """
     random = np.random.default_rng(SEED)
-    mean = model.predict_proba(features)[:, positive_column].mean()
+    mean = background_scores(model, features, target).mean()
     draws = [_draw(signature, candidates, random) for _ in range(DRAWS)]
     draws = [rows for rows in draws if not any(are_real(signature, candidates, rows))] or draws
-    scores = [model.predict_proba(encode(vectorizer, rows))[:, positive_column] for rows in draws]
+    scores = [background_scores(model, encode(vectorizer, rows), target) for rows in draws]
     nearest = min(range(len(draws)), key=lambda number: abs(scores[number].mean() - mean))
     weights = tilted_weights(scores[nearest], mean)
     return Background(candidates=tuple(draws[nearest]), weights=tuple(weights.tolist()))
+
+
+def background_scores(model: Classifier, features: pd.DataFrame, target: Target) -> Floats:
+    """Return the score whose mean the background rows keep.
+
+    For many classes it is the probability of the first class or, without probabilities, whether it is the
+    first class: one set of weights cannot keep the means of all.
+    """
+    values, probabilities = target.answers(scores_of(model, features, target))
+    return target.explained(values, probabilities, 0)
 
 
 def tilted_weights(scores: Floats, mean: float) -> Floats:

@@ -3,7 +3,6 @@
 import io
 import math
 import platform
-from collections import Counter
 from datetime import UTC, datetime
 from hashlib import sha256
 
@@ -13,12 +12,12 @@ import numpy.typing as npt
 import pandas as pd
 import sklearn
 
-from training.encoding import SEPARATOR
+from training.encoding import categories_of, has_category
 from training.estimators import Classifier
 from training.fitting import Fitted
 from transformer.bundle.distribution import SCORE_BOUNDS, Distribution, NumberBins
 from transformer.bundle.format import Bundle, Model, TrainingData, Vectorizer, Version
-from transformer.bundle.signature import Number
+from transformer.bundle.signature import SEPARATOR, Number
 
 #: Number of bins of a number's histogram, each with about the same number of candidates.
 HISTOGRAM_BINS = 10
@@ -44,14 +43,15 @@ def make_bundle(
         Earlier versions that the bundle describes, newest first.
     """
     dataset = fitted.dataset
-    task = dataset.task
+    task, target = dataset.task, fitted.evaluation.target
     return Bundle(
         version=version,
         signature=task.signature,
         vectorizer=Vectorizer(feature_names=tuple(fitted.vectorizer.feature_names_), separator=SEPARATOR),
-        classes=task.classes,
-        positive_class=task.positive_class,
-        threshold=fitted.evaluation.threshold,
+        classes=target.classes,
+        positive_class=target.positive_class,
+        threshold=target.threshold if target.kind == "binary" and target.has_probabilities else None,
+        has_probabilities=target.has_probabilities,
         reference=fitted.reference,
         distribution=_distribution(fitted),
         background=fitted.background,
@@ -101,15 +101,36 @@ def _distribution(fitted: Fitted) -> Distribution:
             counts, _ = np.histogram(values, edges)
             numbers[field.name] = NumberBins(edges=tuple(edges), counts=tuple(counts.tolist()))
         else:
-            found = Counter(values)
-            categories[field.name] = {category: found[category] for category in field.categories}
-    bins = np.searchsorted(SCORE_BOUNDS, fitted.evaluation.probabilities)
+            categories[field.name] = {
+                category: int(has_category(values, category).sum()) for category in categories_of(field)
+            }
+    number_edges: list[float] = []
+    scores: list[int] = []
+    evaluation = fitted.evaluation
+    if evaluation.target.kind == "regression":
+        number_edges = np.quantile(evaluation.values, SCORE_BOUNDS[:-1]).tolist()
+        scores = _counts(np.searchsorted(number_edges, evaluation.values))
+    elif evaluation.probabilities is not None:
+        highest = evaluation.probabilities
+        if highest.ndim > 1:
+            highest = highest.max(axis=1)
+        scores = _counts(np.searchsorted(SCORE_BOUNDS, highest))
     return Distribution(
         rows=len(dataset.labels),
         numbers=numbers,
         categories=categories,
-        scores=tuple(np.bincount(bins, minlength=len(SCORE_BOUNDS)).tolist()),
+        scores=tuple(scores),
+        number_edges=tuple(number_edges),
     )
+
+
+def _counts(bins: npt.NDArray[np.intp]) -> list[int]:
+    """Return the number of candidates in each bin of the score."""
+    # Added up, probabilities can be more than 1 by rounding.
+    counts: list[int] = np.bincount(
+        np.minimum(bins, len(SCORE_BOUNDS) - 1), minlength=len(SCORE_BOUNDS)
+    ).tolist()
+    return counts
 
 
 def _edges(values: npt.NDArray[np.float64], field: Number) -> list[float]:

@@ -14,15 +14,20 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from transformer.bundle.plain_errors import problems
 from transformer.bundle.signature import (
     DEFAULT_ROW_NAME,
+    SEPARATOR,
     STRICT,
+    Boolean,
     Category,
+    CategoryList,
     Number,
     RowName,
     Signature,
+    Value,
     plural,
 )
+from transformer.bundle.target import Kind, Label, Target, check_classes, class_name
 
-Candidate = dict[str, str | float]
+Candidate = dict[str, Value]
 
 
 #: Keys of a task file that are for its readers and editors only.
@@ -34,18 +39,22 @@ class TaskError(Exception):
 
 
 class Task(BaseModel):
-    """Definition of the classification task: the candidate's fields and the two classes.
+    """Definition of the task: the candidate's fields, and what is predicted.
 
     Attributes
     ----------
     signature
         The candidate's raw fields.
     label
-        Name of the column with the class in the training data.
+        Name of the column with the class or the number in the training data.
+    kind
+        Kind of question: ``binary`` (yes or no), ``multiclass`` (one of many classes) or ``regression`` (a
+        number).
     classes
-        Both classes; they are put into alphabetical order, which is that of the model's `predict_proba`.
+        The classes, all texts, all numbers or both booleans; none for regression. They are put into
+        ascending order, which is that of the model's `predict_proba`.
     positive_class
-        The class whose probability the service returns.
+        Of two classes, the one whose probability the service returns.
     row_name
         Word for one row of data in messages and in the report: ``candidate``, ``customer``.
     """
@@ -54,29 +63,62 @@ class Task(BaseModel):
 
     signature: Signature
     label: str = Field(min_length=1)
-    classes: Annotated[tuple[str, ...], Field(strict=False)]
-    positive_class: str
+    kind: Kind = "binary"
+    classes: Annotated[tuple[Label, ...], Field(strict=False)] = ()
+    positive_class: Label | None = None
     row_name: RowName = DEFAULT_ROW_NAME
 
     @field_validator("classes")
     @classmethod
-    def _two(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(classes)) != len(classes) or len(classes) != 2:
-            raise ValueError(f"must be two different classes, got {', '.join(classes) or 'none'}")
+    def _ordered(cls, classes: tuple[Label, ...]) -> tuple[Label, ...]:
+        if classes:
+            check_classes(classes)
         return tuple(sorted(classes))
 
     @model_validator(mode="after")
     def _coherent(self) -> "Task":
         if self.label in self.signature.names:
             raise ValueError(f"label {self.label!r} is one of the fields, too")
-        if self.positive_class not in self.classes:
-            raise ValueError(f"positive_class {self.positive_class!r} is not one of {list(self.classes)}")
+        self.signature.check_features(SEPARATOR)
+        got = ", ".join(map(str, self.classes)) or "none"
+        if self.kind == "binary" and len(self.classes) != 2:
+            raise ValueError(f"classes must be two different classes, got {got}{self._other_kind()}")
+        if self.kind == "multiclass" and len(self.classes) < 3:
+            raise ValueError(f"classes must be three or more for kind multiclass, got {got}")
+        if self.kind == "regression" and self.classes:
+            raise ValueError(f"classes must be left out for kind regression, got {got}")
+        if self.kind != "binary" and self.positive_class is not None:
+            raise ValueError(f"positive_class must be left out for kind {self.kind}")
+        # A threshold, too, belongs to a target. Its rules for classes are the task's.
+        self.target(0.5)
         return self
 
+    def _other_kind(self) -> str:
+        return '; for more classes write "kind": "multiclass"' if len(self.classes) > 2 else ""
+
+    def target(self, threshold: float, *, has_probabilities: bool = True) -> Target:
+        """Return what a model of this task predicts.
+
+        Parameters
+        ----------
+        threshold
+            Lowest probability of a positive prediction; only two classes with probabilities have one.
+        has_probabilities
+            True if the model gives the probability of each class.
+        """
+        used = threshold if self.kind == "binary" and has_probabilities else None
+        return Target.of(self.classes, self.positive_class, used, has_probabilities=has_probabilities)
+
     @property
-    def negative_class(self) -> str:
-        """The other class."""
-        return self.classes[1 - self.classes.index(self.positive_class)]
+    def positive_name(self) -> str:
+        """The positive class as text."""
+        assert self.positive_class is not None  # noqa: S101 (binary)
+        return class_name(self.positive_class)
+
+    @property
+    def negative_name(self) -> str:
+        """The other class as text."""
+        return class_name(self.classes[1 - self.target(0.5).positive_column])
 
     @property
     def row_names(self) -> str:
@@ -116,7 +158,8 @@ class Task(BaseModel):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            known = [*cls.model_fields, *Number.model_fields, *Category.model_fields]
+            parts = cls, Number, Boolean, Category, CategoryList
+            known = list(dict.fromkeys(name for part in parts for name in part.model_fields))
             raise TaskError("\n".join(f"{path}: {one}" for one in problems(error, content, known))) from error
 
     @classmethod
@@ -128,7 +171,7 @@ class Task(BaseModel):
             part["properties"]["comment"] = {"type": ["string", "array"], "items": {"type": "string"}}
             if "type" in part["properties"]:
                 part["required"].append("type")
-        schema["properties"]["classes"].update(minItems=2, maxItems=2, uniqueItems=True)
+        schema["properties"]["classes"].update(minItems=2, uniqueItems=True)
         schema["properties"]["$schema"] = {"type": "string"}
         return schema
 

@@ -1,7 +1,6 @@
 """Charts of the report; each function draws one as inline SVG."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,13 +9,16 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from training.data import Dataset
+from training.encoding import categories_of, has_category
 from training.evaluation import Evaluation, Group
-from training.selection import Floats, Trial
+from training.selection import Floats, Trial, loss_name
 from training.svg import ACCENT, INK, LINE, MUTED, NEGATIVE, POSITIVE, figure, inline
 from transformer.bundle.signature import Number, RawField
 
 #: Size of most charts, in inches.
 WIDTH, HEIGHT = 4.9, 3.3
+#: Maximum candidates that are drawn as dots.
+MAX_DOTS = 2000
 #: Number of bars in the histogram of probabilities.
 BINS = 20
 #: Maximum distinct values of a number that is drawn as bars, and categories of a field that are drawn.
@@ -29,9 +31,9 @@ def probabilities(evaluation: Evaluation, positive: str, negative: str) -> str:
     """Draw the histogram of the probabilities, with the negative class below the axis."""
     drawn = figure(WIDTH, HEIGHT)
     axes = drawn.add_subplot()
-    edges = np.linspace(0, 1, BINS + 1)
+    edges, shown = np.linspace(0, 1, BINS + 1), evaluation.positive_probabilities
     for is_positive, colour, label in ((True, POSITIVE, positive), (False, NEGATIVE, negative)):
-        counts, _ = np.histogram(evaluation.probabilities[evaluation.positive == is_positive], edges)
+        counts, _ = np.histogram(shown[evaluation.truth == is_positive], edges)
         heights = counts if is_positive else -counts
         axes.bar(edges[:-1] + 0.5 / BINS, heights, width=0.86 / BINS, color=colour, label=label)
     axes.axhline(0, color=MUTED, linewidth=0.8)
@@ -41,7 +43,7 @@ def probabilities(evaluation: Evaluation, positive: str, negative: str) -> str:
     axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):.0f}")
     axes.grid(axis="x", visible=False)
     _legend_above(axes)
-    confident = np.mean(np.abs(evaluation.probabilities - 0.5) >= 0.4)
+    confident = np.mean(np.abs(shown - 0.5) >= 0.4)
     return inline(
         drawn,
         "probabilities",
@@ -102,9 +104,9 @@ def threshold(evaluation: Evaluation) -> str:
     drawn = figure(WIDTH, HEIGHT)
     axes = drawn.add_subplot()
     thresholds = np.linspace(0.01, 0.99, 99)
-    predicted = evaluation.probabilities[None, :] >= thresholds[:, None]
-    found = (predicted & evaluation.positive).sum(axis=1)
-    recall, total = found / evaluation.positive.sum(), predicted.sum(axis=1)
+    predicted = evaluation.positive_probabilities[None, :] >= thresholds[:, None]
+    found = (predicted & evaluation.truth).sum(axis=1)
+    recall, total = found / evaluation.truth.sum(), predicted.sum(axis=1)
     precision = np.where(total > 0, found / np.maximum(total, 1), np.nan)
     for values, colour, label, style in (
         (precision, ACCENT, "precision", "-"),
@@ -119,7 +121,7 @@ def threshold(evaluation: Evaluation) -> str:
 
 
 def importance(evaluation: Evaluation) -> str:
-    """Draw the loss of accuracy when a field's values are shuffled."""
+    """Draw the loss of accuracy, or the rise of the error, when a field's values are shuffled."""
     ranked = evaluation.importances[::-1]
     drawn = figure(WIDTH, max(1.6, 0.36 * len(ranked) + 0.5))
     axes = drawn.add_subplot()
@@ -127,79 +129,120 @@ def importance(evaluation: Evaluation) -> str:
     values = [max(item.mean, 0) for item in ranked]
     axes.barh(names, values, color=ACCENT, height=0.56)
     axes.errorbar(values, names, xerr=[item.error for item in ranked], fmt="none", ecolor=INK, elinewidth=1)
-    axes.set(xlabel="loss of accuracy when the field is shuffled", xlim=(0, None))
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    is_number = evaluation.target.kind == "regression"
+    effect = "rise of the mean absolute error" if is_number else "loss of accuracy"
+    axes.set(xlabel=f"{effect} when the field is shuffled", xlim=(0, None))
+    if not is_number:
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     _names_at_left(axes)
     best = evaluation.importances[0]
-    return inline(drawn, "importance", f"Importance of each field; {best.field} first, {best.mean:.1%}")
+    amount = f"{best.mean:.4g}" if is_number else f"{best.mean:.1%}"
+    return inline(drawn, "importance", f"Importance of each field; {best.field} first, {amount}")
+
+
+def predicted(evaluation: Evaluation) -> str:
+    """Draw the predicted number of each candidate beside the true one."""
+    drawn = figure(WIDTH, HEIGHT)
+    axes = drawn.add_subplot()
+    shown = np.random.default_rng(0).permutation(len(evaluation.truth))[:MAX_DOTS]
+    ends = [evaluation.truth.min(), evaluation.truth.max()]
+    axes.plot(ends, ends, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+    axes.scatter(evaluation.truth[shown], evaluation.values[shown], s=9, color=ACCENT, alpha=0.4, linewidth=0)
+    axes.set(xlabel="true number", ylabel="predicted number")
+    return inline(drawn, "predicted", f"Predicted and true numbers; R² is {evaluation.metrics['r2']:.3f}")
+
+
+def errors(evaluation: Evaluation) -> str:
+    """Draw the histogram of the differences between predicted and true numbers."""
+    drawn = figure(WIDTH, HEIGHT)
+    axes = drawn.add_subplot()
+    axes.hist(evaluation.values - evaluation.truth, bins=2 * BINS, color=ACCENT)
+    axes.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+    axes.set(xlabel="predicted minus true number", ylabel="count")
+    return inline(drawn, "errors", f"Errors; {evaluation.metrics['mae']:.4g} in the mean")
 
 
 def choice(trials: Sequence[Trial], chosen: Trial) -> str:
-    """Draw the Brier score of each estimator with its standard error."""
+    """Draw the mean loss of each estimator with its standard error."""
     ranked = list(trials)[::-1]
     drawn = figure(WIDTH, max(1.6, 0.29 * len(ranked) + 0.5))
     axes = drawn.add_subplot()
-    best = min(trials, key=lambda trial: trial.brier)
+    best = min(trials, key=lambda trial: trial.loss)
+    name = loss_name(chosen.target)
     axes.axvspan(
-        best.brier - best.brier_error, best.brier + best.brier_error, color=ACCENT, alpha=0.1, linewidth=0
+        best.loss - best.loss_error, best.loss + best.loss_error, color=ACCENT, alpha=0.1, linewidth=0
     )
     for trial in ranked:
         colour = ACCENT if trial is chosen else MUTED
-        name = trial.estimator.name
         axes.errorbar(
-            trial.brier, name, xerr=trial.brier_error, fmt="o", color=colour, elinewidth=2, markersize=7
+            trial.loss, name, xerr=trial.loss_error, fmt="o", color=colour, elinewidth=2, markersize=7
         )
-    axes.set(xlabel="Brier score, ± one standard error (lower is better)", ylim=(-0.6, len(ranked) - 0.4))
+    axes.set(xlabel=f"{name}, ± one standard error (lower is better)", ylim=(-0.6, len(ranked) - 0.4))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     _names_at_left(axes)
     axes.get_yticklabels()[ranked.index(chosen)].set_color(ACCENT)
     axes.get_yticklabels()[ranked.index(chosen)].set_fontweight("bold")
-    return inline(
-        drawn, "choice", f"Brier scores of {len(trials)} estimators; chosen: {chosen.estimator.name}"
-    )
+    return inline(drawn, "choice", f"{name} of {len(trials)} estimators; chosen: {chosen.estimator.name}")
 
 
-def groups(rows: Sequence[Group], overall: float) -> str:
-    """Draw the accuracy for each category, with 95% intervals."""
-    ranked = list(rows)[::-1]
+def worst_group(evaluation: Evaluation) -> Group:
+    """Return the category with the lowest accuracy or the largest error."""
+    sign = -1 if evaluation.target.kind == "regression" else 1
+    return min(evaluation.groups, key=lambda group: sign * group.quality)
+
+
+def groups(evaluation: Evaluation) -> str:
+    """Draw the accuracy for each category, with 95% intervals; of numbers, the mean absolute error."""
+    is_number = evaluation.target.kind == "regression"
+    ranked = evaluation.groups[::-1]
     drawn = figure(WIDTH, max(1.6, 0.27 * len(ranked) + 0.5))
     axes = drawn.add_subplot()
     positions = np.arange(len(ranked))
-    accuracies = np.array([group.accuracy for group in ranked])
-    low, high = wilson_interval(accuracies, np.array([group.rows for group in ranked]))
-    axes.axvline(overall, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
-    axes.hlines(positions, low, high, color=ACCENT, alpha=0.45, linewidth=3)
-    axes.scatter(accuracies, positions, color=ACCENT, s=34, zorder=3)
+    qualities = np.array([group.quality for group in ranked])
+    if not is_number:
+        low, high = wilson_interval(qualities, np.array([group.rows for group in ranked]))
+        axes.hlines(positions, low, high, color=ACCENT, alpha=0.45, linewidth=3)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_xlim(None, 1.004)
+    axes.axvline(
+        evaluation.metrics["mae" if is_number else "accuracy"],
+        color=MUTED,
+        linewidth=1,
+        linestyle=(0, (3, 3)),
+    )
+    axes.scatter(qualities, positions, color=ACCENT, s=34, zorder=3)
     axes.set_yticks(positions, [f"{group.field} {_short(group.category)}" for group in ranked])
-    axes.set(xlabel="accuracy, with 95% interval", ylim=(-0.6, len(ranked) - 0.4), xlim=(None, 1.004))
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    name = "mean absolute error" if is_number else "accuracy, with 95% interval"
+    axes.set(xlabel=name, ylim=(-0.6, len(ranked) - 0.4))
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     _names_at_left(axes)
-    worst = min(rows, key=lambda group: group.accuracy)
-    return inline(
-        drawn,
-        "groups",
-        f"Accuracy by category; lowest for {worst.field} {worst.category}: {worst.accuracy:.1%}",
-    )
+    worst = worst_group(evaluation)
+    place = f"{worst.field} {worst.category}"
+    text = f"Accuracy by category; lowest for {place}: {worst.quality:.1%}"
+    if is_number:
+        text = f"Mean absolute error by category; largest for {place}: {worst.quality:.4g}"
+    return inline(drawn, "groups", text)
 
 
-def field(raw: RawField, dataset: Dataset) -> str:
-    """Draw the distribution of one raw field in each class."""
-    values = np.array([candidate[raw.name] for candidate in dataset.candidates])
-    is_positive = np.array(dataset.labels) == dataset.task.positive_class
+def field(raw: RawField, dataset: Dataset, is_positive: npt.NDArray[np.bool_]) -> str:
+    """Draw the distribution of one raw field in two parts of the data, such as the two classes."""
     drawn = figure(2.6, 1.55)
-    if isinstance(raw, Number) and not _is_discrete(values):
-        _histogram(drawn.add_subplot(), values, is_positive)
-    elif isinstance(raw, Number):
-        _shares(drawn.add_subplot(), np.unique(values), values, is_positive)
+    if isinstance(raw, Number):
+        values = np.array([candidate[raw.name] for candidate in dataset.candidates])
+        if not _is_discrete(values):
+            _histogram(drawn.add_subplot(), values, is_positive)
+        else:
+            _shares(drawn.add_subplot(), np.unique(values), values, is_positive)
     else:
-        categories = _most_frequent(raw.categories, values)
-        drawn.set_figheight(max(1.55, 0.2 * len(categories) + 0.3))
-        _category_shares(drawn.add_subplot(), categories, len(raw.categories), values, is_positive)
+        given = [candidate[raw.name] for candidate in dataset.candidates]
+        members = {category: has_category(given, category) for category in categories_of(raw)}
+        shown = _most_frequent(members)
+        drawn.set_figheight(max(1.55, 0.2 * len(shown) + 0.3))
+        _category_shares(drawn.add_subplot(), shown, len(members), is_positive)
     (axes,) = drawn.axes
     axes.grid(visible=False)
-    return inline(drawn, f"field-{raw.name}", f"Distribution of {raw.name} in each class")
+    return inline(drawn, f"field-{raw.name}", f"Distribution of {raw.name} in each part")
 
 
 def _is_discrete(values: npt.NDArray[Any]) -> bool:
@@ -237,31 +280,29 @@ def _shares(
 
 def _category_shares(
     axes: Axes,
-    categories: Sequence[str],
+    members: Mapping[str, npt.NDArray[np.bool_]],
     count: int,
-    values: npt.NDArray[Any],
     is_positive: npt.NDArray[np.bool_],
 ) -> None:
     """Draw the share of each category, one below the other, so that no names overlap."""
-    positions = np.arange(len(categories))
+    positions = np.arange(len(members))
     for part, colour, shift in ((is_positive, POSITIVE, -0.2), (~is_positive, NEGATIVE, 0.2)):
-        shares = [np.mean(values[part] == category) for category in categories]
+        shares = [np.mean(has[part]) for has in members.values()]
         axes.barh(positions + shift, shares, height=0.38, color=colour, alpha=0.75)
-    axes.set_yticks(positions, [_short(category) for category in categories])
+    axes.set_yticks(positions, [_short(category) for category in members])
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.set_xticks([])
-    if len(categories) < count:
-        axes.set_xlabel(f"and {count - len(categories)} more")
+    if len(members) < count:
+        axes.set_xlabel(f"and {count - len(members)} more")
     axes.spines["bottom"].set_visible(False)
 
 
-def _most_frequent(categories: Sequence[str], values: npt.NDArray[Any]) -> list[str]:
+def _most_frequent(members: Mapping[str, npt.NDArray[np.bool_]]) -> dict[str, npt.NDArray[np.bool_]]:
     """Return the categories in their order, or of very many only the most frequent."""
-    if len(categories) <= MAX_CATEGORIES:
-        return list(categories)
-    found = Counter(values.tolist())
-    return [category for category, _ in found.most_common(MAX_CATEGORIES)]
+    if len(members) <= MAX_CATEGORIES:
+        return dict(members)
+    return dict(sorted(members.items(), key=lambda item: -int(item[1].sum()))[:MAX_CATEGORIES])
 
 
 def wilson_interval(parts: Floats, counts: npt.NDArray[np.intp]) -> tuple[Floats, Floats]:

@@ -13,10 +13,12 @@ import pandas as pd
 from storage.bundles import fetch
 from training.candidates import Candidate
 from training.encoding import encode
+from training.estimators import scores_of
 from training.fitting import Fitted
 from transformer.bundle.candidates import Rows
 from transformer.bundle.encoder import Encoder
 from transformer.bundle.format import Bundle
+from transformer.bundle.target import Label
 from transformer.errors import InvalidCandidates
 
 
@@ -26,21 +28,21 @@ class ComparisonError(Exception):
 
 @dataclass(frozen=True)
 class Change:
-    """A row that the two versions predict differently.
+    """A row whose class the two versions predict differently.
 
     Attributes
     ----------
     row
         Number of the row in the training data, from 1.
-    now_positive
-        Prediction of the new version.
-    is_positive
-        True class.
+    now
+        Prediction of the new version, see `Target.labels`.
+    is_right
+        True if that is its true class.
     """
 
     row: int
-    now_positive: bool
-    is_positive: bool
+    now: Label
+    is_right: bool
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,22 @@ class Comparison:
     rows
         Number of rows of the training data that both versions accept.
     changes
-        Those that change side, in the order of the data.
+        Those that change side, in the order of the data; empty for numbers.
+    mean_change
+        Mean absolute difference of the numbers; None for classes.
     """
 
     previous: Bundle
     rows: int
     changes: Sequence[Change]
+    mean_change: float | None = None
 
     def __str__(self) -> str:
+        if self.mean_change is not None:
+            return (
+                f"the numbers of {self.rows:,} rows differ by {self.mean_change:.4g} in the mean from those "
+                f"of {self.previous.version}"
+            )
         return f"{len(self.changes)} of {self.rows:,} rows change side against {self.previous.version}"
 
 
@@ -90,19 +100,24 @@ def compare(uri: str | os.PathLike[str], fitted: Fitted) -> Comparison:
     features = pd.DataFrame(
         np.vstack([row for row in encoded if row is not None]), columns=encoder.feature_names
     )
-    before = model.predict_proba(features)[:, bundle.positive_column] >= bundle.threshold
-    task = fitted.dataset.task
-    now = fitted.served.model.predict_proba(encode(fitted.vectorizer, dataset.candidates))
-    positive = now[:, task.classes.index(task.positive_class)] >= fitted.evaluation.threshold
+    target, now_target = bundle.target, fitted.evaluation.target
+    if target.outputs != now_target.outputs:
+        raise ComparisonError(f"{bundle.version} answers another kind of question")
+    before, _ = target.answers(scores_of(model, features, target))
+    encoded_now = encode(fitted.vectorizer, dataset.candidates)
+    now, _ = now_target.answers(scores_of(fitted.served.model, encoded_now, now_target))
     numbers = np.flatnonzero(accepted)
-    changed = numbers[before != positive[accepted]]
+    if target.kind == "regression":
+        return Comparison(bundle, len(numbers), (), float(np.abs(before - now[accepted]).mean()))
+    # The places of classes may differ.
+    labels = now_target.labels(now)
+    pairs = zip(numbers.tolist(), target.labels(before), strict=True)
+    changed = [row for row, label in pairs if labels[row] != label]
+    truth = fitted.evaluation.truth
     return Comparison(
         bundle,
         len(numbers),
-        [
-            Change(int(row) + 1, bool(positive[row]), dataset.labels[row] == task.positive_class)
-            for row in changed
-        ],
+        [Change(row + 1, labels[row], bool(now[row] == truth[row])) for row in changed],
     )
 
 

@@ -6,6 +6,7 @@ from html import escape
 from training.candidates import Task
 from training.comparison import Comparison
 from transformer.bundle.format import Bundle
+from transformer.bundle.target import Label, class_name
 
 #: Maximum numbers of rows that are listed for each side.
 MAX_LISTED_ROWS = 50
@@ -34,11 +35,15 @@ version come from its own cross-validation.</p>
 
 
 def _sides(comparison: Comparison, task: Task) -> Iterator[str]:
-    for now_positive, name in ((True, task.positive_class), (False, task.negative_class)):
-        changes = [change for change in comparison.changes if change.now_positive is now_positive]
+    if task.kind == "binary":
+        sides: list[tuple[Label, str]] = [(True, task.positive_name), (False, task.negative_name)]
+    else:
+        sides = [(label, class_name(label)) for label in task.classes]
+    for side, name in sides:
+        changes = [change for change in comparison.changes if change.now == side]
         if not changes:
             continue
-        right = sum(change.is_positive is now_positive for change in changes)
+        right = sum(change.is_right for change in changes)
         listed = ", ".join(str(change.row) for change in changes[:MAX_LISTED_ROWS])
         more = f" and {len(changes) - MAX_LISTED_ROWS:,} more" if len(changes) > MAX_LISTED_ROWS else ""
         yield f"{len(changes):,} to {name}, which {right:,} of them are: rows {listed}{more}."

@@ -8,9 +8,11 @@ CSV file row by row with the same rules; `placement predict` uses it, too.
 import csv
 import hashlib
 import io
+import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -18,7 +20,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from training.candidates import Candidate, Task
-from transformer.bundle.signature import Number, RawField, Signature, same_spelling
+from transformer.bundle.signature import (
+    Boolean,
+    Category,
+    CategoryList,
+    Number,
+    RawField,
+    Signature,
+    Value,
+    same_spelling,
+)
+from transformer.bundle.target import Label, class_name
 
 #: Maximum number of problems that an error lists; it counts the rest.
 MAX_PROBLEMS = 20
@@ -26,6 +38,11 @@ MAX_PROBLEMS = 20
 MAX_ECHO = 40
 
 _NO_ROWS = "must have a line of column names and at least one row"
+#: Texts of booleans, in lower case.
+_BOOLEANS = {
+    **dict.fromkeys(("true", "yes", "1", "1.0"), True),
+    **dict.fromkeys(("false", "no", "0", "0.0"), False),
+}
 #: Separators other than a comma that files with the name CSV often have.
 _OTHER_SEPARATORS = (";", "\t", "|")
 
@@ -72,7 +89,7 @@ class Dataset:
     Attributes
     ----------
     candidates, labels
-        Raw candidates with all fields of the task's signature, and the class of each.
+        Raw candidates with all fields of the task's signature, and the class or the number of each.
     source
         Description of the data's origin.
     sha256
@@ -87,7 +104,7 @@ class Dataset:
 
     task: Task
     candidates: list[Candidate]
-    labels: list[str]
+    labels: Sequence[Label]
     source: str
     sha256: str
     ignored: tuple[str, ...] = ()
@@ -111,9 +128,9 @@ def read_csv(path: str | os.PathLike[str], task: Task) -> Dataset:
     """
     content = _content(path)
     table = Table(os.fspath(path), table_text(io.BytesIO(content)))
-    label = {task.label: partial(_one_of, allowed=task.classes)}
+    label = {task.label: label_parser(task)}
     candidates: list[Candidate] = []
-    labels: list[str] = []
+    labels: list[Label] = []
     empty = set(task.signature.names)
     for row, candidate in _rows(table, task.signature, label):
         candidates.append(candidate)
@@ -293,6 +310,28 @@ def table_text(file: IO[bytes]) -> io.TextIOWrapper:
     return io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
 
 
+def label_parser(task: Task) -> Callable[[str], Label]:
+    """Return a function that reads a cell of the label: a class of the task, or a number for regression.
+
+    A class that is a number or a boolean may be written in any way: ``1``, ``1.0``; ``True``, ``true``.
+    """
+    if task.kind == "regression":
+        return finite_number
+    by_text: dict[str, Label] = {class_name(label): label for label in task.classes}
+
+    def parse(text: str) -> Label:
+        spelled = text.strip().casefold() if isinstance(task.classes[0], bool) else text
+        with suppress(ValueError):
+            if (
+                not isinstance(task.classes[0], bool | str)
+                and (number := finite_number(text)) in task.classes
+            ):
+                return task.classes[task.classes.index(number)]
+        return by_text[_one_of(spelled, tuple(by_text))]
+
+    return parse
+
+
 def finite_number(text: str) -> float:
     """Read a cell's number.
 
@@ -337,12 +376,40 @@ def _rows(
         raise DataError(table.source, [_NO_ROWS])
 
 
-def _value(field: RawField, text: str) -> str | float | None:
+def _value(field: RawField, text: str) -> Value | None:
     if field.default is not None and not text.strip():
         return None
     if isinstance(field, Number):
         return _number(text, field)
-    return _one_of(text, field.categories)
+    if isinstance(field, Boolean):
+        return _boolean(text)
+    if isinstance(field, CategoryList):
+        return tuple(_category(one, field) for one in _list(text))
+    return _category(text, field)
+
+
+def _category(text: str, field: Category | CategoryList) -> str:
+    return text if field.open and text not in field.categories else _one_of(text, field.categories)
+
+
+def _list(text: str) -> list[str]:
+    """Return the texts of a cell with several categories: a JSON array, or separated by ``|``."""
+    if text.lstrip().startswith("["):
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if not isinstance(found, list):
+            raise ValueError(f"must be a JSON array, or texts separated by |, got {_short(repr(text))}")
+        return [one if isinstance(one, str) else json.dumps(one) for one in found]
+    return [one.strip() for one in text.split("|")] if text.strip() else []
+
+
+def _boolean(text: str) -> bool:
+    found = _BOOLEANS.get(text.strip().casefold())
+    if found is None:
+        raise ValueError(f"must be true or false, got {_short(repr(text))}")
+    return found
 
 
 def _number(text: str, field: Number) -> float:
@@ -351,7 +418,7 @@ def _number(text: str, field: Number) -> float:
     except ValueError:
         value = math.nan
     least, most = field.range
-    if not least <= value <= most:
+    if not least <= value <= most or (field.is_whole and not value.is_integer()):
         raise ValueError(f"must be {field.expected}, got {_short(repr(text))}")
     return value
 

@@ -1,4 +1,4 @@
-"""The classifiers that training chooses from, by name, and their times to predict.
+"""The estimators that training chooses from, by name, and their times to predict.
 
 The stock servers can unpickle all of them, even with an older numpy than ours. Gradient boosting
 (`GradientBoostingClassifier`, `HistGradientBoostingClassifier`) and neural networks are missing for that
@@ -15,25 +15,40 @@ import joblib
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    ExtraTreesRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC
+from sklearn.svm import SVC, LinearSVC
 
 from training.serving_form import is_supported
+from transformer.bundle.target import Kind, Label, Scores, Target
 
 #: Random seed, so that every fit is repeatable.
 SEED = 0
+#: Kinds of question with classes, and all kinds.
+CLASSIFICATION: tuple[Kind, ...] = ("binary", "multiclass")
+ALL_KINDS: tuple[Kind, ...] = (*CLASSIFICATION, "regression")
 
 
 class Classifier(Protocol):
-    """Interface of the scikit-learn classifiers, as far as this package uses it."""
+    """Interface of the scikit-learn estimators, as far as this package uses it.
 
-    classes_: npt.NDArray[np.str_]
+    A regressor has no `classes_`; neither it nor some classifiers have `predict_proba`.
+    """
 
-    def fit(self, features: pd.DataFrame, labels: Sequence[str]) -> "Classifier":
-        """Fit, and return the classifier."""
+    classes_: npt.NDArray[Any]
+
+    def fit(self, features: pd.DataFrame, labels: Sequence[Label]) -> "Classifier":
+        """Fit, and return the estimator."""
+
+    def predict(self, features: pd.DataFrame) -> npt.NDArray[Any]:
+        """Return the class or the number of each row."""
 
     def predict_proba(self, features: pd.DataFrame) -> npt.NDArray[np.float64]:
         """Return the probability of each class, in the order of `classes_`."""
@@ -47,26 +62,29 @@ class Classifier(Protocol):
 
 @dataclass(frozen=True)
 class Estimator:
-    """A named classifier with fixed parameters.
+    """A named estimator with fixed parameters.
 
     Attributes
     ----------
     make
-        Makes the unfitted classifier.
+        Makes the unfitted estimator for a kind of question.
     original_ms, serving_ms
         Milliseconds to predict 64 rows: as fitted, and in the form that is served (`training.serving_form`).
     max_rows
         Limit for the automatic choice: with more candidates, the fit takes too long.
     automatic
-        True if the classifier takes part in the automatic choice.
+        True if the estimator takes part in the automatic choice.
+    kinds
+        Kinds of question that it can answer.
     """
 
     name: str
-    make: Callable[[], Classifier]
+    make: Callable[[Kind], Classifier]
     original_ms: float
     serving_ms: float
     max_rows: float = float("inf")
     automatic: bool = True
+    kinds: tuple[Kind, ...] = CLASSIFICATION
 
     def milliseconds(self, *, rewrite: bool) -> float:
         """Return the time to predict 64 rows.
@@ -78,36 +96,66 @@ class Estimator:
         """
         return self.serving_ms if rewrite and is_supported() else self.original_ms
 
-    def fit(self, features: pd.DataFrame, labels: Sequence[str]) -> Classifier:
-        """Fit a new classifier on all cores; the result predicts on one core.
+    def fit(self, features: pd.DataFrame, labels: Sequence[Label], kind: Kind = "binary") -> Classifier:
+        """Fit a new estimator on all cores; the result predicts on one core.
 
         A stock server must not start threads for every request. Threads would also sum a forest's
         probabilities in changing order, which changes the last digits.
         """
-        model = self.make()
+        model = self.make(kind)
         if "n_jobs" not in model.get_params():
             return model.fit(features, labels)
         model.set_params(n_jobs=joblib.cpu_count())
         return model.fit(features, labels).set_params(n_jobs=None)
 
 
-def _logistic_regression() -> Classifier:
-    pipeline: Classifier = make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky"))
+def scores_of(model: Classifier, features: pd.DataFrame, target: Target) -> Scores:
+    """Return a model's scores, as the transformer reads them from a predictor."""
+    values = model.predict_proba(features) if target.has_probabilities else model.predict(features)
+    return target.read(values, len(features))
+
+
+def _scaled(estimator: Any) -> Classifier:  # noqa: ANN401 (scikit-learn has no types)
+    pipeline: Classifier = make_pipeline(StandardScaler(), estimator)
     return pipeline
 
 
-def _support_vectors() -> Classifier:
+def _logistic_regression(kind: Kind) -> Classifier:
+    # The faster solver has no multinomial form. The default, L-BFGS, warns with a newer SciPy.
+    if kind == "multiclass":
+        return _scaled(LogisticRegression(solver="newton-cg"))
+    return _scaled(LogisticRegression(solver="newton-cholesky"))
+
+
+def _ridge(kind: Kind) -> Classifier:
+    return _scaled(Ridge() if kind == "regression" else RidgeClassifier())
+
+
+def _linear_svc(_: Kind) -> Classifier:
+    return _scaled(LinearSVC(random_state=SEED))
+
+
+def _support_vectors(_: Kind) -> Classifier:
     # C=10 is the best of 1, 3, 10, 30 on the real candidates: accuracy 95.1, 95.7, 96.3, 96.3 %.
-    pipeline: Classifier = make_pipeline(StandardScaler(), SVC(C=10, probability=True, random_state=SEED))
-    return pipeline
+    return _scaled(SVC(C=10, probability=True, random_state=SEED))
 
 
-def _forest(trees: int, max_depth: int | None = None) -> Callable[[], Classifier]:
-    return lambda: RandomForestClassifier(n_estimators=trees, max_depth=max_depth, random_state=SEED)
+def _forest(trees: int, max_depth: int | None = None) -> Callable[[Kind], Classifier]:
+    def make(kind: Kind) -> Classifier:
+        forest = RandomForestRegressor if kind == "regression" else RandomForestClassifier
+        made: Classifier = forest(n_estimators=trees, max_depth=max_depth, random_state=SEED)
+        return made
+
+    return make
 
 
-def _extra_trees(trees: int) -> Callable[[], Classifier]:
-    return lambda: ExtraTreesClassifier(n_estimators=trees, random_state=SEED)
+def _extra_trees(trees: int) -> Callable[[Kind], Classifier]:
+    def make(kind: Kind) -> Classifier:
+        forest = ExtraTreesRegressor if kind == "regression" else ExtraTreesClassifier
+        made: Classifier = forest(n_estimators=trees, random_state=SEED)
+        return made
+
+    return make
 
 
 # The times are fixed, not measured at each training, so that the same data always give the same bundle. They
@@ -120,10 +168,14 @@ ESTIMATORS: dict[str, Estimator] = {
         # The time to fit grows with the square of the rows, the time to predict with the rows: at 10,000 rows
         # 2 s to fit, and 3 ms to predict 64.
         Estimator("support-vectors", _support_vectors, 0.4, 0.4, max_rows=10_000),
-        Estimator("forest-50", _forest(50), 1.3, 0.12),
-        Estimator("forest-100", _forest(100), 2.5, 0.22),
-        Estimator("extra-trees-100", _extra_trees(100), 2.7, 0.45),
-        Estimator("forest-200", _forest(200), 4.5, 0.5),
+        # Of numbers, or by name of classes without probabilities.
+        Estimator("ridge", _ridge, 0.1, 0.1, kinds=("regression",)),
+        Estimator("ridge-classifier", _ridge, 0.1, 0.1, automatic=False),
+        Estimator("linear-svc", _linear_svc, 0.1, 0.1, automatic=False),
+        Estimator("forest-50", _forest(50), 1.3, 0.12, kinds=ALL_KINDS),
+        Estimator("forest-100", _forest(100), 2.5, 0.22, kinds=ALL_KINDS),
+        Estimator("extra-trees-100", _extra_trees(100), 2.7, 0.45, kinds=ALL_KINDS),
+        Estimator("forest-200", _forest(200), 4.5, 0.5, kinds=ALL_KINDS),
         # The tutorial's forest, for readers of the tutorial.
         Estimator("tutorial", _forest(512, max_depth=16), 10.0, 2.0, automatic=False),
     )

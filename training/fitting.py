@@ -85,17 +85,16 @@ def fit(
         progress(f"WARNING: no row has a value of {fields}: every row gets the default{beside}")
     vectorizer = fit_vectorizer(task.signature, dataset.candidates)
     features = encode(vectorizer, dataset.candidates)
-    chosen, trials = select(
-        estimator, features, dataset.labels, task.positive_class, progress, rewrite=rewrite
-    )
+    chosen, trials = select(estimator, features, dataset.labels, task, progress, rewrite=rewrite)
     progress(f"chose {chosen.estimator.name}" + (", fast and among the best" if len(trials) > 1 else ""))
     evaluation = evaluate(dataset, features, chosen, choose_threshold)
-    model = chosen.estimator.fit(features, dataset.labels)
-    column = task.classes.index(task.positive_class)
-    reference = make_reference(task.signature, dataset.candidates, vectorizer, model, column)
-    background = make_background(task.signature, dataset.candidates, features, vectorizer, model, column)
+    model = chosen.estimator.fit(features, dataset.labels, task.kind)
+    target = evaluation.target
+    reference = make_reference(task.signature, dataset.candidates, vectorizer, model, target)
+    background = make_background(task.signature, dataset.candidates, features, vectorizer, model, target)
     made = [*reference.candidates, *background.candidates]
     rows = pd.concat([features, encode(vectorizer, made)], ignore_index=True)
+    column = target.positive_column if target.kind == "binary" else None
     served = serve(model, rows, column, rewrite=rewrite)
     if served.rows or served.reason:
         progress(str(served))
@@ -103,7 +102,7 @@ def fit(
         label=task.label,
         estimator=estimator,
         serving_form=SERVING_FORMS[rewrite],
-        threshold=threshold,
+        threshold=threshold if target.kind == "binary" and target.has_probabilities else None,
         seed=dataset.seed,
     )
     return Fitted(

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from training.candidates import PLACEMENT, Candidate, Task
 from training.data import DataError, Dataset
 from training.statistics import Cell, Statistics
-from transformer.bundle.signature import Number, Signature
+from transformer.bundle.signature import Category, Number, Signature
 
 #: A model of 2,000 generated rows is as good on real candidates as a model of 5,000, and trains in seconds.
 DEFAULT_ROWS = 2000
@@ -55,7 +55,7 @@ def _draw(cell: Cell, count: int, signature: Signature, random: np.random.Genera
     for field in signature.fields:
         if isinstance(field, Number):
             columns.append(numbers[field.name])
-        else:
+        elif isinstance(field, Category):
             frequencies = np.array([cell.frequencies[field.name][value] for value in field.categories])
             chosen = random.choice(len(frequencies), count, p=frequencies / frequencies.sum())
             columns.append([field.categories[index] for index in chosen])

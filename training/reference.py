@@ -1,22 +1,32 @@
-"""Reference rows: candidates whose probabilities identify a model.
+"""Reference rows: candidates whose answers identify a model.
 
 The candidates are artificial. A bundle is copied to every pod that serves it, so it must not hold real
 people: each field's value comes from another candidate, and numbers are rounded to three significant digits.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 from sklearn.feature_extraction import DictVectorizer
 
 from training.candidates import Candidate
 from training.encoding import encode
-from training.estimators import SEED, Classifier
+from training.estimators import SEED, Classifier, scores_of
+from training.selection import Floats
 from transformer.bundle.format import Reference
-from transformer.bundle.signature import Category, Number, RawField, Signature
+from transformer.bundle.signature import Boolean, Category, Number, RawField, Signature, Value
+from transformer.bundle.target import Scores, Target
 
 #: Number of reference rows, before rows are added for missing categories.
 ROWS = 32
+#: Number of reference rows of a model without probabilities: half of them where it is least sure, as another
+#: model is most likely to give another class there.
+ROWS_WITHOUT_PROBABILITIES = 128
+#: Maximum rows that are added for categories of one field.
+MAX_ADDED = 256
 #: Number of artificial candidates that the reference rows are chosen from.
 POOL_SIZE = 512
 
@@ -26,19 +36,59 @@ def make_reference(
     candidates: Sequence[Candidate],
     vectorizer: DictVectorizer,
     model: Classifier,
-    positive_column: int,
+    target: Target,
 ) -> Reference:
-    """Choose artificial candidates that spread over the probabilities and cover every category."""
+    """Choose artificial candidates that spread over the scores and cover every category."""
     pool = _artificial_candidates(signature, candidates)
-    order = np.argsort(model.predict_proba(encode(vectorizer, pool))[:, positive_column], kind="stable")
-    spread = np.linspace(0, len(order) - 1, min(ROWS, len(order))).round().astype(int)
-    chosen = [pool[index] for index in order[spread]]
+    features = encode(vectorizer, pool)
+    if target.kind == "regression" or target.has_probabilities:
+        order = np.argsort(_score(target, scores_of(model, features, target)), kind="stable")
+        chosen = [pool[index] for index in _spread(order, ROWS)]
+    else:
+        order = np.argsort(_margins(model, features), kind="stable")
+        half = ROWS_WITHOUT_PROBABILITIES // 2
+        chosen = [pool[index] for index in (*order[:half], *_spread(order[half:], half))]
     for field in signature.fields:
-        for category in field.categories if isinstance(field, Category) else ():
-            if all(candidate[field.name] != category for candidate in chosen):
-                chosen.append({**chosen[len(chosen) // 2], field.name: category})
-    probabilities = model.predict_proba(encode(vectorizer, chosen))[:, positive_column]
-    return Reference(candidates=tuple(chosen), probabilities=tuple(probabilities.tolist()))
+        if isinstance(field, Number | Boolean):
+            continue
+        covered = {one for row in chosen for one in _categories(row[field.name])}
+        missing = [one for one in field.categories if one not in covered]
+        for category in missing[:MAX_ADDED]:
+            value = category if isinstance(field, Category) else (category,)
+            chosen.append({**chosen[len(chosen) // 2], field.name: value})
+    answers = target.recorded(scores_of(model, encode(vectorizer, chosen), target))
+    kind = "probabilities" if target.has_probabilities else "predictions"
+    return Reference.model_validate({"candidates": chosen, kind: answers})
+
+
+def _categories(value: Value) -> tuple[Value, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _spread(order: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.intp]:
+    """Return items at equal distances."""
+    chosen = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
+    return order.take(chosen)
+
+
+def _score(target: Target, scores: Scores) -> Floats:
+    """Return the number that a model's scores are sorted by: for many classes, the highest probability."""
+    _, probabilities = target.answers(scores)
+    if probabilities is None:
+        return scores[:, 0]
+    return probabilities if probabilities.ndim == 1 else probabilities.max(axis=1)
+
+
+def _margins(model: Any, features: pd.DataFrame) -> Floats:  # noqa: ANN401 (scikit-learn has no types)
+    """Return how sure a model without probabilities is of its class: its distance to the nearest boundary."""
+    if not hasattr(model, "decision_function"):
+        return np.zeros(len(features))
+    decision: Floats = model.decision_function(features)
+    if decision.ndim == 1:
+        return np.abs(decision)
+    two = np.sort(decision, axis=1)[:, -2:]
+    margins: Floats = two[:, 1] - two[:, 0]
+    return margins
 
 
 def _artificial_candidates(signature: Signature, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -59,9 +109,10 @@ def are_real(signature: Signature, candidates: Sequence[Candidate], made: Sequen
     return [tuple(candidate[name] for name in signature.names) in real for candidate in made]
 
 
-def rounded(field: RawField, value: str | float) -> str | float:
-    """Return a number with three significant digits, within the field's range; a category unchanged."""
+def rounded(field: RawField, value: Value) -> Value:
+    """Return a number with three significant digits, within the field's range; another value unchanged."""
     if isinstance(field, Number):
         least, most = field.range
-        return min(max(float(f"{value:.3g}"), least), most)
+        number = min(max(float(f"{value:.3g}"), least), most)
+        return float(value) if field.is_whole and not number.is_integer() else number  # type: ignore[arg-type]
     return value

@@ -13,6 +13,7 @@ from training.fitting import SERVING_FORMS, Fitted, fit
 from training.generator import generate
 from training.report import render
 from training.selection import Progress
+from training.threshold import DEFAULT
 
 
 class ReportError(Exception):
@@ -67,6 +68,7 @@ def write_again(
     task = Task(
         signature=bundle.signature,
         label=recipe.label,
+        kind=bundle.target.kind,
         classes=bundle.classes,
         positive_class=bundle.positive_class,
         row_name=bundle.row_name,
@@ -81,7 +83,7 @@ def write_again(
             "name the training data with --data"
         )
     rewrite = recipe.serving_form == SERVING_FORMS[True]
-    fitted = fit(dataset, recipe.estimator, progress, rewrite=rewrite, threshold=recipe.threshold)
+    fitted = fit(dataset, recipe.estimator, progress, rewrite=rewrite, threshold=recipe.threshold or DEFAULT)
     if sha256(dump(fitted.served.model)).hexdigest() != bundle.model.sha256:
         wanted = ", ".join(f"{name} {version}" for name, version in bundle.model.libraries.items())
         raise ReportError(f"{uri}: the fit gave another model; it needs the same libraries: {wanted}")

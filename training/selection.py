@@ -1,25 +1,32 @@
-"""Choose the classifier: a fast one within one standard error of the best in cross-validation.
+"""Choose the estimator: a fast one within one standard error of the best in cross-validation.
 
 A forest's time is that of the form that will be served.
 
-The best one has the lowest Brier score: callers get a probability, and the Brier score rewards calibrated
-probabilities. Unlike the log loss, it stays finite when a forest gives 0 or 1 and is wrong.
+The best one has the lowest mean loss. With probabilities, the loss of a row is its Brier score: callers get a
+probability, and the Brier score rewards calibrated probabilities. Unlike the log loss, it stays finite when a
+forest gives 0 or 1 and is wrong. Without probabilities, it is 1 for a wrong class; for numbers, it is the
+squared error.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import KFold, StratifiedKFold
 
-from training.estimators import ESTIMATORS, SEED, Estimator
+from training.candidates import Task
+from training.estimators import ESTIMATORS, SEED, Classifier, Estimator, scores_of
+from transformer.bundle.target import Kind, Label, Scores, Target
 
 #: Number of folds of the cross-validation.
 FOLDS = 5
 #: Longer time to predict 64 rows that does not count: a call to a stock server takes 1 ms besides.
 NEGLIGIBLE_MS = 0.25
+#: Threshold while estimators are compared.
+DEFAULT_THRESHOLD = 0.5
 #: Name for the automatic choice among all estimators.
 AUTO = "auto"
 
@@ -34,28 +41,42 @@ class Trial:
 
     Attributes
     ----------
-    probabilities
-        Out-of-fold probability of the positive class for each candidate.
-    brier, brier_error
-        Mean of the candidates' Brier scores, and the standard error over the candidates; five folds are too
-        few for a standard error over the folds.
+    target
+        What the models of this estimator predict, with a threshold of 0.5.
+    scores : ndarray of float64, shape (candidates, `target.columns`)
+        Out-of-fold scores of each candidate.
+    loss, loss_error
+        Mean of the candidates' losses, and the standard error over the candidates; five folds are too few for
+        a standard error over the folds.
+    accuracy
+        Share of right classes; None for numbers.
     """
 
     estimator: Estimator
-    probabilities: Floats
-    brier: float
-    brier_error: float
-    accuracy: float
+    target: Target
+    scores: Scores
+    loss: float
+    loss_error: float
+    accuracy: float | None
+
+    def __str__(self) -> str:
+        accuracy = "" if self.accuracy is None else f", accuracy {self.accuracy:.1%}"
+        loss = f"{self.loss:.4f} ± {self.loss_error:.4f}"
+        if self.target.kind == "regression":
+            loss = f"{self.loss:.4g} ± {self.loss_error:.2g}"
+        return f"{self.estimator.name}: {loss_name(self.target)} {loss}{accuracy}"
 
 
 class UnknownEstimatorError(Exception):
-    """A name that is not in `ESTIMATORS`."""
+    """A name that is not in `ESTIMATORS`, or is there for other kinds of question."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"estimator {name!r} is not known, expected {', '.join([AUTO, *ESTIMATORS])}")
+    def __init__(self, name: str, kind: Kind) -> None:
+        names = [AUTO, *(one.name for one in ESTIMATORS.values() if kind in one.kinds)]
+        problem = f"does not answer {kind} questions" if name in ESTIMATORS else "is not known"
+        super().__init__(f"estimator {name!r} {problem}, expected {', '.join(names)}")
 
 
-def estimators_for(name: str, rows: int, *, rewrite: bool = True) -> list[Estimator]:
+def estimators_for(name: str, rows: int, *, rewrite: bool = True, kind: Kind = "binary") -> list[Estimator]:
     """Return the estimators of a name, fastest prediction first; ``auto`` stands for several.
 
     Parameters
@@ -66,41 +87,89 @@ def estimators_for(name: str, rows: int, *, rewrite: bool = True) -> list[Estima
     Raises
     ------
     UnknownEstimatorError
-        If the name is unknown.
+        If the name is unknown, or is that of an estimator for other kinds of question.
     """
     if name == AUTO:
-        automatic = [e for e in ESTIMATORS.values() if e.automatic and rows <= e.max_rows]
+        automatic = [e for e in ESTIMATORS.values() if e.automatic and kind in e.kinds and rows <= e.max_rows]
         return sorted(automatic, key=lambda e: e.milliseconds(rewrite=rewrite))
-    if name not in ESTIMATORS:
-        raise UnknownEstimatorError(name)
+    if name not in ESTIMATORS or kind not in ESTIMATORS[name].kinds:
+        raise UnknownEstimatorError(name, kind)
     return [ESTIMATORS[name]]
 
 
-def folds(positive: npt.NDArray[np.bool_]) -> list[Fold]:
-    """Return the rows to fit on and the rows to predict, for each fold."""
-    splitter = StratifiedKFold(FOLDS, shuffle=True, random_state=SEED)
-    return list(splitter.split(np.zeros(len(positive)), positive))
+def folds(truth: npt.NDArray[Any]) -> list[Fold]:
+    """Return the rows to fit on and the rows to predict, for each fold.
+
+    Parameters
+    ----------
+    truth : ndarray, shape (candidates,)
+        True classes, of which each fold has the same share; or numbers as float64.
+    """
+    kind = KFold if truth.dtype.kind == "f" else StratifiedKFold
+    splitter = kind(FOLDS, shuffle=True, random_state=SEED)
+    return list(splitter.split(np.zeros(len(truth)), truth))
+
+
+def truth_of(labels: Sequence[Label], task: Task) -> npt.NDArray[Any]:
+    """Return the true answers in the form of `Target.answers`: booleans, places of classes, or numbers."""
+    if task.kind == "regression":
+        return np.array(labels, np.float64)
+    places = {label: place for place, label in enumerate(task.classes)}
+    found = np.array([places[label] for label in labels])
+    return found == places[task.positive_class] if task.positive_class is not None else found
+
+
+def losses(target: Target, truth: npt.NDArray[Any], scores: Scores) -> Floats:
+    """Return the loss of each candidate; see the module."""
+    values, probabilities = target.answers(scores)
+    lost: Floats
+    if target.kind == "regression":
+        lost = (values - truth) ** 2
+    elif probabilities is None:
+        lost = np.where(values == truth, 0.0, 1.0)
+    elif target.kind == "binary":
+        lost = (probabilities - truth) ** 2
+    else:
+        lost = ((probabilities - np.eye(target.columns)[truth]) ** 2).sum(axis=1)
+    return lost
+
+
+def loss_name(target: Target) -> str:
+    """Return the name of the loss."""
+    if target.kind == "regression":
+        return "mean squared error"
+    return "Brier score" if target.has_probabilities else "error rate"
 
 
 def cross_validate(
-    estimator: Estimator, features: pd.DataFrame, labels: Sequence[str], positive_class: str
+    estimator: Estimator, features: pd.DataFrame, labels: Sequence[Label], task: Task
 ) -> Trial:
     """Cross-validate one estimator."""
-    classes = np.array(labels)
-    positive = classes == positive_class
-    probabilities = np.empty(len(classes))
-    for fit, held_out in folds(positive):
-        model = estimator.fit(features.iloc[fit], classes[fit].tolist())
-        column = list(model.classes_).index(positive_class)
-        probabilities[held_out] = model.predict_proba(features.iloc[held_out])[:, column]
-    scores = (probabilities - positive) ** 2
+    values, truth = np.array(labels), truth_of(labels, task)
+    target = task.target(DEFAULT_THRESHOLD, has_probabilities=False)
+    scores: Scores | None = None
+    for fit, held_out in folds(truth):
+        model = estimator.fit(features.iloc[fit], values[fit].tolist(), task.kind)
+        if scores is None:
+            target = target_of(model, task, DEFAULT_THRESHOLD)
+            scores = np.empty((len(labels), target.columns))
+        scores[held_out] = scores_of(model, features.iloc[held_out], target)
+    assert scores is not None  # noqa: S101 (there are folds)
+    lost = losses(target, truth, scores)
+    answers, _ = target.answers(scores)
     return Trial(
         estimator=estimator,
-        probabilities=probabilities,
-        brier=float(scores.mean()),
-        brier_error=float(scores.std(ddof=1) / np.sqrt(len(scores))),
-        accuracy=float(np.mean((probabilities >= 0.5) == positive)),
+        target=target,
+        scores=scores,
+        loss=float(lost.mean()),
+        loss_error=float(lost.std(ddof=1) / np.sqrt(len(lost))),
+        accuracy=None if task.kind == "regression" else float(np.mean(answers == truth)),
     )
+
+
+def target_of(model: Classifier, task: Task, threshold: float) -> Target:
+    """Return what a fitted model predicts."""
+    return task.target(threshold, has_probabilities=hasattr(model, "predict_proba"))
 
 
 def choose(trials: Sequence[Trial], *, rewrite: bool = True) -> Trial:
@@ -112,17 +181,17 @@ def choose(trials: Sequence[Trial], *, rewrite: bool = True) -> Trial:
     def time(trial: Trial) -> float:
         return trial.estimator.milliseconds(rewrite=rewrite)
 
-    best = min(trials, key=lambda trial: trial.brier)
-    good = [trial for trial in trials if trial.brier <= best.brier + best.brier_error]
+    best = min(trials, key=lambda trial: trial.loss)
+    good = [trial for trial in trials if trial.loss <= best.loss + best.loss_error]
     limit = min(map(time, good)) + NEGLIGIBLE_MS
-    return min((trial for trial in good if time(trial) <= limit), key=lambda trial: trial.brier)
+    return min((trial for trial in good if time(trial) <= limit), key=lambda trial: trial.loss)
 
 
 def select(
     name: str,
     features: pd.DataFrame,
-    labels: Sequence[str],
-    positive_class: str,
+    labels: Sequence[Label],
+    task: Task,
     progress: Progress = lambda _: None,
     *,
     rewrite: bool = True,
@@ -137,11 +206,8 @@ def select(
         False if forests are served as they were fitted.
     """
     trials = []
-    for estimator in estimators_for(name, len(labels), rewrite=rewrite):
-        trial = cross_validate(estimator, features, labels, positive_class)
-        progress(
-            f"{estimator.name}: Brier score {trial.brier:.4f} ± {trial.brier_error:.4f}, "
-            f"accuracy {trial.accuracy:.1%}"
-        )
+    for estimator in estimators_for(name, len(labels), rewrite=rewrite, kind=task.kind):
+        trial = cross_validate(estimator, features, labels, task)
+        progress(str(trial))
         trials.append(trial)
     return choose(trials, rewrite=rewrite), trials

@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field, ValidationError
 from training.candidates import PLACEMENT, Candidate, Task
 from training.data import DataError, Dataset, read_csv
 from transformer.bundle.signature import STRICT, Category, Number, RawField
+from transformer.bundle.target import class_name
 
 STATISTICS_FILE = Path(__file__).with_name("statistics.json")
 #: Field that defines the cells. It separates the distributions within a class best: a forest that is trained
@@ -88,7 +89,7 @@ class Statistics(BaseModel):
             if name not in fields
         ]
         problems += filter(None, (self._difference(field) for field in task.signature.fields))
-        if labels := {cell.label for cell in self.cells} ^ set(task.classes):
+        if labels := {cell.label for cell in self.cells} ^ {*map(class_name, task.classes)}:
             problems.append(f"classes differ in {', '.join(sorted(labels))}")
         if problems:
             raise DataError(STATISTICS_FILE.name, [*problems, _RECOMPUTE])
@@ -104,7 +105,7 @@ class Statistics(BaseModel):
                     return f"number {field.name!r} must be {field.expected}, its mean here is {mean:g}"
             else:
                 described = cell.frequencies.get(field.name, {})
-                if described.keys() != set(field.categories):
+                if not isinstance(field, Category) or described.keys() != set(field.categories):
                     found = ", ".join(described) or "none"
                     return f"category {field.name!r} must be {field.expected}, described here: {found}"
         return None
@@ -121,7 +122,7 @@ def describe(dataset: Dataset, given: str = CELL_FIELD) -> Statistics:
         )
     groups: dict[tuple[str, str], list[Candidate]] = {}
     for candidate, label in zip(dataset.candidates, dataset.labels, strict=True):
-        groups.setdefault((label, str(candidate[given])), []).append(candidate)
+        groups.setdefault((class_name(label), str(candidate[given])), []).append(candidate)
     cells = tuple(_cell(dataset, key, group) for key, group in sorted(groups.items()))
     return Statistics(rows=len(dataset.labels), given=given, cells=cells)
 

@@ -100,7 +100,7 @@ def train(
         For an unknown estimator, for storage that cannot be used, and for a `previous` that cannot be read.
     """
     _check_names(name, version)
-    estimators_for(estimator, len(dataset.labels))
+    estimators_for(estimator, len(dataset.labels), kind=dataset.task.kind)
     parse_threshold(threshold)
     _check_classes(dataset)
     _check_storage(storage, name, version)
@@ -188,6 +188,10 @@ def _check_writable(directory: Path) -> None:
 
 
 def _check_classes(dataset: Dataset) -> None:
+    if dataset.task.kind == "regression" and len(dataset.labels) < MIN_PER_CLASS:
+        row_names = dataset.task.row_names
+        problem = f"must have at least {MIN_PER_CLASS} {row_names}, got {len(dataset.labels)}"
+        raise DataError(dataset.source, [problem])
     counts = Counter(dataset.labels)
     problems = [
         f"must have at least {MIN_PER_CLASS} {dataset.task.row_names} of class {label!r}, got {counts[label]}"

@@ -107,12 +107,15 @@ CANDIDATES = Counter(
 )
 SCORES = Histogram(
     "transformer_candidate_score",
-    "Probability of the positive class of answered candidates",
+    "Score of answered candidates: probability of the positive class, or of the likeliest of many; of a "
+    "regression, the tenth of the training candidates' numbers",
     ["version"],
     buckets=SCORE_BOUNDS,
 )
 DECISIONS = Counter(
-    "transformer_decisions", "Answered candidates, by decision (positive, negative)", ["version", "decision"]
+    "transformer_decisions",
+    "Answered candidates, by decision (positive, negative; or the class)",
+    ["version", "decision"],
 )
 GROUP_DECISIONS = Counter(
     "transformer_group_decisions",
@@ -127,7 +130,7 @@ TRAINING_SHARE = Gauge(
 )
 TRAINING_SCORE_SHARE = Gauge(
     "transformer_training_score_share",
-    "Share of the training candidates with at most this probability of the positive class",
+    "Share of the training candidates with at most this score",
     ["version", "score"],
     multiprocess_mode="max",
 )

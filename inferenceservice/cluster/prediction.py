@@ -7,6 +7,7 @@ from typing import NamedTuple
 import aiohttp
 
 from inferenceservice.rollout_target import Scores, TargetError
+from transformer.bundle.target import answer_score
 
 _TIMEOUT_S = 60
 
@@ -39,7 +40,7 @@ async def post(url: str, content: object) -> Response:
 
 
 def read_scores(response: Response, name: str) -> Scores:
-    """Read probabilities and version from a response.
+    """Read answers and version from a response.
 
     Raises
     ------
@@ -50,9 +51,9 @@ def read_scores(response: Response, name: str) -> Scores:
         raise TargetError(f"a prediction failed with status {response.status}: {_error_text(response.body)}")
     try:
         predictions = json.loads(response.body)["predictions"]
-        probabilities = tuple(one[f"{name}_probability"] for one in predictions)
-        return Scores(probabilities, response.headers["x-model-version"])
-    except (ValueError, KeyError, TypeError) as error:
+        answers = tuple(answer_score(name, one) for one in predictions)
+        return Scores(answers, response.headers["x-model-version"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TargetError(f"the response is not a prediction of model {name}: {error!r}") from error
 
 

@@ -104,7 +104,8 @@ class LocalTarget:
     async def score(self, candidates: Sequence[dict[str, Any]], name: str) -> Scores:
         """See `RolloutTarget`."""
         content = await self._call("score", candidates=list(candidates), name=name)
-        return Scores(tuple(content["probabilities"]), content["version"])
+        answers = (tuple(one) if isinstance(one, list) else one for one in content["answers"])
+        return Scores(tuple(answers), content["version"])
 
     async def apply(self, file: Path, progress: Progress) -> None:
         """Change both components at once to the spec at an absolute path."""

@@ -9,6 +9,7 @@ import aiohttp
 from inferenceservice.local.running_process import LocalServiceError
 from inferenceservice.rollout_target import Scores
 from transformer.bundle.format import Bundle
+from transformer.bundle.target import answer_score
 
 
 class ServiceClient:
@@ -54,7 +55,7 @@ class ServiceClient:
         """
         content, version = await self.predict(candidates)
         try:
-            return Scores(tuple(one[f"{name}_probability"] for one in content["predictions"]), version)
+            return Scores(tuple(answer_score(name, one) for one in content["predictions"]), version)
         except KeyError as error:
             raise LocalServiceError(
                 f"the response is not a prediction of model {name}: it has no {error}"
@@ -70,7 +71,7 @@ class ServiceClient:
         """
         reference = bundle.reference
         scores = await self.score([dict(candidate) for candidate in reference.candidates], bundle.name)
-        if not reference.is_matched_by(scores.probabilities):
+        if not bundle.is_matched_by(scores.answers):
             raise LocalServiceError(
                 f"the served model scores the reference rows differently from the bundle {bundle.version}; "
                 "write a new version with `placement train`"

@@ -47,7 +47,7 @@ def check(
     expected = sklearn_reference.probabilities(rows)
     assert [one["placement_probability"] for one in predictions] == pytest.approx(expected, abs=1e-12)
     assert [one["placement"] for one in predictions] == [
-        p >= sklearn_reference.bundle.threshold for p in expected
+        p >= sklearn_reference.bundle.target.threshold for p in expected
     ]
     assert {one["model_version"] for one in predictions} == {"v1"}
 

@@ -105,7 +105,9 @@ def contents(draw: st.DrawFn) -> list[Tensor]:
                 field.datatype,
                 draw(st.sampled_from([(count,), (count, 1)])),
                 tuple(
-                    float(row[field.name]) if isinstance(field, Number) else str(row[field.name]).encode()
+                    float(str(row[field.name]))
+                    if isinstance(field, Number)
+                    else str(row[field.name]).encode()
                     for row in rows
                 ),
             )

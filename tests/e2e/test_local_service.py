@@ -185,7 +185,7 @@ async def test_a_model_that_is_exchanged_after_its_digest_was_checked_is_not_loa
         assert len(exchanged) == 1
         scores = await local.score(pair.candidates[:3], "placement")
         assert scores.version == "v2"
-        assert scores.probabilities == pytest.approx(pair.references["v2"].probabilities(pair.candidates[:3]))
+        assert scores.answers == pytest.approx(pair.references["v2"].probabilities(pair.candidates[:3]))
         with pytest.raises(LocalServiceError, match="the file was changed; restore it"):
             await local.set_predictor(str(storage / "v2"), ignore_progress)
     assert not loaded.exists()

@@ -68,7 +68,7 @@ def test_the_readmes_training_commands_work(checkout):
     dataset = generate(60, seed=5)
     header = [*PLACEMENT.signature.names, "status"]
     rows = [
-        [*map(str, candidate.values()), label]
+        [*map(str, candidate.values()), str(label)]
         for candidate, label in zip(dataset.candidates, dataset.labels, strict=True)
     ]
     (checkout / "candidates.csv").write_text("\n".join(map(",".join, [header, *rows])))

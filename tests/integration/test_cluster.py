@@ -364,7 +364,7 @@ async def test_predictions_go_to_the_given_address(start: Start, target: Any, ve
     bundle = versions.bundles[V1]
     rows = [dict(candidate) for candidate in bundle.reference.candidates]
     scored = await target(url=cluster.url + "/").score(rows, "placement")
-    assert (scored.version, scored.probabilities) == ("v1", bundle.reference.probabilities)
+    assert (scored.version, scored.answers) == ("v1", bundle.reference.probabilities)
 
 
 async def test_a_prediction_is_retried_while_the_service_is_not_ready(

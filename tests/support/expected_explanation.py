@@ -49,7 +49,9 @@ class ExpectedExplanation:
             rows = next(scoring)
             while True:
                 scores = self._reference.predict_proba(rows)
-                rows = scoring.send(np.ascontiguousarray(scores[:, self._reference.bundle.positive_column]))
+                rows = scoring.send(
+                    np.ascontiguousarray(scores[:, self._reference.bundle.target.positive_column])
+                )
         except StopIteration as end:
             found: Contributions = end.value
             return found

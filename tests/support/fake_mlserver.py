@@ -10,8 +10,11 @@ import numpy.typing as npt
 import pandas as pd
 from aiohttp import web
 
-from tests.support.endpoints import SERVER_LIVE, V2_INFER
+from tests.support.endpoints import SERVER_LIVE
 from tests.support.sklearn_reference import SklearnReference
+
+#: Datatype of an output by numpy's kind.
+_DATATYPES = {"f": "FP64", "i": "INT64", "b": "BOOL", "U": "BYTES"}
 
 
 class FakeMLServer:
@@ -59,7 +62,7 @@ class FakeMLServer:
         """Listen on a free port."""
         application = web.Application(client_max_size=2**26)
         application.router.add_get(SERVER_LIVE, self._live)
-        application.router.add_post(V2_INFER, self._infer)
+        application.router.add_post("/v2/models/{name}/infer", self._infer)
         runner = web.AppRunner(application, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -90,14 +93,17 @@ class FakeMLServer:
         await self.may_answer.wait()
         if self.refuses(np.asarray(v2_rows(body))):
             return self._error("Input is too large")
+        name = body["outputs"][0]["name"]
         try:
-            scores = self._score(v2_rows(body))
+            scores = self._score(name, v2_rows(body))
         except ValueError as error:
             return self._error(str(error))
+        # As MLServer: a prediction has shape [n, 1].
+        shape = scores.shape if scores.ndim == 2 else (len(scores), 1)
         output = {
-            "name": "predict_proba",
-            "datatype": "FP64",
-            "shape": list(scores.shape),
+            "name": name,
+            "datatype": _DATATYPES[scores.dtype.kind],
+            "shape": list(shape),
             "data": scores.ravel().tolist(),
         }
         return web.json_response({"model_name": "placement", "outputs": [output]})
@@ -109,10 +115,10 @@ class FakeMLServer:
         response.force_close()
         return response
 
-    def _score(self, rows: Any) -> Any:
+    def _score(self, output: str, rows: Any) -> Any:
         served = self.served() if callable(self.served) else self.served
         assert served is not None
-        return served.predict_proba(rows)
+        return served.predict(rows) if output == "predict" else served.predict_proba(rows)
 
 
 def v2_rows(body: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from transformer.bundle.target import BINARY
 from transformer.upstream.client import PredictorAddress, RestClient, connect
 from transformer.upstream.http_connection import HttpConnection
 
@@ -174,6 +175,6 @@ def rest_client(host: str, *, reconnects: bool = False, name: str = "placement",
 
 async def call(client: RestClient, headers: dict[str, str] | None = None) -> list[list[float]]:
     async with asyncio.timeout(10):
-        scores = await client.call(np.zeros((1, 3)), None, 2, headers or {})
+        scores = await client.call(np.zeros((1, 3)), None, BINARY, headers or {})
     rows: list[list[float]] = scores.tolist()
     return rows

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
-from transformer.bundle.signature import Category, Number, Signature
+from transformer.bundle.signature import Number, RawField, Signature
 
 Candidates = Sequence[dict[str, Any]]
 
@@ -80,7 +80,7 @@ def grpc_tensors(signature: Signature, rows: Candidates, *, raw: bool = False) -
     return message
 
 
-def binary_column(field: Number | Category, rows: Candidates) -> bytes:
+def binary_column(field: RawField, rows: Candidates) -> bytes:
     """Return a field's values as V2's binary data."""
     if isinstance(field, Number):
         return np.array([row[field.name] for row in rows], "<f8").tobytes()

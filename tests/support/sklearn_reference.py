@@ -44,7 +44,7 @@ class SklearnReference:
     def probabilities(self, candidates: Sequence[dict[str, Any]]) -> list[float]:
         """Return the probability of the positive class for each candidate."""
         scores = self._predict(self.encode(candidates))
-        probabilities: list[float] = scores[:, self.bundle.positive_column].tolist()
+        probabilities: list[float] = scores[:, self.bundle.target.positive_column].tolist()
         return probabilities
 
     def predict_proba(self, rows: Any) -> Matrix:
@@ -61,6 +61,13 @@ class SklearnReference:
             warnings.filterwarnings("ignore", "X does not have valid feature names")
             scores: Matrix = self.model.predict_proba(rows)
             return scores
+
+    def predict(self, rows: Any) -> npt.NDArray[Any]:
+        """Return the model's classes or numbers for a frame or an array, or raise the model's error."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "X does not have valid feature names")
+            answers: npt.NDArray[Any] = self.model.predict(rows)
+            return answers
 
     def _predict(self, matrix: Matrix) -> Matrix:
         keys = [row.tobytes() for row in matrix]

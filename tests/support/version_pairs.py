@@ -215,7 +215,7 @@ def misread(
     if rows.shape[1] != len(names):
         return np.full(len(candidates), np.nan)
     scores: npt.NDArray[np.float64] = model.model.predict_proba(pd.DataFrame(rows, columns=names))
-    return scores[:, model.bundle.positive_column]
+    return scores[:, model.bundle.target.positive_column]
 
 
 def differ(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:

@@ -14,7 +14,7 @@ from sklearn.model_selection import FixedThresholdClassifier
 
 from storage.bundles import StorageError, VersionExistsError
 from training.bundling import HISTOGRAM_BINS, _edges
-from training.candidates import PLACEMENT, SIGNATURE, Task
+from training.candidates import PLACEMENT, SIGNATURE, Candidate, Task
 from training.data import DataError, Dataset
 from training.encoding import encode, fit_vectorizer
 from training.generator import generate
@@ -71,6 +71,7 @@ def test_the_reference_rows_cover_every_category_and_many_probabilities(first):
         if isinstance(field, Category):
             assert values == set(field.categories)
         else:
+            assert isinstance(field, Number)
             assert len(values) > 10
             assert all(field.range[0] <= value <= field.range[1] for value in values)
     probabilities = first.reference.probabilities
@@ -110,6 +111,7 @@ def test_the_distribution_counts_every_candidate(first):
             assert sum(bins.counts) == 200
             assert (bins.edges[0], bins.edges[-1]) == (field.minimum, field.maximum)
         else:
+            assert isinstance(field, Category)
             assert list(distribution.categories[field.name]) == list(field.categories)
             assert sum(distribution.categories[field.name].values()) == 200
     assert distribution.rows == sum(distribution.scores) == 200
@@ -282,7 +284,8 @@ def test_both_forms_of_a_forest_have_the_same_reference_rows(tmp_path):
 )
 def test_a_custom_task_needs_no_change_of_code(tmp_path, fields):
     task = Task(signature=Signature(fields=fields), label="sold", classes=("no", "yes"), positive_class="no")
-    random, candidates, labels = np.random.default_rng(0), [], []
+    random, labels = np.random.default_rng(0), []
+    candidates: list[Candidate] = []
     for _ in range(60):
         high = bool(random.random() < 0.5)
         values = {"height": random.uniform(0, 0.01), "still": 5.0, "colour": "red" if high else "green"}

@@ -1,5 +1,6 @@
 """In the report's charts no text covers data or other text."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -72,7 +73,8 @@ def test_a_legend_is_beside_the_data(chart, evaluation, drawn):
 def test_the_labels_of_the_roc_curve_do_not_cover_it(power, evaluation, drawn):
     false_rates = np.linspace(0, 1, 101)
     true_rates = false_rates ** (1 / power)
-    changed = type(evaluation)(**{**vars(evaluation), "roc": (false_rates, true_rates)})
+    changed = dataclasses.replace(evaluation)
+    vars(changed)["roc"] = false_rates, true_rates
     charts.roc(changed)
     (axes,) = drawn[0].axes
     renderer = rendered(drawn[0])
@@ -88,7 +90,8 @@ def field_chart(raw: RawField, values: list[Any]) -> None:
         signature=Signature(fields=(raw,)), label="churn", classes=("no", "yes"), positive_class="yes"
     )
     labels = ["yes", "no"] * (len(values) // 2)
-    charts.field(raw, Dataset(task, [{raw.name: value} for value in values], labels, "generated", "0" * 64))
+    dataset = Dataset(task, [{raw.name: value} for value in values], labels, "generated", "0" * 64)
+    charts.field(raw, dataset, np.array(labels) == "yes")
 
 
 @pytest.mark.parametrize(

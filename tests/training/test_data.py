@@ -202,7 +202,7 @@ def test_a_custom_task_is_a_json_file(tmp_path):
     path = tmp_path / "task.json"
     path.write_text(SMALL.model_dump_json())
     assert Task.read(path) == SMALL
-    assert (PLACEMENT.negative_class, SMALL.negative_class) == ("Not Placed", "no")
+    assert (PLACEMENT.negative_name, SMALL.negative_name) == ("Not Placed", "no")
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_the_metrics_agree_with_the_confusion_matrix(evaluation):
 def test_calibration_counts_every_candidate_once(evaluation):
     means, parts, counts = evaluation.calibration
     assert counts.sum() == 300
-    assert np.sum(parts * counts) == pytest.approx(evaluation.positive.sum())
+    assert np.sum(parts * counts) == pytest.approx(evaluation.truth.sum())
     assert np.sum(means * counts) == pytest.approx(evaluation.probabilities.sum())
     assert (np.diff(means) > 0).all()
 
@@ -41,7 +41,7 @@ def test_every_category_in_the_data_is_a_group(evaluation):
     for name in ("gender", "workex"):
         groups = [group for group in evaluation.groups if group.field == name]
         assert sum(group.rows for group in groups) == 300
-        right = sum(group.rows * group.accuracy for group in groups)
+        right = sum(group.rows * group.quality for group in groups)
         assert right / 300 == pytest.approx(evaluation.metrics["accuracy"])
 
 
@@ -66,7 +66,7 @@ def test_out_of_fold_probabilities_come_from_models_without_the_candidate():
     noise = np.random.default_rng(1).permutation(dataset.labels).tolist()
     fitted = fit(Dataset(PLACEMENT, dataset.candidates, noise, "", "0" * 64), "forest-50")
     seen = fitted.model.predict_proba(encode(fitted.vectorizer, dataset.candidates))[:, 1]
-    assert np.mean((seen >= 0.5) == fitted.evaluation.positive) > 0.95
+    assert np.mean((seen >= 0.5) == fitted.evaluation.truth) > 0.95
     assert fitted.evaluation.metrics["roc_auc"] < 0.65
 
 

@@ -24,8 +24,11 @@ def test_generated_candidates_are_repeatable_and_valid(rows, seed):
         assert label in PLACEMENT.classes
         for field in SIGNATURE.fields:
             if isinstance(field, Number):
-                assert field.range[0] <= float(candidate[field.name]) <= field.range[1]
+                value = candidate[field.name]
+                assert isinstance(value, float)
+                assert field.range[0] <= value <= field.range[1]
             else:
+                assert isinstance(field, Category)
                 assert candidate[field.name] in field.categories
 
 

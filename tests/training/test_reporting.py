@@ -47,8 +47,8 @@ def test_the_comparison_lists_the_rows_that_change_side(first, second):
     comparison = second.comparison
     assert [change.row for change in comparison.changes] == [row + 1 for row in changed]
     for change, row in zip(comparison.changes, changed, strict=True):
-        assert change.now_positive == now[row]
-        assert change.is_positive == (DATASET.labels[row] == PLACEMENT.positive_class)
+        assert change.now == now[row]
+        assert change.is_right == (now[row] == (DATASET.labels[row] == PLACEMENT.positive_class))
     assert str(comparison) == f"{len(changed)} of 300 rows change side against v1"
 
 

@@ -37,7 +37,7 @@ def off_by(error: float, version: str) -> Any:
         if bundle.version != version:
             return right
         known = next(i for i, row in enumerate(rows) if row in bundle.reference.candidates)
-        given = list(right.probabilities)
+        given = [one for one in right.answers if isinstance(one, float)]
         given[known] += error
         return Scores(tuple(given), bundle.version)
 
@@ -50,7 +50,7 @@ def unverified(every: int) -> Any:
 
     def scores(bundle: Bundle, rows: Sequence[dict[str, Any]]) -> Scores:
         right = scores_of_bundle(bundle, rows)
-        return Scores(right.probabilities, "unverified") if next(count) % every == every - 1 else right
+        return Scores(right.answers, "unverified") if next(count) % every == every - 1 else right
 
     return scores
 
@@ -110,7 +110,7 @@ async def test_a_canary_is_undone_for_one_unverified_answer(pair):
 
 async def test_a_canary_is_undone_for_an_answer_of_a_third_version(pair):
     target = InMemoryTarget(pair.old)
-    target.scores = lambda bundle, rows: Scores(scores_of_bundle(bundle, rows).probabilities, "v7")
+    target.scores = lambda bundle, rows: Scores(scores_of_bundle(bundle, rows).answers, "v7")
     with pytest.raises(RolloutError, match="v7 answers instead of v2 or v1"):
         await rollout(target, str(pair.new), ignore_progress, canary=50)
 
@@ -170,7 +170,7 @@ async def test_the_old_version_may_still_answer_while_it_is_being_replaced(pair,
 
     def scores(bundle: Bundle, rows: Sequence[dict[str, Any]]) -> Scores:
         right = scores_of_bundle(bundle, rows)
-        return Scores(right.probabilities, next(leaving, right.version))
+        return Scores(right.answers, next(leaving, right.version))
 
     target.scores = scores
     await wait_until_serving(target, load_bundle(pair.new))

@@ -57,8 +57,8 @@ def test_a_bundle_of_an_earlier_format_is_read(number, content, tmp_path):
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
-    "another format": ({"format": 4}, "format: must be 1 to 3, got 4; "),
-    "no format number": ({"format": "one"}, "format: must be 1 to 3, got 'one'; "),
+    "another format": ({"format": 5}, "format: must be 1 to 4, got 5; "),
+    "no format number": ({"format": "one"}, "format: must be 1 to 4, got 'one'; "),
     "an unknown key": ({"colour": "red"}, "colour: is not known; train"),
     "no signature": ({"signature": None}, "signature: must be an object, got null"),
     "a version that is no name": ({"version": "../v1"}, "version: must match ^"),
@@ -125,7 +125,7 @@ BROKEN_DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], object, str]] = {
         [-1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
         "must be at least 0, got the number -1",
     ),
-    "too few bins of scores": (("scores",), [200], "must have 10 or more items, got 1"),
+    "too few bins of scores": (("scores",), [200], "scores must have 10 counts, got 1"),
 }
 
 

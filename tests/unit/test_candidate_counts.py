@@ -15,7 +15,7 @@ from transformer.bundle.candidates import Rows
 from transformer.bundle.encoder import Encoder
 from transformer.bundle.format import Bundle, Vectorizer, load_bundle
 from transformer.bundle.prediction import Prediction
-from transformer.bundle.signature import Number
+from transformer.bundle.signature import Category, Number
 from transformer.monitoring.bins import OTHER, Bins
 from transformer.monitoring.candidates import check_groups
 from transformer.monitoring.monitor import (
@@ -60,7 +60,7 @@ def some_candidates(bundle: Bundle, count: int) -> list[dict[str, Any]]:
             if isinstance(field, Number):
                 edges = bundle.distribution.numbers[field.name].edges
                 candidate[field.name] = rng.choice([*edges, rng.uniform(*field.range)])
-            else:
+            elif isinstance(field, Category):
                 candidate[field.name] = rng.choice([*field.categories, "unknown"])
         found.append(candidate)
     return found
@@ -106,7 +106,9 @@ def test_without_a_distribution_only_categories_are_counted(bundle):
 def answered(bundle: Bundle, candidates: list[dict[str, Any]], kind: Any, label: str) -> Answered:
     matrix = Encoder(bundle.vectorizer, bundle.signature).encode(Rows(candidates, "instances"))
     scores = matrix[:, bundle.vectorizer.index["ssc_p"]] / 100
-    return Answered(kind, DURATIONS, Prediction(label, bundle.version, matrix, scores, scores >= 0.5))
+    return Answered(
+        kind, DURATIONS, Prediction(label, bundle.version, matrix, bundle.target, scores >= 0.5, scores)
+    )
 
 
 @pytest.mark.parametrize(

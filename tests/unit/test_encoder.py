@@ -25,7 +25,7 @@ from transformer.bundle.candidates import (
 )
 from transformer.bundle.encoder import BLOCK_SIZE, MAX_ONE_BY_ONE, Encoder
 from transformer.bundle.format import Vectorizer
-from transformer.bundle.signature import Category, Number, Signature
+from transformer.bundle.signature import Boolean, Category, CategoryList, Number, RawField, Signature
 from transformer.bundle.validation import validate
 from transformer.errors import InvalidCandidates, InvalidRequest
 
@@ -67,13 +67,32 @@ def numbers(draw: st.DrawFn, name: str) -> Number:
 @st.composite
 def categories(draw: st.DrawFn, name: str) -> Category:
     values = draw(st.lists(st.text(max_size=5), min_size=1, max_size=5, unique=True))
-    return Category(name=name, categories=tuple(values), default=draw(st.none() | st.sampled_from(values)))
+    default = draw(st.none() | st.sampled_from(values))
+    return Category(name=name, categories=tuple(values), open=draw(st.booleans()), default=default)
+
+
+@st.composite
+def integers(draw: st.DrawFn, name: str) -> Number:
+    minimum, maximum = sorted((draw(st.integers(-(2**53), 2**53)), draw(st.integers(-(2**53), 2**53))))
+    default = draw(st.none() | st.integers(minimum, maximum))
+    return Number(name=name, type="integer", minimum=minimum, maximum=maximum, default=default)
+
+
+@st.composite
+def lists(draw: st.DrawFn, name: str) -> CategoryList:
+    found = draw(categories(name))
+    default = None if found.default is None else (found.default,) * 2
+    return CategoryList(name=name, categories=found.categories, open=draw(st.booleans()), default=default)
+
+
+def booleans(name: str) -> st.SearchStrategy[Boolean]:
+    return st.builds(Boolean, name=st.just(name), default=st.none() | st.booleans())
 
 
 @st.composite
 def signatures(draw: st.DrawFn) -> Signature:
     chosen = [
-        draw(numbers(name) | categories(name))
+        draw(numbers(name) | categories(name) | integers(name) | lists(name) | booleans(name))
         for name in draw(st.lists(names, min_size=1, max_size=6, unique=True))
     ]
     signature = Signature(fields=tuple(chosen))
@@ -84,11 +103,17 @@ def signatures(draw: st.DrawFn) -> Signature:
     return signature
 
 
-def values(field: Number | Category) -> st.SearchStrategy[float | int | str]:
-    if isinstance(field, Category):
-        return st.sampled_from(field.categories)
+def values(field: RawField) -> st.SearchStrategy[Any]:
+    if isinstance(field, Boolean):
+        return st.booleans() | st.sampled_from([0, 1, 0.0, 1.0])
+    if isinstance(field, Category | CategoryList):
+        known: st.SearchStrategy[str] = st.sampled_from(field.categories)
+        one = known | st.text(max_size=5) if field.open else known
+        return one if isinstance(field, Category) else st.lists(one, max_size=3)
     least, most = field.range
     whole = st.integers(math.ceil(least), max(math.ceil(least), math.floor(most)))
+    if field.is_whole:
+        return whole | whole.map(float)
     return st.floats(least, most) | whole.filter(lambda number: least <= number <= most)
 
 
@@ -134,7 +159,7 @@ def fitted(signature: Signature) -> DictVectorizer:
     every = [
         {field.name: category}
         for field in signature.fields
-        for category in (field.categories if isinstance(field, Category) else [0.0])
+        for category in getattr(field, "categories", [0.0])
     ]
     return DictVectorizer(sparse=False).fit(every)
 

@@ -12,6 +12,7 @@ import numpy as np
 from transformer.batching.jobs import Batch, Part, encode
 from transformer.batching.usable_models import UsableModels
 from transformer.bundle.encoder import Matrix
+from transformer.bundle.target import Scores
 from transformer.errors import EncodingRefused, UnexplainedError
 from transformer.metrics import RETRIES
 from transformer.settings import UnknownModel
@@ -59,7 +60,7 @@ class BalancedUpstream:
             parts = [part for part in batch.unanswered if _may_go(part, version)]
             matrix = encode(parts, version)
             try:
-                model, probabilities = await verified_call(
+                model, scores = await verified_call(
                     client, matrix, version, self._models.versions, batch.headers
                 )
             except (EncodingRefused, UnexplainedError) as error:
@@ -72,7 +73,7 @@ class BalancedUpstream:
                 continue
             self._models.saw(model)
             if _is_valid_for(model, version, parts, matrix):
-                _answer(batch, parts, matrix, probabilities, model)
+                _answer(batch, parts, matrix, scores, model)
             if not batch.unanswered:
                 return
             if not all(part.job.accepts(model) for part in parts):
@@ -117,14 +118,12 @@ def _is_valid_for(model: UpstreamModel, version: KnownVersion, parts: Sequence[P
     return True
 
 
-def _answer(
-    batch: Batch, parts: list[Part], matrix: Matrix, probabilities: Matrix, model: UpstreamModel
-) -> None:
+def _answer(batch: Batch, parts: list[Part], matrix: Matrix, scores: Scores, model: UpstreamModel) -> None:
     """Give the answers to the callers that accept the model's version."""
     if not all(part.job.accepts(model) for part in parts):
         accepted = np.concatenate([np.full(part.rows, part.job.accepts(model)) for part in parts])
         parts = [part for part in parts if part.job.accepts(model)]
-        matrix, probabilities = matrix[accepted], probabilities[accepted]
+        matrix, scores = matrix[accepted], scores[accepted]
     # Requests are not split here, so one model always answers all of a request.
-    again = batch.answer(parts, matrix, probabilities, model)
+    again = batch.answer(parts, matrix, scores, model)
     assert not again  # noqa: S101

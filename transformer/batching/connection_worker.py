@@ -257,8 +257,8 @@ class ConnectionWorker:
             return
         version = model.version
         matrix = encode(batch.parts, version)
-        probabilities = await client.call(matrix, None, version.classes, batch.headers)
-        for job in batch.answer(batch.parts, matrix, probabilities, model):
+        scores = await client.call(matrix, None, version.target, batch.headers)
+        for job in batch.answer(batch.parts, matrix, scores, model):
             self._queue.put(job)
 
     def _end(self, batch: Batch, call: Call) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 
 from transformer.bundle.candidates import Candidates
 from transformer.bundle.encoder import Matrix
-from transformer.bundle.prediction import Prediction
+from transformer.bundle.prediction import Prediction, join
+from transformer.bundle.target import Scores
 from transformer.errors import PredictorTooSlow, PredictorUnavailable, ServiceError
 from transformer.headers import AUTHORIZATION
 from transformer.upstream.known_versions import KnownVersion, UpstreamModel
@@ -159,7 +160,7 @@ class Job:
         self._answers[part] = prediction
         if len(self._answers) == len(self._parts):
             parts = sorted(self._parts, key=lambda one: one.start)
-            self.answer.set_result(_join([self._answers[one] for one in parts]))
+            self.answer.set_result(join([self._answers[one] for one in parts]))
         return True
 
     def release(self) -> None:
@@ -256,15 +257,15 @@ class Batch:
         return {} if job.credentials is None else {AUTHORIZATION: job.credentials}
 
     def answer(
-        self, parts: Collection[Part], matrix: Matrix, probabilities: Matrix, model: UpstreamModel
+        self, parts: Collection[Part], matrix: Matrix, scores: Scores, model: UpstreamModel
     ) -> list[Job]:
-        """Give parts of the batch their rows of a matrix and the model's probabilities for it.
+        """Give parts of the batch their rows of a matrix and the model's scores for it.
 
         Returns
         -------
         Jobs with a part that must be sent again, because another model has answered the parts before it.
         """
-        prediction = model.version.prediction(matrix, probabilities, model.label)
+        prediction = model.version.prediction(matrix, scores, model.label)
         start = 0
         again = []
         for part in parts:
@@ -288,16 +289,3 @@ def encode(parts: Iterable[Part], version: KnownVersion) -> Matrix:
 def jobs_of(parts: Iterable[Part]) -> dict[Job, None]:
     """Return the jobs that parts belong to, each once, in order."""
     return dict.fromkeys(part.job for part in parts)
-
-
-def _join(predictions: list[Prediction]) -> Prediction:
-    """Join the answers to a job's parts."""
-    if len(predictions) == 1:
-        return predictions[0]
-    return Prediction(
-        predictions[0].version,
-        predictions[0].encoding,
-        np.concatenate([one.matrix for one in predictions]),
-        np.concatenate([one.probabilities for one in predictions]),
-        np.concatenate([one.positive for one in predictions]),
-    )

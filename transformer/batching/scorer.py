@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping
 
-import numpy as np
-import numpy.typing as npt
-
 from transformer.batching.jobs import Job
 from transformer.batching.pool import Pool
 from transformer.bundle.candidates import Candidates
 from transformer.bundle.encoder import Matrix
 from transformer.bundle.format import Bundle
+from transformer.bundle.prediction import Prediction
 from transformer.errors import ServiceError, UnknownVersion
 from transformer.headers import check_credentials
 from transformer.settings import Settings
@@ -124,13 +122,8 @@ class Scorer:
 
     async def score(
         self, matrix: Matrix, model: UpstreamModel, headers: Mapping[str, str], timeout_s: float
-    ) -> npt.NDArray[np.float64]:
+    ) -> Prediction:
         """Score encoded rows with low priority, and with one model only.
-
-        Returns
-        -------
-        ndarray of float64, shape (rows,)
-            Probability of the positive class.
 
         Raises
         ------
@@ -143,7 +136,7 @@ class Scorer:
         job = Job(None, model.version, matrix, headers, None, loop, timeout_s, low_priority=True, only=model)
         self._submit(job)
         try:
-            return (await job.answer).probabilities
+            return await job.answer
         finally:
             self.release(job)
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, FiniteFloat, model_validator
 
-from transformer.bundle.signature import STRICT, Category, Number, Signature
+from transformer.bundle.signature import BOOLEANS, STRICT, Boolean, Number, Signature
 
 #: Upper bounds of the score's bins, each included.
 SCORE_BOUNDS = tuple(number / 10 for number in range(1, 11))
@@ -51,10 +51,14 @@ class Distribution(BaseModel):
     numbers
         Bins of each numeric field.
     categories
-        Training candidates by category, for each categorical field.
+        Training candidates by category, for each categorical field, and by ``true`` and ``false``.
     scores
-        Training candidates by their probability of the positive class, given by models that were fitted
-        without them; one count for each of `SCORE_BOUNDS`.
+        Training candidates by their probability of the positive class, or of the likeliest of many classes,
+        given by models that were fitted without them; one count for each of `SCORE_BOUNDS`. For a regression
+        there is one count for each tenth of the numbers, between `number_edges`. Empty for a model without
+        probabilities.
+    number_edges
+        Upper edges of the first nine tenths of a regression's numbers, given by the same models.
     """
 
     model_config = STRICT
@@ -62,7 +66,18 @@ class Distribution(BaseModel):
     rows: int = Field(ge=1)
     numbers: dict[str, NumberBins]
     categories: dict[str, dict[str, _Count]]
-    scores: Annotated[_Counts, Field(min_length=len(SCORE_BOUNDS), max_length=len(SCORE_BOUNDS))]
+    scores: Annotated[tuple[_Count, ...], Field(max_length=len(SCORE_BOUNDS), strict=False)] = ()
+    number_edges: Annotated[tuple[FiniteFloat, ...], Field(strict=False)] = ()
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Distribution":
+        if len(self.scores) not in {0, len(SCORE_BOUNDS)}:
+            raise ValueError(f"scores must have {len(SCORE_BOUNDS)} counts, got {len(self.scores)}")
+        if len(self.number_edges) not in {0, len(SCORE_BOUNDS) - 1}:
+            raise ValueError(f"number_edges must be {len(SCORE_BOUNDS) - 1}, got {len(self.number_edges)}")
+        if list(self.number_edges) != sorted(self.number_edges):
+            raise ValueError("number_edges must be in ascending order")
+        return self
 
     def check(self, signature: Signature) -> None:
         """Check that the bins are those of a signature's fields.
@@ -73,7 +88,11 @@ class Distribution(BaseModel):
             If a field is missing, is of another type, or has other categories or another range.
         """
         numbers = {field.name: field for field in signature.fields if isinstance(field, Number)}
-        categories = {field.name: field for field in signature.fields if isinstance(field, Category)}
+        categories = {
+            field.name: set(BOOLEANS if isinstance(field, Boolean) else field.categories)
+            for field in signature.fields
+            if not isinstance(field, Number)
+        }
         if self.numbers.keys() != numbers.keys() or self.categories.keys() != categories.keys():
             differing = (numbers.keys() ^ self.numbers.keys()) | (categories.keys() ^ self.categories.keys())
             raise ValueError(f"distribution and signature differ in: {', '.join(sorted(differing))}")
@@ -84,6 +103,6 @@ class Distribution(BaseModel):
             ):
                 if limit is not None and end != limit:
                     raise ValueError(f"distribution of {name}: edges must {verb} at {limit:g}, got {end:g}")
-        for name, category in categories.items():
-            if self.categories[name].keys() != set(category.categories):
+        for name, known in categories.items():
+            if self.categories[name].keys() != known:
                 raise ValueError(f"distribution of {name}: categories must be those of the signature")

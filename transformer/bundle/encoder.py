@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +22,13 @@ from transformer.bundle.candidates import (
     NumericFields,
 )
 from transformer.bundle.format import Vectorizer
-from transformer.bundle.signature import Category, Number, Signature
+from transformer.bundle.signature import Boolean, Category, CategoryList, Number, Signature
 from transformer.bundle.validation import UnknownCategory, validate
 
 Matrix = npt.NDArray[np.float64]
 _FLOAT64 = np.dtype(np.float64)
+#: A category, or a boolean.
+_Choice = str | bool
 
 #: Maximum candidates that are encoded one by one; more are encoded in blocks. With 12 fields both take the
 #: same time at about 3, measured on a virtual machine with two cores.
@@ -42,7 +45,8 @@ class Encoder:
     """Encodes candidates as one version's feature matrix.
 
     The rule is that of `sklearn.feature_extraction.DictVectorizer` (scikit-learn 1.5): a number goes into the
-    column named like its field, a category puts 1 into the column ``name=value``, and all else is 0.
+    column named like its field, as does a boolean as 1 or 0; a category puts 1 into the column
+    ``name=value``; each category of a list adds 1 there; all else is 0.
 
     The fast paths encode valid candidates as they read them. If a candidate may be invalid, `validate` checks
     each value, and valid candidates are encoded from its result.
@@ -84,16 +88,33 @@ class Encoder:
             for field in signature.fields
             if isinstance(field, Category)
         }
-        combined = _combinable(self._categories, len(index))
+        self._lists = {
+            field.name: {
+                value: index[f"{field.name}{vectorizer.separator}{value}"] for value in field.categories
+            }
+            for field in signature.fields
+            if isinstance(field, CategoryList)
+        }
+        self._list_fields = [FieldGroup([name]) for name in self._lists]
+        self._booleans = {
+            field.name: index[field.name] for field in signature.fields if isinstance(field, Boolean)
+        }
+        #: Both values of a boolean have the one column, where true puts 1 and false 0.
+        choices: dict[str, Mapping[_Choice, int]] = {
+            name: {False: column, True: column} for name, column in self._booleans.items()
+        }
+        choices |= {name: dict(columns.items()) for name, columns in self._categories.items()}
+        self._whole = [index[name] for name, field in numbers.items() if field.is_whole]
+        combined = _combinable(choices, len(index))
         #: The categories that are not combined; each is encoded by itself.
         self._others = [
-            (FieldGroup([name]), columns)
-            for name, columns in self._categories.items()
+            (FieldGroup([name]), columns, name in self._booleans)
+            for name, columns in choices.items()
             if name not in combined
         ]
         #: The columns of the numbers and of the combined categories: all columns, if all are combined.
         self._dense = sorted(
-            [*self._numbers.values(), *chain.from_iterable(columns.values() for columns in combined.values())]
+            {*self._numbers.values(), *chain.from_iterable(columns.values() for columns in combined.values())}
         )
         position = {column: number for number, column in enumerate(self._dense)}
         width = len(self._dense)
@@ -104,7 +125,9 @@ class Encoder:
             },
             width,
         )
-        self._one_by_one = _CombinationTable(combined, len(index)) if self._others else self._combined
+        self._one_by_one = (
+            _CombinationTable(combined, len(index)) if self._others or self._lists else self._combined
+        )
         self._numeric = NumericFields({name: position[self._numbers[name]] for name in numbers}, width)
         ranges = [numbers[name].range for name in self._numeric.names]
         self._bounds = [
@@ -141,6 +164,14 @@ class Encoder:
 
     def _try_encode_valid(self, candidates: Candidates) -> Matrix:
         """Encode valid candidates; raise one of NEEDS_FULL_VALIDATION if any may be invalid."""
+        matrix = self._encode_valid(candidates)
+        if self._whole:
+            whole = matrix[:, self._whole]
+            if not np.array_equal(whole, np.floor(whole)):
+                raise NeedsFullValidation
+        return matrix
+
+    def _encode_valid(self, candidates: Candidates) -> Matrix:
         if candidates.rows <= MAX_ONE_BY_ONE:
             return self._encode_rows(candidates)
         if candidates.rows <= BLOCK_SIZE:
@@ -163,10 +194,22 @@ class Encoder:
                     raise NeedsFullValidation
                 # DictVectorizer adds each number to 0, which turns -0 into 0.
                 row[column] = value + 0.0
-            for field, columns in self._others:
-                row[columns[candidate[field.names[0]]]] = 1.0
+            for field, columns, is_boolean in self._others:
+                value = candidate[field.names[0]]
+                row[columns[value]] = float(value) if is_boolean else 1.0
+            for field in self._list_fields:
+                self._add_list(row, candidate[field.names[0]], field)
             matrix += row
         return np.ndarray((candidates.rows, len(self.feature_names)), _FLOAT64, matrix)
+
+    def _add_list(self, row: "array[float] | Matrix", values: Any, field: FieldGroup) -> None:  # noqa: ANN401
+        """Add 1 for each category of a list; raise one of NEEDS_FULL_VALIDATION if one may be invalid."""
+        # A string is a sequence of strings, too.
+        if type(values) is not list and type(values) is not tuple:
+            raise NeedsFullValidation
+        columns = self._lists[field.names[0]]
+        for value in values:
+            row[columns[value]] += 1.0
 
     def _encode_block(self, candidates: Candidates, out: Matrix | None = None) -> Matrix:
         """Encode up to `BLOCK_SIZE` candidates into a matrix of zeros, by default a new one."""
@@ -178,15 +221,19 @@ class Encoder:
             raise NeedsFullValidation
         combined = self._combined.rows(candidates)
         # These additions also turn -0 into 0, as in DictVectorizer.
-        if not self._others:
+        if not self._others and not self._lists:
             features: Matrix = np.add(numbers, combined, out)
             return features
         if out is None:
             out = np.zeros((candidates.rows, len(self.feature_names)))
         out[:, self._dense] = numbers + combined
-        for field, columns in self._others:
-            found = [columns[value] for (value,) in candidates.tuples(field)]
-            out[np.arange(candidates.rows), found] = 1.0
+        for field, columns, is_boolean in self._others:
+            values = [value for (value,) in candidates.tuples(field)]
+            found = [columns[value] for value in values]
+            out[np.arange(candidates.rows), found] = values if is_boolean else 1.0
+        for field in self._list_fields:
+            for row, (values,) in zip(out, candidates.tuples(field), strict=True):
+                self._add_list(row, values, field)
         return out
 
     def _validate_and_encode(self, candidates: Candidates) -> Matrix:
@@ -195,11 +242,15 @@ class Encoder:
         width = len(self.feature_names)
         # An ignored category has no column: its 1 goes into an extra last one, which is cut off.
         matrix = np.zeros((valid.rows, width + 1))
-        for name, column in self._numbers.items():
+        for name, column in (self._numbers | self._booleans).items():
             matrix[:, column] = valid.numbers[name] + 0.0
         for name, columns in self._categories.items():
             found = [width if value is None else columns[value] for value in valid.categories[name]]
             matrix[np.arange(valid.rows), found] = 1.0
+        for name, columns in self._lists.items():
+            for row, values in zip(matrix, valid.lists[name], strict=True):
+                for value in values:
+                    row[columns[value]] += 1.0
         return np.ascontiguousarray(matrix[:, :width])
 
 
@@ -230,7 +281,7 @@ def _without_0_and_1(minimum: float, maximum: float) -> tuple[float, float]:
     return max(parts, key=lambda part: part[1] - part[0])
 
 
-def _combinable(columns: Mapping[str, Mapping[str, int]], width: int) -> dict[str, Mapping[str, int]]:
+def _combinable(columns: Mapping[str, Mapping[_Choice, int]], width: int) -> dict[str, Mapping[_Choice, int]]:
     """Return the categories with the fewest values, as many as `MAX_TABLE_SIZE` allows to combine."""
     chosen = {}
     count = 1
@@ -258,16 +309,16 @@ class _CombinationTable:
         The categories that are combined.
     """
 
-    def __init__(self, columns: Mapping[str, Mapping[str, int]], width: int) -> None:
+    def __init__(self, columns: Mapping[str, Mapping[_Choice, int]], width: int) -> None:
         fields = tuple(columns)
         self.fields = FieldGroup(fields)
         self._width = width
         #: Features of each combination, as bytes.
-        self._rows: dict[tuple[str, ...], bytes] = {}
+        self._rows: dict[tuple[_Choice, ...], bytes] = {}
         for combination in product(*(columns[name] for name in fields)):
             row = np.zeros(width)
             for name, value in zip(fields, combination, strict=True):
-                row[columns[name][value]] = 1.0
+                row[columns[name][value]] = 0.0 if value is False else 1.0
             self._rows[combination] = row.tobytes()
 
     def row(self, candidate: Mapping[str, str]) -> "array[float]":

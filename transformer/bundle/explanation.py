@@ -10,7 +10,7 @@ import numpy.typing as npt
 #: Parts of an explanation that a request can ask for.
 ExplanationPart = Literal["contributions", "changes"]
 #: Changes that turn one candidate's negative answer: the new value of one or two fields each.
-Changes = Sequence[Mapping[str, str | float]]
+Changes = Sequence[Mapping[str, str | bool | float]]
 
 
 @dataclass(frozen=True, slots=True)

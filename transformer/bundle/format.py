@@ -18,13 +18,23 @@ from transformer.bundle.candidates import Rows
 from transformer.bundle.distribution import Distribution
 from transformer.bundle.plain_errors import first_problem
 from transformer.bundle.regular_file import read_file
-from transformer.bundle.signature import DEFAULT_ROW_NAME, STRICT, RowName, Signature, check_unique
+from transformer.bundle.signature import (
+    DEFAULT_ROW_NAME,
+    SEPARATOR,
+    STRICT,
+    RowName,
+    Signature,
+    Value,
+    check_unique,
+)
+from transformer.bundle.target import AnswerScore, Label, Target
 from transformer.bundle.validation import validate
 from transformer.errors import InvalidCandidates, shortened
 
 #: Format number that this code writes. It reads the earlier ones, too: 1 had no `serving_form`; 2 had none of
-#: `recipe`, `row_name`, `distribution` and `background`, and a range for every number.
-FORMAT: Literal[3] = 3
+#: `recipe`, `row_name`, `distribution` and `background`, and a range for every number; 3 had only two classes
+#: of text, with probabilities.
+FORMAT: Literal[4] = 4
 BUNDLE_FILE = "bundle.json"
 MODEL_FILE = "model.joblib"
 #: Maximum earlier versions in a bundle; their predictors may still be serving.
@@ -38,27 +48,14 @@ NAME_PATTERN = "^[A-Za-z][A-Za-z0-9_-]*$"
 
 #: Largest difference between 1 and the sum of a background's weights.
 WEIGHTS_TOLERANCE = 1e-6
-#: Largest difference between equal probabilities: libraries add up in different orders.
-REFERENCE_TOLERANCE = 1e-6
 #: Version that responses name when a model with a known encoding matches no known version.
 UNVERIFIED = "unverified"
 
 Probability = Annotated[FiniteFloat, Field(ge=0, le=1)]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # JSON has arrays and no tuples, which strict mode would refuse.
 _TUPLE = Field(strict=False)
-
-
-def same_probabilities(given: npt.ArrayLike, expected: npt.ArrayLike) -> bool:
-    """Return True if no two probabilities differ by more than `REFERENCE_TOLERANCE`.
-
-    NaN equals nothing, and neither do arrays of different shapes.
-    """
-    one, other = np.asarray(given, np.float64), np.asarray(expected, np.float64)
-    if one.shape != other.shape:
-        return False
-    with np.errstate(invalid="ignore"):
-        return bool((np.abs(one - other) <= REFERENCE_TOLERANCE).all())
+_Probabilities = Annotated[tuple[Probability, ...], _TUPLE]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class BundleError(Exception):
@@ -74,7 +71,7 @@ class Vectorizer(BaseModel):
     model_config = STRICT
 
     feature_names: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
-    separator: str = Field("=", min_length=1)
+    separator: str = Field(SEPARATOR, min_length=1)
     dtype: Literal["float64"] = "float64"
 
     @model_validator(mode="after")
@@ -89,22 +86,35 @@ class Vectorizer(BaseModel):
 
 
 class Reference(BaseModel):
-    """Reference rows: raw candidates, and this version's probabilities of the positive class for them."""
+    """Reference rows: raw candidates, and this version's answers to them.
+
+    Attributes
+    ----------
+    probabilities
+        For each candidate the probability of the positive class; with more classes, of each class.
+    predictions
+        The answers of a model without probabilities: booleans, classes or numbers.
+    """
 
     model_config = STRICT
 
-    candidates: Annotated[tuple[dict[str, str | float], ...], Field(min_length=1, strict=False)]
-    probabilities: Annotated[tuple[Probability, ...], _TUPLE]
+    candidates: Annotated[tuple[dict[str, Value], ...], Field(min_length=1, strict=False)]
+    probabilities: Annotated[tuple[Probability | _Probabilities, ...], _TUPLE] = ()
+    predictions: Annotated[tuple[Label, ...], _TUPLE] = ()
 
     @model_validator(mode="after")
     def _same_length(self) -> "Reference":
-        if len(self.candidates) != len(self.probabilities):
-            raise ValueError(f"{len(self.candidates)} candidates, {len(self.probabilities)} probabilities")
+        if self.probabilities and self.predictions:
+            raise ValueError("must have probabilities or predictions, not both")
+        if len(self.candidates) != len(self.answers):
+            kind = "predictions" if self.predictions else "probabilities"
+            raise ValueError(f"{len(self.candidates)} candidates, {len(self.answers)} {kind}")
         return self
 
-    def is_matched_by(self, probabilities: Sequence[float]) -> bool:
-        """Return True if a model that gives the rows these probabilities is this version's."""
-        return same_probabilities(probabilities, self.probabilities)
+    @property
+    def answers(self) -> Sequence[AnswerScore]:
+        """The probabilities or the predictions."""
+        return self.predictions or self.probabilities
 
 
 class Background(BaseModel):
@@ -115,7 +125,7 @@ class Background(BaseModel):
 
     model_config = STRICT
 
-    candidates: Annotated[tuple[dict[str, str | float], ...], Field(min_length=1, strict=False)]
+    candidates: Annotated[tuple[dict[str, Value], ...], Field(min_length=1, strict=False)]
     weights: Annotated[tuple[Probability, ...], _TUPLE]
 
     @model_validator(mode="after")
@@ -135,9 +145,14 @@ class Version(BaseModel):
     version: str = Field(pattern=VERSION_PATTERN)
     signature: Signature
     vectorizer: Vectorizer
-    classes: Annotated[tuple[str, ...], Field(min_length=2, strict=False)]
-    positive_class: str
-    threshold: Probability
+    #: The model's classes, in the order of its `predict_proba`; empty for regression.
+    classes: Annotated[tuple[Label, ...], _TUPLE] = ()
+    #: Class that the answer says yes to; None if there are not two classes.
+    positive_class: Label | None = None
+    #: Lowest probability of a yes; None if there is none.
+    threshold: Probability | None = None
+    #: True if the model gives the probability of each class.
+    has_probabilities: bool = True
     reference: Reference
     #: The training candidates by bin; None in versions of the formats 1 and 2.
     distribution: Distribution | None = None
@@ -146,8 +161,8 @@ class Version(BaseModel):
 
     @model_validator(mode="after")
     def _coherent(self) -> "Version":
-        if self.positive_class not in self.classes:
-            raise ValueError(f"positive_class {self.positive_class!r} is not one of {list(self.classes)}")
+        self._check_reference()
+        self.signature.check_features(self.vectorizer.separator)
         possible = list(self.signature.feature_names(self.vectorizer.separator))
         if sorted(possible) != sorted(self.vectorizer.feature_names):
             differing = sorted(set(possible) ^ set(self.vectorizer.feature_names))
@@ -159,20 +174,42 @@ class Version(BaseModel):
             self.distribution.check(self.signature)
         return self
 
-    def _check_rows(self, candidates: Sequence[dict[str, str | float]], name: str) -> None:
+    def _check_rows(self, candidates: Sequence[dict[str, Value]], name: str) -> None:
         try:
             validate(Rows(list(candidates), name), self.signature)
         except InvalidCandidates as error:
             raise ValueError(f"{name} candidate is invalid: {error.problems[0]}") from error
 
+    def _check_reference(self) -> None:
+        recorded = bool(self.reference.probabilities)
+        if recorded != self.target.has_probabilities:
+            raise ValueError(
+                f"reference must have {'probabilities' if self.target.has_probabilities else 'predictions'}"
+            )
+        try:
+            _ = self.expected
+        except ValueError as error:
+            raise ValueError(f"reference: {error}, expected those of a {self.target.kind} model") from error
+
+    @cached_property
+    def target(self) -> Target:
+        """What the model predicts."""
+        return Target.of(
+            self.classes, self.positive_class, self.threshold, has_probabilities=self.has_probabilities
+        )
+
     @property
-    def positive_column(self) -> int:
-        """Column of the positive class in the model's `predict_proba`."""
-        return self.classes.index(self.positive_class)
+    def expected(self) -> npt.NDArray[np.float64]:
+        """What identifies the model; see `Target.fingerprint`."""
+        return self.target.fingerprint_of(self.reference.answers)
+
+    def is_matched_by(self, answers: Sequence[AnswerScore]) -> bool:
+        """Return True if a model that gives the reference rows these answers is this version's."""
+        return self.target.same_answers(answers, self.reference.answers)
 
 
 class Model(BaseModel):
-    """The classifier's file and its origin."""
+    """The model's file and its origin."""
 
     model_config = STRICT
 
@@ -207,7 +244,8 @@ class Recipe(BaseModel):
     label: str
     estimator: str
     serving_form: str
-    threshold: str
+    #: Rule of the threshold; None if there is none.
+    threshold: str | None = None
     #: Seed of generated data; None for a file.
     seed: int | None = None
 
@@ -219,12 +257,12 @@ class Bundle(Version):
     ----------
     name
         Name of the model and of its output: ``placement`` answers ``placement`` and
-        ``placement_probability``.
+        ``placement_probability``, one of many classes ``placement_probabilities``.
     previous
         Up to `MAX_PREVIOUS` earlier versions, newest first.
     """
 
-    format: Literal[1, 2, 3] = FORMAT
+    format: Literal[1, 2, 3, 4] = FORMAT
     name: str = Field(pattern=NAME_PATTERN)
     #: Word for one row of data in messages and in the report: ``candidate``, ``customer``.
     row_name: RowName = DEFAULT_ROW_NAME
@@ -239,6 +277,12 @@ class Bundle(Version):
     @model_validator(mode="after")
     def _unique_versions(self) -> "Bundle":
         check_unique((version.version for version in self.versions), "version")
+        for version in self.previous:
+            if version.target.outputs != self.target.outputs:
+                raise ValueError(
+                    f"previous version {version.version} has a {version.target} model and other outputs than "
+                    f"this {self.target} model; use another name for another kind of question"
+                )
         return self
 
     @property

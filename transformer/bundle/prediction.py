@@ -1,6 +1,6 @@
 """The types between the protocols and the scorer: a decoded request, and its prediction."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 from transformer.bundle.candidates import Candidates
 from transformer.bundle.encoder import Matrix
 from transformer.bundle.explanation import Explanation, ExplanationPart
+from transformer.bundle.target import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +25,13 @@ class Prediction:
         Version whose encoding was scored: another one only if the model is unverified.
     matrix : ndarray of float64, shape (candidates, feature names)
         The candidates in that encoding, C-contiguous.
-    probabilities : ndarray of float64, shape (candidates,)
-        Probability of the positive class.
-    positive : ndarray of bool, shape (candidates,)
-        True where the probability reaches the version's threshold.
+    target
+        The kind of question that the model answers.
+    values : ndarray, shape (candidates,)
+        The answers: True where the probability reaches the version's threshold, or places of classes, or
+        numbers; see `Target.answers`.
+    probabilities : ndarray of float64, shape (candidates,) or (candidates, classes)
+        Probability of the positive class, or of each class; None if the model gives none.
     explanation
         Explanation of it, if the request asked for one.
     """
@@ -35,20 +39,38 @@ class Prediction:
     version: str
     encoding: str
     matrix: Matrix
-    probabilities: npt.NDArray[np.float64]
-    positive: npt.NDArray[np.bool_]
+    target: Target
+    values: npt.NDArray[Any]
+    probabilities: npt.NDArray[np.float64] | None
     explanation: Explanation | None = None
 
     @property
     def rows(self) -> int:
         """Number of candidates."""
-        return len(self.positive)
+        return len(self.values)
 
     def of(self, rows: slice) -> "Prediction":
         """Return the part for some of the candidates."""
+        probabilities = None if self.probabilities is None else self.probabilities[rows]
         return Prediction(
-            self.version, self.encoding, self.matrix[rows], self.probabilities[rows], self.positive[rows]
+            self.version, self.encoding, self.matrix[rows], self.target, self.values[rows], probabilities
         )
+
+
+def join(predictions: Sequence[Prediction]) -> Prediction:
+    """Join the predictions of one model for consecutive candidates."""
+    if len(predictions) == 1:
+        return predictions[0]
+    first = predictions[0]
+    probabilities = [one.probabilities for one in predictions if one.probabilities is not None]
+    return Prediction(
+        first.version,
+        first.encoding,
+        np.concatenate([one.matrix for one in predictions]),
+        first.target,
+        np.concatenate([one.values for one in predictions]),
+        np.concatenate(probabilities) if probabilities else None,
+    )
 
 
 class Request(Protocol):

@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
@@ -23,6 +23,12 @@ MAX_SPELLING_LENGTH = 256
 #: Blanks, separators and invisible characters, which do not count in `spelling`.
 _SEPARATORS = re.compile(r"[\s_.:/\\\-\u200b-\u200d\u2010-\u2014\ufeff]+")
 
+#: A whole number as a category.
+_CODE = re.compile("0|-?[1-9][0-9]{0,17}")
+#: Separator between field and category in a feature name of DictVectorizer.
+SEPARATOR = "="
+#: Names of true and false as bins.
+BOOLEANS = ("true", "false")
 #: Word for one row of data, if the task has none.
 DEFAULT_ROW_NAME = "row"
 RowName = Annotated[str, Field(pattern="^[A-Za-z][A-Za-z -]{0,30}$")]
@@ -31,14 +37,15 @@ STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class Number(BaseModel):
-    """A numeric field: a finite number from `minimum` to `maximum`, both included and both optional."""
+    """A numeric field: a finite number from `minimum` to `maximum`, both included and both optional.
+
+    An ``integer`` has only whole numbers.
+    """
 
     model_config = STRICT
-    #: Datatype of the field's tensor in the V2 protocol.
-    datatype: ClassVar[str] = "FP64"
 
     name: str = Field(min_length=1)
-    type: Literal["number"] = "number"
+    type: Literal["number", "integer"] = "number"
     minimum: FiniteFloat | None = None
     maximum: FiniteFloat | None = None
     default: FiniteFloat | None = None
@@ -50,7 +57,19 @@ class Number(BaseModel):
             raise ValueError(f"minimum {least:g} is above maximum {most:g}")
         if self.default is not None and not least <= self.default <= most:
             raise ValueError(f"default {self.default:g} is not {self.expected}")
+        if self.is_whole and self.default is not None and not self.default.is_integer():
+            raise ValueError(f"default {self.default:g} is not a whole number")
         return self
+
+    @property
+    def datatype(self) -> str:
+        """Datatype of the field's tensor in the V2 protocol."""
+        return "INT64" if self.is_whole else "FP64"
+
+    @property
+    def is_whole(self) -> bool:
+        """True if only whole numbers are valid."""
+        return self.type == "integer"
 
     @property
     def range(self) -> tuple[float, float]:
@@ -61,31 +80,60 @@ class Number(BaseModel):
     @property
     def expected(self) -> str:
         """Description of a valid value for error messages: ``0 to 100``."""
+        kind = "a whole number" if self.is_whole else "a finite number"
+        if self.minimum is None and self.maximum is None:
+            return kind
         if self.minimum is None:
-            return "a finite number" if self.maximum is None else f"at most {self.maximum:g}"
-        return (
-            f"at least {self.minimum:g}" if self.maximum is None else f"{self.minimum:g} to {self.maximum:g}"
-        )
+            limits = f"at most {self.maximum:g}"
+        elif self.maximum is None:
+            limits = f"at least {self.minimum:g}"
+        else:
+            limits = f"{self.minimum:g} to {self.maximum:g}"
+        return f"{kind}, {limits}" if self.is_whole else limits
 
 
-class Category(BaseModel):
-    """A categorical field: one of `categories`."""
+class Boolean(BaseModel):
+    """A field that is true or false; as in Python, 1 and 0 are the same."""
+
+    model_config = STRICT
+    #: Datatype of the field's tensor in the V2 protocol.
+    datatype: ClassVar[str] = "BOOL"
+    #: Description of a valid value for error messages.
+    expected: ClassVar[str] = "true or false"
+
+    name: str = Field(min_length=1)
+    type: Literal["boolean"] = "boolean"
+    default: bool | None = None
+
+
+class _Categorical(BaseModel):
+    """What a field of one category and a field of several have in common.
+
+    Attributes
+    ----------
+    categories
+        The known values. One that looks like a whole number may be sent as a number, too.
+    open
+        True if other values are valid. They have no feature, as in DictVectorizer, and are counted.
+    """
 
     model_config = STRICT
     #: Datatype of the field's tensor in the V2 protocol.
     datatype: ClassVar[str] = "BYTES"
 
     name: str = Field(min_length=1)
-    type: Literal["category"] = "category"
     categories: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
-    default: str | None = None
+    open: bool = False
 
     @model_validator(mode="after")
-    def _coherent(self) -> "Category":
+    def _unique_categories(self) -> Self:
         check_unique(self.categories, "category")
-        if self.default is not None and self.default not in self.categories:
-            raise ValueError(f"default {self.default!r} is not {self.expected}")
         return self
+
+    @cached_property
+    def codes(self) -> dict[int, str]:
+        """The categories that are whole numbers, by that number."""
+        return {int(one): one for one in self.categories if _CODE.fullmatch(one)}
 
     @property
     def expected(self) -> str:
@@ -93,7 +141,34 @@ class Category(BaseModel):
         shown = [shortened(category, MAX_CATEGORY_LENGTH) for category in self.categories]
         if len(shown) > MAX_LISTED:
             shown = [*shown[:LISTED_OF_MANY], f"… ({len(shown) - LISTED_OF_MANY} more)"]
-        return "one of " + ", ".join(shown)
+        return ("a string, for example " if self.open else "one of ") + ", ".join(shown)
+
+
+class Category(_Categorical):
+    """A categorical field: one of `categories`, or with `open` any string."""
+
+    type: Literal["category"] = "category"
+    default: str | None = None
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "Category":
+        if self.default is not None and self.default not in self.categories and not self.open:
+            raise ValueError(f"default {self.default!r} is not {self.expected}")
+        return self
+
+
+class CategoryList(_Categorical):
+    """A field of any number of `categories`, as a JSON array; each occurrence counts."""
+
+    type: Literal["categories"] = "categories"
+    default: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "CategoryList":
+        unknown = set(self.default or ()).difference(self.categories)
+        if unknown and not self.open:
+            raise ValueError(f"default {min(unknown)!r} is not {self.expected}")
+        return self
 
 
 def plural(row_name: str) -> str:
@@ -131,7 +206,9 @@ def same_spelling(names: Iterable[str], others: Iterable[str]) -> dict[str, str]
     return {name: known[spelled] for name in names if (spelled := spelling(name)) in known}
 
 
-RawField = Annotated[Number | Category, Field(discriminator="type")]
+RawField = Annotated[Number | Boolean | Category | CategoryList, Field(discriminator="type")]
+#: A valid value of a field.
+Value = str | bool | float | tuple[str, ...]
 
 
 class Signature(BaseModel):
@@ -161,10 +238,33 @@ class Signature(BaseModel):
     def feature_names(self, separator: str) -> Iterator[str]:
         """Yield the names of all features that DictVectorizer can make of these fields, in their order.
 
-        A numeric field gives one feature of the same name, a categorical field one ``name=value`` per value.
+        A number or a boolean gives one feature of the same name, a categorical field one ``name=value`` per
+        value.
         """
         for field in self.fields:
-            if isinstance(field, Number):
-                yield field.name
-            else:
-                yield from (f"{field.name}{separator}{category}" for category in field.categories)
+            yield from features_of(field, separator)
+
+    def check_features(self, separator: str) -> None:
+        """Check that no two fields give a feature of the same name.
+
+        Raises
+        ------
+        ValueError
+            If two do; the message names both.
+        """
+        owners: dict[str, str] = {}
+        for field in self.fields:
+            for feature in features_of(field, separator):
+                owner = owners.setdefault(feature, field.name)
+                if owner != field.name:
+                    raise ValueError(
+                        f"fields {owner!r} and {field.name!r} both give the feature {feature!r}; rename one"
+                    )
+
+
+def features_of(field: RawField, separator: str) -> Iterator[str]:
+    """Yield the names of the features of one field, in the order of its categories."""
+    if isinstance(field, Number | Boolean):
+        yield field.name
+    else:
+        yield from (f"{field.name}{separator}{category}" for category in field.categories)

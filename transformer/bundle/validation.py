@@ -1,15 +1,17 @@
 """Validation of raw candidates against the signature: finds and names every problem."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from transformer.bundle.candidates import Candidates, RawColumn, as_list
 from transformer.bundle.plain_errors import describe, shown
-from transformer.bundle.signature import Category, Number, RawField, Signature
+from transformer.bundle.signature import Boolean, Category, CategoryList, Number, RawField, Signature
 from transformer.errors import MAX_PROBLEMS, InvalidCandidates
 
 #: A missing value, also JSON's null.
@@ -29,14 +31,17 @@ class ValidCandidates:
     Attributes
     ----------
     numbers
-        One float64 array per numeric field.
+        One float64 array per numeric field, and per boolean field, of 1 and 0.
     categories
         One list of strings per categorical field, None in place of an ignored value.
+    lists
+        One list of lists of strings per field of several categories, without ignored values.
     """
 
     rows: int
     numbers: Mapping[str, npt.NDArray[np.float64]]
     categories: Mapping[str, list[str | None]]
+    lists: Mapping[str, list[list[str]]]
 
 
 def validate(
@@ -62,6 +67,7 @@ def validate(
     misspelled = signature.misspelled(candidates.names())
     numbers: dict[str, npt.NDArray[np.float64]] = {}
     categories: dict[str, list[str | None]] = {}
+    lists: dict[str, list[list[str]]] = {}
     invalid: dict[str, list[Any]] = {}
     problems: list[tuple[int, int]] = []
     total = 0
@@ -69,7 +75,7 @@ def validate(
         raw = candidates.column(field.name)
         if raw is None:
             raw = [MISSING] * candidates.rows
-        is_ignored = _ignored_categories(field.name, unknown_category, newest)
+        is_ignored = _ignored_categories(field, unknown_category, newest)
         wrong_names = {name for name, meant in misspelled.items() if meant == field.name}
         misspelled_rows = _misspelled_rows(candidates, raw, wrong_names)
         column = None if misspelled_rows else _valid_column(raw, field, is_ignored)
@@ -80,6 +86,8 @@ def validate(
             problems += ((row, order) for row in rows[:MAX_PROBLEMS])
         elif isinstance(column, np.ndarray):
             numbers[field.name] = column
+        elif isinstance(field, CategoryList):
+            lists[field.name] = column
         else:
             categories[field.name] = column
     if problems:
@@ -90,29 +98,61 @@ def validate(
             for row, field in first
         ]
         raise InvalidCandidates(texts, total)
-    return ValidCandidates(candidates.rows, numbers, categories)
+    return ValidCandidates(candidates.rows, numbers, categories, lists)
 
 
-def _ignored_categories(name: str, unknown_category: UnknownCategory, newest: Signature | None) -> IsIgnored:
+def _ignored_categories(
+    field: RawField, unknown_category: UnknownCategory, newest: Signature | None
+) -> IsIgnored:
     """Return the rule for a field's values that its signature does not list."""
-    if unknown_category == "refuse":
+    name = field.name
+    if unknown_category == "refuse" and not getattr(field, "open", False):
         return lambda _: False
     newer = {
         category
-        for field in (newest.fields if newest is not None else ())
-        if isinstance(field, Category) and field.name == name
-        for category in field.categories
+        for other in (newest.fields if newest is not None else ())
+        if isinstance(other, Category | CategoryList) and other.name == name
+        for category in other.categories
     }
     return lambda value: value not in newer
 
 
-def _valid_column(
-    raw: RawColumn, field: RawField, is_ignored: IsIgnored
-) -> npt.NDArray[np.float64] | list[str | None] | None:
-    """Return a field's values in its type, or None if one is invalid."""
+def _valid_column(raw: RawColumn, field: RawField, is_ignored: IsIgnored) -> Any:  # noqa: ANN401
+    """Return a field's values in its type, see `ValidCandidates`, or None if one is invalid."""
     if isinstance(field, Number):
         return _valid_numbers(raw, field)
+    if isinstance(field, Boolean):
+        values = [field.default if value is MISSING else value for value in as_list(raw)]
+        return np.array(values, np.float64) if all(map(_is_boolean, values)) else None
+    if isinstance(field, CategoryList):
+        rows = [_valid_list(value, field, is_ignored) for value in as_list(raw)]
+        return None if None in rows else rows
     return _valid_categories(raw, field, is_ignored)
+
+
+def _is_boolean(value: object) -> bool:
+    return isinstance(value, (int, float)) and value in {0, 1}
+
+
+def _valid_list(value: object, field: CategoryList, is_ignored: IsIgnored) -> list[str] | None:
+    """Return one candidate's known categories, or None if a value is invalid."""
+    if value is MISSING:
+        value = field.default
+    if isinstance(value, str):
+        # An element of a V2 tensor.
+        with suppress(ValueError):
+            value = orjson.loads(value)
+    if not isinstance(value, (list, tuple)):
+        return None
+    texts = [_category_text(one, field) for one in value]
+    if not all(isinstance(one, str) and (one in field.categories or is_ignored(one)) for one in texts):
+        return None
+    return [one for one in texts if one in field.categories]
+
+
+def _category_text(value: Any, field: Category | CategoryList) -> Any:  # noqa: ANN401 (of any type)
+    """Return the category that a whole number stands for; any other value as it is."""
+    return field.codes.get(value, value) if type(value) is int else value
 
 
 def _valid_numbers(raw: RawColumn, field: Number) -> npt.NDArray[np.float64] | None:
@@ -132,8 +172,10 @@ def _valid_numbers(raw: RawColumn, field: Number) -> npt.NDArray[np.float64] | N
             return None
     # NaN fails both comparisons.
     least, most = field.range
-    in_range = bool(np.all((column >= least) & (column <= most)))
-    return column if in_range else None
+    is_valid = bool(np.all((column >= least) & (column <= most)))
+    if is_valid and field.is_whole:
+        is_valid = bool(np.all(column == np.floor(column)))
+    return column if is_valid else None
 
 
 def _is_number(kind: type) -> bool:
@@ -145,6 +187,8 @@ def _valid_categories(raw: RawColumn, field: Category, is_ignored: IsIgnored) ->
     values = as_list(raw)
     if field.default is not None:
         values = [field.default if value is MISSING else value for value in values]
+    if field.codes:
+        values = [_category_text(value, field) for value in values]
     if not all(issubclass(kind, str) for kind in set(map(type, values))):
         return None
     unknown = set(values).difference(field.categories)
@@ -163,8 +207,23 @@ def _invalid_rows(values: list[Any], field: RawField, is_ignored: IsIgnored) -> 
         return [
             row
             for row, value in enumerate(values)
-            if not (optional if value is MISSING else _is_number(type(value)) and least <= value <= most)
+            if not (
+                optional
+                if value is MISSING
+                else _is_number(type(value))
+                and least <= value <= most
+                and not (field.is_whole and value != int(value))
+            )
         ]
+    if isinstance(field, Boolean):
+        return [
+            row
+            for row, value in enumerate(values)
+            if not (optional if value is MISSING else _is_boolean(value))
+        ]
+    if isinstance(field, CategoryList):
+        return [row for row, value in enumerate(values) if _valid_list(value, field, is_ignored) is None]
+    values = [_category_text(value, field) for value in values]
     return [
         row
         for row, value in enumerate(values)
@@ -222,9 +281,27 @@ def _problem(value: object, field: RawField, row: int, names: _NamesSent) -> str
         return f"is required, expected {field.expected}{names.list_once(row)}"
     if isinstance(field, Number):
         type_name, has_type = "a number", _is_number(type(value))
+    elif isinstance(field, Boolean):
+        return f"must be {field.expected}, got {describe(value)}"
+    elif isinstance(field, CategoryList):
+        return f"must be an array of strings, each {field.expected}, got {_first_wrong(value, field)}"
     else:
         type_name, has_type = "a string", isinstance(value, str)
     if has_type:
         return f"must be {field.expected}, got {shown(value)}"
+    if field.expected.startswith(type_name):
+        return f"must be {field.expected}, got {describe(value)}"
     expected = "" if field.expected == "a finite number" else f", {field.expected}"
     return f"must be {type_name}{expected}, got {describe(value)}"
+
+
+def _first_wrong(value: object, field: CategoryList) -> str:
+    """Describe the first wrong element of a list, or the value that is no list."""
+    if not isinstance(value, (list, tuple)):
+        return describe(value)
+    for place, one in enumerate(value):
+        if not isinstance(text := _category_text(one, field), str):
+            return f"{describe(one)} at position {place}"
+        if text not in field.categories:
+            return f"{shown(one)} at position {place}"
+    return describe(value)

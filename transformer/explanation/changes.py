@@ -13,7 +13,7 @@ from math import isqrt
 import numpy as np
 
 from transformer.bundle.encoder import Matrix
-from transformer.bundle.signature import Category, Number, RawField
+from transformer.bundle.signature import Boolean, Category, CategoryList, Number, RawField
 from transformer.explanation.game import Game, Scores, Scoring, score_in_blocks
 
 #: Steps of the grid over a number's range.
@@ -41,7 +41,7 @@ class _Value:
     """
 
     field: RawField
-    value: str | float
+    value: str | bool | float
     size: float
     columns: tuple[int, ...]
     encoded: tuple[float, ...]
@@ -58,7 +58,7 @@ _Proposal = tuple[_Value, ...]
 
 def changes(
     game: Game, row: Scores, threshold: float, fixed_fields: Collection[str], max_rows: int
-) -> Scoring[list[dict[str, str | float]]]:
+) -> Scoring[list[dict[str, str | bool | float]]]:
     """Search for the smallest changes of one field that turn a negative answer, or else of two.
 
     Parameters
@@ -102,6 +102,13 @@ class _Search:
         """Return other values of a field: all categories, or numbers at equal distances."""
         if isinstance(one, Number):
             return self._numbers(one, np.linspace(*self._range(one), STEPS + 1))
+        if isinstance(one, CategoryList):
+            # Nobody says how far one list is from another.
+            return []
+        if isinstance(one, Boolean):
+            columns = self._columns(one)
+            other = not self._row[columns[0]]
+            return [_Value(one, bool(other), 1.0, columns, (float(other),))]
         return [
             self._category(one, number)
             for number, column in enumerate(self._columns(one))
@@ -120,7 +127,8 @@ class _Search:
         columns = self._columns(one)
         own, (least, most) = float(self._row[columns[0]]), self._range(one)
         # Adding 0 turns -0 into 0, as in the encoding.
-        rounded = (min(max(float(f"{value:.{DIGITS}g}"), least), most) + 0.0 for value in values.tolist())
+        digits = (round(value) if one.is_whole else float(f"{value:.{DIGITS}g}") for value in values.tolist())
+        rounded = (min(max(float(value), least), most) + 0.0 for value in digits)
         return [
             _Value(one, value, abs(value - own) / (most - least), columns, (value,))
             for value in dict.fromkeys(rounded)
@@ -177,7 +185,7 @@ class _Search:
     def _between(self, start: float, proposal: _Proposal, position: int) -> list[_Proposal]:
         """Return the proposal with other numbers in one position, from a start on; none for a category."""
         one = proposal[position]
-        if isinstance(one.field, Category):
+        if not isinstance(one.field, Number):
             return []
         steps = np.linspace(start, float(one.value), STEPS + 1)[1:-1]
         return [
@@ -205,7 +213,7 @@ def _few(values: Sequence[_Value], best: dict[_Proposal, float]) -> Sequence[_Va
     """Return at most `VALUES_IN_PAIRS` values: the best categories, or numbers at equal distances."""
     if len(values) <= VALUES_IN_PAIRS:
         return values
-    if isinstance(values[0].field, Category):
+    if not isinstance(values[0].field, Number):
         return sorted(values, key=lambda value: best[value,], reverse=True)[:VALUES_IN_PAIRS]
     chosen = np.linspace(0, len(values) - 1, VALUES_IN_PAIRS).round().astype(int)
     return [values[index] for index in chosen]

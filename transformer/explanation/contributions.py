@@ -30,7 +30,7 @@ def rows_to_score(game: Game, row: Scores, max_rows: int) -> int:
 
 
 def contributions(game: Game, row: Scores, max_rows: int) -> Scoring[Contributions]:
-    """Compute the contribution of each field to a candidate's probability.
+    """Compute the contribution of each field to a candidate's score.
 
     Equal arguments and scores give equal contributions.
 

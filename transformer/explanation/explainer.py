@@ -60,7 +60,6 @@ class Explainer:
             for version, known in zip(versions, scorer.known_versions, strict=True)
             if version.background is not None
         }
-        self._thresholds = {version.version: version.threshold for version in versions}
         #: Rows that the explanations in progress need.
         self._rows = 0
 
@@ -144,7 +143,7 @@ class Explainer:
             except ModelGone:
                 RETRIES.labels("model gone").inc()
             else:
-                EXPLANATIONS.labels(prediction.version).inc(len(prediction.positive))
+                EXPLANATIONS.labels(prediction.version).inc(prediction.rows)
                 return replace(prediction, explanation=explanation)
             finally:
                 self._scorer.release(job)
@@ -165,42 +164,42 @@ class Explainer:
         max_rows = self._settings.max_explanation_rows
         found: list[Contributions] = []
         proposals: list[Changes] = []
-        for row, positive in zip(matrix, prediction.positive.tolist(), strict=True):
+        target = prediction.target
+        turns = "changes" in request.parts and target.kind == "binary"
+        for row, value in zip(matrix, prediction.values.tolist(), strict=True):
             if "contributions" in request.parts:
-                found.append(await self._score(contributions(game, row, max_rows), model, request))
-            if "changes" in request.parts:
-                search = changes(
-                    game,
-                    row,
-                    self._thresholds[model.version.name],
-                    self._settings.fixed_fields,
-                    max_rows,
-                )
-                proposals.append([] if positive else await self._score(search, model, request))
-        return Explanation(
-            contributions=join(found) if found else None,
-            changes=proposals if "changes" in request.parts else None,
-        )
+                found.append(await self._score(contributions(game, row, max_rows), model, value, request))
+            if turns:
+                search = changes(game, row, target.threshold, self._settings.fixed_fields, max_rows)
+                proposals.append([] if value else await self._score(search, model, value, request))
+        return Explanation(contributions=join(found) if found else None, changes=proposals if turns else None)
 
-    async def _score(self, scoring: Scoring[_Result], model: UpstreamModel, request: _Request) -> _Result:
-        """Score the rows that a computation asks for, and return its result."""
+    async def _score(
+        self, scoring: Scoring[_Result], model: UpstreamModel, answer: int, request: _Request
+    ) -> _Result:
+        """Score the rows that a computation asks for, and return its result.
+
+        Parameters
+        ----------
+        answer
+            The answer that is explained; of many classes, the place of the class.
+        """
         try:
             rows = next(scoring)
             while True:
-                rows = scoring.send(await self._scores(rows, model, request))
+                rows = scoring.send(await self._scores(rows, model, answer, request))
         except StopIteration as end:
             result: _Result = end.value
             return result
 
-    async def _scores(self, rows: Matrix, model: UpstreamModel, request: _Request) -> Scores:
+    async def _scores(self, rows: Matrix, model: UpstreamModel, answer: int, request: _Request) -> Scores:
         """Score rows, as many in a job as fit into one call: other explanations take turns with this one."""
         size = min(self._settings.max_batch_rows, LOW_PRIORITY_ROWS)
-        scores = [
-            await self._scorer.score(
-                rows[start : start + size], model, request.headers, self._left_s(request)
-            )
-            for start in range(0, len(rows), size)
-        ]
+        scores = []
+        for start in range(0, len(rows), size):
+            block = rows[start : start + size]
+            found = await self._scorer.score(block, model, request.headers, self._left_s(request))
+            scores.append(found.target.explained(found.values, found.probabilities, answer))
         return np.concatenate(scores)
 
     def _left_s(self, request: _Request) -> float:

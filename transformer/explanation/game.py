@@ -1,4 +1,7 @@
-"""The game of one version: its players are the raw fields, its payoff is the probability of a candidate.
+"""The game of one version: its players are the raw fields, its payoff is a candidate's score.
+
+The score is the probability of the positive class, or that of the class that was predicted, or the number of
+a regression; see `transformer.bundle.target.Target.explained`.
 
 Fields outside a coalition have the values of a background row. All rows are in the version's encoding: a
 field has columns of its own, so a row of a coalition is put together from the columns of two encoded rows,
@@ -14,13 +17,13 @@ import numpy.typing as npt
 from transformer.bundle.candidates import Candidates, Rows
 from transformer.bundle.encoder import Matrix
 from transformer.bundle.format import Background, Version
-from transformer.bundle.signature import Category, RawField
+from transformer.bundle.signature import Category, CategoryList, RawField
 
 Scores = npt.NDArray[np.float64]
 #: Rows that are put together at once: as many as one call carries, so that nothing else waits long.
 BLOCK_SIZE = 256
 _Result = TypeVar("_Result")
-#: Computation that yields rows to score, and receives the probability of the positive class for each.
+#: Computation that yields rows to score, and receives the score of each.
 Scoring = Generator[Matrix, Scores, _Result]
 
 
@@ -73,8 +76,8 @@ class Game:
         self.weights = np.array(background.weights) / sum(background.weights)
 
     def columns(self, field: RawField) -> dict[str | None, int]:
-        """Return the column of each value of a category; of a number, its one column by None."""
-        if isinstance(field, Category):
+        """Return the column of each category; of a number or a boolean, its one column by None."""
+        if isinstance(field, Category | CategoryList):
             return {value: self._index[f"{field.name}{self._separator}{value}"] for value in field.categories}
         return {None: self._index[field.name]}
 

@@ -9,9 +9,10 @@ import numpy.typing as npt
 from transformer.bundle.distribution import NumberBins
 from transformer.bundle.encoder import Matrix
 from transformer.bundle.format import Version
-from transformer.bundle.signature import Category
+from transformer.bundle.signature import BOOLEANS, Boolean, Category, CategoryList
 
-#: Bin of categories that the signature does not list, with ``--unknown_category=ignore``.
+#: Bin of candidates without a known category: their values are not in the signature, whose field is open or
+#: which ``--unknown_category=ignore`` allows; or their list is empty.
 OTHER = "other"
 
 Counts = npt.NDArray[np.int64]
@@ -38,7 +39,9 @@ class _NumberBins:
 class _CategoryBins:
     """Bins of a categorical field, its values and `OTHER`, and the training candidates in each."""
 
-    def __init__(self, field: Category, columns: Sequence[int], training: Mapping[str, int]) -> None:
+    def __init__(
+        self, field: Category | CategoryList, columns: Sequence[int], training: Mapping[str, int]
+    ) -> None:
         self.name = field.name
         other = OTHER
         while other in field.categories:
@@ -48,8 +51,23 @@ class _CategoryBins:
         self._columns = columns
 
     def count(self, matrix: Matrix) -> list[int]:
-        known = [int(np.count_nonzero(matrix[:, column])) for column in self._columns]
-        return [*known, len(matrix) - sum(known)]
+        values = matrix[:, self._columns]
+        known: list[int] = np.count_nonzero(values, axis=0).tolist()
+        return [*known, len(matrix) - int(np.count_nonzero(values.any(axis=1)))]
+
+
+class _BooleanBins:
+    """Bins of a boolean field, and the training candidates in each."""
+
+    def __init__(self, field: Boolean, column: int, training: Mapping[str, int]) -> None:
+        self.name = field.name
+        self.labels = list(BOOLEANS)
+        self.training: Sequence[int] = [training.get(label, 0) for label in BOOLEANS]
+        self._column = column
+
+    def count(self, matrix: Matrix) -> list[int]:
+        true = int(np.count_nonzero(matrix[:, self._column]))
+        return [true, len(matrix) - true]
 
 
 class Bins:
@@ -81,10 +99,13 @@ class Bins:
         return np.array([count for bins in self._fields for count in bins.count(matrix)], np.int64)
 
 
-def _bins(version: Version) -> Iterator[_NumberBins | _CategoryBins]:
+def _bins(version: Version) -> Iterator[_NumberBins | _CategoryBins | _BooleanBins]:
     vectorizer, distribution = version.vectorizer, version.distribution
     for field in version.signature.fields:
-        if isinstance(field, Category):
+        if isinstance(field, Boolean):
+            training = {} if distribution is None else distribution.categories[field.name]
+            yield _BooleanBins(field, vectorizer.index[field.name], training)
+        elif isinstance(field, Category | CategoryList):
             names = [f"{field.name}{vectorizer.separator}{value}" for value in field.categories]
             training = {} if distribution is None else distribution.categories[field.name]
             yield _CategoryBins(field, [vectorizer.index[name] for name in names], training)

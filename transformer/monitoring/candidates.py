@@ -1,6 +1,7 @@
 """Counts of the candidates that one version has answered: values, scores and decisions."""
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,7 @@ from prometheus_client.utils import floatToGoString
 from transformer.bundle.distribution import SCORE_BOUNDS
 from transformer.bundle.encoder import Matrix
 from transformer.bundle.format import Bundle, Version
+from transformer.bundle.target import Target, class_name
 from transformer.metrics import (
     CANDIDATES,
     DECISIONS,
@@ -23,6 +25,8 @@ from transformer.metrics import (
 from transformer.monitoring.bins import Bins
 
 _POSITIVE, _NEGATIVE = "positive", "negative"
+#: Decision of a regression, which decides nothing: its answers are counted all the same.
+_NUMBER = "number"
 
 
 def check_groups(groups: Collection[str], bundle: Bundle) -> None:
@@ -59,7 +63,8 @@ class CandidateCounts:
         self._places = [self._bins.labels.index(group) for group in self._groups.labels]
         self._values = [CANDIDATES.labels(label, *bin_) for bin_ in self._bins.labels]
         self._scores = HistogramBatch(SCORES.labels(label))
-        decisions = _POSITIVE, _NEGATIVE
+        self._version = version
+        decisions = _decisions(version.target)
         self._decisions = [DECISIONS.labels(label, decision) for decision in decisions]
         self._group_decisions = [
             GROUP_DECISIONS.labels(label, *group, decision)
@@ -71,7 +76,7 @@ class CandidateCounts:
         self._groups_decided = np.zeros(len(self._group_decisions), np.int64)
 
     def add(
-        self, matrix: Matrix, probabilities: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_]
+        self, matrix: Matrix, values: npt.NDArray[Any], probabilities: npt.NDArray[np.float64] | None
     ) -> None:
         """Count candidates.
 
@@ -79,17 +84,20 @@ class CandidateCounts:
         ----------
         matrix : ndarray of float64, shape (candidates, feature names)
             The candidates in the version's encoding.
-        probabilities, positive : ndarray, shape (candidates,)
-            Their prediction.
+        values, probabilities
+            Their prediction; see `transformer.bundle.prediction.Prediction`.
         """
         counts = self._bins.count(matrix)
         self._counts += counts
-        self._scores.observe(probabilities)
-        accepted = int(np.count_nonzero(positive))
-        self._decided += (accepted, len(matrix) - accepted)
+        scores = drift_scores(self._version, values, probabilities)
+        if scores is not None:
+            self._scores.observe(scores)
+        decided = _by_decision(self._version.target, values)
+        self._decided += [int(np.count_nonzero(rows)) for rows in decided]
         if self._places:
-            selected = self._groups.count(matrix[positive])
-            self._groups_decided += np.concatenate([selected, counts[self._places] - selected])
+            # The last decision gets what the others leave.
+            selected = [self._groups.count(matrix[rows]) for rows in decided[:-1]]
+            self._groups_decided += np.concatenate([*selected, counts[self._places] - sum(selected)])
 
     def flush(self) -> None:
         """Add the counts to the metrics."""
@@ -111,7 +119,39 @@ def publish_training(version: Version) -> None:
     bins = Bins(version, version.signature.names)
     for bin_, count in zip(bins.labels, bins.training, strict=True):
         TRAINING_SHARE.labels(version.version, *bin_).set(count / distribution.rows)
-    shares = np.cumsum(distribution.scores) / sum(distribution.scores)
-    for bound, part in zip(SCORE_BOUNDS, shares.tolist(), strict=True):
-        TRAINING_SCORE_SHARE.labels(version.version, floatToGoString(bound)).set(part)
+    if distribution.scores:
+        shares = np.cumsum(distribution.scores) / sum(distribution.scores)
+        for bound, part in zip(SCORE_BOUNDS, shares.tolist(), strict=True):
+            TRAINING_SCORE_SHARE.labels(version.version, floatToGoString(bound)).set(part)
     TRAINING_CANDIDATES.labels(version.version).set(distribution.rows)
+
+
+def drift_scores(
+    version: Version, values: npt.NDArray[Any], probabilities: npt.NDArray[np.float64] | None
+) -> npt.NDArray[np.float64] | None:
+    """Return one score from 0 to 1 for each candidate, whose distribution shows drift; None if there is none.
+
+    It is the probability of the positive class, that of the likeliest class, or for a regression the upper
+    bound of the tenth of the training candidates' numbers that the number falls into.
+    """
+    if probabilities is not None:
+        return probabilities if probabilities.ndim == 1 else probabilities.max(axis=1)
+    edges = () if version.distribution is None else version.distribution.number_edges
+    if version.target.kind != "regression" or not edges:
+        return None
+    return np.array(SCORE_BOUNDS)[np.searchsorted(edges, values)]
+
+
+def _decisions(target: Target) -> tuple[str, ...]:
+    if target.kind == "binary":
+        return _POSITIVE, _NEGATIVE
+    return tuple(map(class_name, target.classes)) or (_NUMBER,)
+
+
+def _by_decision(target: Target, values: npt.NDArray[Any]) -> list[npt.NDArray[np.bool_]]:
+    """Return for each decision which candidates got it."""
+    if target.kind == "binary":
+        return [values, ~values]
+    if target.kind == "regression":
+        return [np.ones(len(values), np.bool_)]
+    return [values == place for place in range(len(target.classes))]

@@ -145,11 +145,17 @@ class Monitor:
         # Joined as bytes: np.concatenate takes four times as long for small arrays.
         width = requests[0].prediction.matrix.shape[1]
         matrix = np.frombuffer(b"".join([one.prediction.matrix.data for one in requests])).reshape(-1, width)
-        scores = np.frombuffer(b"".join([one.prediction.probabilities.data for one in requests]))
-        positive = np.frombuffer(b"".join([one.prediction.positive.data for one in requests]), np.bool_)
+        first = requests[0].prediction
+        values = np.frombuffer(b"".join([one.prediction.values.data for one in requests]), first.values.dtype)
+        probabilities = None
+        if first.probabilities is not None:
+            found = [one.prediction.probabilities for one in requests]
+            joined = np.frombuffer(b"".join([one.data for one in found if one is not None]))
+            probabilities = joined.reshape(-1, *first.probabilities.shape[1:])
         for start in range(0, len(matrix), BLOCK_SIZE):
             rows = slice(start, start + BLOCK_SIZE)
-            counts.add(matrix[rows], scores[rows], positive[rows])
+            part = None if probabilities is None else probabilities[rows]
+            counts.add(matrix[rows], values[rows], part)
 
     def _counts_of(self, encoding: str, label: str) -> CandidateCounts:
         counts = self._candidates.get((encoding, label))

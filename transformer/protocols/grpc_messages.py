@@ -3,6 +3,7 @@
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from transformer.bundle.signature import DEFAULT_ROW_NAME
+from transformer.bundle.target import BINARY, Target
 from transformer.errors import InvalidRequest
 from transformer.protocols.tensors import (
     Tensor,
@@ -38,6 +39,7 @@ def decode(
     fields: tuple[str, ...],
     max_candidates: int,
     row_name: str = DEFAULT_ROW_NAME,
+    target: Target = BINARY,
 ) -> V2Request:
     """Decode a ``ModelInferRequest`` with typed or raw contents.
 
@@ -72,7 +74,7 @@ def decode(
         version=message.model_version or None,
         output_name=output_name,
         candidates=to_candidates(tensors, fields),
-        outputs=check_outputs(output_name, requested),
+        outputs=check_outputs(output_name, requested, target),
         binary=bool(raw),
     )
 

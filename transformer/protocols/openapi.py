@@ -11,7 +11,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transformer.bundle.signature import DEFAULT_ROW_NAME, Number, RawField, Signature, plural
+from transformer.bundle.signature import (
+    DEFAULT_ROW_NAME,
+    Boolean,
+    CategoryList,
+    Number,
+    RawField,
+    Signature,
+    plural,
+)
+from transformer.bundle.target import BINARY, Target, class_name
 from transformer.bundle.validation import UnknownCategory
 from transformer.protocols.tensors import NUMPY_DTYPES
 from transformer.protocols.v2 import output_metadata
@@ -34,6 +43,7 @@ def describe(
     row_name: str = DEFAULT_ROW_NAME,
     unknown_category: UnknownCategory = "refuse",
     explains: bool = True,
+    target: Target = BINARY,
 ) -> Part:
     """Return the description, as OpenAPI 3.1.
 
@@ -57,7 +67,10 @@ def describe(
         With ``ignore``, a categorical field accepts any string.
     explains
         Describe explanations, too.
+    target
+        What the model predicts.
     """
+    answer = {f"{output_name}{suffix}": schema for suffix, schema in _answers(target).items()}
     description: Part = _filled(
         _template(),
         {
@@ -69,11 +82,19 @@ def describe(
             "<max_candidates>": max_candidates,
             "<max_explained_candidates>": min(max_candidates, max_explained_candidates),
             "<candidate>": candidate_schema(signature, unknown_category),
-            "<output_names>": [one["name"] for one in output_metadata(output_name, int(explains))],
-            "<output_tensors>": _output_tensors(output_name, explains=explains),
+            "<output_names>": [one["name"] for one in output_metadata(output_name, int(explains), target)],
+            "<output_tensors>": _output_tensors(output_name, target, explains=explains),
+            "<answer>": answer,
+            "<answer_names>": list(answer),
+            "<score>": target.score_name,
             "<input_tensors>": _input_tensors(signature, max_candidates, unknown_category),
         },
     )
+    explanation = description["components"]["schemas"]["Explanation"]
+    explanation["properties"] = answer | explanation["properties"]
+    explanation["required"] = [*answer, *explanation["required"]]
+    if target.kind != "binary":
+        del explanation["properties"]["changes"]
     if not explains:
         del description["paths"][f"/v1/models/{model_name}:explain"]
     return description
@@ -90,13 +111,20 @@ def candidate_schema(signature: Signature, unknown_category: UnknownCategory = "
 
 def _value_schema(field: RawField, unknown_category: UnknownCategory) -> Part:
     schema: Part
-    if isinstance(field, Number):
+    if isinstance(field, Boolean):
+        schema = {"anyOf": [{"type": "boolean"}, {"enum": [0, 1]}]}
+    elif isinstance(field, Number):
         bounds = {"minimum": field.minimum, "maximum": field.maximum}
-        schema = {"type": "number"} | {name: bound for name, bound in bounds.items() if bound is not None}
-    elif unknown_category == "ignore":
-        schema = {"type": "string"}
+        schema = {"type": field.type} | {name: bound for name, bound in bounds.items() if bound is not None}
     else:
-        schema = {"type": "string", "enum": list(field.categories)}
+        schema = {"type": "string"}
+        if unknown_category != "ignore" and not field.open:
+            schema["enum"] = list(field.categories)
+        if field.codes:
+            codes = {"enum": list(field.codes)} if "enum" in schema else {"type": "integer"}
+            schema = {"anyOf": [schema, codes]}
+        if isinstance(field, CategoryList):
+            schema = {"type": "array", "items": schema}
     if field.default is None:
         return schema
     # JSON's null is a missing value.
@@ -125,8 +153,8 @@ def _input_tensors(
     fields = [
         tensor(
             field.name,
-            _NUMERIC if isinstance(field, Number) else ["BYTES"],
-            _value_schema(field, unknown_category),
+            _datatypes(field),
+            _tensor_value(field, unknown_category),
         )
         for field in signature.fields
     ]
@@ -138,11 +166,46 @@ def _input_tensors(
     return [*fields, tensor("candidates", ["BYTES"], json_object)]
 
 
-def _output_tensors(output_name: str, *, explains: bool) -> list[Part]:
+def _datatypes(field: RawField) -> list[str]:
+    if isinstance(field, Number):
+        return _NUMERIC
+    codes = _NUMERIC if not isinstance(field, Boolean) and field.codes else []
+    return ["BOOL", *_NUMERIC] if isinstance(field, Boolean) else ["BYTES", *codes]
+
+
+def _tensor_value(field: RawField, unknown_category: UnknownCategory) -> Part:
+    """Return the schema of an element; a list of categories is JSON in a string."""
+    schema = _value_schema(field, unknown_category)
+    if isinstance(field, CategoryList):
+        return {"type": ["string", "null"], "contentMediaType": "application/json"}
+    return schema
+
+
+def _answers(target: Target) -> dict[str, Part]:
+    """Return the schema of each part of V1's answer, by the suffix of its name."""
+    probability = {"type": "number", "minimum": 0, "maximum": 1}
+    if target.kind == "binary":
+        return {"": {"type": "boolean"}} | ({"_probability": probability} if target.has_probabilities else {})
+    if target.kind == "regression":
+        return {"": {"type": "number"}}
+    names = [class_name(label) for label in target.classes]
+    by_class = {
+        "title": "Probabilities",
+        "type": "object",
+        "properties": dict.fromkeys(names, probability),
+        "required": names,
+    }
+    return {"": {"enum": list(target.classes)}} | (
+        {"_probabilities": by_class} if target.has_probabilities else {}
+    )
+
+
+def _output_tensors(output_name: str, target: Target, *, explains: bool) -> list[Part]:
     """Return the schemas of the tensors in a V2 response."""
     values: Mapping[str, Part] = {
-        output_name: {"type": "boolean"},
+        output_name: _answers(target)[""],
         f"{output_name}_probability": {"type": "number", "minimum": 0, "maximum": 1},
+        f"{output_name}_probabilities": {"type": "number", "minimum": 0, "maximum": 1},
         f"{output_name}_changes": {"type": "string", "contentMediaType": "application/json"},
     }
     return [
@@ -158,7 +221,7 @@ def _output_tensors(output_name: str, *, explains: bool) -> list[Part]:
             },
             "required": ["name", "datatype", "shape"],
         }
-        for output in output_metadata(output_name, int(explains))
+        for output in output_metadata(output_name, int(explains), target)
     ]
 
 

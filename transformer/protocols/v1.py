@@ -12,6 +12,7 @@ from transformer.bundle.candidates import Candidates, Rows
 from transformer.bundle.explanation import Contributions, ExplanationPart
 from transformer.bundle.prediction import Prediction
 from transformer.bundle.signature import DEFAULT_ROW_NAME
+from transformer.bundle.target import class_name
 from transformer.errors import InvalidRequest
 from transformer.protocols.json_body import check_count, parse_json
 
@@ -42,20 +43,31 @@ class V1Request:
 
     def answer(self, prediction: Prediction) -> dict[str, Any]:
         """Return V1's object of predictions, one per instance."""
-        return {"predictions": self._predictions(prediction)}
-
-    def _predictions(self, prediction: Prediction) -> list[dict[str, Any]]:
-        probability = f"{self.output_name}_probability"
-        return [
-            {self.output_name: positive, probability: value}
-            for positive, value in zip(
-                prediction.positive.tolist(), prediction.probabilities.tolist(), strict=True
-            )
-        ]
+        return {"predictions": answers(self.output_name, prediction)}
 
     def encode(self, prediction: Prediction) -> tuple[bytes, dict[str, str]]:
         """Return body and headers of a response with it."""
         return orjson.dumps(self.answer(prediction)), {"content-type": "application/json"}
+
+
+def answers(name: str, prediction: Prediction) -> list[dict[str, Any]]:
+    """Return V1's object for each candidate.
+
+    The output `name` holds the answer: a boolean, a class or a number. ``<name>_probability`` holds the
+    probability of the positive class, or ``<name>_probabilities`` that of each class.
+    """
+    labels = prediction.target.labels(prediction.values)
+    if prediction.probabilities is None:
+        return [{name: label} for label in labels]
+    found = prediction.probabilities.tolist()
+    if prediction.target.kind == "binary":
+        probability = f"{name}_probability"
+        return [{name: label, probability: value} for label, value in zip(labels, found, strict=True)]
+    classes = [class_name(label) for label in prediction.target.classes]
+    return [
+        {name: label, f"{name}_probabilities": dict(zip(classes, values, strict=True))}
+        for label, values in zip(labels, found, strict=True)
+    ]
 
 
 class V1ExplainRequest(V1Request):
@@ -72,16 +84,16 @@ class V1ExplainRequest(V1Request):
         """Return V1's object of explanations, one per instance, each with the prediction.
 
         ``standard_errors`` are only there if the contributions are not exact, ``changes`` only for a negative
-        answer.
+        answer to a question of yes or no.
         """
         explanation = prediction.explanation
         assert explanation is not None  # noqa: S101 (asked for)
-        assert explanation.contributions is not None and explanation.changes is not None  # noqa: S101, PT018
-        explanations = self._predictions(prediction)
-        for row, (one, changes) in enumerate(zip(explanations, explanation.changes, strict=True)):
+        assert explanation.contributions is not None  # noqa: S101
+        explanations = answers(self.output_name, prediction)
+        for row, one in enumerate(explanations):
             one |= _contributions(explanation.contributions, row)
-            if not one[self.output_name]:
-                one["changes"] = changes
+            if explanation.changes is not None and not one[self.output_name]:
+                one["changes"] = explanation.changes[row]
         return {"explanations": explanations}
 
 

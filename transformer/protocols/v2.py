@@ -3,7 +3,7 @@
 import struct
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from transformer.bundle.explanation import Explanation, ExplanationPart
 from transformer.bundle.plain_errors import describe
 from transformer.bundle.prediction import Prediction
 from transformer.bundle.signature import DEFAULT_ROW_NAME, Signature
+from transformer.bundle.target import BINARY, Target
 from transformer.errors import InvalidRequest, quoted
 from transformer.protocols.tensors import (
     MAX_NAME_LENGTH,
@@ -102,12 +103,11 @@ class V2Request:
 
     def answer(self, prediction: Prediction) -> V2Response:
         """Return the prediction, and what was requested of its explanation, as output tensors."""
-        datatypes = output_types(self.output_name)
-        values = dict(zip(datatypes, (prediction.positive, prediction.probabilities), strict=True))
-        requested = self.outputs or dict.fromkeys(values, self.binary)
+        answers = answer_tensors(self.output_name, prediction)
+        requested = self.outputs or dict.fromkeys(answers, self.binary)
         outputs = tuple(
-            OutputTensor(name, datatypes[name], values[name], binary)
-            if name in values
+            replace(answers[name], binary=binary)
+            if name in answers
             else _explanation_tensor(self.output_name, name, binary, prediction.explanation)
             for name, binary in requested.items()
         )
@@ -118,9 +118,33 @@ class V2Request:
         return encode(self.answer(prediction))
 
 
-def output_types(name: str) -> dict[str, str]:
+def output_types(name: str, target: Target = BINARY) -> dict[str, str]:
     """Return the outputs of a bundle with this name and their datatypes."""
-    return {name: "BOOL", f"{name}_probability": "FP64"}
+    return {f"{name}{suffix}": datatype for suffix, datatype in target.outputs.items()}
+
+
+def answer_tensors(name: str, prediction: Prediction) -> dict[str, OutputTensor]:
+    """Return the output tensors of a prediction by name.
+
+    Of many classes, the probabilities name the classes in the parameter ``classes``.
+    """
+    target, values = prediction.target, prediction.values
+    answers: npt.NDArray[Any] | list[str] = values
+    if target.kind == "multiclass":
+        labels = target.labels(values)
+        answers = labels if target.datatype == "BYTES" else np.array(labels)  # type: ignore[assignment]
+    tensors = [answers] if prediction.probabilities is None else [answers, prediction.probabilities]
+    return {
+        output: OutputTensor(output, datatype, tensor, parameters=output_parameters(output, name, target))
+        for (output, datatype), tensor in zip(output_types(name, target).items(), tensors, strict=True)
+    }
+
+
+def output_parameters(output: str, name: str, target: Target) -> dict[str, str]:
+    """Return the parameters of an output: the classes, in the order of its columns, as JSON."""
+    if output == name or target.kind != "multiclass":
+        return {}
+    return {"classes": orjson.dumps(target.classes).decode()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +164,19 @@ class ExplanationOutput:
     by_field: bool
 
 
-def explanation_outputs(name: str) -> dict[str, ExplanationOutput]:
-    """Return the outputs of a bundle with this name that explain predictions."""
-    return {
+def explanation_outputs(name: str, target: Target = BINARY) -> dict[str, ExplanationOutput]:
+    """Return the outputs of a bundle with this name that explain predictions.
+
+    Only a negative answer can be turned, so other kinds have no changes.
+    """
+    outputs = {
         f"{name}_baseline": ExplanationOutput("contributions", "FP64", by_field=False),
         f"{name}_contributions": ExplanationOutput("contributions", "FP64", by_field=True),
         f"{name}_standard_errors": ExplanationOutput("contributions", "FP64", by_field=True),
-        f"{name}_changes": ExplanationOutput("changes", "BYTES", by_field=False),
     }
+    if target.kind == "binary":
+        outputs[f"{name}_changes"] = ExplanationOutput("changes", "BYTES", by_field=False)
+    return outputs
 
 
 def _explanation_tensor(
@@ -179,12 +208,13 @@ def input_metadata(signature: Signature) -> list[dict[str, Any]]:
     return [{"name": field.name, "datatype": field.datatype, "shape": [-1]} for field in signature.fields]
 
 
-def output_metadata(name: str, explained_fields: int = 0) -> list[dict[str, Any]]:
+def output_metadata(name: str, explained_fields: int = 0, target: Target = BINARY) -> list[dict[str, Any]]:
     """Return the outputs of the model metadata, and of explanations if there are `explained_fields`."""
-    outputs = [
-        {"name": output, "datatype": datatype, "shape": [-1]}
-        for output, datatype in output_types(name).items()
-    ]
+    outputs: list[dict[str, Any]] = []
+    for output, datatype in output_types(name, target).items():
+        parameters = output_parameters(output, name, target)
+        columns = [len(target.classes)] if parameters else []
+        outputs.append({"name": output, "datatype": datatype, "shape": [-1, *columns]})
     if explained_fields:
         outputs += [
             {
@@ -192,13 +222,19 @@ def output_metadata(name: str, explained_fields: int = 0) -> list[dict[str, Any]
                 "datatype": one.datatype,
                 "shape": [-1, explained_fields] if one.by_field else [-1],
             }
-            for output, one in explanation_outputs(name).items()
+            for output, one in explanation_outputs(name, target).items()
         ]
     return outputs
 
 
 def model_metadata(
-    model_name: str, versions: Sequence[str], signature: Signature, output_name: str, *, explains: bool
+    model_name: str,
+    versions: Sequence[str],
+    signature: Signature,
+    output_name: str,
+    *,
+    explains: bool,
+    target: Target = BINARY,
 ) -> dict[str, Any]:
     """Return the model metadata, for REST and gRPC.
 
@@ -214,13 +250,15 @@ def model_metadata(
         Name of the bundle, and so of the outputs.
     explains
         List the outputs of explanations.
+    target
+        What the model predicts.
     """
     return {
         "name": model_name,
         "versions": list(versions),
         "platform": PLATFORM,
         "inputs": input_metadata(signature),
-        "outputs": output_metadata(output_name, len(signature.fields) if explains else 0),
+        "outputs": output_metadata(output_name, len(signature.fields) if explains else 0, target),
     }
 
 
@@ -237,7 +275,7 @@ def request_id(sent: str | None) -> str:
     return sent or str(uuid.uuid4())
 
 
-def check_outputs(name: str, requested: Mapping[str, bool]) -> Mapping[str, bool]:
+def check_outputs(name: str, requested: Mapping[str, bool], target: Target = BINARY) -> Mapping[str, bool]:
     """Return the requested outputs.
 
     Raises
@@ -245,7 +283,7 @@ def check_outputs(name: str, requested: Mapping[str, bool]) -> Mapping[str, bool
     InvalidRequest
         If the model does not have one of them.
     """
-    known = output_types(name) | explanation_outputs(name)
+    known = output_types(name, target) | explanation_outputs(name, target)
     for output in requested:
         if output not in known:
             raise InvalidRequest(f"outputs: must be one of {', '.join(known)}, got {quoted(output)}")
@@ -261,6 +299,7 @@ def decode(
     fields: tuple[str, ...],
     max_candidates: int,
     row_name: str = DEFAULT_ROW_NAME,
+    target: Target = BINARY,
     version: str | None = None,
 ) -> V2Request:
     """Decode a V2 REST request.
@@ -281,6 +320,8 @@ def decode(
         Maximum candidates per request.
     row_name
         The bundle's word for a candidate.
+    target
+        What the model predicts.
     version
         Model version in the request's path, if there is one.
 
@@ -311,7 +352,7 @@ def decode(
         version=version,
         output_name=output_name,
         candidates=to_candidates(tensors, fields),
-        outputs=check_outputs(output_name, requested),
+        outputs=check_outputs(output_name, requested, target),
         binary=binary,
     )
 

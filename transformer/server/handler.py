@@ -122,6 +122,7 @@ class Handler:
             fields=self._fields,
             max_candidates=self._settings.max_candidates,
             row_name=self._bundle.row_name,
+            target=self._bundle.target,
             version=version,
         )
 
@@ -140,6 +141,7 @@ class Handler:
             fields=self._fields,
             max_candidates=self._settings.max_candidates,
             row_name=self._bundle.row_name,
+            target=self._bundle.target,
         )
 
     async def predict(
@@ -289,6 +291,7 @@ class Handler:
             self._bundle.signature,
             self._bundle.name,
             explains=self._explainer.available,
+            target=self._bundle.target,
         )
 
     def openapi(self) -> dict[str, Any]:
@@ -303,6 +306,7 @@ class Handler:
             row_name=self._bundle.row_name,
             unknown_category=self._settings.unknown_category,
             explains=self._explainer.available,
+            target=self._bundle.target,
         )
 
     @cached_property

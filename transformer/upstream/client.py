@@ -18,6 +18,7 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 
 from transformer.bundle.encoder import Matrix
+from transformer.bundle.target import Scores, Target
 from transformer.errors import InvalidPredictorResponse, PredictorUnavailable
 from transformer.headers import grpc_metadata
 from transformer.settings import PredictorProtocol, Settings
@@ -42,7 +43,7 @@ class PredictorAddress:
     model_name
         Name of the model there.
     output
-        Name of the V2 output that holds `predict_proba`.
+        Name of the V2 output that holds `predict_proba`; see `Target.output`.
     use_ssl
         Speak TLS. Trusted authorities are those of `REQUESTS_CA_BUNDLE`, or the system's.
     """
@@ -80,23 +81,23 @@ class PredictorClient(ABC):
 
     @abstractmethod
     async def call(
-        self, matrix: Matrix, feature_names: Sequence[str] | None, classes: int, headers: Mapping[str, str]
-    ) -> Matrix:
-        """Return the probabilities of each class for each row. Deadlines and retries are the caller's.
+        self, matrix: Matrix, feature_names: Sequence[str] | None, target: Target, headers: Mapping[str, str]
+    ) -> Scores:
+        """Return the model's scores for each row. Deadlines and retries are the caller's.
 
         Parameters
         ----------
         matrix : ndarray of float64, shape (rows, features)
         feature_names
             Names of the columns, or None for a plain array.
-        classes
-            Number of the model's classes.
+        target
+            What the model predicts.
         headers
             Headers (gRPC: metadata) of the call.
 
         Returns
         -------
-        ndarray of float64, shape (rows, classes)
+        ndarray of float64, shape (rows, `target.columns`)
 
         Raises
         ------
@@ -104,8 +105,11 @@ class PredictorClient(ABC):
             If the predictor cannot be reached, or its model takes other columns (`EncodingRefused`, or
             `UnexplainedError` if it does not say so).
         InvalidPredictorResponse
-            If the response is not the probabilities of these rows.
+            If the response is not the scores of these rows.
         """
+
+    def _output(self, target: Target) -> str:
+        return target.output(self.address.output)
 
     @abstractmethod
     def disconnect(self) -> None:
@@ -161,21 +165,23 @@ class RestClient(PredictorClient):
             raise PredictorUnavailable(f"the predictor is not alive: it answered with status {status}")
 
     async def call(
-        self, matrix: Matrix, feature_names: Sequence[str] | None, classes: int, headers: Mapping[str, str]
-    ) -> Matrix:
+        self, matrix: Matrix, feature_names: Sequence[str] | None, target: Target, headers: Mapping[str, str]
+    ) -> Scores:
         """See `PredictorClient`."""
         headers = {**headers, "content-type": "application/json"}
-        status, body = await self._request("POST", self._path, self._body(matrix, feature_names), headers)
+        status, body = await self._request(
+            "POST", self._path, self._body(matrix, feature_names, target), headers
+        )
         if status != 200:
             raise messages.failure(status, body)
         if self.address.protocol == "v1":
-            return messages.v1_probabilities(body, len(matrix), classes)
-        return messages.v2_probabilities(body, len(matrix), classes, self.address.output)
+            return messages.v1_scores(body, len(matrix), target)
+        return messages.v2_scores(body, len(matrix), target, self._output(target))
 
-    def _body(self, matrix: Matrix, feature_names: Sequence[str] | None) -> bytes:
+    def _body(self, matrix: Matrix, feature_names: Sequence[str] | None, target: Target) -> bytes:
         if self.address.protocol == "v1":
             return messages.v1_body(matrix, feature_names)
-        return messages.v2_body(matrix, feature_names, self.address.output)
+        return messages.v2_body(matrix, feature_names, self._output(target))
 
     async def _request(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
@@ -232,15 +238,16 @@ class GrpcClient(PredictorClient):
         self._stub = services.GRPCInferenceServiceStub(self._channel)
 
     async def call(
-        self, matrix: Matrix, feature_names: Sequence[str] | None, classes: int, headers: Mapping[str, str]
-    ) -> Matrix:
+        self, matrix: Matrix, feature_names: Sequence[str] | None, target: Target, headers: Mapping[str, str]
+    ) -> Scores:
         """See `PredictorClient`."""
-        request = messages.v2_message(self.address.model_name, matrix, feature_names, self.address.output)
+        output = self._output(target)
+        request = messages.v2_message(self.address.model_name, matrix, feature_names, output)
         try:
             answer = await self._stub.ModelInfer(request, metadata=grpc_metadata(headers))
         except grpc.aio.AioRpcError as error:
             raise messages.grpc_failure(error.code(), error.details() or "") from error
-        return messages.message_probabilities(answer, len(matrix), classes, self.address.output)
+        return messages.message_scores(answer, len(matrix), target, output)
 
     def disconnect(self) -> None:
         """See `PredictorClient`: a channel opens connections by itself."""

@@ -2,14 +2,12 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from transformer.bundle.candidates import Candidates, Rows
 from transformer.bundle.encoder import Encoder, Matrix
-from transformer.bundle.format import UNVERIFIED, Bundle, Version, same_probabilities
+from transformer.bundle.format import UNVERIFIED, Bundle, Version
 from transformer.bundle.prediction import Prediction
 from transformer.bundle.signature import Signature
+from transformer.bundle.target import Scores
 from transformer.bundle.validation import UnknownCategory
 from transformer.errors import InvalidCandidates
 
@@ -32,12 +30,11 @@ class KnownVersion:
     ) -> None:
         self.name = version.version
         self.feature_names = version.vectorizer.feature_names
-        self.classes = len(version.classes)
-        self._version = version
+        self.target = version.target
+        self._expected = version.expected
         self._encoder = Encoder(version.vectorizer, version.signature, unknown_category, newest)
         rows = Rows(list(version.reference.candidates), "reference")
         self.reference: Matrix = self._encoder.encode(rows)
-        self._expected = np.array(version.reference.probabilities)
 
     def encode(self, candidates: Candidates) -> Matrix:
         """Encode candidates; see `transformer.bundle.encoder.Encoder.encode`."""
@@ -53,17 +50,13 @@ class KnownVersion:
         except InvalidCandidates:
             return None
 
-    def matches(self, probabilities: Matrix) -> bool:
+    def matches(self, scores: Scores) -> bool:
         """Return True if these scores of the reference rows identify this version's model."""
-        scores = probabilities[:, self._version.positive_column]
-        return same_probabilities(scores, self._expected)
+        return self.target.same(self.target.fingerprint(scores), self._expected)
 
-    def prediction(self, matrix: Matrix, probabilities: Matrix, label: str) -> Prediction:
-        """Turn the model's probabilities for a matrix into predictions of the version that `label` names."""
-        positive: npt.NDArray[np.float64] = np.ascontiguousarray(
-            probabilities[:, self._version.positive_column]
-        )
-        return Prediction(label, self.name, matrix, positive, positive >= self._version.threshold)
+    def prediction(self, matrix: Matrix, scores: Scores, label: str) -> Prediction:
+        """Turn the model's scores for a matrix into predictions of the version that `label` names."""
+        return Prediction(label, self.name, matrix, self.target, *self.target.answers(scores))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,13 +69,13 @@ class UpstreamModel:
         The version whose feature names the model takes.
     verified
         True if it is that version's model; False if it is an unknown model of the same encoding.
-    fingerprint : ndarray of float64, shape (reference rows, classes)
-        Its probabilities for that version's reference rows.
+    fingerprint : ndarray of float64, shape (reference rows, columns)
+        Its scores for that version's reference rows.
     """
 
     version: KnownVersion
     verified: bool
-    fingerprint: Matrix
+    fingerprint: Scores
 
     @property
     def label(self) -> str:
@@ -93,7 +86,7 @@ class UpstreamModel:
         """Return True if both are the same model, so that one response may hold answers of both."""
         if self.version is not other.version or self.verified != other.verified:
             return False
-        return self.verified or same_probabilities(self.fingerprint, other.fingerprint)
+        return self.verified or self.version.target.same(self.fingerprint, other.fingerprint)
 
 
 def known_versions(bundle: Bundle, unknown_category: UnknownCategory = "refuse") -> tuple[KnownVersion, ...]:

@@ -15,6 +15,7 @@ import orjson
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from transformer.bundle.encoder import Matrix
+from transformer.bundle.target import Scores, Target
 from transformer.errors import (
     EncodingRefused,
     InvalidPredictorResponse,
@@ -37,8 +38,15 @@ _UNAVAILABLE_CODES = {
 }
 #: Part of MLServer 1.7's error about a model that is still loading.
 _LOADING = "is not ready yet"
-#: Maximum difference from 1 of the sum of one row's probabilities.
-_SUM_TOLERANCE = 1e-3
+#: Field of gRPC's contents and numpy's type for each datatype that a scikit-learn model's output may have.
+_CONTENTS = {
+    "BOOL": ("bool_contents", "?"),
+    "INT32": ("int_contents", "<i4"),
+    "INT64": ("int64_contents", "<i8"),
+    "FP32": ("fp32_contents", "<f4"),
+    "FP64": ("fp64_contents", "<f8"),
+    "BYTES": ("bytes_contents", "O"),
+}
 #: Maximum characters of a predictor's error text, and feature names of its refusal, that are kept.
 MAX_DETAIL = 200
 MAX_NAMES = 5
@@ -95,70 +103,75 @@ def v2_message(
     return message
 
 
-def v1_probabilities(body: bytes, rows: int, classes: int) -> Matrix:
-    """Read the probabilities from a V1 response.
+def v1_scores(body: bytes, rows: int, target: Target) -> Scores:
+    """Read the scores from a V1 response.
 
     Returns
     -------
-    ndarray of float64, shape (rows, classes)
+    ndarray of float64, shape (rows, `target.columns`)
 
     Raises
     ------
     InvalidPredictorResponse
         If the response holds anything else.
     """
-    return _probabilities(lambda: _json(body)["predictions"], rows, classes)
+    return _scores(lambda: _json(body)["predictions"], rows, target)
 
 
-def v2_probabilities(body: bytes, rows: int, classes: int, output: str) -> Matrix:
-    """Read the probabilities from a V2 REST response; see `v1_probabilities`."""
+def v2_scores(body: bytes, rows: int, target: Target, output: str) -> Scores:
+    """Read the scores from a V2 REST response; see `v1_scores`."""
 
     def read() -> Any:  # noqa: ANN401 (JSON of any shape)
         tensor = next(tensor for tensor in _json(body)["outputs"] if tensor["name"] == output)
         return np.reshape(tensor["data"], tensor["shape"])
 
-    return _probabilities(read, rows, classes)
+    return _scores(read, rows, target)
 
 
-def message_probabilities(message: pb.ModelInferResponse, rows: int, classes: int, output: str) -> Matrix:
-    """Read the probabilities from a gRPC response; see `v1_probabilities`."""
+def message_scores(message: pb.ModelInferResponse, rows: int, target: Target, output: str) -> Scores:
+    """Read the scores from a gRPC response; see `v1_scores`."""
 
-    def read() -> Any:  # noqa: ANN401 (JSON of any shape)
+    def read() -> Any:  # noqa: ANN401 (an array of any shape)
         number = next(number for number, tensor in enumerate(message.outputs) if tensor.name == output)
         tensor = message.outputs[number]
-        if tensor.datatype != "FP64":
-            raise ValueError(tensor.datatype)
-        if message.raw_output_contents:
-            values = np.frombuffer(message.raw_output_contents[number], "<f8")
-        else:
-            values = np.array(tensor.contents.fp64_contents)
+        field, dtype = _CONTENTS[tensor.datatype]
+        if not message.raw_output_contents:
+            return np.array(getattr(tensor.contents, field), dtype).reshape(tuple(tensor.shape))
+        raw = message.raw_output_contents[number]
+        values = np.array(_texts(raw), dtype) if dtype == "O" else np.frombuffer(raw, dtype)
         return values.reshape(tuple(tensor.shape))
 
-    return _probabilities(read, rows, classes)
+    return _scores(read, rows, target)
+
+
+def _texts(raw: bytes) -> list[bytes]:
+    """Split raw BYTES contents, where each element follows its length."""
+    texts, position = [], 0
+    while position < len(raw):
+        start = position + 4
+        position = start + int.from_bytes(raw[position:start], "little")
+        texts.append(raw[start:position])
+    return texts
 
 
 def _json(body: bytes) -> Any:  # noqa: ANN401 (JSON of any shape)
     return orjson.loads(body)
 
 
-def _probabilities(read: Callable[[], object], rows: int, classes: int) -> Matrix:
+def _scores(read: Callable[[], object], rows: int, target: Target) -> Scores:
     # Without the number of rows, because some may be other callers'.
-    expected = f"expected the probabilities of {classes} classes for each candidate"
     try:
-        matrix = np.asarray(read())
+        values = read()
     except (ArithmeticError, LookupError, TypeError, ValueError, StopIteration, AttributeError) as error:
         raise InvalidPredictorResponse(
-            f"invalid response from the predictor: cannot be read, {expected}"
+            f"invalid response from the predictor: cannot be read, expected {target.expected}"
         ) from error
-    if matrix.shape != (rows, classes):
-        raise InvalidPredictorResponse(f"invalid response from the predictor: wrong shape, {expected}")
-    if matrix.dtype.kind not in "fi":
-        raise InvalidPredictorResponse(f"invalid response from the predictor: not numbers, {expected}")
-    matrix = matrix.astype(np.float64, copy=False)
-    in_range = np.all(matrix >= 0) and np.all(matrix <= 1)
-    if not (in_range and np.all(abs(matrix.sum(axis=1) - 1) <= _SUM_TOLERANCE)):
-        raise InvalidPredictorResponse(f"invalid response from the predictor: not probabilities, {expected}")
-    return matrix
+    try:
+        return target.read(values, rows)
+    except ValueError as error:
+        raise InvalidPredictorResponse(
+            f"invalid response from the predictor: {error}, expected {target.expected}"
+        ) from error
 
 
 def failure(status: int, body: bytes) -> ServiceError:

@@ -2,7 +2,8 @@
 
 Three facts make it sound. The ordered feature names wholly determine a DictVectorizer's encoding.
 scikit-learn, fitted on a DataFrame, refuses other names or another order. Two models that give the same
-probabilities, to six decimals, for about thirty candidates are the same model for this purpose.
+probabilities or numbers, to six decimals, for about thirty candidates are the same model for this purpose. A
+model without probabilities has more reference rows, near its decision boundaries, where another one differs.
 """
 
 import itertools
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from transformer.bundle.encoder import Matrix
+from transformer.bundle.target import Scores
 from transformer.errors import (
     EncodingRefused,
     InvalidPredictorResponse,
@@ -35,7 +37,7 @@ async def verify(
     """Find the model behind a client.
 
     Sends the reference rows with named columns, for the newest version first, until the model accepts the
-    names and gives the known probabilities. An error means "not this version", whatever its reason; only an
+    names and gives the known answers. An error means "not this version", whatever its reason; only an
     answer to named columns verifies a connection.
 
     Raises
@@ -52,9 +54,9 @@ async def verify(
             # The model would refuse these names, and MLServer may then close the connection.
             continue
         try:
-            probabilities = await client.call(version.reference, version.feature_names, version.classes, {})
+            scores = await client.call(version.reference, version.feature_names, version.target, {})
         except (EncodingRefused, UnexplainedError, InvalidPredictorResponse) as error:
-            # An invalid response may have another number of classes than this version.
+            # An invalid response may have other classes than this version.
             failures[version] = error
             if unknown is None and isinstance(error, UnexplainedError):
                 # MLServer closes the connection soon.
@@ -63,18 +65,17 @@ async def verify(
         except ServiceError as error:
             # The first response may explain why the predictor does not answer now.
             raise PredictorUnavailable("; then ".join([*_first(failures), _with_detail(error)])) from error
-        if version.matches(probabilities):
+        if version.matches(scores):
             VERIFICATIONS.labels("equal").inc()
-            return UpstreamModel(version, verified=True, fingerprint=probabilities)
-        unknown = unknown or UpstreamModel(version, verified=False, fingerprint=probabilities)
+            return UpstreamModel(version, verified=True, fingerprint=scores)
+        unknown = unknown or UpstreamModel(version, verified=False, fingerprint=scores)
     if unknown is None:
         raise _not_verified(failures)
     _check_consistent(unknown, failures)
     VERIFICATIONS.labels("unverified").inc()
     if unknown_model == "refuse":
         raise NotVerified(
-            f"the predictor accepts {unknown.version.name}'s encoding, but its probabilities match no known "
-            "version"
+            f"the predictor accepts {unknown.version.name}'s encoding, but its answers match no known version"
         )
     return unknown
 
@@ -131,7 +132,7 @@ async def verified_call(
     version: KnownVersion,
     versions: Sequence[KnownVersion],
     headers: dict[str, str],
-) -> tuple[UpstreamModel, Matrix]:
+) -> tuple[UpstreamModel, Scores]:
     """Score rows and verify the model in the same call.
 
     The columns are named, so that only a model of this encoding answers. The reference rows of each version
@@ -139,7 +140,7 @@ async def verified_call(
 
     Returns
     -------
-    UpstreamModel, ndarray of float64 of shape (rows, classes)
+    UpstreamModel, ndarray of float64 of shape (rows, columns)
 
     Raises
     ------
@@ -150,7 +151,7 @@ async def verified_call(
     """
     same_encoding = [one for one in versions if one.feature_names == version.feature_names]
     rows = [matrix, *(one.reference for one in same_encoding)]
-    scores = await client.call(np.concatenate(rows), version.feature_names, version.classes, headers)
+    scores = await client.call(np.concatenate(rows), version.feature_names, version.target, headers)
     ends = np.cumsum([len(part) for part in rows])
     fingerprints = [scores[start:end] for start, end in itertools.pairwise(ends)]
     for one, fingerprint in zip(same_encoding, fingerprints, strict=True):

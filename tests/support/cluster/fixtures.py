@@ -18,7 +18,7 @@ from tests.support.bundle_copies import MODEL, bundle_copy
 from tests.support.cluster.kserve_controllers import Json
 from tests.support.cluster.kubernetes_api import Cluster
 from tests.support.paths import MANIFEST
-from transformer.bundle.format import Bundle, Version, load_bundle
+from transformer.bundle.format import Bundle, Reference, Version, load_bundle
 
 #: Three versions of which each knows the earlier ones, and one that knows no other.
 URIS = {version: f"pvc://models/placement/{version}" for version in ("v1", "v2", "v3", "v9")}
@@ -39,7 +39,7 @@ class Versions:
     def serve_other_scores(self, uri: str) -> None:
         """Let a version's model give other scores than its bundle says."""
         served = self.bundles[uri]
-        wrong = tuple(1 - p for p in served.reference.probabilities)
+        wrong = tuple(1 - p for p in positive_probabilities(served.reference))
         reference = served.reference.model_copy(update={"probabilities": wrong})
         self.bundles[uri] = served.model_copy(update={"reference": reference})
 
@@ -58,6 +58,10 @@ class Versions:
         return 200, {"x-model-version": served.version}, {"predictions": answers}
 
 
+def positive_probabilities(reference: Reference) -> list[float]:
+    return [one for one in reference.probabilities if isinstance(one, float)]
+
+
 @pytest.fixture
 def versions(trained_bundle: Path, tmp_path: Path) -> Versions:
     template = load_bundle(trained_bundle).model_copy(update={"previous": ()})
@@ -65,7 +69,7 @@ def versions(trained_bundle: Path, tmp_path: Path) -> Versions:
     earlier: tuple[Version, ...] = ()
     for number, (name, uri) in enumerate(URIS.items()):
         bundle = bundle_copy(template, name)
-        lower = tuple(p * 0.9**number for p in bundle.reference.probabilities)
+        lower = tuple(p * 0.9**number for p in positive_probabilities(bundle.reference))
         reference = bundle.reference.model_copy(update={"probabilities": lower})
         previous = () if uri == V9 else earlier
         bundle = bundle.model_copy(update={"previous": previous, "reference": reference})
