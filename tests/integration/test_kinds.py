@@ -26,7 +26,7 @@ ROWS: list[dict[str, Any]] = [
     {"size": 0, "age": 0, "town": "Köln"},
 ]
 V1, V2 = f"/v1/models/{NAME}", f"/v2/models/{NAME}"
-DATATYPES = {str: "BYTES", int: "INT64", float: "FP64"}
+DATATYPES = {str: "BYTES", int: "INT64", float: "FP64", bool: "BOOL"}
 
 
 @pytest.fixture(scope="module", params=list(QUESTIONS), ids=lambda name: name)
