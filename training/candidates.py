@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from transformer.bundle.plain_errors import problems
 from transformer.bundle.signature import (
@@ -25,7 +25,7 @@ from transformer.bundle.signature import (
     Value,
     plural,
 )
-from transformer.bundle.target import Kind, Label, Target, check_classes, class_name
+from transformer.bundle.target import Kind, Label, LabelField, Target, check_classes, class_name
 
 Candidate = dict[str, Value]
 
@@ -64,37 +64,50 @@ class Task(BaseModel):
     signature: Signature
     label: str = Field(min_length=1)
     kind: Kind = "binary"
-    classes: Annotated[tuple[Label, ...], Field(strict=False)] = ()
-    positive_class: Label | None = None
+    classes: Annotated[tuple[LabelField, ...], Field(strict=False, validate_default=True)] = ()
+    positive_class: Annotated[LabelField | None, Field(validate_default=True)] = None
     row_name: RowName = DEFAULT_ROW_NAME
+
+    @field_validator("signature")
+    @classmethod
+    def _distinct_features(cls, signature: Signature) -> Signature:
+        signature.check_features(SEPARATOR)
+        return signature
+
+    # Fields before a validator's own that have an error are missing in its `info.data`.
+    @field_validator("label")
+    @classmethod
+    def _no_field(cls, label: str, info: ValidationInfo) -> str:
+        if "signature" in info.data and label in info.data["signature"].names:
+            raise ValueError(f"must not be one of the fields, got {label!r}")
+        return label
 
     @field_validator("classes")
     @classmethod
-    def _ordered(cls, classes: tuple[Label, ...]) -> tuple[Label, ...]:
+    def _fit_the_kind(cls, classes: tuple[Label, ...], info: ValidationInfo) -> tuple[Label, ...]:
+        kind = info.data.get("kind")
+        got = ", ".join(map(str, classes)) or "none"
+        different = len(set(classes))
+        if kind == "regression" and classes:
+            raise ValueError(f"must be left out for the kind regression, got {got}")
+        if kind == "binary" and not different == len(classes) == 2:
+            hint = '; for more classes, write "kind": "multiclass"' if different > 2 else ""
+            raise ValueError(f"must be two different classes, got {got}{hint}")
+        if kind == "multiclass" and not different == len(classes) > 2:
+            raise ValueError(f"must be three or more different classes, got {got}")
         if classes:
             check_classes(classes)
         return tuple(sorted(classes))
 
-    @model_validator(mode="after")
-    def _coherent(self) -> "Task":
-        if self.label in self.signature.names:
-            raise ValueError(f"label {self.label!r} is one of the fields, too")
-        self.signature.check_features(SEPARATOR)
-        got = ", ".join(map(str, self.classes)) or "none"
-        if self.kind == "binary" and len(self.classes) != 2:
-            raise ValueError(f"classes must be two different classes, got {got}{self._other_kind()}")
-        if self.kind == "multiclass" and len(self.classes) < 3:
-            raise ValueError(f"classes must be three or more for kind multiclass, got {got}")
-        if self.kind == "regression" and self.classes:
-            raise ValueError(f"classes must be left out for kind regression, got {got}")
-        if self.kind != "binary" and self.positive_class is not None:
-            raise ValueError(f"positive_class must be left out for kind {self.kind}")
-        # A threshold, too, belongs to a target. Its rules for classes are the task's.
-        self.target(0.5)
-        return self
-
-    def _other_kind(self) -> str:
-        return '; for more classes write "kind": "multiclass"' if len(self.classes) > 2 else ""
+    @field_validator("positive_class")
+    @classmethod
+    def _one_of_classes(cls, positive_class: Label | None, info: ValidationInfo) -> Label | None:
+        kind, classes = info.data.get("kind"), info.data.get("classes")
+        if kind in {"multiclass", "regression"} and positive_class is not None:
+            raise ValueError(f"must be left out for the kind {kind}, got {positive_class!r}")
+        if kind == "binary" and classes and (positive_class not in classes or positive_class is None):
+            raise ValueError(f"must be one of {', '.join(map(str, classes))}, got {positive_class!r}")
+        return positive_class
 
     def target(self, threshold: float, *, has_probabilities: bool = True) -> Target:
         """Return what a model of this task predicts.

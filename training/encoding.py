@@ -21,14 +21,15 @@ from transformer.bundle.signature import (
 )
 
 
-def fit_vectorizer(signature: Signature, candidates: Sequence[Candidate]) -> DictVectorizer:
-    """Fit a DictVectorizer on the candidates and on every category of the signature.
+def fit_vectorizer(signature: Signature) -> DictVectorizer:
+    """Fit a DictVectorizer on every category of the signature.
 
-    The features then depend on the signature only, even if the data lack a category.
+    The features then depend on the signature only, even if the data lack a category, or an open field of the
+    data has others.
     """
     widest = max((len(getattr(field, "categories", " ")) for field in signature.fields), default=1)
     examples = [_example(signature, order) for order in range(widest)]
-    return DictVectorizer(dtype=np.float64, separator=SEPARATOR, sparse=False).fit([*candidates, *examples])
+    return DictVectorizer(dtype=np.float64, separator=SEPARATOR, sparse=False).fit(examples)
 
 
 def encode(vectorizer: DictVectorizer, candidates: Sequence[Candidate]) -> pd.DataFrame:

@@ -83,7 +83,7 @@ def fit(
         fields = ", ".join(dataset.defaulted)
         beside = ", although columns are passed over" if dataset.ignored else ""
         progress(f"WARNING: no row has a value of {fields}: every row gets the default{beside}")
-    vectorizer = fit_vectorizer(task.signature, dataset.candidates)
+    vectorizer = fit_vectorizer(task.signature)
     features = encode(vectorizer, dataset.candidates)
     chosen, trials = select(estimator, features, dataset.labels, task, progress, rewrite=rewrite)
     progress(f"chose {chosen.estimator.name}" + (", fast and among the best" if len(trials) > 1 else ""))

@@ -25,6 +25,8 @@ ROWS = 32
 #: Number of reference rows of a model without probabilities: half of them where it is least sure, as another
 #: model is most likely to give another class there.
 ROWS_WITHOUT_PROBABILITIES = 128
+#: Value of an open field that stands for all that the signature does not list.
+UNKNOWN = "(unknown)"
 #: Maximum rows that are added for categories of one field.
 MAX_ADDED = 256
 #: Number of artificial candidates that the reference rows are chosen from.
@@ -115,4 +117,9 @@ def rounded(field: RawField, value: Value) -> Value:
         least, most = field.range
         number = min(max(float(f"{value:.3g}"), least), most)
         return float(value) if field.is_whole and not number.is_integer() else number  # type: ignore[arg-type]
+    # Texts that the signature does not list may be anything, also names of people.
+    if isinstance(field, Category) and value not in field.categories:
+        return UNKNOWN
+    if isinstance(value, tuple) and not isinstance(field, Boolean | Category):
+        return tuple(one for one in value if one in field.categories)
     return value

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.fake_mlserver import FakeMLServer
 from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
+from tests.support.prometheus_samples import sum_of
 from tests.support.sklearn_reference import SklearnReference, vectorizer_of
 from training.candidates import Task
 from training.data import read_csv

@@ -61,7 +61,7 @@ def test_the_reference_rows_have_the_scores_of_the_stored_model(storage, first):
     path = storage / "placement" / "v1" / "model.joblib"
     assert hashlib.sha256(path.read_bytes()).hexdigest() == first.model.sha256
     features = pd.DataFrame(encoded(first), columns=list(first.vectorizer.feature_names))
-    answered = joblib.load(path).predict_proba(features)[:, first.positive_column]
+    answered = joblib.load(path).predict_proba(features)[:, first.target.positive_column]
     assert tuple(answered.tolist()) == first.reference.probabilities
 
 
@@ -234,7 +234,7 @@ def test_too_few_candidates_of_a_class_are_refused(tmp_path):
 
 def test_a_category_without_training_data_can_be_served():
     candidates = [candidate for candidate in DATASET.candidates if candidate["hsc_s"] != "Arts"]
-    vectorizer = fit_vectorizer(SIGNATURE, candidates)
+    vectorizer = fit_vectorizer(SIGNATURE)
     assert sorted(vectorizer.feature_names_) == sorted(SIGNATURE.feature_names("="))
     frame = encode(vectorizer, [{**candidates[0], "hsc_s": "Arts"}])
     assert frame["hsc_s=Arts"].tolist() == [1.0]
@@ -268,7 +268,7 @@ def test_both_forms_of_a_forest_have_the_same_reference_rows(tmp_path):
     ]
     assert forms[0].bundle.reference == forms[1].bundle.reference
     for trained in forms:
-        features = encode(fit_vectorizer(SIGNATURE, DATASET.candidates), trained.bundle.reference.candidates)
+        features = encode(fit_vectorizer(SIGNATURE), trained.bundle.reference.candidates)
         model = joblib.load(Path(trained.uri) / "model.joblib")
         assert tuple(model.predict_proba(features)[:, 1]) == trained.bundle.reference.probabilities
 

@@ -73,7 +73,7 @@ def test_out_of_fold_probabilities_come_from_models_without_the_candidate():
 def test_evaluating_twice_gives_the_same_result():
     dataset = generate(200)
     first = fit(dataset, "support-vectors")
-    features = encode(fit_vectorizer(SIGNATURE, dataset.candidates), dataset.candidates)
+    features = encode(fit_vectorizer(SIGNATURE), dataset.candidates)
     again = evaluate(dataset, features, first.chosen, parse("0.5").choose)
     assert (again.metrics, again.importances) == (first.evaluation.metrics, first.evaluation.importances)
 

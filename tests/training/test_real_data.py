@@ -42,14 +42,14 @@ def test_the_committed_statistics_are_those_of_the_real_candidates(real):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_forest_trained_on_generated_candidates_predicts_the_real_ones(real, seed):
     generated = generate(5000, seed)
-    vectorizer = fit_vectorizer(SIGNATURE, generated.candidates)
+    vectorizer = fit_vectorizer(SIGNATURE)
     forest = ESTIMATORS["forest-100"].fit(encode(vectorizer, generated.candidates), generated.labels)
     answers = forest.predict_proba(encode(vectorizer, real.candidates))[:, 1] >= 0.5
     assert np.mean(answers == (np.array(real.labels) == "Placed")) > 0.90
 
 
 def test_the_chosen_model_is_right_about_95_percent_of_unseen_candidates(real):
-    features = encode(fit_vectorizer(SIGNATURE, real.candidates), real.candidates)
+    features = encode(fit_vectorizer(SIGNATURE), real.candidates)
     chosen, _ = select("auto", features, real.labels, PLACEMENT)
     assert chosen.accuracy is not None
     assert chosen.accuracy >= 0.95
@@ -63,6 +63,6 @@ def test_the_chosen_model_is_right_about_95_percent_of_unseen_candidates(real):
 
 
 def test_the_tutorials_forest_gives_the_tutorials_candidate_about_90_percent(real):
-    vectorizer = fit_vectorizer(SIGNATURE, real.candidates)
+    vectorizer = fit_vectorizer(SIGNATURE)
     forest = ESTIMATORS["tutorial"].fit(encode(vectorizer, real.candidates), real.labels)
     assert forest.predict_proba(encode(vectorizer, [SAMPLE]))[0, 1] == pytest.approx(0.90, abs=0.03)

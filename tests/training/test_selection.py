@@ -24,7 +24,7 @@ from training.served import serve
 from transformer.bundle.target import BINARY, Kind, Label
 
 DATASET = generate(200)
-VECTORIZER = fit_vectorizer(SIGNATURE, DATASET.candidates)
+VECTORIZER = fit_vectorizer(SIGNATURE)
 FEATURES = encode(VECTORIZER, DATASET.candidates)
 OTHER_LABELS: dict[str, list[Label]] = {
     "multiclass": [str(candidate["degree_t"]) for candidate in DATASET.candidates],

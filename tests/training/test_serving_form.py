@@ -29,7 +29,7 @@ from training.served import UnequalError, compare, rows_around_splits, serve
 from training.serving_form import forest_of, forms
 
 DATASET = generate(300)
-VECTORIZER = fit_vectorizer(SIGNATURE, DATASET.candidates)
+VECTORIZER = fit_vectorizer(SIGNATURE)
 FEATURES = encode(VECTORIZER, DATASET.candidates)
 UNSEEN = encode(VECTORIZER, generate(2000, 1).candidates)
 LABELS = np.array(DATASET.labels)

@@ -32,7 +32,11 @@ def _with_field(**changes):
         (_with_field(minimum=200), ["age: minimum 200 is above maximum 120"]),
         (_with_field(default=200), ["age: default 200 is not 0 to 120"]),
         (_with_field(minimun=0), ["age.minimun: is not known; did you mean 'minimum'?"]),
-        (_with_field(type="int"), ["age.type: must be 'number' or 'category', got 'int'"]),
+        (_with_field(type="int"), ["age.type: must be 'number' or 'integer' or 'boolean' or 'category' or "
+                                   "'categories', got 'int'"]),
+        ({"classes": ["no", ["x"]]}, ["classes[1]: must be a text, a number or a boolean, got an array"]),
+        ({"positive_class": {}}, ["positive_class: must be a text, a number or a boolean, got an object"]),
+        ({"kind": "counting"}, ["kind: must be 'binary', 'multiclass' or 'regression', got a string 'counting'"]),
         (_with_field(name=""), ["signature.fields[0].name: must not be empty"]),
         (_with_field(name="town"), ["signature: duplicate field name 'town'"]),
         ({"signature": {"fields": [{"name": "age"}]}}, ["age.type: is required"]),

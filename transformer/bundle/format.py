@@ -27,7 +27,7 @@ from transformer.bundle.signature import (
     Value,
     check_unique,
 )
-from transformer.bundle.target import AnswerScore, Label, Target
+from transformer.bundle.target import AnswerScore, LabelField, Target
 from transformer.bundle.validation import validate
 from transformer.errors import InvalidCandidates, shortened
 
@@ -100,7 +100,7 @@ class Reference(BaseModel):
 
     candidates: Annotated[tuple[dict[str, Value], ...], Field(min_length=1, strict=False)]
     probabilities: Annotated[tuple[Probability | _Probabilities, ...], _TUPLE] = ()
-    predictions: Annotated[tuple[Label, ...], _TUPLE] = ()
+    predictions: Annotated[tuple[LabelField, ...], _TUPLE] = ()
 
     @model_validator(mode="after")
     def _same_length(self) -> "Reference":
@@ -146,9 +146,9 @@ class Version(BaseModel):
     signature: Signature
     vectorizer: Vectorizer
     #: The model's classes, in the order of its `predict_proba`; empty for regression.
-    classes: Annotated[tuple[Label, ...], _TUPLE] = ()
+    classes: Annotated[tuple[LabelField, ...], _TUPLE] = ()
     #: Class that the answer says yes to; None if there are not two classes.
-    positive_class: Label | None = None
+    positive_class: LabelField | None = None
     #: Lowest probability of a yes; None if there is none.
     threshold: Probability | None = None
     #: True if the model gives the probability of each class.

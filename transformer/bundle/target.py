@@ -17,14 +17,24 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Self
+from math import isfinite
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import PlainValidator, WithJsonSchema
+
+from transformer.bundle.plain_errors import describe
 
 Kind = Literal["binary", "multiclass", "regression"]
 #: A class as scikit-learn knows it. All classes of a model have one type.
 Label = str | bool | int | float
+#: The same in a pydantic model.
+LabelField = Annotated[
+    Label,
+    PlainValidator(lambda value: _checked_label(value)),
+    WithJsonSchema({"type": ["string", "boolean", "integer", "number"]}),
+]
 Floats = npt.NDArray[np.float64]
 #: The predictor's output: shape (rows, classes) for probabilities; else (rows, 1) with the number, or with
 #: the place of the class in `Target.classes`.
@@ -351,9 +361,15 @@ def check_classes(classes: Sequence[Label]) -> None:
         raise ValueError(f"must be two or more classes, got {len(classes)}")
     types = sorted({type(one).__name__ for one in classes})
     if len(types) > 1:
-        raise ValueError(f"classes must be of one type, got {' and '.join(types)}")
+        raise ValueError(f"must be of one type, got {' and '.join(types)}")
     if len(set(classes)) != len(classes):
         raise ValueError(f"must be different classes, got {', '.join(map(str, classes))}")
+
+
+def _checked_label(value: object) -> object:
+    if not isinstance(value, str | bool | int | float) or (isinstance(value, float) and not isfinite(value)):
+        raise ValueError(f"must be a text, a number or a boolean, got {describe(value)}")
+    return value
 
 
 def _same_label(one: Label, other: Label) -> bool:
