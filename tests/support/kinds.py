@@ -53,7 +53,7 @@ QUESTIONS = {
     "booleans without probabilities": Question("binary", (False, True), True, "ridge-classifier", cuts=(9,)),
     "three texts": Question("multiclass", ("low", "mid", "hoch ä"), cuts=(7, 11)),
     "four whole numbers": Question("multiclass", (0, 1, 2, 7), estimator="forest-50", cuts=(6, 9, 12)),
-    "three numbers": Question("multiclass", (0.5, 1.5, 2.5), cuts=(7, 11)),
+    "three numbers": Question("multiclass", (1.0, 2.0, 3.0), cuts=(7, 11)),
     "three texts without probabilities": Question(
         "multiclass", ("low", "mid", "hoch ä"), estimator="linear-svc", cuts=(7, 11)
     ),

@@ -362,6 +362,9 @@ def check_classes(classes: Sequence[Label]) -> None:
     types = sorted({type(one).__name__ for one in classes})
     if len(types) > 1:
         raise ValueError(f"must be of one type, got {' and '.join(types)}")
+    fractions = [one for one in classes if isinstance(one, float) and not one.is_integer()]
+    if fractions:
+        raise ValueError(f"must be whole numbers, as scikit-learn takes no others, got {fractions[0]}")
     if len(set(classes)) != len(classes):
         raise ValueError(f"must be different classes, got {', '.join(map(str, classes))}")
 
