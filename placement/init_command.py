@@ -4,9 +4,13 @@ import argparse
 import json
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from placement.command import Command, command_line
 from transformer.bundle.signature import DEFAULT_ROW_NAME
+
+if TYPE_CHECKING:
+    from training.candidates import Task
 
 
 class InitError(Exception):
@@ -56,12 +60,20 @@ def _run(options: argparse.Namespace) -> int:
     _write_new(output, drafted.text)
     print(f"task      {output}, drafted from {drafted.rows:,} rows: check it")
     print(f"fields    {', '.join(drafted.task.signature.names)}")
-    print(f"predicts  the probability of {drafted.task.label} = {drafted.task.positive_class}")
+    print(f"predicts  {_predicts(drafted.task)}")
     for column, reason in drafted.left_out.items():
         print(f"left out  {column}: {reason}")
     train = ["train", "--task", str(output), "--data", options.file, "--name", name]
     print(f"\n  {command_line(*map(shlex.quote, train))}")
     return 0
+
+
+def _predicts(task: "Task") -> str:
+    if task.kind == "regression":
+        return f"the number {task.label}"
+    if task.kind == "multiclass":
+        return f"which of {len(task.classes)} classes {task.label} is"
+    return f"the probability of {task.label} = {task.positive_name}"
 
 
 def _write_new(path: Path, text: str) -> None:

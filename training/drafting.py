@@ -22,6 +22,8 @@ from transformer.bundle.signature import DEFAULT_ROW_NAME, same_spelling
 MIN_DIFFERENT = 20
 #: Maximum different texts of a categorical field.
 MAX_CATEGORIES = 100
+#: Maximum different whole numbers that are classes; more are numbers to predict.
+MAX_WHOLE_CLASSES = 20
 #: Factor by which a range is wider than the values in the data.
 WIDER = 1.5
 
@@ -61,19 +63,20 @@ def draft(path: str | os.PathLike[str], label: str, row_name: str = DEFAULT_ROW_
     path
         CSV file with the label and the fields.
     label
-        Name of the column with the class; case, blanks and separators do not count.
+        Name of the column with the class or the number; case, blanks and separators do not count.
     row_name
         Word for one row of data.
 
     Raises
     ------
     DataError
-        If the file is no table, has no such column, not two classes, or no column that can be a field.
+        If the file is no table, has no such column, only one class or too many, or no column that can be a
+        field.
     """
     columns, rows, label = _read(path, label)
     source = os.fspath(path)
     labels = columns.pop(label)
-    classes = _classes(source, label, labels)
+    question = _question(source, label, labels)
     fields: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
     for name, cells in columns.items():
@@ -84,18 +87,11 @@ def draft(path: str | os.PathLike[str], label: str, row_name: str = DEFAULT_ROW_
             left_out[name] = reason
     if not fields:
         raise DataError(source, ["has no column that can be a field; write the task by hand"])
-    positive = _positive_class(label, classes)
-    content = {
-        "signature": {"fields": fields},
-        "label": label,
-        "classes": sorted(classes),
-        "positive_class": positive,
-        "row_name": row_name,
-    }
-    counts = ", ".join(f"{classes[name]:,} {name}" for name in sorted(classes))
+    content = {"signature": {"fields": fields}, "label": label, **question.keys, "row_name": row_name}
     remarks = [
-        f"Drafted from {Path(path).name}, {rows:,} rows: {counts}. Check every line; comments are not read.",
-        f"The service returns the probability of positive_class, {positive!r}.",
+        f"Drafted from {Path(path).name}, {rows:,} rows: {question.counts}. "
+        "Check every line; comments are not read.",
+        question.remark,
         *(f"Left out: {name}: {reason}." for name, reason in left_out.items()),
     ]
     return Draft(Task.model_validate(_without_comments(content)), _text(content, remarks), rows, left_out)
@@ -130,12 +126,38 @@ def _read(path: str | os.PathLike[str], label: str) -> tuple[dict[str, list[str]
     return {name: [row.values[name] for row in rows] for name in named}, len(rows), label
 
 
-def _classes(source: str, label: str, labels: Sequence[str]) -> Counter[str]:
+@dataclass(frozen=True)
+class _Question:
+    """Kind of question: its keys in the task file, a summary of the labels, and a remark."""
+
+    keys: dict[str, Any]
+    counts: str
+    remark: str
+
+
+def _question(source: str, label: str, labels: Sequence[str]) -> _Question:
+    """Return the kind of question that a label is: two texts, several, or numbers."""
     classes = Counter(labels)
-    if len(classes) != 2:
+    numbers = _numbers(labels)
+    is_whole = numbers is not None and all(number.is_integer() for number in numbers)
+    if numbers is not None and len(classes) > 2 and (not is_whole or len(set(numbers)) > MAX_WHOLE_CLASSES):
+        counts = f"{min(numbers):g} to {max(numbers):g}"
+        return _Question({"kind": "regression"}, counts, f"The service returns a number, {label}.")
+    if not 2 <= len(classes) <= MAX_CATEGORIES:
         shown = ", ".join(list(classes)[:5]) + (", …" if len(classes) > 5 else "")
-        raise DataError(source, [f"column {label!r} must have two classes, got {len(classes)}: {shown}"])
-    return classes
+        raise DataError(
+            source,
+            [f"column {label!r} must have 2 to {MAX_CATEGORIES} classes, got {len(classes)}: {shown}"],
+        )
+    counts = ", ".join(f"{classes[name]:,} {name}" for name in sorted(classes))
+    if len(classes) == 2:
+        positive = _positive_class(label, classes)
+        keys = {"classes": sorted(classes), "positive_class": positive}
+        remark = f"The service returns the probability of positive_class, {positive!r}."
+        return _Question(keys, counts, remark)
+    found = sorted({int(number) for number in numbers}) if numbers is not None else sorted(classes)
+    remark = f"The service returns one of the {len(found)} classes, and the probability of each."
+    return _Question({"kind": "multiclass", "classes": found}, counts, remark)
 
 
 def _positive_class(label: str, classes: Counter[str]) -> str:

@@ -27,8 +27,8 @@ ROWS = 32
 ROWS_WITHOUT_PROBABILITIES = 128
 #: Value of an open field that stands for all that the signature does not list.
 UNKNOWN = "(unknown)"
-#: Maximum rows that are added for categories of one field.
-MAX_ADDED = 256
+#: Maximum values of the encoded rows, if rows are added for missing categories: each verification sends them.
+MAX_VALUES = 1 << 20
 #: Number of artificial candidates that the reference rows are chosen from.
 POOL_SIZE = 512
 
@@ -50,12 +50,13 @@ def make_reference(
         order = np.argsort(_margins(model, features), kind="stable")
         half = ROWS_WITHOUT_PROBABILITIES // 2
         chosen = [pool[index] for index in (*order[:half], *_spread(order[half:], half))]
+    most = MAX_VALUES // len(vectorizer.feature_names_)
     for field in signature.fields:
         if isinstance(field, Number | Boolean):
             continue
         covered = {one for row in chosen for one in _categories(row[field.name])}
         missing = [one for one in field.categories if one not in covered]
-        for category in missing[:MAX_ADDED]:
+        for category in missing[: max(0, most - len(chosen))]:
             value = category if isinstance(field, Category) else (category,)
             chosen.append({**chosen[len(chosen) // 2], field.name: value})
     answers = target.recorded(scores_of(model, encode(vectorizer, chosen), target))

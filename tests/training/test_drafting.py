@@ -151,8 +151,7 @@ def test_the_positive_class_says_yes_or_is_named_like_the_label_or_is_rarer(tabl
     ("label", "classes", "problem"),
     [
         ("none", ("no", "yes"), "column 'none' is missing, found: x, other, answer"),
-        ("answer", ("no",), "column 'answer' must have two classes, got 1: no"),
-        ("answer", tuple("abcdefg"), "column 'answer' must have two classes, got 7: a, b, c, d, e, …"),
+        ("answer", ("no",), "column 'answer' must have 2 to 100 classes, got 1: no"),
         ("answer", ("no", "yes", ""), "column 'answer' is empty in 10 rows, first in row 3 (line 4); remove"),
     ],
 )
@@ -160,6 +159,22 @@ def test_a_label_that_cannot_be_predicted_is_refused(table, label, classes, prob
     with pytest.raises(DataError) as raised:
         draft(table(["1", "2"], classes=classes), label)
     assert problem in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "classes"),
+    [
+        (("c", "a", "b"), "multiclass", ("a", "b", "c")),
+        (("3", "1", "10"), "multiclass", (1, 3, 10)),
+        (("1.5", "2", "7"), "regression", ()),
+        (("0", "1"), "binary", ("0", "1")),
+    ],
+)
+def test_the_kind_of_question_is_drafted_from_the_label(table, labels, kind, classes):
+    path = table(["1", "2"], classes=labels)
+    task = draft(path, "answer").task
+    assert (task.kind, task.classes) == (kind, classes)
+    assert {type(label) for label in read_csv(path, task).labels} == {type(one) for one in classes or (0.5,)}
 
 
 def test_the_label_is_found_in_any_spelling_and_kept_as_the_table_has_it(table):

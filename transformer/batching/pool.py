@@ -19,6 +19,14 @@ from transformer.upstream.known_versions import KnownVersion
 #: Requests wait this long after the last connection has gone, then get 503. A verified reconnect takes about
 #: 30 ms, and a rollout of the predictor should lose no request.
 GRACE_S = 2.0
+#: Maximum bytes of the feature matrix in one call to the predictor. 256 rows of 4,096 features have as many.
+MAX_CALL_BYTES = 1 << 23
+
+
+def max_call_rows(versions: Sequence[KnownVersion], max_batch_rows: int) -> int:
+    """Return the maximum rows of one call: fewer where a wide vocabulary makes rows of many bytes."""
+    row_bytes = 8 * max(len(version.feature_names) for version in versions)
+    return max(1, min(max_batch_rows, MAX_CALL_BYTES // row_bytes))
 
 
 class Pool:
@@ -50,7 +58,7 @@ class Pool:
         by_request = settings.verify == "request"
         self._queue = RequestQueue(
             settings.predictor_connections,
-            settings.max_batch_rows,
+            max_call_rows(versions, settings.max_batch_rows),
             settings.max_waiting_rows,
             splits=not by_request,
         )

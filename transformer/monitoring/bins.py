@@ -49,11 +49,15 @@ class _CategoryBins:
         self.labels = [*field.categories, other]
         self.training: Sequence[int] = [*(training.get(value, 0) for value in field.categories), 0]
         self._columns = columns
+        self._is_list = isinstance(field, CategoryList)
 
     def count(self, matrix: Matrix) -> list[int]:
-        values = matrix[:, self._columns]
-        known: list[int] = np.count_nonzero(values, axis=0).tolist()
-        return [*known, len(matrix) - int(np.count_nonzero(values.any(axis=1)))]
+        # A row has one category, or of several in a list some.
+        known = [int(np.count_nonzero(matrix[:, column])) for column in self._columns]
+        with_some = sum(known)
+        if self._is_list:
+            with_some = int(np.count_nonzero(matrix[:, self._columns].any(axis=1)))
+        return [*known, len(matrix) - with_some]
 
 
 class _BooleanBins:

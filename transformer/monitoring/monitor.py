@@ -19,6 +19,8 @@ from transformer.monitoring.candidates import CandidateCounts, publish_training
 #: Requests, and candidates, that are counted together. More would delay the requests that wait meanwhile.
 MAX_REQUESTS = 512
 BLOCK_SIZE = 4096
+#: Bytes of feature matrices from which on requests are counted: of a wide vocabulary, few rows have as many.
+MAX_PENDING_BYTES = 1 << 24
 #: Statuses of failed requests, besides rare ones.
 ERRORS = ("400", "413", "500", "502", "503", "504")
 
@@ -90,12 +92,18 @@ class Monitor:
                 REQUESTS.labels(*kind, "200", name)
         self._pending: list[Answered] = []
         self._pending_rows = 0
+        self._pending_bytes = 0
 
     def answered(self, request: Answered) -> None:
         """Note that a request was answered."""
         self._pending.append(request)
         self._pending_rows += request.prediction.rows
-        if self._pending_rows >= BLOCK_SIZE or len(self._pending) >= MAX_REQUESTS:
+        self._pending_bytes += request.prediction.matrix.nbytes
+        if (
+            self._pending_rows >= BLOCK_SIZE
+            or self._pending_bytes >= MAX_PENDING_BYTES
+            or len(self._pending) >= MAX_REQUESTS
+        ):
             self._count()
 
     def failed(self, kind: Kind, status: int) -> None:
@@ -117,7 +125,7 @@ class Monitor:
         """Count the requests that were noted."""
         if not self._pending:
             return
-        requests, self._pending, self._pending_rows = self._pending, [], 0
+        requests, self._pending, self._pending_rows, self._pending_bytes = self._pending, [], 0, 0
         flat = chain.from_iterable([request.durations for request in requests])
         durations = np.fromiter(flat, np.float64).reshape(len(requests), -1)
         explained = np.array([request.explained for request in requests])

@@ -1,0 +1,65 @@
+"""A vocabulary of 13,000 features, such as pairs of places, is served by a stock server."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from predictor.environment import ensure
+from predictor.process import PredictorProcess
+from predictor.runtimes import get_runtime
+from tests.support.in_process_transformer import in_process_transformer
+from tests.support.sklearn_reference import SklearnReference
+from training.candidates import Candidate, Task
+from training.data import Dataset
+from training.train import train
+from transformer.bundle.signature import Category, Number, Signature
+from transformer.bundle.target import Label
+
+PAIRS = tuple(f"{number // 114}_{number % 114}" for number in range(13_000))
+TASK = Task(
+    signature=Signature(
+        fields=(Category(name="pair", categories=PAIRS, open=True), Number(name="distance", minimum=0))
+    ),
+    label="slow",
+    classes=(False, True),
+    positive_class=True,
+)
+
+
+def dataset(rows: int) -> Dataset:
+    random = np.random.default_rng(0)
+    candidates: list[Candidate] = []
+    labels: list[Label] = []
+    for _ in range(rows):
+        distance = round(float(random.uniform(0, 20)), 2)
+        candidates.append({"pair": PAIRS[random.integers(len(PAIRS))], "distance": distance})
+        labels.append(bool(distance + random.normal(0, 1) > 10))
+    return Dataset(TASK, candidates, labels, "made up", "0" * 64)
+
+
+@pytest.mark.parametrize("name", ["kserve-mlserver", "kserve-sklearnserver"])
+def test_a_stock_server_scores_many_rows_of_a_wide_vocabulary(name, tmp_path):
+    made = dataset(120)
+    uri = train(made, storage=tmp_path, name="trip", estimator="forest-50").uri
+    runtime = get_runtime(name)
+    with PredictorProcess(
+        runtime, Path(uri), python=ensure(runtime), model_name="trip", env=runtime.spec_env
+    ) as process:
+        process.wait_ready()
+        address = f"127.0.0.1:{process.http_port}"
+        rows: list[dict[str, Any]] = [*made.candidates, {"pair": "nowhere", "distance": 3}]
+        arguments = ["--predictor_protocol=v2", f"--predictor_output={runtime.probability_output}"]
+        given = asyncio.run(probabilities(Path(uri), address, rows, arguments))
+        assert given == pytest.approx(SklearnReference(Path(uri)).probabilities(rows), abs=1e-12)
+
+
+async def probabilities(
+    directory: Path, address: str, rows: list[dict[str, Any]], arguments: list[str]
+) -> list[float]:
+    async with in_process_transformer(directory, address, *arguments) as running:
+        response = await running.http.post("/v1/models/trip:predict", json={"instances": rows})
+        assert response.status_code == 200, response.text
+        return [one["trip_probability"] for one in response.json()["predictions"]]
