@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
+from transformer.bundle.classes import Kind, Label, LabelField, check_classes, class_name
 from transformer.bundle.plain_errors import problems
 from transformer.bundle.signature import (
     DEFAULT_ROW_NAME,
@@ -25,7 +26,6 @@ from transformer.bundle.signature import (
     Value,
     plural,
 )
-from transformer.bundle.target import Kind, Label, LabelField, Target, check_classes, class_name
 
 Candidate = dict[str, Value]
 
@@ -109,19 +109,6 @@ class Task(BaseModel):
             raise ValueError(f"must be one of {', '.join(map(str, classes))}, got {positive_class!r}")
         return positive_class
 
-    def target(self, threshold: float, *, has_probabilities: bool = True) -> Target:
-        """Return what a model of this task predicts.
-
-        Parameters
-        ----------
-        threshold
-            Lowest probability of a positive prediction; only two classes with probabilities have one.
-        has_probabilities
-            True if the model gives the probability of each class.
-        """
-        used = threshold if self.kind == "binary" and has_probabilities else None
-        return Target.of(self.classes, self.positive_class, used, has_probabilities=has_probabilities)
-
     @property
     def positive_name(self) -> str:
         """The positive class as text."""
@@ -131,7 +118,7 @@ class Task(BaseModel):
     @property
     def negative_name(self) -> str:
         """The other class as text."""
-        return class_name(self.classes[1 - self.target(0.5).positive_column])
+        return next(class_name(one) for one in self.classes if one != self.positive_class)
 
     @property
     def row_names(self) -> str:

@@ -16,9 +16,9 @@ from training.encoding import encode
 from training.estimators import scores_of
 from training.fitting import Fitted
 from transformer.bundle.candidates import Rows
+from transformer.bundle.classes import Label
 from transformer.bundle.encoder import Encoder
 from transformer.bundle.format import Bundle
-from transformer.bundle.target import Label
 from transformer.errors import InvalidCandidates
 
 

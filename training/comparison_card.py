@@ -5,8 +5,8 @@ from html import escape
 
 from training.candidates import Task
 from training.comparison import Comparison
+from transformer.bundle.classes import Label, class_name
 from transformer.bundle.format import Bundle
-from transformer.bundle.target import Label, class_name
 
 #: Maximum numbers of rows that are listed for each side.
 MAX_LISTED_ROWS = 50

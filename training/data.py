@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from training.candidates import Candidate, Task
+from transformer.bundle.classes import Label, class_name
 from transformer.bundle.signature import (
     Boolean,
     Category,
@@ -30,7 +31,6 @@ from transformer.bundle.signature import (
     Value,
     same_spelling,
 )
-from transformer.bundle.target import Label, class_name
 
 #: Maximum number of problems that an error lists; it counts the rest.
 MAX_PROBLEMS = 20

@@ -27,7 +27,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
 from training.serving_form import is_supported
-from transformer.bundle.target import Kind, Label, Scores, Target
+from transformer.bundle.classes import Kind, Label
+from transformer.bundle.target import Scores, Target
 
 #: Random seed, so that every fit is repeatable.
 SEED = 0

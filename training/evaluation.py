@@ -26,7 +26,7 @@ from sklearn.metrics import (
 from training.data import Dataset
 from training.encoding import categories_of, has_category
 from training.estimators import SEED, Classifier, scores_of
-from training.selection import Floats, Trial, folds, losses, truth_of
+from training.selection import Floats, Trial, folds, losses, task_target, truth_of
 from transformer.bundle.signature import SEPARATOR, Number, Signature
 from transformer.bundle.target import Target
 
@@ -128,7 +128,7 @@ def evaluate(
     target = trial.target
     _, probabilities = target.answers(trial.scores)
     if target.kind == "binary" and probabilities is not None:
-        target = dataset.task.target(choose_threshold(truth, probabilities))
+        target = task_target(dataset.task, choose_threshold(truth, probabilities))
     values, probabilities = target.answers(trial.scores)
     return Evaluation(
         target=target,

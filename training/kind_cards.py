@@ -13,7 +13,7 @@ from training.data import Dataset
 from training.evaluation import Evaluation
 from training.fitting import Fitted
 from training.selection import truth_of
-from transformer.bundle.target import class_name
+from transformer.bundle.classes import class_name
 
 #: Classes of a confusion matrix; of more, the most frequent ones are shown.
 MAX_CONFUSED = 8

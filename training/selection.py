@@ -19,7 +19,8 @@ from sklearn.model_selection import KFold, StratifiedKFold
 
 from training.candidates import Task
 from training.estimators import ESTIMATORS, SEED, Classifier, Estimator, scores_of
-from transformer.bundle.target import Kind, Label, Scores, Target
+from transformer.bundle.classes import Kind, Label
+from transformer.bundle.target import Scores, Target
 
 #: Number of folds of the cross-validation.
 FOLDS = 5
@@ -146,7 +147,7 @@ def cross_validate(
 ) -> Trial:
     """Cross-validate one estimator."""
     values, truth = np.array(labels), truth_of(labels, task)
-    target = task.target(DEFAULT_THRESHOLD, has_probabilities=False)
+    target = task_target(task, DEFAULT_THRESHOLD, has_probabilities=False)
     scores: Scores | None = None
     for fit, held_out in folds(truth):
         model = estimator.fit(features.iloc[fit], values[fit].tolist(), task.kind)
@@ -169,7 +170,21 @@ def cross_validate(
 
 def target_of(model: Classifier, task: Task, threshold: float) -> Target:
     """Return what a fitted model predicts."""
-    return task.target(threshold, has_probabilities=hasattr(model, "predict_proba"))
+    return task_target(task, threshold, has_probabilities=hasattr(model, "predict_proba"))
+
+
+def task_target(task: Task, threshold: float, *, has_probabilities: bool = True) -> Target:
+    """Return what a model of a task predicts.
+
+    Parameters
+    ----------
+    threshold
+        Lowest probability of a positive prediction; only two classes with probabilities have one.
+    has_probabilities
+        True if the model gives the probability of each class.
+    """
+    used = threshold if task.kind == "binary" and has_probabilities else None
+    return Target.of(task.classes, task.positive_class, used, has_probabilities=has_probabilities)
 
 
 def choose(trials: Sequence[Trial], *, rewrite: bool = True) -> Trial:

@@ -20,8 +20,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from training.candidates import PLACEMENT, Candidate, Task
 from training.data import DataError, Dataset, read_csv
+from transformer.bundle.classes import class_name
 from transformer.bundle.signature import STRICT, Category, Number, RawField
-from transformer.bundle.target import class_name
 
 STATISTICS_FILE = Path(__file__).with_name("statistics.json")
 #: Field that defines the cells. It separates the distributions within a class best: a forest that is trained

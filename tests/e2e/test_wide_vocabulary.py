@@ -15,8 +15,8 @@ from tests.support.sklearn_reference import SklearnReference
 from training.candidates import Candidate, Task
 from training.data import Dataset
 from training.train import train
+from transformer.bundle.classes import Label
 from transformer.bundle.signature import Category, Number, Signature
-from transformer.bundle.target import Label
 
 PAIRS = tuple(f"{number // 114}_{number % 114}" for number in range(13_000))
 TASK = Task(

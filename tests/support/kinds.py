@@ -13,9 +13,9 @@ from tests.support.sklearn_reference import vectorizer_of
 from training.candidates import Candidate, Task
 from training.data import Dataset
 from training.train import train
+from transformer.bundle.classes import Kind, Label
 from transformer.bundle.format import MODEL_FILE, Bundle
 from transformer.bundle.signature import Category, Number, Signature
-from transformer.bundle.target import Kind, Label
 
 SIGNATURE = Signature(
     fields=(

@@ -21,7 +21,8 @@ from training.estimators import ESTIMATORS, Classifier
 from training.generator import generate
 from training.selection import Trial, UnknownEstimatorError, choose, estimators_for, select
 from training.served import serve
-from transformer.bundle.target import BINARY, Kind, Label
+from transformer.bundle.classes import Kind, Label
+from transformer.bundle.target import BINARY
 
 DATASET = generate(200)
 VECTORIZER = fit_vectorizer(SIGNATURE)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
 from transformer.bundle.candidates import Rows
+from transformer.bundle.classes import LabelField
 from transformer.bundle.distribution import Distribution
 from transformer.bundle.plain_errors import first_problem
 from transformer.bundle.regular_file import read_file
@@ -27,7 +28,7 @@ from transformer.bundle.signature import (
     Value,
     check_unique,
 )
-from transformer.bundle.target import AnswerScore, LabelField, Target
+from transformer.bundle.target import AnswerScore, Target
 from transformer.bundle.validation import validate
 from transformer.errors import InvalidCandidates, shortened
 

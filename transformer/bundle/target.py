@@ -13,28 +13,16 @@ regression        a number                           the number
 Everything that depends on the kind asks a `Target`; no other module of the transformer decides it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import PlainValidator, WithJsonSchema
 
-from transformer.bundle.plain_errors import describe
+from transformer.bundle.classes import Kind, Label, check_classes
 
-Kind = Literal["binary", "multiclass", "regression"]
-#: A class as scikit-learn knows it. All classes of a model have one type.
-Label = str | bool | int | float
-#: The same in a pydantic model.
-LabelField = Annotated[
-    Label,
-    PlainValidator(lambda value: _checked_label(value)),
-    WithJsonSchema({"type": ["string", "boolean", "integer", "number"]}),
-]
 Floats = npt.NDArray[np.float64]
 #: The predictor's output: shape (rows, classes) for probabilities; else (rows, 1) with the number, or with
 #: the place of the class in `Target.classes`.
@@ -333,11 +321,6 @@ class Target:
 BINARY = Target("binary", (False, True), positive_class=True)
 
 
-def class_name(label: Label) -> str:
-    """Return a class as text: as a key of a JSON object, a metric's label, or a cell of a CSV file."""
-    return json.dumps(label) if isinstance(label, bool) else str(label)
-
-
 def answer_score(name: str, prediction: Mapping[str, Any]) -> AnswerScore:
     """Return the part of an answer to compare, from V1's object; `name` is that of the output.
 
@@ -353,26 +336,6 @@ def answer_score(name: str, prediction: Mapping[str, Any]) -> AnswerScore:
         return tuple(probabilities.values())
     answer: Label = prediction[name]
     return answer
-
-
-def check_classes(classes: Sequence[Label]) -> None:
-    """Raise ValueError unless these are two or more different classes of one type."""
-    if len(classes) < 2:
-        raise ValueError(f"must be two or more classes, got {len(classes)}")
-    types = sorted({type(one).__name__ for one in classes})
-    if len(types) > 1:
-        raise ValueError(f"must be of one type, got {' and '.join(types)}")
-    fractions = [one for one in classes if isinstance(one, float) and not one.is_integer()]
-    if fractions:
-        raise ValueError(f"must be whole numbers, as scikit-learn takes no others, got {fractions[0]}")
-    if len(set(classes)) != len(classes):
-        raise ValueError(f"must be different classes, got {', '.join(map(str, classes))}")
-
-
-def _checked_label(value: object) -> object:
-    if not isinstance(value, str | bool | int | float) or (isinstance(value, float) and not isfinite(value)):
-        raise ValueError(f"must be a text, a number or a boolean, got {describe(value)}")
-    return value
 
 
 def _same_label(one: Label, other: Label) -> bool:

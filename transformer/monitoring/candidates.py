@@ -7,10 +7,11 @@ import numpy as np
 import numpy.typing as npt
 from prometheus_client.utils import floatToGoString
 
+from transformer.bundle.classes import class_name
 from transformer.bundle.distribution import SCORE_BOUNDS
 from transformer.bundle.encoder import Matrix
 from transformer.bundle.format import Bundle, Version
-from transformer.bundle.target import Target, class_name
+from transformer.bundle.target import Target
 from transformer.metrics import (
     CANDIDATES,
     DECISIONS,

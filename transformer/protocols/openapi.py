@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from transformer.bundle.classes import class_name
 from transformer.bundle.signature import (
     DEFAULT_ROW_NAME,
     Boolean,
@@ -20,7 +21,7 @@ from transformer.bundle.signature import (
     Signature,
     plural,
 )
-from transformer.bundle.target import BINARY, Target, class_name
+from transformer.bundle.target import BINARY, Target
 from transformer.bundle.validation import UnknownCategory
 from transformer.protocols.tensors import NUMPY_DTYPES
 from transformer.protocols.v2 import output_metadata

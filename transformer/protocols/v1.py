@@ -9,10 +9,10 @@ import numpy.typing as npt
 import orjson
 
 from transformer.bundle.candidates import Candidates, Rows
+from transformer.bundle.classes import class_name
 from transformer.bundle.explanation import Contributions, ExplanationPart
 from transformer.bundle.prediction import Prediction
 from transformer.bundle.signature import DEFAULT_ROW_NAME
-from transformer.bundle.target import class_name
 from transformer.errors import InvalidRequest
 from transformer.protocols.json_body import check_count, parse_json
 

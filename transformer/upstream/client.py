@@ -30,10 +30,6 @@ _HOST = re.compile(
 )
 
 
-#: Minimum values of a plain array that is sent as binary data over V2.
-MIN_BINARY_VALUES = 1 << 16
-
-
 @dataclass(frozen=True, slots=True)
 class PredictorAddress:
     """Address and protocol of the predictor.
@@ -177,12 +173,8 @@ class RestClient(PredictorClient):
         self, matrix: Matrix, feature_names: Sequence[str] | None, target: Target, headers: Mapping[str, str]
     ) -> Scores:
         """See `PredictorClient`."""
-        more: dict[str, str] = {}
-        if self.address.protocol == "v2" and feature_names is None and matrix.size >= MIN_BINARY_VALUES:
-            sent, more = messages.v2_binary_body(matrix, self._output(target))
-        else:
-            sent = self._body(matrix, feature_names, target)
-        status, body = await self._request("POST", self._path, sent, {**headers, **self._headers, **more})
+        body = self._body(matrix, feature_names, target)
+        status, body = await self._request("POST", self._path, body, {**headers, **self._headers})
         if status != 200:
             raise messages.failure(status, body)
         if self.address.protocol == "v1":

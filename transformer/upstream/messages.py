@@ -86,23 +86,6 @@ def v2_body(matrix: Matrix, feature_names: Sequence[str] | None, output: str) ->
     return orjson.dumps(request, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def v2_binary_body(matrix: Matrix, output: str) -> tuple[bytes, dict[str, str]]:
-    """Return body and headers of a V2 REST request with a plain array as binary data.
-
-    The stock servers read it faster than JSON if it is large.
-    """
-    values = np.ascontiguousarray(matrix, "<f8").tobytes()
-    tensor = {
-        "name": "features",
-        "datatype": "FP64",
-        "shape": list(matrix.shape),
-        "parameters": {"binary_data_size": len(values)},
-    }
-    text = orjson.dumps({"inputs": [tensor], "outputs": [{"name": output}]})
-    headers = {"content-type": "application/octet-stream", "inference-header-content-length": str(len(text))}
-    return text + values, headers
-
-
 def v2_message(
     model_name: str, matrix: Matrix, feature_names: Sequence[str] | None, output: str
 ) -> pb.ModelInferRequest:
