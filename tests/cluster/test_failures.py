@@ -16,8 +16,9 @@ from transformer.bundle.format import MODEL_FILE
 SOME = 60
 
 
-def check(tally: Tally) -> None:
+def check(tally: Tally, situation: str) -> None:
     """Check that the old version has answered every request."""
+    print(f"\n{situation}: {tally}")
     outcome = Outcome(tally)
     outcome.expect_no_failure()
     assert outcome.unexpected == []
@@ -40,7 +41,7 @@ async def undone_rollout(service: ClusterService, uri: str) -> str:
         await some_more(tally, SOME)
         done = await service.placement("rollout", uri, f"--bundle={uri}={service.pair.new}")
         await some_more(tally, SOME)
-    check(tally)
+    check(tally, f"{uri} undone")
     assert done.returncode == 1
     assert "the previous state is restored" in done.stderr
     return done.stderr
@@ -70,6 +71,7 @@ async def test_an_interrupted_rollout_is_undone(service: ClusterService) -> None
         await some_more(tally, SOME)
     assert process.returncode == 130
     assert errors.decode().rstrip().endswith("the previous state is restored")
+    print(f"\ninterrupted: {tally}")
     outcome = Outcome(tally)
     outcome.expect_no_failure()
     assert outcome.unexpected == []
