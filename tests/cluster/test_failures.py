@@ -9,7 +9,8 @@ from tests.soak.cluster import ClusterService
 from tests.soak.rollouts import Outcome, some_more
 from tests.support.load import Tally
 from tests.support.paths import MANIFEST
-from tests.support.real_cluster import SPEC_URI
+from tests.support.real_cluster import READY_S, SPEC_URI
+from tests.support.waiting import wait_until
 from transformer.bundle.format import MODEL_FILE
 
 #: Requests before and after a change.
@@ -58,6 +59,17 @@ async def test_a_model_that_does_not_load_is_undone_with_the_reason(
     (broken / MODEL_FILE).write_bytes(b"not a model")
     uri = service.namespace.upload(broken, "broken/v2")
     await undone_rollout(service, uri)
+
+
+async def test_status_shows_why_new_pods_do_not_start(service: ClusterService) -> None:
+    await service.apply(service.old)
+    missing = "pvc://models/placement/v78"
+    await asyncio.to_thread(service.namespace.change, MANIFEST.read_text(), missing)
+
+    async def shows_the_reason() -> bool:
+        return "bundle.json" in (await service.placement("status")).stdout
+
+    await wait_until(shows_the_reason, timeout_s=READY_S, poll_s=1)
 
 
 async def test_an_interrupted_rollout_is_undone(service: ClusterService) -> None:
