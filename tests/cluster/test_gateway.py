@@ -155,7 +155,7 @@ def test_grpc_is_answered(gateway: Gateway, service: ClusterService) -> None:
 
 
 async def test_a_rollout_and_rollback_lose_no_request(gateway: Gateway, service: ClusterService) -> None:
-    load = under_load(service.pair, gateway.url, gateway.address, host=gateway.host, explains=True)
+    load = under_load(service.pair, gateway.url, gateway.address, host=gateway.host)
     async with load as tally:
         await some_more(tally, SOME)
         changes = [await service.placement("rollout", service.new)]
