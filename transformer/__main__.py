@@ -7,6 +7,7 @@ from transformer.bundle.format import BundleError, load_bundle
 from transformer.monitoring.candidates import check_groups
 from transformer.options import bundle_directory, check_fixed_fields, parse
 from transformer.server.kserve_server import TransformerServer
+from transformer.tracing.environment import check_tracing
 
 
 def main() -> None:
@@ -18,6 +19,7 @@ def main() -> None:
         bundle = load_bundle(bundle_directory())
         check_groups(settings.groups, bundle)
         check_fixed_fields(settings, bundle)
+        check_tracing()
     except (BundleError, ValueError) as error:
         sys.exit(f"transformer: {error}")
     finally:

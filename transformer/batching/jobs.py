@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,7 +12,11 @@ from transformer.bundle.encoder import Matrix
 from transformer.bundle.prediction import Prediction
 from transformer.errors import PredictorTooSlow, PredictorUnavailable, ServiceError
 from transformer.headers import AUTHORIZATION
+from transformer.tracing.traced_headers import TracedHeaders
 from transformer.upstream.known_versions import KnownVersion, UpstreamModel
+
+if TYPE_CHECKING:
+    from transformer.tracing.spans import RequestTrace
 
 #: Parts of one job that different models may answer before the job starts again.
 MAX_MODEL_CHANGES = 8
@@ -288,6 +293,14 @@ def encode(parts: Iterable[Part], version: KnownVersion) -> Matrix:
 def jobs_of(parts: Iterable[Part]) -> dict[Job, None]:
     """Return the jobs that parts belong to, each once, in order."""
     return dict.fromkeys(part.job for part in parts)
+
+
+def traces_of(parts: Sequence[Part]) -> "Sequence[RequestTrace]":
+    """Return the traces of the requests that parts belong to; none if tracing is off."""
+    if not isinstance(parts[0].job.headers, TracedHeaders):
+        return ()
+    every = (job.headers for job in jobs_of(parts))
+    return [headers.trace for headers in every if isinstance(headers, TracedHeaders)]
 
 
 def _join(predictions: list[Prediction]) -> Prediction:
