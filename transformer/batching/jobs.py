@@ -18,6 +18,8 @@ from transformer.upstream.known_versions import KnownVersion, UpstreamModel
 if TYPE_CHECKING:
     from transformer.tracing.spans import RequestTrace
 
+#: Seconds for which an explanation's last call may go on after its deadline, which the predictor does not know.
+LAST_CALL_S = 1.0
 #: Parts of one job that different models may answer before the job starts again.
 MAX_MODEL_CHANGES = 8
 
@@ -187,6 +189,8 @@ class Job:
         # One refusal may be a rollout. A job that only met refusals did not wait for a slow predictor.
         if self.is_unsent or self.refusals > 1:
             return PredictorUnavailable("no predictor that can score this request was available in time")
+        if self.low_priority:
+            return PredictorTooSlow("the explanation was not complete in time")
         return PredictorTooSlow("the predictor did not answer in time")
 
     def expire(self) -> None:
@@ -249,8 +253,9 @@ class Batch:
 
     @property
     def deadline(self) -> float:
-        """Loop time of the latest deadline."""
-        return max(part.job.deadline for part in self.parts)
+        """Loop time at which the call is cut off, which closes its connection."""
+        latest = max(part.job.deadline for part in self.parts)
+        return latest + LAST_CALL_S if self.low_priority else latest
 
     @property
     def headers(self) -> dict[str, str]:
