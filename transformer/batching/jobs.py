@@ -18,7 +18,7 @@ from transformer.upstream.known_versions import KnownVersion, UpstreamModel
 if TYPE_CHECKING:
     from transformer.tracing.spans import RequestTrace
 
-#: Seconds for which an explanation's last call may go on after its deadline, which the predictor does not know.
+#: Seconds for which an explanation's last call may go on after its deadline.
 LAST_CALL_S = 1.0
 #: Parts of one job that different models may answer before the job starts again.
 MAX_MODEL_CHANGES = 8
