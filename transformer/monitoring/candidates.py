@@ -10,7 +10,7 @@ from prometheus_client.utils import floatToGoString
 from transformer.bundle.classes import class_name
 from transformer.bundle.distribution import SCORE_BOUNDS
 from transformer.bundle.encoder import Matrix
-from transformer.bundle.format import Bundle, Version
+from transformer.bundle.format import Version
 from transformer.bundle.target import Target
 from transformer.metrics import (
     CANDIDATES,
@@ -28,20 +28,6 @@ from transformer.monitoring.bins import Bins
 _POSITIVE, _NEGATIVE = "positive", "negative"
 #: Decision of a regression, which decides nothing: its answers are counted all the same.
 _NUMBER = "number"
-
-
-def check_groups(groups: Collection[str], bundle: Bundle) -> None:
-    """Check that the fields of ``--groups`` are fields of the bundle.
-
-    Raises
-    ------
-    ValueError
-        If one is not.
-    """
-    for name in groups:
-        if name not in bundle.signature.names:
-            fields = ", ".join(bundle.signature.names)
-            raise ValueError(f"--groups: must be fields of version {bundle.version} ({fields}), got {name!r}")
 
 
 class CandidateCounts:

@@ -8,6 +8,7 @@ model without probabilities has more reference rows, near its decision boundarie
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from transformer.metrics import VERIFICATIONS
 from transformer.settings import UnknownModel
 from transformer.upstream.client import PredictorClient
 from transformer.upstream.known_versions import KnownVersion, UpstreamModel
+
+if TYPE_CHECKING:
+    from transformer.tracing.spans import RequestTrace
 
 
 class NotVerified(PredictorUnavailable):
@@ -131,7 +135,8 @@ async def verified_call(
     matrix: Matrix,
     version: KnownVersion,
     versions: Sequence[KnownVersion],
-    headers: dict[str, str],
+    headers: Mapping[str, str],
+    traces: "Sequence[RequestTrace]" = (),
 ) -> tuple[UpstreamModel, Scores]:
     """Score rows and verify the model in the same call.
 
@@ -151,7 +156,7 @@ async def verified_call(
     """
     same_encoding = [one for one in versions if one.feature_names == version.feature_names]
     rows = [matrix, *(one.reference for one in same_encoding)]
-    scores = await client.call(np.concatenate(rows), version.feature_names, version.target, headers)
+    scores = await client.call(np.concatenate(rows), version.feature_names, version.target, headers, traces)
     ends = np.cumsum([len(part) for part in rows])
     fingerprints = [scores[start:end] for start, end in itertools.pairwise(ends)]
     for one, fingerprint in zip(same_encoding, fingerprints, strict=True):
