@@ -7,6 +7,8 @@ from transformer.errors import InvalidRequest, TooLarge
 
 #: Maximum values in a request's JSON, counted by the commas and opening brackets before them.
 MAX_VALUES = 1_000_000
+#: Headers of a response that is JSON only.
+JSON_HEADERS = {"content-type": "application/json"}
 
 
 def check_count(candidates: int, max_candidates: int, row_name: str) -> None:
