@@ -159,7 +159,7 @@ RETRY_REASONS = ("dropped", "halved", "interrupted", "model gone", "other versio
 DENIED_REASONS = ("alone", "dropped", "halved")
 #: Values from which a `HistogramBatch` is faster than as many calls of `observe`, and from which it is faster
 #: to compare them with each bound than to search for their buckets.
-FEW, MANY = 8, 512
+FEW, MANY = 8, 1024
 #: Directory in memory that a container can write to even if its root filesystem is read-only.
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (a directory of our own is made in it)
 _PREFIX, _LOCK = "transformer-metrics-", "lock"

@@ -11,7 +11,7 @@ from transformer.batching.jobs import Job
 from transformer.batching.queue import RequestQueue
 from transformer.batching.retry_budget import RetryBudget
 from transformer.batching.usable_models import UsableModels
-from transformer.errors import PredictorUnavailable
+from transformer.errors import PredictorUnavailable, ServiceError
 from transformer.settings import Settings
 from transformer.upstream.client import PredictorAddress, connect
 from transformer.upstream.failure_reasons import FailureReasons
@@ -100,9 +100,13 @@ class Pool:
         QueueFull
             If the queue is full.
         """
-        if self._down:
-            raise _no_connection()
-        self._queue.admit(job, can_go=self.models.can_carry(job))
+        try:
+            if self._down:
+                raise _no_connection()
+            self._queue.admit(job, can_go=self.models.can_carry(job))
+        except ServiceError:
+            job.release()
+            raise
         job.expiring = self._deadlines.add(job)
 
     @property

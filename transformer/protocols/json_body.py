@@ -58,8 +58,8 @@ def parse_json(body: bytes | str) -> object:
     TooLarge
         If it has too many values; see `check_values`.
     """
-    if isinstance(body, bytes):
-        # A str comes from a text that was checked already.
+    # A str comes from a text that was checked already, and each value takes at least a byte.
+    if isinstance(body, bytes) and len(body) > MAX_VALUES:
         check_values(body)
     try:
         return orjson.loads(body)

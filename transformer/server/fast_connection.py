@@ -26,7 +26,7 @@ class FastConnection(ClientConnection):
     *args, **kwargs
         As `ClientConnection`.
     fast_path
-        Finds plain requests, and answers them.
+        Finds plain requests, and makes the responses to them.
     known_heads
         The heads that need not be parsed again.
     """
@@ -127,11 +127,6 @@ class FastConnection(ClientConnection):
             self.transport.close()
         self.on_response_complete()
 
-    @property
-    def default_headers(self) -> list[tuple[bytes, bytes]]:
-        """Headers of every response."""
-        return self.server_state.default_headers
-
 
 class _NoEvent(asyncio.Event):
     """An event that nothing waits for."""
@@ -157,6 +152,7 @@ class PlainCycle(RequestResponseCycle):
         self.keep_alive = keep_alive
         self._connection = connection
         self._fast_path = fast_path
+        self._handler = fast_path.handler
         self._head = head
         self._progress: InProgress[PlainRequest] | None = None
 
@@ -173,8 +169,11 @@ class PlainCycle(RequestResponseCycle):
         Unusual
             If the application must read the body.
         """
+        head = self._head
         try:
-            self._progress = self._fast_path.begin(self._head, body)
+            self._progress = self._handler.begin(
+                head.kind, lambda: head.decode(body, head.json_length), head.forwardable, len(body)
+            )
         except Unusual:
             raise
         except Exception as error:  # noqa: BLE001 (a bug must not end the connection)
@@ -191,20 +190,20 @@ class PlainCycle(RequestResponseCycle):
         progress, self._progress = self._progress, None
         assert progress is not None  # noqa: S101 (begun)
         if answer.cancelled() or self.disconnected:
-            self._fast_path.abandon(progress)
+            self._handler.abandon(progress)
             return
         # Not raised here: its traceback would refer to this frame, and so to itself.
         error = answer.exception()
         if error is None:
-            self._respond(self._fast_path.end(progress, self._connection.default_headers))
+            self._respond(self._fast_path.success(progress, self._connection.server_state.default_headers))
         else:
-            self._fast_path.fail(progress, error)
+            self._handler.fail(progress, error)
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         # Another transformer may have the predictor that this one lacks.
         self.keep_alive = self.keep_alive and not isinstance(error, PredictorUnavailable)
-        self._respond(self._fast_path.failure(error, self._connection.default_headers))
+        self._respond(self._fast_path.failure(error, self._connection.server_state.default_headers))
 
     def _respond(self, response: bytes) -> None:
         self.response_started = self.response_complete = True

@@ -78,7 +78,7 @@ class PlainHead(NamedTuple):
 
 
 class FastPath:
-    """Finds plain predictions of one model, and answers them.
+    """Finds requests for plain predictions of one model, and makes the responses to them.
 
     Parameters
     ----------
@@ -88,6 +88,11 @@ class FastPath:
         Makes a response of an error.
     max_request_bytes
         Maximum bytes of a body.
+
+    Attributes
+    ----------
+    handler
+        As the parameter.
     """
 
     def __init__(
@@ -96,7 +101,7 @@ class FastPath:
         error_response: Callable[[ServiceError], Response],
         max_request_bytes: int,
     ) -> None:
-        self._handler = handler
+        self.handler = handler
         self._error_response = error_response
         self._max_bytes = min(max_request_bytes, MAX_UNREAD)
         self._routes = {
@@ -137,23 +142,9 @@ class FastPath:
             length,
         )
 
-    def begin(self, head: PlainHead, body: bytes) -> InProgress[PlainRequest]:
-        """Begin to answer a request; see `Handler.begin`.
-
-        Raises
-        ------
-        Unusual
-            If the application must read the body.
-        ServiceError
-            If it ends without a prediction already.
-        """
-        return self._handler.begin(
-            head.kind, lambda: head.decode(body, head.json_length), head.forwardable, len(body)
-        )
-
-    def end(self, progress: InProgress[PlainRequest], default_headers: _ResponseHeaders) -> bytes:
+    def success(self, progress: InProgress[PlainRequest], default_headers: _ResponseHeaders) -> bytes:
         """Return the response to a request whose prediction is there."""
-        (content, headers), version = self._handler.end(progress, progress.request.encode)
+        (content, headers), version = self.handler.end(progress, progress.request.encode)
         if default_headers is not self._default_headers:
             # uvicorn makes another list each second, for the date.
             self._default_headers = default_headers
@@ -166,14 +157,6 @@ class FastPath:
             if headers is JSON_HEADERS:
                 self._success_heads[version] = head
         return b"%b%d\r\n\r\n%b" % (head, len(content), content)
-
-    def abandon(self, progress: InProgress[PlainRequest]) -> None:
-        """Drop a request whose client has gone."""
-        self._handler.abandon(progress)
-
-    def fail(self, progress: InProgress[PlainRequest], error: BaseException) -> None:
-        """Drop a request that ends with an error."""
-        self._handler.fail(progress, error)
 
     def failure(self, error: BaseException, default_headers: _ResponseHeaders) -> bytes:
         """Return the response to a request that ends with an error."""
@@ -189,10 +172,10 @@ class FastPath:
         payload = parse_json(body)
         if isinstance(payload, dict) and _CLOUD_EVENT in payload:
             raise Unusual
-        return self._handler.decode_v1(payload)
+        return self.handler.decode_v1(payload)
 
     def _decode_v2(self, body: bytes, json_length: str | None) -> v2.V2Request:
-        return self._handler.decode_v2(body, json_length)
+        return self.handler.decode_v2(body, json_length)
 
 
 def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
