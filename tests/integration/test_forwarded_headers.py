@@ -75,6 +75,18 @@ async def test_only_the_listed_headers_of_a_caller_reach_a_grpc_predictor_as_met
     assert {name: value for name, value in caller.items() if own.get(name) != value} == FORWARDED
 
 
+@pytest.mark.parametrize("hop", ["v1", "v2", "grpc-v2"])
+async def test_every_call_has_the_headers_of_the_command_line(hop, trained_bundle, predictor, grpc_predictor):
+    faulty = grpc_predictor if hop == "grpc-v2" else predictor
+    header = "--predictor_header=Seldon-Model:placement"
+    async with connected_transformer(faulty, trained_bundle, hop, header) as transformer:
+        await ask_over_rest(transformer, {"traceparent": "1", "seldon-model": "another"})
+    calls = grpc_predictor.metadata if hop == "grpc-v2" else [r.headers for r in predictor.requests]
+    assert calls
+    assert {call["seldon-model"] for call in calls} == {"placement"}
+    assert calls[-1]["traceparent"] == "1"
+
+
 async def test_headers_are_forwarded_in_any_case(transformer, predictor):
     await ask_over_rest(transformer, {"X-Request-ID": "7", "X-B3-TraceId": "8"})
     headers = {name.lower(): value for name, value in predictor.requests[0].headers.items()}

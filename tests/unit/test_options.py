@@ -160,3 +160,34 @@ def test_the_help_names_no_default_where_there_is_none():
     text = " ".join(parser().format_help().split())
     assert "default: None" not in text
     assert "(default: connection; for grpc-v2 request)" in text
+
+
+def test_headers_for_the_predictor_have_names_in_lower_case():
+    options = [
+        "--predictor_host=a",
+        "--predictor_header=Seldon-Model:placement",
+        "--predictor_header=x-a: b: c ",
+    ]
+    assert parse(options).predictor_headers == (("seldon-model", "placement"), ("x-a", "b: c"))
+
+
+HEADERS = {
+    "seldon-model": "must be name:value in ASCII, such as seldon-model:placement, got 'seldon-model'",
+    "a:": "must be name:value in ASCII, such as seldon-model:placement, got 'a:'",
+    "a b:c": "must be name:value in ASCII, such as seldon-model:placement, got 'a b:c'",
+    "a:b\r\nc:d": "must be name:value in ASCII, such as seldon-model:placement, got 'a:b\\r\\nc:d'",
+    "a:\xe9": "must be name:value in ASCII, such as seldon-model:placement, got 'a:\xe9'",
+    "x-bin:b": "must be name:value in ASCII, such as seldon-model:placement, got 'x-bin:b'",
+    "grpc-timeout:1S": "must be name:value in ASCII, such as seldon-model:placement, got 'grpc-timeout:1S'",
+    "Host:b": "host: the transformer sets or forwards it itself, expected another",
+    "content-length:1": "content-length: the transformer sets or forwards it itself, expected another",
+    "traceparent:1": "traceparent: the transformer sets or forwards it itself, expected another",
+    "x-b3-sampled:1": "x-b3-sampled: the transformer sets or forwards it itself, expected another",
+}
+
+
+@pytest.mark.parametrize(("header", "told"), HEADERS.items(), ids=map(ascii, HEADERS))
+def test_an_invalid_header_for_the_predictor_is_refused_at_the_start(header, told, capsys):
+    with pytest.raises(SystemExit):
+        parse(["--predictor_host=a", f"--predictor_header={header}"])
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: argument --predictor_header: {told}")

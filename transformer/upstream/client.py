@@ -45,6 +45,8 @@ class PredictorAddress:
         Name of the V2 output that holds `predict_proba`.
     use_ssl
         Speak TLS. Trusted authorities are those of `REQUESTS_CA_BUNDLE`, or the system's.
+    headers
+        Headers (gRPC: metadata) of every call, names in lower case.
     """
 
     host: str
@@ -52,6 +54,7 @@ class PredictorAddress:
     model_name: str
     output: str
     use_ssl: bool = False
+    headers: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, settings: Settings, model_name: str) -> Self:
@@ -62,6 +65,7 @@ class PredictorAddress:
             model_name,
             settings.predictor_output,
             settings.predictor_use_ssl,
+            settings.predictor_headers,
         )
 
 
@@ -145,6 +149,7 @@ class RestClient(PredictorClient):
         self._host, self._port = host_and_port(address.host, use_ssl=address.use_ssl)
         name = quote(address.model_name)
         self._path = f"/v2/models/{name}/infer" if address.protocol == "v2" else f"/v1/models/{name}:predict"
+        self._headers = {**dict(address.headers), "content-type": "application/json"}
         self._context = _ssl_context() if address.use_ssl else None
         self._connection: HttpConnection | None = None
 
@@ -156,7 +161,7 @@ class RestClient(PredictorClient):
 
     async def ping(self) -> None:
         """See `PredictorClient`."""
-        status, _ = await self._request("GET", "/v2/health/live", None, {})
+        status, _ = await self._request("GET", "/v2/health/live", None, dict(self.address.headers))
         if status != 200:
             raise PredictorUnavailable(f"the predictor is not alive: it answered with status {status}")
 
@@ -164,8 +169,8 @@ class RestClient(PredictorClient):
         self, matrix: Matrix, feature_names: Sequence[str] | None, classes: int, headers: Mapping[str, str]
     ) -> Matrix:
         """See `PredictorClient`."""
-        headers = {**headers, "content-type": "application/json"}
-        status, body = await self._request("POST", self._path, self._body(matrix, feature_names), headers)
+        body = self._body(matrix, feature_names)
+        status, body = await self._request("POST", self._path, body, {**headers, **self._headers})
         if status != 200:
             raise messages.failure(status, body)
         if self.address.protocol == "v1":
@@ -237,7 +242,8 @@ class GrpcClient(PredictorClient):
         """See `PredictorClient`."""
         request = messages.v2_message(self.address.model_name, matrix, feature_names, self.address.output)
         try:
-            answer = await self._stub.ModelInfer(request, metadata=grpc_metadata(headers))
+            metadata = (*grpc_metadata(headers), *self.address.headers)
+            answer = await self._stub.ModelInfer(request, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise messages.grpc_failure(error.code(), error.details() or "") from error
         return messages.message_probabilities(answer, len(matrix), classes, self.address.output)
@@ -248,7 +254,7 @@ class GrpcClient(PredictorClient):
     async def ping(self) -> None:
         """See `PredictorClient`."""
         try:
-            await self._stub.ServerLive(pb.ServerLiveRequest())
+            await self._stub.ServerLive(pb.ServerLiveRequest(), metadata=self.address.headers)
         except grpc.aio.AioRpcError as error:
             raise messages.grpc_failure(error.code(), error.details() or "") from error
 
