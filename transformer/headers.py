@@ -10,7 +10,7 @@ AUTHORIZATION = "authorization"
 VERSION_HEADER = "x-model-version"
 BAGGAGE = "baggage"
 #: Headers that reach the predictor when a call serves one request, besides every ``x-b3-*``: those of W3C, of
-#: B3 in a single header, and those of vendors that Istio's documentation lists.
+#: B3 in a single header, and those of vendors (Istio's and Envoy's documentation list them).
 _FORWARDED = frozenset(
     {
         AUTHORIZATION,
@@ -19,7 +19,9 @@ _FORWARDED = frozenset(
         "sw8",
         "traceparent",
         "tracestate",
+        "uber-trace-id",
         "x-amzn-trace-id",
+        "x-client-trace-id",
         "x-cloud-trace-context",
         "x-datadog-origin",
         "x-datadog-parent-id",

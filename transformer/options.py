@@ -28,8 +28,9 @@ REFUSED = {
     "--enable_predictor_health_check": "remove it; readiness always includes the predictor",
     "--max_threads": "remove it; gRPC calls are answered in the event loop",
 }
-#: Settings that are lists.
-_LISTS = ("fixed_fields", "groups", "predictor_headers")
+#: Settings that are lists of fields, and all that are lists.
+_FIELDS = ("fixed_fields", "groups")
+_LISTS = (*_FIELDS, "predictor_headers")
 _FLAGS = {"--enable_predictor_health_check"}
 _DEFAULTS = {
     field.name: field.default
@@ -238,8 +239,8 @@ class _Refused(argparse.Action):
         parser.error(f"{self.option_strings[0]}: has no effect here; {self._instead}")
 
 
-def check_fixed_fields(settings: Settings, bundle: Bundle) -> None:
-    """Check that the fields of `--fixed_fields` exist.
+def check_fields(settings: Settings, bundle: Bundle) -> None:
+    """Check that the fields that arguments name exist.
 
     Raises
     ------
@@ -247,9 +248,10 @@ def check_fixed_fields(settings: Settings, bundle: Bundle) -> None:
         If no version in the bundle has one of them.
     """
     known = {name: None for version in bundle.versions for name in version.signature.names}
-    for name in settings.fixed_fields:
-        if name not in known:
-            raise BundleError(f"--fixed_fields: must be some of {', '.join(known)}, got {name!r}")
+    for argument in _FIELDS:
+        for name in getattr(settings, argument):
+            if name not in known:
+                raise BundleError(f"--{argument}: must be some of {', '.join(known)}, got {name!r}")
 
 
 def _names(text: str) -> tuple[str, ...]:

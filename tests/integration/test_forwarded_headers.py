@@ -35,6 +35,10 @@ FORWARDED = {
     "x-cloud-trace-context": "105445aa7843bc8bf206b12000100000/1;o=1",
     "x-amzn-trace-id": "Root=1-5759e988-bd862e3fe1be46a994272793",
     "x-datadog-trace-id": "7277407061855694839",
+    "uber-trace-id": "80f198ee56343ba8:e457b5a2e4d86bd1:0:1",
+    "x-client-trace-id": "7",
+    "x-ot-span-context": "80f198ee56343ba8;e457b5a2e4d86bd1;0;",
+    "sw8": "1-ODBm-MQ==-0-YQ==-Yg==-Yw==-ZA==",
 }
 NOT_FORWARDED = {
     "cookie": "session=1",

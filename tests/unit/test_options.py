@@ -7,7 +7,8 @@ import pytest
 from kserve.model_server import parser as kserve_parser
 
 from transformer.bundle.format import BundleError, load_bundle
-from transformer.options import REFUSED, check_fixed_fields, parse, parser
+from transformer.bundle.signature import Signature
+from transformer.options import REFUSED, check_fields, parse, parser
 from transformer.settings import Settings
 from transformer.upstream.client import PredictorAddress, RestClient, host_and_port
 
@@ -81,12 +82,23 @@ def test_fixed_fields_are_separated_by_commas(value, fields):
     assert parse(["--predictor_host=a", f"--fixed_fields={value}"]).fixed_fields == fields
 
 
-def test_a_fixed_field_must_be_a_field_of_a_version(trained_bundle):
+@pytest.mark.parametrize("argument", ["--fixed_fields", "--groups"])
+def test_a_field_that_an_argument_names_must_be_one_of_a_version(argument, trained_bundle):
     bundle = load_bundle(trained_bundle)
-    check_fixed_fields(parse(["--predictor_host=a", "--fixed_fields=gender,workex"]), bundle)
-    settings = parse(["--predictor_host=a", "--fixed_fields=gendr"])
-    with pytest.raises(BundleError, match=r"^--fixed_fields: must be some of gender, .*, got 'gendr'$"):
-        check_fixed_fields(settings, bundle)
+    check_fields(parse(["--predictor_host=a", f"{argument}=gender,workex"]), bundle)
+    settings = parse(["--predictor_host=a", f"{argument}=gendr"])
+    with pytest.raises(BundleError, match=rf"^{argument}: must be some of gender, .*, got 'gendr'$"):
+        check_fields(settings, bundle)
+
+
+@pytest.mark.parametrize("argument", ["--fixed_fields", "--groups"])
+def test_an_argument_may_name_a_field_that_the_newest_version_dropped(argument, trained_bundle):
+    before = load_bundle(trained_bundle)
+    fields = tuple(field for field in before.signature.fields if field.name != "gender")
+    newest = before.model_copy(
+        update={"version": "v2", "signature": Signature(fields=fields), "previous": (before,)}
+    )
+    check_fields(parse(["--predictor_host=a", f"{argument}=gender"]), newest)
 
 
 @pytest.mark.parametrize(
