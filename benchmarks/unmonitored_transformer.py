@@ -12,7 +12,7 @@ from transformer.batching.call_metrics import CallMetrics
 from transformer.monitoring.monitor import Monitor
 
 
-def _ignore(*_: object) -> None:
+def _ignore(*_: object, **__: object) -> None:
     """Count nothing."""
 
 
