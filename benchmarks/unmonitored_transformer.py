@@ -21,6 +21,6 @@ def _unmeasured(*_: object) -> AbstractContextManager[None]:
 
 
 if __name__ == "__main__":
-    Monitor.answered = _ignore  # type: ignore[method-assign, assignment]
+    Monitor.answered = _ignore  # type: ignore[method-assign]
     CallMetrics.measured = _unmeasured  # type: ignore[method-assign, assignment]
     main()
