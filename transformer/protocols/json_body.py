@@ -3,7 +3,7 @@
 import orjson
 
 from transformer.bundle.signature import plural
-from transformer.errors import InvalidRequest, TooLarge
+from transformer.errors import InvalidRequest, TooLarge, json_problem
 
 #: Maximum values in a request's JSON, counted by the commas and opening brackets before them.
 MAX_VALUES = 1_000_000
@@ -62,4 +62,4 @@ def parse_json(body: bytes | str) -> object:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"body: is not JSON: {error}") from error
+        raise InvalidRequest(f"body: is not JSON: {json_problem(error)}") from error
