@@ -1,5 +1,7 @@
 """JSON request bodies: parsing, and the limits on values and candidates that V1 and V2 share."""
 
+import codecs
+
 import orjson
 
 from transformer.bundle.signature import plural
@@ -62,4 +64,9 @@ def parse_json(body: bytes | str) -> object:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
+        text = body.encode() if isinstance(body, str) else body
+        if text.startswith(codecs.BOM_UTF8):
+            return parse_json(text.removeprefix(codecs.BOM_UTF8))
+        if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise InvalidRequest("body: is not JSON: must be UTF-8, got UTF-16") from error
         raise InvalidRequest(f"body: is not JSON: {json_problem(error)}") from error
