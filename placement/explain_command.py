@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from inferenceservice.gateway import Gateway, GatewayError
 from placement.candidate_file import (
     CandidateFile,
     LocatedCandidate,
@@ -38,12 +39,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_file_arguments(parser)
     parser.add_argument("--url", default=DEFAULT_REST_URL, help="REST address of the service")
     parser.add_argument("--model", help="name of the model (default: the only one of the service)")
+    Gateway.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of bars")
     parser.add_argument("--html", metavar="PAGE", help="write a page with a chart for each candidate, too")
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    return (ClientError, DataError, OutputError)
+    return (ClientError, DataError, GatewayError, OutputError)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -65,7 +67,7 @@ def _run(options: argparse.Namespace) -> int:
 
 async def _explain(options: argparse.Namespace) -> list[Explained]:
     """Ask for one candidate at a time: the service explains one after another anyway."""
-    client = connect_rest(options.url, options.model)
+    client = connect_rest(options.url, options.model, gateway=Gateway.of(options))
     explained = []
     try:
         fields = await client.fields()

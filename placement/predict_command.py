@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+from inferenceservice.gateway import Gateway, GatewayError
 from placement.candidate_file import (
     CandidateFile,
     LocatedCandidate,
@@ -38,6 +39,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", help="name of the model (default: the only one of the service; placement over gRPC)"
     )
+    Gateway.add_arguments(parser)
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
     output.add_argument(
@@ -50,7 +52,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    return (ClientError, DataError, OutputError)
+    return (ClientError, DataError, GatewayError, OutputError)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -60,7 +62,8 @@ def _run(options: argparse.Namespace) -> int:
 
 async def _predict(options: argparse.Namespace) -> None:
     """Print a prediction for each candidate, in the order of the file."""
-    client = connect(options.url or _DEFAULT_URLS[options.protocol], options.model, options.protocol)
+    url = options.url or _DEFAULT_URLS[options.protocol]
+    client = connect(url, options.model, options.protocol, Gateway.of(options))
     try:
         fields = await client.fields()
         with ExitStack() as stack:
