@@ -73,8 +73,8 @@ class Pool:
         self._down = False
         self._going_down: asyncio.TimerHandle | None = None
         self._may_sleep = by_request
-        #: When the last job came, and until when the predictor may be starting for it.
-        self._last_job = -IDLE_S
+        #: When the last job came, or this pool was made, and until when the predictor may be starting for it.
+        self._last_job = self.loop.time()
         self._waking_until = 0.0
         workers = [
             ConnectionWorker(context, searches=number == 0 and not by_request)
