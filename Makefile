@@ -17,7 +17,7 @@ setup: .venv/service.stamp  ## Install the service and the default predictor's e
 	@$(VENV)/python -m predictor install
 
 run: setup models/placement/v1/bundle.json  ## Train a first version if there is none, start the InferenceService, predict (ARGS=--once stops then).
-	@$(VENV)/placement up $(ARGS)
+	@$(VENV)/placement up $(if $(findstring --model,$(ARGS)),,-f inferenceservice/placement.yaml) $(ARGS)
 
 models/placement/v1/bundle.json: | .venv/service.stamp
 	@$(VENV)/placement train --storage models --version v1
