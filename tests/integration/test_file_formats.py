@@ -71,7 +71,7 @@ def test_explain_reads_every_format(write, monkeypatch, capsys):  # noqa: F811
         async def close(self):
             pass
 
-    monkeypatch.setattr(explain_command, "connect_rest", lambda *_: Client())
+    monkeypatch.setattr(explain_command, "connect_rest", lambda *_, **__: Client())
     for name, (content, options) in FILES.items():
         asked: list[dict] = []
         assert cli.main(["explain", str(write(content, name)), "--json", *options]) == 0

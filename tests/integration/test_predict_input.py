@@ -21,6 +21,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from inferenceservice.gateway import GatewayError
 from placement import candidate_file, cli, predict_command
 from placement.client import Answer, Busy, ClientError, Refused, connect, tensors, to_json
 from placement.predictions_file import OutputError
@@ -532,7 +533,7 @@ async def test_an_address_without_a_server_is_reported():
 
 
 def test_the_command_reports_data_errors():
-    assert set(predict_command.COMMAND.errors()) == {*(ClientError, DataError, OutputError)}
+    assert set(predict_command.COMMAND.errors()) == {*(ClientError, DataError, GatewayError, OutputError)}
     assert issubclass(Refused, ClientError)
     assert all(isinstance(field, Number) == (FIELDS[field.name] == "FP64") for field in SIGNATURE.fields)
 
