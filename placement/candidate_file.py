@@ -19,6 +19,11 @@ from placement.client import Candidate
 from training.table import Row, Table, finite_number, is_empty
 from training.table_file import AUTOMATIC, STANDARD_INPUT, Reading, open_file, read_table
 
+#: Texts of booleans, in lower case.
+_BOOLEANS = {
+    **dict.fromkeys(("true", "yes", "1", "1.0"), True),
+    **dict.fromkeys(("false", "no", "0", "0.0"), False),
+}
 #: Values of the request in a problem, as the service repeats them: quoted, and truncated if they are long.
 _QUOTED = r"""(?:'(?:[^'\\…]|\\[^…])*(?:'|\\?…)|"(?:[^"\\…]|\\[^…])*(?:"|\\?…))"""
 _REPEATED_VALUE = rf"got [a-z ]*{_QUOTED}(?:, {_QUOTED})*"
@@ -185,7 +190,11 @@ def _parse(datatype: str, table: Table, cell: object) -> object:
         return None
     if datatype == "BYTES":
         return cell.strip() if isinstance(cell, str) else _text_of_number(cell)
-    return finite_number(cell, table.decimal)
+    if datatype == "BOOL":
+        # The service describes any other text.
+        return _BOOLEANS.get(cell.strip().casefold(), cell) if isinstance(cell, str) else cell
+    number = finite_number(cell, table.decimal)
+    return int(number) if "INT" in datatype and number.is_integer() else number
 
 
 def _parse_json(datatype: str, value: object) -> object:

@@ -4,11 +4,13 @@ import gzip
 import io
 import json
 import sys
+from contextlib import ExitStack
 
 import pandas as pd
 import pytest
 
 from placement import cli, explain_command
+from placement.candidate_file import open_candidates
 from placement.client import Answer
 from tests.integration.test_predict_input import predict, write  # noqa: F401 (fixtures)
 from training.candidates import SAMPLE
@@ -90,3 +92,16 @@ def test_train_reads_a_spreadsheets_file_and_report_reads_it_again(tmp_path, cap
     assert cli.main(train) == 0
     assert "passed over: 1 other column (note), 1 empty row" in capsys.readouterr().err
     assert cli.main(["report", str(tmp_path / "placement/v1"), *reading]) == 0
+
+
+def test_a_cell_is_read_in_the_datatype_of_its_field(write):  # noqa: F811
+    fields = {"flag": "BOOL", "count": "INT64", "size": "FP64", "code": "BYTES"}
+    path = write("flag,count,size,code\nTrue,3,3,7\nno,4.0,0.5, x \nmaybe,,1e3,\n")
+    with ExitStack() as stack:
+        rows = [one.candidate for one in open_candidates(str(path), fields, stack).candidates]
+    assert rows == [
+        {"flag": True, "count": 3, "size": 3.0, "code": "7"},
+        {"flag": False, "count": 4, "size": 0.5, "code": "x"},
+        {"flag": "maybe", "size": 1000.0},
+    ]
+    assert [type(row["count"]) for row in rows[:2]] == [int, int]
