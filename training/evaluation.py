@@ -203,7 +203,7 @@ def _importances(
     random, labels = np.random.default_rng(SEED), np.array(dataset.labels)
     fields = dataset.task.signature.fields
     lost: dict[str, list[float]] = {field.name: [] for field in fields}
-    for fit, held_out in folds(truth):
+    for fit, held_out in folds(truth, dataset.first_rows):
         # Fitted again, because the models of all trials would fill the memory. The result is the same model.
         model = trial.estimator.fit(features.iloc[fit], labels[fit].tolist(), dataset.task.kind)
         unseen, true = features.iloc[held_out], truth[held_out]

@@ -77,15 +77,28 @@ def fit(
     task = dataset.task
     choose_threshold = threshold_rules.parse(threshold).choose
     progress(f"{len(dataset.labels)} {task.row_names}, {dataset.source}")
-    if dataset.ignored:
-        progress(f"columns passed over: {', '.join(dataset.ignored)}")
+    if dataset.passed_over:
+        progress(f"passed over: {dataset.passed_over}")
+    if dataset.repeated:
+        progress(
+            f"{dataset.repeated:,} {task.row_names} are equal to an earlier one; "
+            "cross-validation keeps equal ones in one fold"
+        )
     if dataset.defaulted:
         fields = ", ".join(dataset.defaulted)
         beside = ", although columns are passed over" if dataset.ignored else ""
         progress(f"WARNING: no row has a value of {fields}: every row gets the default{beside}")
     vectorizer = fit_vectorizer(task.signature)
     features = encode(vectorizer, dataset.candidates)
-    chosen, trials = select(estimator, features, dataset.labels, task, progress, rewrite=rewrite)
+    chosen, trials = select(
+        estimator,
+        features,
+        dataset.labels,
+        task,
+        progress,
+        rewrite=rewrite,
+        first_rows=dataset.first_rows,
+    )
     progress(f"chose {chosen.estimator.name}" + (", fast and among the best" if len(trials) > 1 else ""))
     evaluation = evaluate(dataset, features, chosen, choose_threshold)
     model = chosen.estimator.fit(features, dataset.labels, task.kind)

@@ -98,17 +98,25 @@ def estimators_for(name: str, rows: int, *, rewrite: bool = True, kind: Kind = "
     return [ESTIMATORS[name]]
 
 
-def folds(truth: npt.NDArray[Any]) -> list[Fold]:
+def folds(truth: npt.NDArray[Any], first_rows: Sequence[int] | None = None) -> list[Fold]:
     """Return the rows to fit on and the rows to predict, for each fold.
 
     Parameters
     ----------
     truth : ndarray, shape (candidates,)
         True classes, of which each fold has the same share; or numbers as float64.
+    first_rows
+        Index of the first row that is equal to each row; equal rows come into one fold. By default, all rows
+        differ.
     """
+    first = np.arange(len(truth)) if first_rows is None else np.asarray(first_rows)
+    different, group = np.unique(first, return_inverse=True)
     kind = KFold if truth.dtype.kind == "f" else StratifiedKFold
-    splitter = kind(FOLDS, shuffle=True, random_state=SEED)
-    return list(splitter.split(np.zeros(len(truth)), truth))
+    splits = kind(FOLDS, shuffle=True, random_state=SEED).split(np.zeros(len(different)), truth[different])
+    return [
+        (np.flatnonzero(np.isin(group, fit)), np.flatnonzero(np.isin(group, held_out)))
+        for fit, held_out in splits
+    ]
 
 
 def truth_of(labels: Sequence[Label], task: Task) -> npt.NDArray[Any]:
@@ -143,13 +151,17 @@ def loss_name(target: Target) -> str:
 
 
 def cross_validate(
-    estimator: Estimator, features: pd.DataFrame, labels: Sequence[Label], task: Task
+    estimator: Estimator,
+    features: pd.DataFrame,
+    labels: Sequence[Label],
+    task: Task,
+    first_rows: Sequence[int] | None = None,
 ) -> Trial:
-    """Cross-validate one estimator."""
+    """Cross-validate one estimator; for `first_rows` see `folds`."""
     values, truth = np.array(labels), truth_of(labels, task)
     target = task_target(task, DEFAULT_THRESHOLD, has_probabilities=False)
     scores: Scores | None = None
-    for fit, held_out in folds(truth):
+    for fit, held_out in folds(truth, first_rows):
         model = estimator.fit(features.iloc[fit], values[fit].tolist(), task.kind)
         if scores is None:
             target = target_of(model, task, DEFAULT_THRESHOLD)
@@ -210,6 +222,7 @@ def select(
     progress: Progress = lambda _: None,
     *,
     rewrite: bool = True,
+    first_rows: Sequence[int] | None = None,
 ) -> tuple[Trial, list[Trial]]:
     """Cross-validate the estimators of a name; return the chosen trial and all trials.
 
@@ -219,10 +232,12 @@ def select(
         A name of `ESTIMATORS`, or ``auto`` for the automatic choice.
     rewrite
         False if forests are served as they were fitted.
+    first_rows
+        See `folds`.
     """
     trials = []
     for estimator in estimators_for(name, len(labels), rewrite=rewrite, kind=task.kind):
-        trial = cross_validate(estimator, features, labels, task)
+        trial = cross_validate(estimator, features, labels, task, first_rows)
         progress(str(trial))
         trials.append(trial)
     return choose(trials, rewrite=rewrite), trials

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 from transformer.batching.balanced_upstream import BalancedUpstream
 from transformer.batching.connection_worker import ConnectionWorker, WorkerContext
+from transformer.batching.deadlines import Deadlines
 from transformer.batching.failure_policy import FailurePolicy
 from transformer.batching.jobs import Job
 from transformer.batching.queue import RequestQueue
 from transformer.batching.retry_budget import RetryBudget
 from transformer.batching.usable_models import UsableModels
-from transformer.errors import PredictorUnavailable
+from transformer.errors import PredictorUnavailable, ServiceError
 from transformer.settings import Settings
 from transformer.upstream.client import PredictorAddress, connect
 from transformer.upstream.failure_reasons import FailureReasons
@@ -19,6 +20,9 @@ from transformer.upstream.known_versions import KnownVersion
 #: Requests wait this long after the last connection has gone, then get 503. A verified reconnect takes about
 #: 30 ms, and a rollout of the predictor should lose no request.
 GRACE_S = 2.0
+#: Without requests for this long, a predictor behind a proxy that balances requests may have scaled to zero.
+#: It must be shorter than Knative's own window, 60 s.
+IDLE_S = 10.0
 #: Maximum bytes of the feature matrix in one call to the predictor. 256 rows of 4,096 features have as many.
 MAX_CALL_BYTES = 1 << 23
 
@@ -56,6 +60,7 @@ class Pool:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         by_request = settings.verify == "request"
+        self._deadlines = Deadlines(self.loop)
         self._queue = RequestQueue(
             settings.predictor_connections,
             max_call_rows(versions, settings.max_batch_rows),
@@ -68,7 +73,7 @@ class Pool:
             queue=self._queue,
             models=self.models,
             retries=retries,
-            failures=FailurePolicy(self._queue, retries, by_request=by_request),
+            failures=FailurePolicy(self._queue, retries, self._is_waking, by_request=by_request),
             balanced=BalancedUpstream(self.models, settings.unknown_model),
             settings=settings,
             connect=lambda: connect(address, reconnects=by_request),
@@ -77,6 +82,10 @@ class Pool:
         #: True while requests get 503 at once.
         self._down = False
         self._going_down: asyncio.TimerHandle | None = None
+        self._may_sleep = by_request
+        #: When the last job came, or this pool was made, and until when the predictor may be starting for it.
+        self._last_job = self.loop.time()
+        self._waking_until = 0.0
         workers = [
             ConnectionWorker(context, searches=number == 0 and not by_request)
             for number in range(settings.predictor_connections)
@@ -102,15 +111,21 @@ class Pool:
         Raises
         ------
         PredictorUnavailable
-            If there has been no verified connection for `GRACE_S`.
+            If there has been no verified connection for `GRACE_S`. The first job after `IDLE_S` and those
+            behind it wait longer, until the first one's deadline.
         QueueFull
             If the queue is full.
         """
-        if self._down:
-            raise _no_connection()
-        self._queue.admit(job, can_go=self.models.can_carry(job))
-        # Not asyncio.timeout_at, which costs four times as much.
-        job.timer = self.loop.call_at(job.deadline, job.expire)
+        if self._may_sleep:
+            self._expect_sleep(job)
+        try:
+            if self._down:
+                raise _no_connection()
+            self._queue.admit(job, can_go=self.models.can_carry(job))
+        except ServiceError:
+            job.release()
+            raise
+        job.expiring = self._deadlines.add(job)
 
     @property
     def queued(self) -> dict[str, int]:
@@ -119,7 +134,8 @@ class Pool:
 
     def remove(self, job: Job) -> None:
         """Remove a job from the queue, if it is there."""
-        self._queue.remove(job)
+        if job.unsent:
+            self._queue.remove(job)
 
     def _models_changed(self) -> None:
         if self.models:
@@ -129,9 +145,22 @@ class Pool:
             self._go_down_soon()
         self._queue.reclassify(self.models.can_carry)
 
+    def _expect_sleep(self, job: Job) -> None:
+        """Give the predictor until the job's deadline to start, if there was no job for `IDLE_S`."""
+        if job.created - self._last_job >= IDLE_S:
+            self._waking_until = job.deadline
+            if not self.models:
+                self._down = False
+                self._go_down_soon()
+        self._last_job = job.created
+
+    def _is_waking(self) -> bool:
+        return self.loop.time() < self._waking_until
+
     def _go_down_soon(self) -> None:
         self._cancel_going_down()
-        self._going_down = self.loop.call_later(GRACE_S, self._go_down)
+        at = max(self.loop.time() + GRACE_S, self._waking_until)
+        self._going_down = self.loop.call_at(at, self._go_down)
 
     def _cancel_going_down(self) -> None:
         if self._going_down is not None:

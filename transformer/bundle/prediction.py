@@ -13,7 +13,8 @@ from transformer.bundle.explanation import Explanation, ExplanationPart
 from transformer.bundle.target import Target
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, because that takes five times as long for each request.
+@dataclass(slots=True)
 class Prediction:
     """Prediction for the candidates of one request, by one version.
 

@@ -1,12 +1,16 @@
 """JSON request bodies: parsing, and the limits on values and candidates that V1 and V2 share."""
 
+import codecs
+
 import orjson
 
 from transformer.bundle.signature import plural
-from transformer.errors import InvalidRequest, TooLarge
+from transformer.errors import InvalidRequest, TooLarge, json_problem
 
 #: Maximum values in a request's JSON, counted by the commas and opening brackets before them.
 MAX_VALUES = 1_000_000
+#: Headers of a response that is JSON only.
+JSON_HEADERS = {"content-type": "application/json"}
 
 
 def check_count(candidates: int, max_candidates: int, row_name: str) -> None:
@@ -56,10 +60,15 @@ def parse_json(body: bytes | str) -> object:
     TooLarge
         If it has too many values; see `check_values`.
     """
-    if isinstance(body, bytes):
-        # A str comes from a text that was checked already.
+    # A str comes from a text that was checked already, and each value takes at least a byte.
+    if isinstance(body, bytes) and len(body) > MAX_VALUES:
         check_values(body)
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"body: is not JSON: {error}") from error
+        text = body.encode() if isinstance(body, str) else body
+        if text.startswith(codecs.BOM_UTF8):
+            return parse_json(text.removeprefix(codecs.BOM_UTF8))
+        if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise InvalidRequest("body: is not JSON: must be UTF-8, got UTF-16") from error
+        raise InvalidRequest(f"body: is not JSON: {json_problem(error)}") from error
