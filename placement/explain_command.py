@@ -98,7 +98,9 @@ def _lines(one: Explained) -> Iterator[str]:
     score_name = one.score_name
     width = max(len(score_name), *(len(label) for label, _ in ranked))
     unit = max(abs(value) for _, value in ranked) / BAR_WIDTH or 1.0
-    yield (f"row {one.number}: {one.output} {one.answer}, {score_name} {_score(one.score)} ({one.version})")
+    yield (
+        f"row {one.number}: {one.output} {one.answer}, {score_name} {_score(one.score).strip()} ({one.version})"
+    )
     yield f"  {'baseline':<{width}}  {_score(one.explanation['baseline'])}"
     for label, value in ranked:
         bar = "█" * round(abs(value) / unit)
