@@ -9,8 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-#: Columns beside those of the input.
-ADDED = ("prediction", "probability", "version")
+from scoring.columns import ADDED
 
 
 class OutputError(Exception):
