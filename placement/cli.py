@@ -96,3 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except command.errors() as error:
         print(f"placement {command.name}: {error}", file=sys.stderr)
         return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,6 +123,7 @@ def _score(options: argparse.Namespace) -> _Counts:
     from scoring.engines import ENGINES, run_local
     from scoring.errors import ScoringError
     from scoring.job import finish, plan
+    from scoring.part import found_part
 
     if options.workers is not None and options.workers < 1:
         raise ScoringError(f"--workers: must be at least 1, got {options.workers}")
@@ -129,8 +131,11 @@ def _score(options: argparse.Namespace) -> _Counts:
     job, parts = plan(source, fields, options.input, options.output, required)
     counts = _Counts(len(parts))
     run = ENGINES.get(options.engine, run_local)
+    workers = options.workers or _default_workers(options.engine)
+    found = {part: result for part in parts if (result := found_part(job, part)) is not None}
+    waiting = [part for part in parts if part not in found]
     with _progress(counts) as show:
-        for result in run(job, parts, options.workers or _default_workers(options.engine), options.cluster):
+        for result in chain(found.values(), run(job, waiting, workers, options.cluster) if waiting else ()):
             counts.add(result)
             show()
     finish(options.output)

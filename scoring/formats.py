@@ -137,17 +137,30 @@ class Csv(Format):
 
     def read(self, path: Path, part: tuple[int, int], rows: int, fields: Mapping[str, str]) -> Iterator[Read]:
         """See `Format`."""
-        names = self.columns(path)
-        reader = pa_csv.open_csv(
-            pa.BufferReader(_content(path, part)),
-            pa_csv.ReadOptions(column_names=list(names), use_threads=False, block_size=_LINE_BYTES),
-            pa_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=_refuse),
-            pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
-        )
-        for block in reader:
+        for block in self._blocks(path, part):
             for start in range(0, block.num_rows, rows):
                 batch = block.slice(start, rows)
                 yield batch, _cells(batch, fields)
+
+    def _blocks(self, path: Path, part: tuple[int, int]) -> Iterator[pa.RecordBatch]:
+        """Yield blocks of cells, all as texts."""
+        names = self.columns(path)
+        refused = []
+
+        def refuse(row: Any) -> str:  # noqa: ANN401 (Arrow has no types)
+            refused.append(f"a row must have {row.expected_columns} cells, got {row.actual_columns}")
+            return "error"
+
+        try:
+            yield from pa_csv.open_csv(
+                pa.BufferReader(_content(path, part)),
+                pa_csv.ReadOptions(column_names=list(names), use_threads=False, block_size=_LINE_BYTES),
+                pa_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse),
+                pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
+            )
+        except pa.ArrowInvalid as error:
+            # Arrow's message repeats the row, and candidates' values are personal data.
+            raise ScoringError(refused[0] if refused else str(error)) from error
 
     def writer(self, file: IO[bytes], schema: pa.Schema) -> Writer:
         """See `Format`."""
@@ -165,10 +178,6 @@ class _CsvWriter(Writer):
 
     def close(self) -> None:
         self._writer.close()
-
-
-def _refuse(row: Any) -> str:  # noqa: ANN401 (Arrow has no types)
-    raise ScoringError(f"a row must have {row.expected_columns} cells, got {row.actual_columns}")
 
 
 def _cells(batch: pa.RecordBatch, fields: Mapping[str, str]) -> pa.RecordBatch:

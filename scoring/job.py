@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from scoring.columns import ADDED, ERROR
 from scoring.errors import ScoringError
 from scoring.formats import FORMATS, Format
@@ -101,8 +103,11 @@ def plan(
     job = Job(os.fspath(output.absolute()), suffixes.pop(), source)
     ranges = []
     for file in files:
-        _check_columns(file, job.format.columns(file), fields, required)
-        ranges += [(file, found) for found in job.format.parts(file)]
+        try:
+            _check_columns(file, job.format.columns(file), fields, required)
+            ranges += [(file, found) for found in job.format.parts(file)]
+        except (OSError, pa.ArrowException) as error:
+            raise ScoringError(f"{file}: {error}") from error
     parts = [Part(number, os.fspath(file.absolute()), found) for number, (file, found) in enumerate(ranges)]
     _open_output(output, _description(job, inputs, files, parts))
     return job, parts

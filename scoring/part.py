@@ -35,19 +35,26 @@ class PartResult:
     found: bool = False
 
 
+def found_part(job: Job, part: Part) -> PartResult | None:
+    """Return the counts of a part that is done, else None."""
+    if not job.output_of(part).exists():
+        return None
+    return PartResult(**json.loads(job.counts_of(part).read_bytes()), found=True)
+
+
 def score_part(job: Job, part: Part) -> PartResult:
     """Score a part, unless its output exists.
 
-    Invalid rows and counts are written first, the output last and as a whole. So a worker that is killed changes
-    nothing, and two workers with the same part write the same files.
+    Invalid rows and counts are written first, the output last and as a whole. So a worker that is killed
+    changes nothing, and two workers with the same part write the same files.
 
     Raises
     ------
     ScoringError
         If the part cannot be read, scored or written; the message names its file.
     """
-    if job.output_of(part).exists():
-        return PartResult(**json.loads(job.counts_of(part).read_bytes()), found=True)
+    if (found := found_part(job, part)) is not None:
+        return found
     predictor = opened(job.source)
     valid = invalid = 0
     try:
