@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -152,7 +152,8 @@ def _source(options: argparse.Namespace) -> "tuple[Source, dict[str, str], list[
         from placement.service_predictor import ServiceSource
 
         service = ServiceSource(options.url, options.model)
-        return service, dict(service.open().fields), []
+        with closing(service.open()) as predictor:
+            return service, dict(predictor.fields), []
     if options.model is None:
         raise ScoringError(
             "--model: is required, expected the URI of a version that `placement train` printed"

@@ -1,14 +1,13 @@
 """Scores candidates through a running service, for `placement score --engine service`."""
 
 import asyncio
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from placement.client import Answer, ClientError, InvalidInput, connect_rest, until_accepted
+from placement.client import Answer, ClientError, InvalidInput, RestClient, connect_rest, until_accepted
+from scoring.batch import as_json
 from scoring.errors import ScoringError
 from scoring.predictor import Answers
 from transformer.bundle.candidates import Candidates
@@ -29,19 +28,20 @@ class ServicePredictor:
 
     def __init__(self, url: str, model: str | None) -> None:
         self._loop = asyncio.new_event_loop()
-        self._url, self._model = url, model
         try:
-            self._loop.run_until_complete(self._connect())
+            self._client = self._loop.run_until_complete(_connected(url, model))
         except ClientError as error:
+            self._loop.close()
             raise ScoringError(str(error)) from error
-
-    async def _connect(self) -> None:
-        self._client = connect_rest(self._url, self._model)
-        self.fields: Mapping[str, str] = await self._client.fields()
+        try:
+            self.fields: Mapping[str, str] = self._loop.run_until_complete(self._client.fields())
+        except ClientError as error:
+            self.close()
+            raise ScoringError(str(error)) from error
 
     def predict(self, candidates: Candidates) -> Answers:
         """See `scoring.predictor.Predictor`."""
-        instances = [_as_json(candidate) for candidate in candidates.dicts()]
+        instances = as_json(candidates)
         try:
             answer = self._loop.run_until_complete(until_accepted(lambda: self._client.predict(instances)))
         except InvalidInput as error:
@@ -50,15 +50,15 @@ class ServicePredictor:
             raise ScoringError(str(error)) from error
         return _answers(answer)
 
+    def close(self) -> None:
+        """Close the connection."""
+        self._loop.run_until_complete(self._client.close())
+        self._loop.close()
 
-def _as_json(candidate: Any) -> Any:  # noqa: ANN401 (a line of JSON may be no object)
-    """Return a candidate that JSON can express: NaN would become null, and so the field's default."""
-    if not isinstance(candidate, dict):
-        return candidate
-    return {
-        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in candidate.items()
-    }
+
+async def _connected(url: str, model: str | None) -> RestClient:
+    """Return a client; it must be made inside its event loop."""
+    return connect_rest(url, model)
 
 
 def _answers(answer: Answer) -> Answers:

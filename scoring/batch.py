@@ -4,6 +4,7 @@ A batch has candidates in one of the two forms of the V2 protocol: a column per 
 `CANDIDATES` of JSON objects. Other columns are kept.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -117,7 +118,20 @@ def _candidates(batch: pa.RecordBatch | pa.Table, fields: Mapping[str, str]) -> 
     misspelled = same_spelling(names, fields)
     columns = {name: _raw_column(name, batch[name]) for name in names if name in fields or name in misspelled}
     candidates = Columns(batch.num_rows, columns)
-    return Rows(list(candidates.dicts()), _INSTANCES) if batch.num_rows == 1 else candidates
+    return Rows(as_json(candidates), _INSTANCES) if batch.num_rows == 1 else candidates
+
+
+def as_json(candidates: Candidates) -> list[Any]:
+    """Return candidates as JSON can express them: NaN and infinity as texts, because null means missing."""
+    return [
+        {
+            name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in candidate.items()
+        }
+        if isinstance(candidate, dict)
+        else candidate
+        for candidate in candidates.dicts()
+    ]
 
 
 def _parsed(row: int, text: str | bytes | None) -> object:

@@ -64,7 +64,6 @@ def test_a_table_stays_a_table_and_keeps_its_columns(scorer):
     [
         {"ssc_p": None},
         {"ssc_p": 710.0},
-        {"ssc_p": float("nan")},
         {"gender": "X"},
         {"gender": None},
         {"ssc_p": -1.0, "gender": "long" * 100},
@@ -82,6 +81,15 @@ def test_an_invalid_candidate_changes_no_other_and_gets_the_services_error(score
     others = [one for row, one in enumerate(candidates) if row != 137]
     probabilities = [one for row, one in enumerate(scored["probability"].to_pylist()) if row != 137]
     assert probabilities == sklearn_reference.probabilities(others)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_json_has_not_is_no_missing_value(scorer, value):
+    candidates = [dict(one) for one in CANDIDATES_HERE[:3]]
+    candidates[1]["ssc_p"] = value
+    errors = scorer(as_columns(candidates))["error"].to_pylist()
+    expected = f"instances[0].ssc_p: must be a number, 0 to 100, got a string '{value}'"
+    assert errors == [None, expected, None]
 
 
 def test_a_batch_of_invalid_candidates_gets_an_error_for_each(scorer, sklearn_reference):
