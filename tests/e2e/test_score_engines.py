@@ -37,7 +37,7 @@ def expected(inputs, trained_bundle, tmp_path_factory):
 
 
 def run(*arguments):
-    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYSPARK_PYTHON": str(PYTHON)}
     command = [str(PYTHON), *map(str, arguments)]
     return subprocess.run(
         command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
@@ -71,7 +71,8 @@ inputs, uri = sys.argv[1:]
 expected = BatchScorer(uri)(pq.read_table(inputs)).sort_by("id")
 
 import ray
-ray.init(num_cpus=1, include_dashboard=False)
+# An actor holds one core, and reading needs another.
+ray.init(num_cpus=2, include_dashboard=False)
 data = ray.data.read_parquet(inputs).map_batches(
     BatchScorer, fn_constructor_args=[uri], batch_format="pyarrow", concurrency=1
 )
