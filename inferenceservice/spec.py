@@ -1,7 +1,7 @@
 """Parser of an InferenceService's spec: the fields that decide which processes run and how they connect."""
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,25 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from storage.bundles import serving_uri, unsupported_scheme
 from transformer.bundle.plain_errors import first_problem
 from transformer.bundle.regular_file import read_text
 
 #: Name that KServe gives to the transformer's container inside the predictor's pod (collocation).
 COLLOCATED_CONTAINER = "transformer-container"
+#: Runtime that KServe chooses for a scikit-learn model without one, by protocol.
+_DEFAULT_RUNTIMES = {"v1": "kserve-sklearnserver"}
+_OTHER_FRAMEWORKS = (
+    "huggingface",
+    "lightgbm",
+    "onnx",
+    "paddle",
+    "pmml",
+    "pytorch",
+    "tensorflow",
+    "triton",
+    "xgboost",
+)
 _MAX_BYTES = 10**6
 _KUSTOMIZE_TIMEOUT_S = 120
 
@@ -43,11 +57,18 @@ class _Format(_Part):
     name: str
 
 
+class _Storage(_Part):
+    key: str = ""
+    path: str = ""
+
+
 class _PredictorModel(_Part):
     modelFormat: _Format  # noqa: N815
-    runtime: str
+    runtime: str | None = None
     runtimeVersion: str | None = None  # noqa: N815
-    storageUri: str  # noqa: N815
+    protocolVersion: str = "v1"  # noqa: N815
+    storageUri: str | None = None  # noqa: N815
+    storage: _Storage | None = None
     args: list[str] = Field(default_factory=list)
     env: list[_Variable] = Field(default_factory=list)
 
@@ -136,7 +157,7 @@ def service_of(objects: Sequence[Mapping[str, Any]], path: str | Path) -> Infere
     if len(found) != 1:
         raise SpecError(f"{path}: must hold one InferenceService, got {len(found)}")
     try:
-        document = _Document.model_validate(found[0])
+        document = _Document.model_validate(_with_model(found[0], path))
     except ValidationError as error:
         raise SpecError(f"{path}: {first_problem(error)}") from error
     return _service(document, path)
@@ -186,33 +207,71 @@ def _kustomized(path: Path) -> str:
     return done.stdout
 
 
+def _with_model(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
+    """Return an InferenceService with ``predictor.model`` in place of ``predictor.sklearn``, as in KServe."""
+    spec: Any = content.get("spec")
+    predictor: Any = spec.get("predictor") if isinstance(spec, dict) else None
+    if not isinstance(predictor, dict) or "model" in predictor:
+        return content
+    other = next((name for name in _OTHER_FRAMEWORKS if name in predictor), None)
+    if other is not None:
+        raise SpecError(f"{path}: spec.predictor: must have model or sklearn, got {other}")
+    if not isinstance(predictor.get("sklearn"), dict):
+        return content
+    model = {"modelFormat": {"name": "sklearn"}, **predictor["sklearn"]}
+    return {**content, "spec": {**spec, "predictor": {**predictor, "model": model}}}
+
+
+def _missing(document: _Document) -> Iterator[str]:
+    """Yield what a spec that KServe takes lacks to serve raw fields."""
+    model, transformer = document.spec.predictor.model, document.spec.transformer
+    name = "spec.predictor.model"
+    if model.storageUri is None and model.storage is not None:
+        yield (
+            f"{name}.storage: key {model.storage.key!r} is in a Secret of the cluster; set "
+            f"{name}.storageUri, for example s3://BUCKET/{model.storage.path.strip('/')}"
+        )
+    elif not model.storageUri:
+        yield f"{name}.storageUri: is required"
+    collocated = any(one.name == COLLOCATED_CONTAINER for one in document.spec.predictor.containers)
+    if transformer is None and not collocated:
+        yield (
+            f"spec.transformer: is required, or {COLLOCATED_CONTAINER} in the predictor's pod: it makes the "
+            "numbers that the model server takes of raw fields; `placement spec --model URI` prints a whole "
+            "spec"
+        )
+    elif transformer is not None and model.storageUri:
+        own = _environment(transformer.containers[0].env).get("STORAGE_URI")
+        if serving_uri(own or "") != serving_uri(model.storageUri):
+            yield (
+                "spec.transformer.containers[0].env: STORAGE_URI must be the predictor's storageUri, "
+                f"{model.storageUri}, got {own}"
+            )
+
+
 def _service(document: _Document, path: str | Path) -> InferenceService:
     predictor, transformer = document.spec.predictor, document.spec.transformer
     model = predictor.model
     if (model_format := model.modelFormat.name) != "sklearn":
         raise SpecError(f"{path}: spec.predictor.model.modelFormat.name: must be sklearn, got {model_format}")
+    uri = model.storageUri or ""
+    problems = [*_missing(document)]
+    if problems and (unreadable := unsupported_scheme(uri)):
+        problems.insert(0, f"spec.predictor.model.storageUri: {unreadable}")
+    if problems:
+        raise SpecError("\n".join(f"{path}: {problem}" for problem in problems))
     collocated = [one for one in predictor.containers if one.name == COLLOCATED_CONTAINER]
-    if transformer is None and not collocated:
-        raise SpecError(
-            f"{path}: spec.transformer: is required, or {COLLOCATED_CONTAINER} in the predictor's pod"
-        )
     container = collocated[0] if transformer is None else transformer.containers[0]
-    environment = _environment(container.env)
-    if transformer is not None and environment.get("STORAGE_URI") != model.storageUri:
-        raise SpecError(
-            f"{path}: spec.transformer.containers[0].env: STORAGE_URI must be the predictor's storageUri, "
-            f"{model.storageUri}, got {environment.get('STORAGE_URI')}"
-        )
     return InferenceService(
         name=document.metadata.name,
         namespace=document.metadata.namespace,
-        runtime=model.runtime,
+        runtime=model.runtime or _DEFAULT_RUNTIMES.get(model.protocolVersion, "kserve-mlserver"),
         runtime_version=model.runtimeVersion,
-        storage_uri=model.storageUri,
+        storage_uri=uri,
         predictor_args=tuple(model.args),
         predictor_env=_environment(model.env),
         transformer_args=tuple(container.args),
-        transformer_env=environment,
+        transformer_env=_environment(container.env),
         collocated=transformer is None,
     )
 

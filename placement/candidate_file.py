@@ -1,36 +1,32 @@
-"""Candidates of a JSON or CSV file, and the place in the file of each problem that the service reports.
+"""Candidates of a file, and the place in the file of each problem that the service reports.
 
-A CSV file is read by the rules of training: columns in any order, unknown columns ignored, an empty cell a
+A file is read by the rules of training: columns in any order, unknown columns passed over, an empty cell a
 missing value. The client rejects only files that are not tables and cells that are not numbers; the service
 validates everything else. That includes missing columns, because the metadata does not tell which fields have
 a default: if the service requires a field without a column, the message names the column, not every row.
 """
 
 import argparse
-import codecs
 import re
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from placement.client import Candidate
-from training.data import Table, finite_number, table_text
-from transformer.bundle.signature import same_spelling
+from training.table import Row, Table, finite_number, is_empty
+from training.table_file import AUTOMATIC, STANDARD_INPUT, Reading, open_file, read_table
 
-_V1_INSTANCES = "instances"
-
+#: Texts of booleans, in lower case.
+_BOOLEANS = {
+    **dict.fromkeys(("true", "yes", "1", "1.0"), True),
+    **dict.fromkeys(("false", "no", "0", "0.0"), False),
+}
 #: Values of the request in a problem, as the service repeats them: quoted, and truncated if they are long.
 _QUOTED = r"""(?:'(?:[^'\\…]|\\[^…])*(?:'|\\?…)|"(?:[^"\\…]|\\[^…])*(?:"|\\?…))"""
 _REPEATED_VALUE = rf"got [a-z ]*{_QUOTED}(?:, {_QUOTED})*"
-
-
-class InputError(Exception):
-    """A file without candidates; the message says where the problem is and what is expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +36,7 @@ class LocatedCandidate:
     Attributes
     ----------
     cells
-        Values of the file's columns, see `CandidateFile.header`.
+        Values of the table's columns.
     """
 
     place: str
@@ -54,86 +50,81 @@ class CandidateFile:
 
     Attributes
     ----------
-    name
-        Name of the file in messages.
+    table
+        Columns of the file.
     candidates
         Iterator over the candidates; it reads the file.
     total
         Number of candidates, or None if it is unknown before they are read.
     fields
         V2 datatype of each raw field of the model.
-    table
-        The table, if the file is a CSV file.
-    header
-        Columns of the table, or the keys of all JSON objects.
     """
 
-    name: str
+    table: Table
     candidates: Iterator[LocatedCandidate]
     total: int | None
     fields: dict[str, str]
-    table: Table | None = None
-    header: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the file in messages."""
+        return self.table.source
 
     @property
     def warning(self) -> str | None:
         """Warning that some fields get their default although columns are passed over, if that is so."""
-        header = self.table.header if self.table else tuple(self.fields)
-        absent = ", ".join(repr(name) for name in self.fields if name not in header)
-        passed_over = ", ".join(repr(name) for name in header if name not in self.fields)
-        if not absent or not passed_over:
+        foreign = ", ".join(map(repr, self.table.foreign(list(self.fields))))
+        absent = ", ".join(repr(name) for name in self.fields if name not in self.table.header)
+        if self.table.is_json or not absent or not foreign:
             return None
-        return (
-            f"{self.name}: WARNING: all rows get the default of {absent}; columns passed over: {passed_over}"
-        )
+        return f"{self.name}: WARNING: all rows get the default of {absent}; columns passed over: {foreign}"
+
+    @property
+    def passed_over(self) -> str | None:
+        """Line that counts what was passed over until now, if anything was."""
+        counts = self.table.passed_over(list(self.fields))
+        return f"{self.name}: passed over: {counts}" if counts else None
 
 
-def add_file_argument(parser: argparse.ArgumentParser) -> None:
-    """Add the argument for a file of candidates."""
+def add_file_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments for a file of candidates."""
     parser.add_argument(
         "file",
         nargs="?",
-        default="-",
+        default=STANDARD_INPUT,
         metavar="FILE",
-        help="FILE.json (an object of fields and values, a list of them, or a V1 request), FILE.csv (with a "
-        "header, separated by commas), or - for JSON on standard input",
+        help="CSV, JSON, JSON lines, Parquet, a V1 or V2 request, each also with gzip; - is standard input",
     )
+    Reading.add_arguments(parser)
 
 
-def open_candidates(file: str, fields: dict[str, str], stack: ExitStack) -> CandidateFile:
-    """Open a file of candidates until the stack closes; ``-`` is JSON on standard input.
+def open_candidates(
+    file: str, fields: dict[str, str], stack: ExitStack, reading: Reading = AUTOMATIC
+) -> CandidateFile:
+    """Open a file of candidates until the stack closes; ``-`` is standard input.
 
     Raises
     ------
-    InputError, training.data.DataError
-        If the file has no candidates. An invalid row of a table raises only when it is read.
+    training.table.DataError
+        If the file has no candidates. An invalid row raises only when it is read.
     """
-    if not file.lower().endswith(".csv"):
-        name = "standard input" if file == "-" else file
-        candidates = _read_json(file, name)
-        _check_spelling(candidates, name, fields)
-        header = tuple(dict.fromkeys(key for candidate in candidates for key in candidate))
-        located = (
-            LocatedCandidate(f"row {number}, field", candidate, [candidate.get(key) for key in header])
-            for number, candidate in enumerate(candidates, start=1)
-        )
-        return CandidateFile(name, located, len(candidates), fields, header=header)
-    path = Path(file)
-    try:
-        total = _count_rows(path) if path.is_file() else None
-        table = Table(file, stack.enter_context(table_text(path.open("rb"))))
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror}") from error
-    table.check_spelling(list(fields))
-    if not set(fields) & set(table.header):
+    source, opened = stack.enter_context(open_file(file))
+    table = read_table(source, opened, list(fields), reading)
+    table.check_names(list(fields))
+    if not set(fields) & set(table.header) and not table.is_json:
         table.require(list(fields))
-    parsers = {
-        field: _parse_text if datatype == "BYTES" else _parse_number
-        for field, datatype in fields.items()
-        if field in table.header
+    parsers: dict[str, Callable[[Any], Any]] = {
+        field: partial(_parse, datatype, table) for field, datatype in fields.items() if field in table.header
     }
-    rows = (LocatedCandidate(f"{row.place}, column", row.values, row.cells) for row in table.rows(parsers))
-    return CandidateFile(file, rows, total, fields, table, table.header)
+    if table.is_json:
+        # The service's message about a missing field lists the unknown names.
+        parsers |= {name: lambda value: value for name in table.foreign(list(fields))}
+    noun = "field" if table.is_json else "column"
+    rows = (
+        LocatedCandidate(f"{row.place}, {noun}", _candidate(row), row.cells) for row in table.rows(parsers)
+    )
+    total = _count_rows(Path(file)) if table.total is None else table.total
+    return CandidateFile(table, rows, total, fields)
 
 
 def locate_problems(message: str, chunk: list[LocatedCandidate], file: CandidateFile) -> str:
@@ -150,10 +141,10 @@ def locate_problems(message: str, chunk: list[LocatedCandidate], file: Candidate
             return message
         else:
             lines.append(f"{file.name}: {chunk[row].place} {field!r}: {text}")
-            if file.table and field not in file.table.header:
+            if not file.table.is_json and field not in file.table.header:
                 # Every row has this problem; report it once, and the others after it is fixed.
                 missing[field] = None
-    if file.table and missing:
+    if missing:
         return f"{file.name}: {file.table.missing(*missing)}"
     return "\n".join(lines) or message
 
@@ -179,43 +170,44 @@ def _problems(message: str, fields: Iterable[str]) -> Iterator[tuple[int | None,
             yield int(row), field, message[match.end() : end]
 
 
-def _count_rows(path: Path) -> int:
+def _count_rows(path: Path) -> int | None:
     """Return the number of lines after the first one, which is close enough for a progress bar."""
+    if not path.is_file() or path.suffix == ".gz":
+        return None
     with path.open("rb") as file:
         return max(sum(1 for _ in file) - 1, 0)
 
 
-def _check_spelling(candidates: list[Candidate], name: str, fields: dict[str, str]) -> None:
-    """Refuse a key that differs from a missing field's name only in spelling; V2's client would drop it."""
-    for number, candidate in enumerate(candidates, start=1):
-        for key, field in same_spelling(candidate, fields).items():
-            if candidate.get(field) is None:
-                raise InputError(
-                    f"{name}: row {number}, field {field!r}: must be spelled {field!r}, got {key!r}"
-                )
+def _candidate(row: Row) -> Candidate:
+    return {name: value for name, value in row.values.items() if value is not None}
 
 
-def _parse_text(cell: str) -> str | None:
-    return cell if cell.strip() else None
+def _parse(datatype: str, table: Table, cell: object) -> object:
+    """Return a cell's value in the type of its field; None for an empty cell."""
+    if table.is_json:
+        return _parse_json(datatype, cell)
+    if is_empty(cell):
+        return None
+    if datatype == "BYTES":
+        return cell.strip() if isinstance(cell, str) else _text_of_number(cell)
+    if datatype == "BOOL":
+        # The service describes any other text.
+        return _BOOLEANS.get(cell.strip().casefold(), cell) if isinstance(cell, str) else cell
+    number = finite_number(cell, table.decimal)
+    return int(number) if "INT" in datatype and number.is_integer() else number
 
 
-def _parse_number(cell: str) -> float | None:
-    return finite_number(cell) if cell.strip() else None
+def _parse_json(datatype: str, value: object) -> object:
+    """Return a JSON value; the text of a number as a number where the field is one, and the reverse."""
+    if datatype == "BYTES":
+        return _text_of_number(value)
+    if isinstance(value, str):
+        try:
+            return finite_number(value)
+        except ValueError:
+            return value
+    return value
 
 
-def _read_json(file: str, name: str) -> list[Candidate]:
-    try:
-        text = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-        content: Any = orjson.loads(text.removeprefix(codecs.BOM_UTF8))
-    except OSError as error:
-        raise InputError(f"{name}: {error.strerror}") from error
-    except orjson.JSONDecodeError as error:
-        raise InputError(f"{name}: is not JSON: {error}") from error
-    if isinstance(content, dict):
-        content = content.get(_V1_INSTANCES, [content])
-    if not isinstance(content, list):
-        raise InputError(f"{name}: must be an object of fields and values, a list of them, or a V1 request")
-    for number, candidate in enumerate(content, start=1):
-        if not isinstance(candidate, dict):
-            raise InputError(f"{name}: row {number}: must be an object of fields and values")
-    return content
+def _text_of_number(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value

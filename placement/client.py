@@ -10,6 +10,8 @@ from typing import Any, Protocol, TypeVar
 import aiohttp
 import orjson
 
+from inferenceservice.gateway import DIRECT, Gateway
+
 Candidate = Mapping[str, Any]
 
 #: REST address of `make run`.
@@ -113,12 +115,13 @@ async def until_accepted(send: Callable[[], Awaitable[Answer]]) -> Answer:
 class RestClient:
     """Client for V1 or V2 over REST; without a model, for the only one of the service."""
 
-    def __init__(self, url: str, model: str | None, protocol: str) -> None:
+    def __init__(self, url: str, model: str | None, protocol: str, gateway: Gateway) -> None:
         self._base = url.rstrip("/")
         self._model = model
         self._v2 = protocol == "v2"
         self._datatypes: dict[str, str] = {}
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S))
+        self._session = gateway.session(TIMEOUT_S)
+        self._server_hostname = gateway.server_hostname
 
     async def fields(self) -> dict[str, str]:
         """See `Client`."""
@@ -138,6 +141,19 @@ class RestClient:
             path = f"/v2/models/{await self._name()}/infer"
             return await self._request("POST", path, _v2_answer, to_json(body))
         return await self._v1("predict", "predictions", candidates)
+
+    async def status(self) -> list[dict[str, Any]]:
+        """Return name, readiness and versions of each model."""
+        return [
+            {
+                "name": name,
+                "ready": await self._ready(name),
+                "versions": await self._request(
+                    "GET", f"/v2/models/{name}", lambda content, _: list(content["versions"])
+                ),
+            }
+            for name in await self._names()
+        ]
 
     async def explain(self, candidates: Sequence[Candidate]) -> Answer:
         """Send one request over V1, and return an explanation for each candidate, with the prediction.
@@ -163,9 +179,18 @@ class RestClient:
     async def _name(self) -> str:
         """Return the name of the model."""
         if self._model is None:
-            names = await self._request("GET", "/v1/models", lambda content, _: content["models"])
-            self._model = _only_model(names, self._base)
+            self._model = _only_model(await self._names(), self._base)
         return self._model
+
+    async def _names(self) -> list[str]:
+        """Return the names of the models."""
+        return await self._request("GET", "/v1/models", lambda content, _: list(content["models"]))
+
+    async def _ready(self, name: str) -> bool:
+        try:
+            return await self._request("GET", f"/v2/models/{name}/ready", lambda content, _: content["ready"])
+        except Busy:
+            return False
 
     async def _request(
         self,
@@ -177,7 +202,13 @@ class RestClient:
         """Send a request, and return what `read` returns for the content and headers of the response."""
         headers = {"content-type": "application/json"} if body else {}
         try:
-            async with self._session.request(method, self._base + path, data=body, headers=headers) as answer:
+            async with self._session.request(
+                method,
+                self._base + path,
+                data=body,
+                headers=headers,
+                server_hostname=self._server_hostname,
+            ) as answer:
                 content = await answer.json(content_type=None, loads=orjson.loads)
                 if answer.status != 200:
                     message = str(content["error"])
@@ -185,6 +216,11 @@ class RestClient:
                         raise InvalidInput(message)
                     raise _refused(message, answer.headers.get("retry-after"))
                 return read(content, answer.headers)
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise ClientError(
+                f"{self._base}: the certificate is not trusted: {error.certificate_error}; set --ca-file, or "
+                "--header Host:NAME if it is that of another name"
+            ) from error
         except (TimeoutError, aiohttp.ClientConnectionError) as error:
             raise ClientError(
                 f"{self._base} does not answer; start it with `make run`, or set --url"
@@ -215,14 +251,26 @@ def _v2_answer(content: Any, headers: Mapping[str, str]) -> Answer:  # noqa: ANN
 class GrpcClient:
     """Client for V2 over gRPC; without a model, for the only one of the service."""
 
-    def __init__(self, address: str, model: str | None) -> None:
+    def __init__(self, address: str, model: str | None, gateway: Gateway) -> None:
         import grpc
 
         from placement.v2_grpc import services
 
         self._address = address
         self._model = model
-        self._channel = grpc.aio.insecure_channel(address, [("grpc.enable_http_proxy", 0)])
+        options: list[tuple[str, str | int]] = [("grpc.enable_http_proxy", 0)]
+        if gateway.host is not None and gateway.server_hostname is not None:
+            options += [
+                ("grpc.default_authority", gateway.host),
+                ("grpc.ssl_target_name_override", gateway.server_hostname),
+            ]
+        certificates = gateway.root_certificates()
+        self._channel = (
+            grpc.aio.insecure_channel(address, options)
+            if certificates is None
+            else grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(certificates), options)
+        )
+        self._metadata = [(name.lower(), value) for name, value in gateway.headers if name.lower() != "host"]
         self._stub = services.GRPCInferenceServiceStub(self._channel)
 
     async def fields(self) -> dict[str, str]:
@@ -269,7 +317,7 @@ class GrpcClient:
         import grpc
 
         try:
-            return await method(request, timeout=TIMEOUT_S)
+            return await method(request, timeout=TIMEOUT_S, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE and not error.trailing_metadata():
                 raise ClientError(f"{self._address} does not answer over gRPC; set --url") from error
@@ -279,22 +327,24 @@ class GrpcClient:
             raise _refused(error.details() or "", metadata.get("retry-after")) from error
 
 
-def connect(url: str, model: str | None, protocol: str) -> Client:
+def connect(url: str, model: str | None, protocol: str, gateway: Gateway = DIRECT) -> Client:
     """Return a client for ``v1``, ``v2`` or ``grpc``. It connects with its first request.
+
+    Over gRPC, the gateway's certificates turn on TLS.
 
     Raises
     ------
-    ClientError
-        If the URL does not fit the protocol.
+    ClientError, GatewayError
+        If the URL does not fit the protocol, or the certificates cannot be used.
     """
     if protocol != "grpc":
-        return connect_rest(url, model, protocol)
+        return connect_rest(url, model, protocol, gateway)
     if not _ADDRESS.fullmatch(url):
         raise ClientError(f"--url {url}: must be host:port for gRPC, for example 127.0.0.1:8081")
-    return GrpcClient(url, model)
+    return GrpcClient(url, model, gateway)
 
 
-def connect_rest(url: str, model: str | None, protocol: str = "v1") -> RestClient:
+def connect_rest(url: str, model: str | None, protocol: str = "v1", gateway: Gateway = DIRECT) -> RestClient:
     """Return a client for ``v1`` or ``v2``. It connects with its first request.
 
     Raises
@@ -306,7 +356,7 @@ def connect_rest(url: str, model: str | None, protocol: str = "v1") -> RestClien
         raise ClientError(
             f"--url {url}: must start with http:// or https://, for example http://127.0.0.1:8080"
         )
-    return RestClient(url, model, protocol)
+    return RestClient(url, model, protocol, gateway)
 
 
 def tensors(candidates: Sequence[Candidate], datatypes: Mapping[str, str]) -> list[dict[str, Any]]:

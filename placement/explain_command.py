@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from inferenceservice.gateway import Gateway, GatewayError
 from placement.candidate_file import (
     CandidateFile,
-    InputError,
     LocatedCandidate,
-    add_file_argument,
+    add_file_arguments,
     locate_problems,
     open_candidates,
 )
@@ -26,23 +26,26 @@ from placement.client import (
 )
 from placement.command import Command
 from placement.explained import Explained
+from placement.predictions_file import OutputError
 from placement.progress import progress_bar
-from training.data import DataError
+from training.table import DataError
+from training.table_file import Reading
 
 #: Characters of the longest bar.
 BAR_WIDTH = 24
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_file_argument(parser)
+    add_file_arguments(parser)
     parser.add_argument("--url", default=DEFAULT_REST_URL, help="REST address of the service")
     parser.add_argument("--model", help="name of the model (default: the only one of the service)")
+    Gateway.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of bars")
     parser.add_argument("--html", metavar="PAGE", help="write a page with a chart for each candidate, too")
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    return (ClientError, DataError, InputError)
+    return (ClientError, DataError, GatewayError, OutputError)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -57,23 +60,25 @@ def _run(options: argparse.Namespace) -> int:
         try:
             Path(options.html).write_text(render(explained))
         except OSError as error:
-            raise InputError(f"--html {options.html}: {error.strerror}") from error
+            raise OutputError(f"--html {options.html}: {error.strerror}") from error
         print(f"wrote {options.html}", file=sys.stderr)
     return 0
 
 
 async def _explain(options: argparse.Namespace) -> list[Explained]:
     """Ask for one candidate at a time: the service explains one after another anyway."""
-    client = connect_rest(options.url, options.model)
+    client = connect_rest(options.url, options.model, gateway=Gateway.of(options))
     explained = []
     try:
         fields = await client.fields()
         with ExitStack() as stack:
-            file = open_candidates(options.file, fields, stack)
+            file = open_candidates(options.file, fields, stack, Reading.of(options))
             advance = stack.enter_context(progress_bar("explaining", file.total))
             for number, located in enumerate(file.candidates, start=1):
                 explained.append(await _ask(client, number, located, file))
                 advance(1)
+            if file.passed_over:
+                print(file.passed_over, file=sys.stderr)
     finally:
         await client.close()
     return explained

@@ -1,4 +1,4 @@
-"""Draft the task file of a labelled CSV file: its fields, their ranges and categories, and the classes."""
+"""Draft the task file of a labelled file: its fields, their ranges and categories, and the classes."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from placement.command import Command, command_line
+from training.table_file import Reading
 from transformer.bundle.signature import DEFAULT_ROW_NAME
 
 
@@ -14,7 +15,8 @@ class InitError(Exception):
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", nargs="?", metavar="FILE.csv", help="table with the label and the fields")
+    parser.add_argument("file", nargs="?", metavar="FILE", help="table with the label and the fields")
+    Reading.add_arguments(parser)
     parser.add_argument("--label", metavar="COLUMN", help="column with the class to predict")
     parser.add_argument("--name", help="name of the model (default: that of the label)")
     parser.add_argument(
@@ -22,7 +24,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="default: NAME.json")
     parser.add_argument(
-        "--example", action="store_true", help="write a small example of customers to FILE.csv, and stop"
+        "--example", action="store_true", help="write a small example of customers to FILE, and stop"
     )
     parser.add_argument("--schema", action="store_true", help="print the JSON Schema of task files, and stop")
 
@@ -42,7 +44,7 @@ def _run(options: argparse.Namespace) -> int:
         print(json.dumps(Task.json_schema(), indent=2))
         return 0
     if not options.file:
-        raise InitError("FILE.csv is required")
+        raise InitError("FILE is required")
     if options.example:
         _write_new(Path(options.file), example_csv())
         print(f"data      {options.file}, {ROWS} telephone customers")
@@ -50,7 +52,8 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     if not options.label:
         raise InitError("--label is required: the column with the class to predict")
-    drafted = draft(options.file, options.label, options.row_name)
+    reading = Reading.of(options)
+    drafted = draft(options.file, options.label, options.row_name, reading)
     name = options.name or model_name(options.label)
     output = options.output or Path(f"{name}.json")
     _write_new(output, drafted.text)
@@ -59,7 +62,7 @@ def _run(options: argparse.Namespace) -> int:
     print(f"predicts  the probability of {drafted.task.label} = {drafted.task.positive_class}")
     for column, reason in drafted.left_out.items():
         print(f"left out  {column}: {reason}")
-    train = ["train", "--task", str(output), "--data", options.file, "--name", name]
+    train = ["train", "--task", str(output), "--data", options.file, *reading.arguments, "--name", name]
     print(f"\n  {command_line(*map(shlex.quote, train))}")
     return 0
 

@@ -1,4 +1,4 @@
-"""Send the rows of a JSON or CSV file to the served model, and print or write its predictions."""
+"""Send the rows of a file to the served model, and print or write its predictions."""
 
 import argparse
 import asyncio
@@ -10,11 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+from inferenceservice.gateway import Gateway, GatewayError
 from placement.candidate_file import (
     CandidateFile,
-    InputError,
     LocatedCandidate,
-    add_file_argument,
+    add_file_arguments,
     locate_problems,
     open_candidates,
 )
@@ -22,7 +22,8 @@ from placement.client import DEFAULT_REST_URL, Answer, Client, ClientError, Refu
 from placement.command import Command
 from placement.predictions_file import OutputError, PredictionsFile
 from placement.progress import progress_bar
-from training.data import DataError
+from training.table import DataError
+from training.table_file import Reading
 
 #: Candidates per request, and requests in flight: enough to keep the service busy, with little memory here.
 CHUNK_SIZE = 1000
@@ -32,10 +33,11 @@ _DEFAULT_URLS = {"v1": DEFAULT_REST_URL, "v2": DEFAULT_REST_URL, "grpc": "127.0.
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_file_argument(parser)
+    add_file_arguments(parser)
     parser.add_argument("--url", help="address of the service (default: that of `make run`)")
     parser.add_argument("--protocol", choices=list(_DEFAULT_URLS), default="v1", help="inference protocol")
     parser.add_argument("--model", help="name of the model (default: the only one of the service)")
+    Gateway.add_arguments(parser)
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
     output.add_argument(
@@ -48,7 +50,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    return (ClientError, DataError, InputError, OutputError)
+    return (ClientError, DataError, GatewayError, OutputError)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -58,11 +60,12 @@ def _run(options: argparse.Namespace) -> int:
 
 async def _predict(options: argparse.Namespace) -> None:
     """Print a prediction for each candidate, in the order of the file."""
-    client = connect(options.url or _DEFAULT_URLS[options.protocol], options.model, options.protocol)
+    url = options.url or _DEFAULT_URLS[options.protocol]
+    client = connect(url, options.model, options.protocol, Gateway.of(options))
     try:
         fields = await client.fields()
         with ExitStack() as stack:
-            file = open_candidates(options.file, fields, stack)
+            file = open_candidates(options.file, fields, stack, Reading.of(options))
             advance = stack.enter_context(progress_bar("predicting", file.total))
             writer = _writer(options, file, stack)
             if file.warning:
@@ -75,15 +78,17 @@ async def _predict(options: argparse.Namespace) -> None:
                     count += len(chunk)
                     advance(len(chunk))
             if not count:
-                raise InputError(f"{file.name}: must have at least one row, got none")
+                raise DataError(file.name, ["must have at least one row, got none"])
             writer.end()
+            if file.passed_over:
+                print(file.passed_over, file=sys.stderr)
     finally:
         await client.close()
 
 
 def _writer(options: argparse.Namespace, file: CandidateFile, stack: ExitStack) -> "_Writer":
     if options.output is not None:
-        return stack.enter_context(PredictionsFile(options.output, file.header))
+        return stack.enter_context(PredictionsFile(options.output, file.table.header))
     return _JsonWriter() if options.json else _TableWriter()
 
 

@@ -4,13 +4,15 @@ import argparse
 
 from placement.command import Command
 from placement.progress import StepPrinter
+from training.table_file import Reading
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("uri", metavar="URI", help="version, as `placement train` prints it")
     parser.add_argument(
-        "--data", metavar="FILE.csv", help="its training data (default: the file of that name, here)"
+        "--data", metavar="FILE", help="its training data (default: the file of that name, here)"
     )
+    Reading.add_arguments(parser)
 
 
 def _errors() -> tuple[type[Exception], ...]:
@@ -27,7 +29,7 @@ def _run(options: argparse.Namespace) -> int:
     print_step("loading scikit-learn")
     from training.reporting import write_again
 
-    print(f"report    {write_again(options.uri, options.data, print_step)}")
+    print(f"report    {write_again(options.uri, options.data, print_step, Reading.of(options))}")
     return 0
 
 

@@ -63,10 +63,9 @@ class MissingPackageError(Exception):
 def _errors() -> tuple[type[Exception], ...]:
     from scoring.errors import ScoringError
     from storage.bundles import StorageError
-    from training.data import DataError
     from transformer.bundle.format import BundleError
 
-    return (BundleError, DataError, MissingPackageError, ScoringError, StorageError)
+    return (BundleError, MissingPackageError, ScoringError, StorageError)
 
 
 def _run(options: argparse.Namespace) -> int:

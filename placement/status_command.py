@@ -1,14 +1,18 @@
 """Show versions, traffic, connections to the predictor and, in a cluster, the status that KServe reports.
 
+With --url alone, show what the service at that address tells: its models, and their versions.
 With --drift, show how the candidates that were answered differ from those of the training, too.
 """
 
 import argparse
+import asyncio
 import json
 from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from inferenceservice.gateway import Gateway
+from placement.client import ClientError, connect_rest
 from placement.command import Command
 from placement.status_text import status_lines
 from placement.target_arguments import add_target_arguments, connect_target, run_steps, target_errors
@@ -18,12 +22,38 @@ if TYPE_CHECKING:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.url is not None and options.context is None and options.namespace is None:
+        return _run_by_url(options)
     content = run_steps(lambda _: _read_status(connect_target(options), drift=options.drift))
     if options.json:
         print(json.dumps(content))
     else:
         print("\n".join(status_lines(content)))
     return 0
+
+
+def _run_by_url(options: argparse.Namespace) -> int:
+    """Print what the service itself tells, through whatever gateway is in front of it."""
+    models = asyncio.run(_read_models(options))
+    if options.json:
+        print(json.dumps({"url": options.url, "models": models}))
+        return 0
+    for one in models:
+        print(f"model        {one['name']}, {'ready' if one['ready'] else 'not ready'}")
+        print(f"versions     {', '.join(one['versions']) or 'none'}")
+    return 0
+
+
+async def _read_models(options: argparse.Namespace) -> list[dict[str, Any]]:
+    client = connect_rest(options.url, None, gateway=Gateway.of(options))
+    try:
+        return await client.status()
+    finally:
+        await client.close()
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    return (ClientError, *target_errors())
 
 
 async def _read_status(target: "RolloutTarget", *, drift: bool = False) -> dict[str, Any]:
@@ -110,5 +140,5 @@ COMMAND = Command(
     description=__doc__,
     add_arguments=_add_arguments,
     run=_run,
-    errors=target_errors,
+    errors=_errors,
 )

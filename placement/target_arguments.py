@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from inferenceservice.gateway import Gateway
 from placement.progress import StepPrinter
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def add_target_arguments(
         "pvc://models=backup/models",
     )
     cluster.add_argument("--url", help="address for predictions (default: through the API server)")
+    Gateway.add_arguments(cluster)
     cluster.add_argument(
         "--timeout", type=float, default=900, help="seconds until a component must serve its new bundle"
     )
@@ -64,11 +66,12 @@ def add_target_arguments(
 
 def target_errors() -> tuple[type[Exception], ...]:
     """Return the errors of these commands that are printed in one line."""
+    from inferenceservice.gateway import GatewayError
     from inferenceservice.rollout import RolloutError
     from inferenceservice.rollout_target import TargetError
     from inferenceservice.spec import SpecError
 
-    return (RolloutError, SpecError, TargetError)
+    return (GatewayError, RolloutError, SpecError, TargetError)
 
 
 def connect_target(options: argparse.Namespace) -> "RolloutTarget":
@@ -84,6 +87,7 @@ def connect_target(options: argparse.Namespace) -> "RolloutTarget":
         namespace=options.namespace,
         bundle_copies=dict(options.bundle),
         url=options.url,
+        gateway=Gateway.of(options),
         timeout_s=options.timeout,
     )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from placement.command import Command, command_line
 from placement.progress import StepPrinter
+from training.table_file import Reading
 
 if TYPE_CHECKING:
     from training.data import Dataset
@@ -19,8 +20,14 @@ _OTHER_DATA = 0.5
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--data", metavar="FILE.csv", help="labelled rows (default: generated candidates)")
+    source.add_argument(
+        "--data",
+        metavar="FILE",
+        help="labelled rows: CSV, JSON, JSON lines or Parquet, each also with gzip; - is standard input "
+        "(default: generated candidates)",
+    )
     source.add_argument("--rows", type=int, default=2000, help="number of candidates to generate")
+    Reading.add_arguments(parser)
     parser.add_argument(
         "--task",
         metavar="FILE.json",
@@ -144,7 +151,7 @@ def _dataset(options: argparse.Namespace) -> "Dataset":
     if not options.data:
         return dataclasses.replace(generate(options.rows, options.seed), task=task)
     try:
-        return read_csv(options.data, task)
+        return read_csv(options.data, task, Reading.of(options))
     except MissingColumnsError as error:
         if options.task or error.share <= _OTHER_DATA:
             raise

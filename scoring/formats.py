@@ -3,7 +3,7 @@
 A batch is read in two forms: as it is in the file, for the output, and as candidates.
 """
 
-import io
+import csv
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from scoring.batch import CANDIDATES
 from scoring.columns import ERROR
 from scoring.errors import ScoringError
-from training.data import Table, finite_number
+from training.table import finite_number
 
 #: Bytes of a part of a CSV or JSON lines file, about: some 300,000 candidates, 10 s of a forest.
 PART_BYTES = 32 * 2**20
@@ -132,8 +132,11 @@ class Csv(Format):
 
     def columns(self, path: Path) -> tuple[str, ...]:
         """See `Format`."""
-        with path.open("rb") as file:
-            return Table(path.name, io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")).header
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            names = tuple(name.strip() for name in next(csv.reader(file), ()))
+        if duplicates := [name for name in names if names.count(name) > 1]:
+            raise ScoringError(f"{path}: duplicate column {duplicates[0]!r}")
+        return names
 
     def read(self, path: Path, part: tuple[int, int], rows: int, fields: Mapping[str, str]) -> Iterator[Read]:
         """See `Format`."""

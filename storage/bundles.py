@@ -55,7 +55,20 @@ def local_path(uri: str | os.PathLike[str]) -> Path | None:
         return Path(parts.netloc, unquote(parts.path).lstrip("/"))
     if parts.scheme == "s3":
         return None
-    raise StorageError(f"{text}: scheme {parts.scheme!r} is not supported, expected a path, file, pvc or s3")
+    raise StorageError(f"{text}: {_unsupported(parts.scheme)}")
+
+
+def unsupported_scheme(uri: str) -> str | None:
+    """Return why no storage here has a URI, if its scheme is not supported."""
+    try:
+        local_path(uri)
+    except StorageError:
+        return f"{uri}: {_unsupported(urlsplit(uri).scheme)}; copy the bundle there, or name one with --model"
+    return None
+
+
+def _unsupported(scheme: str) -> str:
+    return f"scheme {scheme!r} is not supported, expected a path, file, pvc or s3"
 
 
 def version_uri(storage: str | os.PathLike[str], name: str, version: str) -> str:

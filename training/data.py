@@ -1,68 +1,37 @@
-"""Read candidates from CSV files and check every value against the signature.
+"""Read labelled rows and candidates from files, and check every value against the signature.
 
-The first line names the columns, in any order. A column that is neither a field nor the label is ignored and
-listed in `Dataset.ignored`. An empty cell gets the field's default, if the field has one. `Table` reads any
-CSV file row by row with the same rules; `placement predict` uses it, too.
+The columns can be in any order. A column that is neither a field nor the label is passed over. An empty cell
+gets the field's default, if the field has one. `training.table_file` describes the formats.
 """
 
-import csv
 import hashlib
 import io
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
+from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+import orjson
 
 from training.candidates import Candidate, Task
-from transformer.bundle.signature import Number, RawField, Signature, same_spelling
+from training.table import (
+    NO_ROWS,
+    DataError,
+    MissingColumnsError,
+    Row,
+    Table,
+    cell_texts,
+    finite_number,
+    got,
+    is_empty,
+)
+from training.table_file import AUTOMATIC, Reading, open_file, read_table
+from transformer.bundle.signature import Number, RawField, Signature
 
-#: Maximum number of problems that an error lists; it counts the rest.
-MAX_PROBLEMS = 20
-#: Maximum length of a cell's text in an error.
-MAX_ECHO = 40
-
-_NO_ROWS = "must have a line of column names and at least one row"
-#: Separators other than a comma that files with the name CSV often have.
-_OTHER_SEPARATORS = (";", "\t", "|")
-
-
-class DataError(Exception):
-    """Invalid data.
-
-    Parameters
-    ----------
-    source
-        Name of the data.
-    problems
-        One sentence for each problem, in the order of the file.
-    count
-        Number of all problems, if `problems` is not complete.
-    """
-
-    def __init__(self, source: str, problems: Sequence[str], count: int = 0) -> None:
-        shown = [f"{source}: {problem}" for problem in islice(problems, MAX_PROBLEMS)]
-        self.count = max(count, len(problems))
-        if self.count > len(shown):
-            shown.append(f"and {self.count - len(shown)} more problems")
-        super().__init__("\n".join(shown))
-
-
-class MissingColumnsError(DataError):
-    """A table without some of the columns that it must have.
-
-    Attributes
-    ----------
-    share
-        Share of these columns that are missing, 0 to 1.
-    """
-
-    def __init__(self, source: str, problems: Sequence[str], share: float) -> None:
-        super().__init__(source, problems)
-        self.share = share
+__all__ = ["DataError", "Dataset", "MissingColumnsError", "read_candidates", "read_csv"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +47,9 @@ class Dataset:
     sha256
         Digest of the file, or of the canonical JSON of generated candidates.
     ignored
-        Columns of the file that were ignored.
+        Columns of the file that are neither fields nor the label.
+    passed_over
+        Description of all that was passed over, with counts; empty for nothing.
     defaulted
         Fields that have their default in every row.
     seed
@@ -91,6 +62,7 @@ class Dataset:
     source: str
     sha256: str
     ignored: tuple[str, ...] = ()
+    passed_over: str = ""
     defaulted: tuple[str, ...] = ()
     seed: int | None = None
 
@@ -99,9 +71,26 @@ class Dataset:
         """True if the candidates are generated."""
         return self.seed is not None
 
+    @cached_property
+    def first_rows(self) -> list[int]:
+        """Index of the first candidate that is equal to each one: its own, if it is the first."""
+        first: dict[bytes, int] = {}
+        keys = (orjson.dumps(list(candidate.values())) for candidate in self.candidates)
+        return [first.setdefault(key, index) for index, key in enumerate(keys)]
 
-def read_csv(path: str | os.PathLike[str], task: Task) -> Dataset:
-    """Read labelled candidates.
+    @property
+    def repeated(self) -> int:
+        """Number of candidates that are equal to an earlier one."""
+        return len(self.candidates) - len(set(self.first_rows))
+
+
+def read_csv(path: str | os.PathLike[str], task: Task, reading: Reading = AUTOMATIC) -> Dataset:
+    """Read labelled candidates from a file of any format; ``-`` is standard input.
+
+    Parameters
+    ----------
+    reading
+        Properties of the file that are known.
 
     Raises
     ------
@@ -109,8 +98,8 @@ def read_csv(path: str | os.PathLike[str], task: Task) -> Dataset:
         With all problems, for example a missing column, or
         ``row 3 (line 4), column 'ssc_p': must be 0 to 100, got '710'``.
     """
-    content = _content(path)
-    table = Table(os.fspath(path), table_text(io.BytesIO(content)))
+    columns = [*task.signature.names, task.label]
+    table, content = _read(path, columns, reading)
     label = {task.label: partial(_one_of, allowed=task.classes)}
     candidates: list[Candidate] = []
     labels: list[str] = []
@@ -119,13 +108,21 @@ def read_csv(path: str | os.PathLike[str], task: Task) -> Dataset:
         candidates.append(candidate)
         labels.append(row.values[task.label])
         empty = {name for name in empty if row.is_empty(name)}
-    ignored = tuple(name for name in table.header if name not in {*task.signature.names, task.label})
-    digest = hashlib.sha256(content).hexdigest()
-    defaulted = tuple(name for name in task.signature.names if name in empty)
-    return Dataset(task, candidates, labels, Path(path).name, digest, ignored, defaulted)
+    return Dataset(
+        task,
+        candidates,
+        labels,
+        source=Path(table.source).name,
+        sha256=hashlib.sha256(content).hexdigest(),
+        ignored=table.foreign(columns),
+        passed_over=table.passed_over(columns),
+        defaulted=tuple(name for name in task.signature.names if name in empty),
+    )
 
 
-def read_candidates(path: str | os.PathLike[str], signature: Signature) -> list[Candidate]:
+def read_candidates(
+    path: str | os.PathLike[str], signature: Signature, reading: Reading = AUTOMATIC
+) -> list[Candidate]:
     """Read candidates without labels; the columns can be in any order.
 
     Raises
@@ -133,198 +130,31 @@ def read_candidates(path: str | os.PathLike[str], signature: Signature) -> list[
     DataError
         See `read_csv`.
     """
-    table = Table(os.fspath(path), table_text(io.BytesIO(_content(path))))
+    table, _ = _read(path, signature.names, reading)
     return [candidate for _, candidate in _rows(table, signature, {})]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row of a table.
-
-    Attributes
-    ----------
-    number
-        Row number from 1, without the header and without empty lines.
-    line
-        Number of the row's last line in the file, as in an editor.
-    cells
-        Texts of all cells.
-    values
-        Parsed values by column; None for an empty cell of a field with a default.
-    """
-
-    number: int
-    line: int
-    cells: list[str]
-    values: dict[str, Any]
-
-    @property
-    def place(self) -> str:
-        """Position of the row, for error messages."""
-        return f"row {self.number} (line {self.line})"
-
-    def is_empty(self, column: str) -> bool:
-        """Return True if the row has no value in a column."""
-        return self.values.get(column) is None
-
-
-class Table:
-    """A CSV file, read row by row in constant memory.
-
-    Parameters
-    ----------
-    source
-        Name of the file in messages.
-    text
-        Lines of the file, see `table_text`.
-
-    Attributes
-    ----------
-    header
-        Names of the columns, without blanks around them.
-
-    Raises
-    ------
-    DataError
-        If the first line is missing or names a column twice.
-    """
-
-    def __init__(self, source: str, text: Iterable[str]) -> None:
-        self.source = source
-        self._reader = csv.reader(self._lines(text), strict=True)
-        self.header = tuple(name.strip() for name in next(self._cells(), ()))
-        if not self.header:
-            raise DataError(source, [_NO_ROWS])
-        duplicates = sorted({name for name in self.header if self.header.count(name) > 1})
-        if duplicates:
-            raise DataError(source, [f"duplicate column {name!r}" for name in duplicates])
-
-    def check_spelling(self, columns: Sequence[str]) -> None:
-        """Raise DataError if the name of a column differs from one of these only in spelling.
-
-        A column whose exact name is there, too, is not misspelled.
-        """
-        wrong = same_spelling(self.header, columns)
-        problems = [
-            f"column {name!r} must be spelled {meant!r}"
-            for name, meant in wrong.items()
-            if meant not in self.header
-        ]
-        if problems:
-            raise DataError(self.source, problems)
-
-    def require(self, columns: Sequence[str]) -> None:
-        """Raise DataError if a column is missing."""
-        missing = [name for name in columns if name not in self.header]
-        for separator in _OTHER_SEPARATORS:
-            found = {name.strip() for cell in self.header for name in cell.split(separator)}
-            if not found.isdisjoint(missing):
-                raise DataError(self.source, [f"must be separated by commas, got {separator!r}"])
-        if missing:
-            raise MissingColumnsError(self.source, [self.missing(*missing)], len(missing) / len(columns))
-
-    def missing(self, *columns: str) -> str:
-        """Error message for missing columns."""
-        names = _short(", ".join(map(repr, columns)), 10 * MAX_ECHO)
-        are = "column {} is" if len(columns) == 1 else "columns {} are"
-        return f"{are.format(names)} missing, found: {_short(', '.join(self.header), 10 * MAX_ECHO)}"
-
-    def rows(self, parsers: Mapping[str, Callable[[str], Any]]) -> Iterator[Row]:
-        """Yield rows with the parsed values of these columns, up to the first row with a problem.
-
-        Parameters
-        ----------
-        parsers
-            Parser of each column's cells; a ValueError that it raises becomes a problem.
-
-        Raises
-        ------
-        DataError
-            At the end of the file, with the problems of all rows.
-        """
-        columns = [(name, self.header.index(name), parse) for name, parse in parsers.items()]
-        problems: list[str] = []
-        count = 0
-        for number, cells in enumerate(filter(None, self._cells()), start=1):
-            row = Row(number, self._reader.line_num, cells, {})
-            found = self._read(row, columns)
-            count += len(found)
-            problems += found[: MAX_PROBLEMS - len(problems)]
-            if not count:
-                yield row
-        if count:
-            raise DataError(self.source, problems, count)
-
-    def _read(self, row: Row, columns: Sequence[tuple[str, int, Callable[[str], Any]]]) -> list[str]:
-        """Parse a row's cells into its values; return the problems from left to right."""
-        if len(row.cells) != len(self.header):
-            return [f"{row.place}: must have {len(self.header)} cells, got {len(row.cells)}"]
-        problems = []
-        for name, index, parse in columns:
-            try:
-                row.values[name] = parse(row.cells[index])
-            except ValueError as error:
-                problems.append((index, f"{row.place}, column {name!r}: {error}"))
-        return [text for _, text in sorted(problems)]
-
-    def _cells(self) -> Iterator[list[str]]:
-        """Yield the cells of each row; an empty line has no cells."""
+def _read(path: str | os.PathLike[str], columns: Sequence[str], reading: Reading) -> tuple[Table, bytes]:
+    """Return the table of a file, and the file's content."""
+    with open_file(os.fspath(path)) as (source, file):
         try:
-            yield from self._reader
-        except csv.Error as error:
-            raise DataError(self.source, [f"line {self._reader.line_num}: {error}"]) from error
+            content = file.read()
         except OSError as error:
-            raise DataError(self.source, [str(error.strerror)]) from error
-
-    def _lines(self, text: Iterable[str]) -> Iterator[str]:
-        for number, line in enumerate(text, start=1):
-            try:
-                line.encode()
-            except UnicodeEncodeError as error:
-                raise DataError(self.source, [f"line {number}: must be UTF-8"]) from error
-            yield line
-
-
-def table_text(file: IO[bytes]) -> io.TextIOWrapper:
-    """Decode a CSV file as UTF-8, with or without a byte order mark; line ends stay as they are.
-
-    A byte that is not UTF-8 is kept as a surrogate, so that `Table` can report its line.
-    """
-    return io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-
-
-def finite_number(text: str) -> float:
-    """Read a cell's number.
-
-    Raises
-    ------
-    ValueError
-        If the text is not a finite number.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    # float() accepts 1_000, nan and inf, too; in a table of numbers they are mistakes.
-    if "_" in text or not math.isfinite(value):
-        raise ValueError(f"must be a finite number, got {_short(repr(text))}")
-    return value
-
-
-def _content(path: str | os.PathLike[str]) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(os.fspath(path), [str(error.strerror)]) from error
+            raise DataError(source, [str(error.strerror)]) from error
+    return read_table(source, io.BytesIO(content), columns, reading), content
 
 
 def _rows(
-    table: Table, signature: Signature, more: Mapping[str, Callable[[str], Any]]
+    table: Table, signature: Signature, more: Mapping[str, Callable[[Any], Any]]
 ) -> Iterator[tuple[Row, Candidate]]:
     """Yield each row with its candidate; the row has the values of the columns in `more`, too."""
-    table.check_spelling([*signature.names, *more])
+    table.check_names([*signature.names, *more])
     table.require([*(field.name for field in signature.fields if field.default is None), *more])
-    parsers = {field.name: partial(_value, field) for field in signature.fields if field.name in table.header}
+    parsers = {
+        field.name: partial(_value, field, decimal=table.decimal)
+        for field in signature.fields
+        if field.name in table.header
+    }
     defaults: dict[str, Any] = {field.name: field.default for field in signature.fields}
     number = 0
     for row in table.rows({**parsers, **more}):
@@ -334,35 +164,30 @@ def _rows(
             {name: default if row.is_empty(name) else row.values[name] for name, default in defaults.items()},
         )
     if not number:
-        raise DataError(table.source, [_NO_ROWS])
+        raise DataError(table.source, [NO_ROWS])
 
 
-def _value(field: RawField, text: str) -> str | float | None:
-    if field.default is not None and not text.strip():
+def _value(field: RawField, cell: object, decimal: str) -> str | float | None:
+    if field.default is not None and is_empty(cell):
         return None
     if isinstance(field, Number):
-        return _number(text, field)
-    return _one_of(text, field.categories)
+        return _number(cell, field, decimal)
+    return _one_of(cell, field.categories)
 
 
-def _number(text: str, field: Number) -> float:
+def _number(cell: object, field: Number, decimal: str) -> float:
     try:
-        value = finite_number(text)
+        value = finite_number(cell, decimal)
     except ValueError:
         value = math.nan
     least, most = field.range
     if not least <= value <= most:
-        raise ValueError(f"must be {field.expected}, got {_short(repr(text))}")
+        raise ValueError(f"must be {field.expected}, {got(cell, decimal)}")
     return value
 
 
-def _one_of(text: str, allowed: Sequence[str]) -> str:
-    if text not in allowed and text.strip() in allowed:
-        return text.strip()
-    if text not in allowed:
-        raise ValueError(f"must be one of {', '.join(allowed)}, got {_short(repr(text))}")
-    return text
-
-
-def _short(text: str, length: int = MAX_ECHO) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+def _one_of(cell: object, allowed: Sequence[str]) -> str:
+    for text in cell_texts(cell):
+        if text in allowed:
+            return text
+    raise ValueError(f"must be one of {', '.join(allowed)}, {got(cell)}")

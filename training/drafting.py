@@ -10,12 +10,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from training.candidates import Task
-from training.data import DataError, Table, finite_number, table_text
+from training.table import DataError, cell_texts, finite_number, is_empty
+from training.table_file import AUTOMATIC, Reading, open_file, read_table
 from transformer.bundle.signature import DEFAULT_ROW_NAME, same_spelling
 
 #: Different values from which on a column may be an identifier.
@@ -53,29 +55,36 @@ class Draft:
     left_out: dict[str, str]
 
 
-def draft(path: str | os.PathLike[str], label: str, row_name: str = DEFAULT_ROW_NAME) -> Draft:
+def draft(
+    path: str | os.PathLike[str],
+    label: str,
+    row_name: str = DEFAULT_ROW_NAME,
+    reading: Reading = AUTOMATIC,
+) -> Draft:
     """Draft the task of a table.
 
     Parameters
     ----------
     path
-        CSV file with the label and the fields.
+        File with the label and the fields.
     label
         Name of the column with the class; case, blanks and separators do not count.
     row_name
         Word for one row of data.
+    reading
+        Properties of the file that are known.
 
     Raises
     ------
     DataError
         If the file is no table, has no such column, not two classes, or no column that can be a field.
     """
-    columns, rows, label = _read(path, label)
+    columns, repeated, rows, label = _read(path, label, reading)
     source = os.fspath(path)
     labels = columns.pop(label)
     classes = _classes(source, label, labels)
     fields: list[dict[str, Any]] = []
-    left_out: dict[str, str] = {}
+    left_out = dict.fromkeys(repeated, "several columns have this name")
     for name, cells in columns.items():
         reason = _reason_to_leave_out(name, cells)
         if reason is None:
@@ -107,18 +116,22 @@ def model_name(label: str) -> str:
     return name if re.match("[a-z]", name) else f"model-{name}".rstrip("-")
 
 
-def _read(path: str | os.PathLike[str], label: str) -> tuple[dict[str, list[str]], int, str]:
-    """Return the cells of each column with a name, the number of rows, and the label as spelled there."""
-    try:
-        with table_text(Path(path).open("rb")) as text:
-            table = Table(os.fspath(path), text)
-            like = same_spelling(table.header, [label])
-            label = next(iter(like)) if label not in table.header and len(like) == 1 else label
-            table.require([label])
-            named = {name: str.strip for name in table.header if name}
-            rows = list(table.rows(named))
-    except OSError as error:
-        raise DataError(os.fspath(path), [str(error.strerror)]) from error
+def _read(
+    path: str | os.PathLike[str], label: str, reading: Reading
+) -> tuple[dict[str, list[str]], list[str], int, str]:
+    """Return the texts of each column, the names of several columns, the number of rows, and the label.
+
+    The label is returned as it is spelled in the table.
+    """
+    with open_file(os.fspath(path)) as (source, file):
+        table = read_table(source, file, [label], reading)
+        like = same_spelling(table.header, [label])
+        label = next(iter(like)) if label not in table.header and len(like) == 1 else label
+        table.require([label])
+        table.check_names([label])
+        repeated = [name for name in table.foreign(()) if table.header.count(name) > 1]
+        named = {name: partial(_cell_text, decimal=table.decimal) for name in table.foreign(repeated)}
+        rows = list(table.rows(named))
     if not rows:
         raise DataError(table.source, ["must have at least one row, got none"])
     empty = [row.place for row in rows if not row.values[label]]
@@ -127,7 +140,18 @@ def _read(path: str | os.PathLike[str], label: str) -> tuple[dict[str, list[str]
             table.source,
             [f"column {label!r} is empty in {len(empty)} rows, first in {empty[0]}; remove them"],
         )
-    return {name: [row.values[name] for row in rows] for name in named}, len(rows), label
+    return {name: [row.values[name] for row in rows] for name in named}, repeated, len(rows), label
+
+
+def _cell_text(cell: object, decimal: str) -> str:
+    """Return the text of a cell, a number with a decimal point."""
+    text = cell_texts(cell)[0].strip()
+    if decimal != "." and not is_empty(text):
+        try:
+            return cell_texts(finite_number(text, decimal))[0]
+        except ValueError:
+            pass
+    return text
 
 
 def _classes(source: str, label: str, labels: Sequence[str]) -> Counter[str]:

@@ -142,7 +142,7 @@ def _importances(
     random, labels = np.random.default_rng(SEED), np.array(dataset.labels)
     fields = dataset.task.signature.fields
     lost: dict[str, list[float]] = {field.name: [] for field in fields}
-    for fit, held_out in folds(positive):
+    for fit, held_out in folds(positive, dataset.first_rows):
         # Fitted again, because the models of all trials would fill the memory. The result is the same model.
         model = trial.estimator.fit(features.iloc[fit], labels[fit].tolist())
         unseen, truth = features.iloc[held_out], positive[held_out]

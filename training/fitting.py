@@ -77,8 +77,13 @@ def fit(
     task = dataset.task
     choose_threshold = threshold_rules.parse(threshold).choose
     progress(f"{len(dataset.labels)} {task.row_names}, {dataset.source}")
-    if dataset.ignored:
-        progress(f"columns passed over: {', '.join(dataset.ignored)}")
+    if dataset.passed_over:
+        progress(f"passed over: {dataset.passed_over}")
+    if dataset.repeated:
+        progress(
+            f"{dataset.repeated:,} {task.row_names} are equal to an earlier one; "
+            "cross-validation keeps equal ones in one fold"
+        )
     if dataset.defaulted:
         fields = ", ".join(dataset.defaulted)
         beside = ", although columns are passed over" if dataset.ignored else ""
@@ -86,7 +91,13 @@ def fit(
     vectorizer = fit_vectorizer(task.signature, dataset.candidates)
     features = encode(vectorizer, dataset.candidates)
     chosen, trials = select(
-        estimator, features, dataset.labels, task.positive_class, progress, rewrite=rewrite
+        estimator,
+        features,
+        dataset.labels,
+        task.positive_class,
+        progress,
+        rewrite=rewrite,
+        first_rows=dataset.first_rows,
     )
     progress(f"chose {chosen.estimator.name}" + (", fast and among the best" if len(trials) > 1 else ""))
     evaluation = evaluate(dataset, features, chosen, choose_threshold)

@@ -13,6 +13,7 @@ from training.fitting import SERVING_FORMS, Fitted, fit
 from training.generator import generate
 from training.report import render
 from training.selection import Progress
+from training.table_file import AUTOMATIC, Reading
 
 
 class ReportError(Exception):
@@ -40,7 +41,10 @@ def compare_with(previous: str | None, fitted: Fitted, progress: Progress) -> Co
 
 
 def write_again(
-    uri: str, data: str | os.PathLike[str] | None = None, progress: Progress = lambda _: None
+    uri: str,
+    data: str | os.PathLike[str] | None = None,
+    progress: Progress = lambda _: None,
+    reading: Reading = AUTOMATIC,
 ) -> str:
     """Write the report of a version again, from the data that it was trained on; return the report's URI.
 
@@ -52,6 +56,8 @@ def write_again(
         The version.
     data
         The training data; by default the file of that name in the working directory. Not for generated data.
+    reading
+        Properties of its file that are known.
 
     Raises
     ------
@@ -72,7 +78,7 @@ def write_again(
         row_name=bundle.row_name,
     )
     if recipe.seed is None:
-        dataset = _training_data(uri, data, trained_on.source, task)
+        dataset = _training_data(uri, data, trained_on.source, task, reading)
     else:
         dataset = dataclasses.replace(generate(trained_on.rows, recipe.seed), task=task)
     if dataset.sha256 != trained_on.sha256:
@@ -89,9 +95,11 @@ def write_again(
     return write_report(uri, render(bundle, fitted, compare_with(earlier, fitted, progress)), progress)
 
 
-def _training_data(uri: str, data: str | os.PathLike[str] | None, source: str, task: Task) -> Dataset:
+def _training_data(
+    uri: str, data: str | os.PathLike[str] | None, source: str, task: Task, reading: Reading
+) -> Dataset:
     try:
-        return read_csv(data or source, task)
+        return read_csv(data or source, task, reading)
     except DataError as error:
         if data is not None:
             raise

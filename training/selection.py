@@ -76,20 +76,39 @@ def estimators_for(name: str, rows: int, *, rewrite: bool = True) -> list[Estima
     return [ESTIMATORS[name]]
 
 
-def folds(positive: npt.NDArray[np.bool_]) -> list[Fold]:
-    """Return the rows to fit on and the rows to predict, for each fold."""
+def folds(positive: npt.NDArray[np.bool_], first_rows: Sequence[int] | None = None) -> list[Fold]:
+    """Return the rows to fit on and the rows to predict, for each fold.
+
+    Parameters
+    ----------
+    positive
+        True for the rows of the positive class.
+    first_rows
+        Index of the first row that is equal to each row; equal rows come into one fold. By default, all rows
+        differ.
+    """
+    first = np.arange(len(positive)) if first_rows is None else np.asarray(first_rows)
+    different, group = np.unique(first, return_inverse=True)
     splitter = StratifiedKFold(FOLDS, shuffle=True, random_state=SEED)
-    return list(splitter.split(np.zeros(len(positive)), positive))
+    splits = splitter.split(np.zeros(len(different)), positive[different])
+    return [
+        (np.flatnonzero(np.isin(group, fit)), np.flatnonzero(np.isin(group, held_out)))
+        for fit, held_out in splits
+    ]
 
 
 def cross_validate(
-    estimator: Estimator, features: pd.DataFrame, labels: Sequence[str], positive_class: str
+    estimator: Estimator,
+    features: pd.DataFrame,
+    labels: Sequence[str],
+    positive_class: str,
+    first_rows: Sequence[int] | None = None,
 ) -> Trial:
-    """Cross-validate one estimator."""
+    """Cross-validate one estimator; for `first_rows` see `folds`."""
     classes = np.array(labels)
     positive = classes == positive_class
     probabilities = np.empty(len(classes))
-    for fit, held_out in folds(positive):
+    for fit, held_out in folds(positive, first_rows):
         model = estimator.fit(features.iloc[fit], classes[fit].tolist())
         column = list(model.classes_).index(positive_class)
         probabilities[held_out] = model.predict_proba(features.iloc[held_out])[:, column]
@@ -126,6 +145,7 @@ def select(
     progress: Progress = lambda _: None,
     *,
     rewrite: bool = True,
+    first_rows: Sequence[int] | None = None,
 ) -> tuple[Trial, list[Trial]]:
     """Cross-validate the estimators of a name; return the chosen trial and all trials.
 
@@ -135,10 +155,12 @@ def select(
         A name of `ESTIMATORS`, or ``auto`` for the automatic choice.
     rewrite
         False if forests are served as they were fitted.
+    first_rows
+        See `folds`.
     """
     trials = []
     for estimator in estimators_for(name, len(labels), rewrite=rewrite):
-        trial = cross_validate(estimator, features, labels, positive_class)
+        trial = cross_validate(estimator, features, labels, positive_class, first_rows)
         progress(
             f"{estimator.name}: Brier score {trial.brier:.4f} ± {trial.brier_error:.4f}, "
             f"accuracy {trial.accuracy:.1%}"

@@ -190,9 +190,11 @@ def _check_writable(directory: Path) -> None:
 
 
 def _check_classes(dataset: Dataset) -> None:
-    counts = Counter(dataset.labels)
+    counts = Counter(dataset.labels[row] for row in set(dataset.first_rows))
+    different = "different " if dataset.repeated else ""
     problems = [
-        f"must have at least {MIN_PER_CLASS} {dataset.task.row_names} of class {label!r}, got {counts[label]}"
+        f"must have at least {MIN_PER_CLASS} {different}{dataset.task.row_names} of class {label!r}, "
+        f"got {counts[label]}"
         for label in dataset.task.classes
         if counts[label] < MIN_PER_CLASS
     ]

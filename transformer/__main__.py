@@ -1,11 +1,13 @@
 """``python -m transformer``: read the bundle, and serve it."""
 
+import dataclasses
 import signal
 import sys
 
 from transformer.bundle.format import BundleError, load_bundle
 from transformer.options import bundle_directory, check_fields, parse
 from transformer.server.kserve_server import TransformerServer
+from transformer.server.worker_limit import bounded_workers
 from transformer.tracing.environment import check_tracing
 
 
@@ -22,7 +24,8 @@ def main() -> None:
         sys.exit(f"transformer: {error}")
     finally:
         signal.signal(signal.SIGTERM, before)
-    TransformerServer(bundle, settings).serve()
+    workers = bounded_workers(settings.workers)
+    TransformerServer(bundle, dataclasses.replace(settings, workers=workers)).serve()
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ Each class carries its HTTP status and the name of its gRPC status code. Each me
 what was expected. The protocol adapters need nothing else.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
+from json import JSONDecodeError
 
 #: Maximum problems of one request that its error lists; the others are counted.
 MAX_PROBLEMS = 20
@@ -17,6 +19,9 @@ RETRY_AFTER_S = 1
 #: Response header and gRPC metadata of an unknown model: names of those that are served, separated by commas.
 MODELS_HEADER = "x-models"
 
+#: A parser stops at such a word, or behind its sign.
+_NOT_A_NUMBER = re.compile(r"[^\w\-]?(-?(?:NaN|Infinity))\b")
+
 
 def printable(text: str, max_length: int = 80) -> str:
     """Return the beginning of an external text on one line, with unprintable characters escaped."""
@@ -27,6 +32,15 @@ def shortened(text: str, max_length: int) -> str:
     """Return a text on one line; one longer than `max_length` is cut and ends with ``…``."""
     escaped = _escaped(text[: max_length + 1])
     return escaped if len(escaped) <= max_length else escaped[: max_length - 1] + "…"
+
+
+def json_problem(error: JSONDecodeError) -> str:
+    """Return the reason why a text is not JSON; it names NaN, which Python's `json.dumps` writes."""
+    found = _NOT_A_NUMBER.match(error.doc, max(error.pos - 1, 0))
+    if found is None:
+        return str(error)
+    place = f"line {error.lineno} column {error.colno}"
+    return f"{found[1]} at {place}: JSON has no such number; send null for a missing value"
 
 
 def quoted(word: str) -> str:

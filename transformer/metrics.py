@@ -155,7 +155,16 @@ LIMITS = (
     "values",
 )
 #: Values of the label `reason` of RETRIES, and of RETRIES_DENIED.
-RETRY_REASONS = ("dropped", "halved", "interrupted", "model gone", "other version", "reconnected", "refused")
+RETRY_REASONS = (
+    "dropped",
+    "halved",
+    "interrupted",
+    "model gone",
+    "other version",
+    "reconnected",
+    "refused",
+    "starting",
+)
 DENIED_REASONS = ("alone", "dropped", "halved")
 #: Values from which a `HistogramBatch` is faster than as many calls of `observe`, and from which it is faster
 #: to compare them with each bound than to search for their buckets.

@@ -33,6 +33,7 @@ from inferenceservice.cluster.prediction import Response, post, read_scores
 from inferenceservice.cluster.status import ClusterStatus, read_status
 from inferenceservice.cluster.terminating_pods import TerminatingPods
 from inferenceservice.cluster.workloads import Object, RolloutStatus, previous_uri
+from inferenceservice.gateway import DIRECT, Gateway
 from inferenceservice.rollout_target import Canary, Progress, Scores, State, TargetError
 from transformer.bundle.format import Bundle
 
@@ -60,6 +61,8 @@ class ClusterTarget:
         ``{"pvc://models": "backup/models"}``.
     url
         Address for predictions; by default they go through the API server.
+    gateway
+        Headers and certificates for the address.
     timeout_s, poll_s
         Seconds until a component must serve, and between two checks.
     """
@@ -72,6 +75,7 @@ class ClusterTarget:
         namespace: str | None = None,
         bundle_copies: Mapping[str, str] | None = None,
         url: str | None = None,
+        gateway: Gateway = DIRECT,
         timeout_s: float = TIMEOUT_S,
         poll_s: float = POLL_S,
     ) -> None:
@@ -79,6 +83,7 @@ class ClusterTarget:
         self.namespace = Namespace(api, namespace or api.namespace)
         self._copies = dict(bundle_copies or {})
         self._url = url
+        self._gateway = gateway
         self._timeout_s = timeout_s
         self._poll_s = poll_s
         self._spec = OwnedSpec(self.namespace, name, poll_s)
@@ -171,7 +176,7 @@ class ClusterTarget:
         path = f"/v1/models/{isvc.model_name}:predict"
         content = {"instances": list(candidates)}
         if self._url is not None:
-            return await post(self._url.rstrip("/") + path, content)
+            return await post(self._url.rstrip("/") + path, content, self._gateway)
         try:
             response = await asyncio.to_thread(self.namespace.post, isvc.entry_service, path, content)
             return Response(*response)

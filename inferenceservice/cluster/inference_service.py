@@ -8,6 +8,7 @@ from typing import Any
 from inferenceservice.cluster.workloads import stable_revision
 from inferenceservice.rollout_target import TargetError
 from inferenceservice.spec import COLLOCATED_CONTAINER, argument
+from storage.bundles import serving_uri
 
 PREDICTOR = "predictor"
 TRANSFORMER = "transformer"
@@ -34,7 +35,7 @@ _MODES = {
 
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """The fields of a spec that a rollout changes.
+    """The fields of a spec that a rollout changes. URIs are in the form of `serving_uri`.
 
     Attributes
     ----------
@@ -104,7 +105,11 @@ class InferenceServiceObject:
             raise self._error(
                 f"spec.transformer: is required, or {COLLOCATED_CONTAINER} in the predictor's pod"
             )
-        self.desired = DesiredState(uri, transformer_uri, predictor.get("canaryTrafficPercent"))
+        self.desired = DesiredState(
+            serving_uri(uri),
+            None if transformer_uri is None else serving_uri(transformer_uri),
+            predictor.get("canaryTrafficPercent"),
+        )
 
     @property
     def collocated(self) -> bool:

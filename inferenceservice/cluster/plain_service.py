@@ -12,6 +12,7 @@ from inferenceservice.cluster.inference_service import (
 from inferenceservice.cluster.workloads import SOURCE_URI, Object
 from inferenceservice.plain import INITIALIZER, claim_of, source_of
 from inferenceservice.rollout_target import TargetError
+from storage.bundles import serving_uri
 
 
 class PlainService(InferenceServiceObject):
@@ -49,7 +50,7 @@ class PlainService(InferenceServiceObject):
         uris = {TRANSFORMER: desired.transformer_uri, PREDICTOR: desired.predictor_uri}
         for component, deployment in self._deployments.items():
             uri, now = uris[component], _uri(deployment)
-            if uri is not None and uri != now:
+            if uri is not None and uri != serving_uri(now):
                 self._require_same_storage(now, uri)
                 yield self.workload(component), _patch(deployment, uri)
 

@@ -5,7 +5,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from inferenceservice.cluster.workloads import SOURCE_URI, Object
+from inferenceservice.cluster.workloads import Object, source_uri
+from storage.bundles import serving_uri
 
 #: Starts of a container that fail before it counts as broken: about 50 s, with Kubernetes' pauses.
 MAX_FAILED_STARTS = 3
@@ -73,11 +74,7 @@ def grace_period_s(pod: Object) -> int:
 
 def pods_of_bundle(pods: Iterable[Object], uri: str) -> list[Object]:
     """Return the pods with a bundle that were not deleted."""
-    return [
-        pod
-        for pod in pods
-        if not _is_deleted(pod) and (pod["metadata"].get("annotations") or {}).get(SOURCE_URI) == uri
-    ]
+    return [pod for pod in pods if not _is_deleted(pod) and source_uri(pod["metadata"]) == serving_uri(uri)]
 
 
 def newest_pods(pods: Iterable[Object]) -> list[Object]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import aiohttp
 
+from inferenceservice.gateway import Gateway
 from inferenceservice.rollout_target import Scores, TargetError
 
 _TIMEOUT_S = 60
@@ -19,19 +20,20 @@ class Response(NamedTuple):
     body: bytes
 
 
-async def post(url: str, content: object) -> Response:
+async def post(url: str, content: object, gateway: Gateway) -> Response:
     """Send JSON to a service.
 
     Raises
     ------
     TargetError
         If the service does not answer.
+    GatewayError
+        If the gateway's certificates cannot be used.
     """
-    timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
     try:
         async with (
-            aiohttp.ClientSession(timeout=timeout, trust_env=True) as session,
-            session.post(url, json=content) as response,
+            gateway.session(_TIMEOUT_S, trust_env=True) as session,
+            session.post(url, json=content, server_hostname=gateway.server_hostname) as response,
         ):
             return Response(response.status, response.headers, await response.read())
     except (aiohttp.ClientError, TimeoutError) as error:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from storage.bundles import serving_uri
+
 SOURCE_URI = "internal.serving.kserve.io/storage-initializer-sourceuri"
 #: Reason of a Deployment or revision whose progress deadline is over.
 PROGRESS_DEADLINE = "ProgressDeadlineExceeded"
@@ -80,7 +82,7 @@ def deployment_status(deployment: Object, uri: str, before: Object) -> RolloutSt
         The condition Progressing before the change. A Deployment that had exceeded its deadline keeps that
         condition after the change until its pods start to change.
     """
-    if _template_uri(deployment) != uri:
+    if _template_uri(deployment) != serving_uri(uri):
         return RolloutStatus("waiting for KServe to update the Deployment")
     if (deployment.get("status") or {}).get("observedGeneration", 0) < deployment["metadata"]["generation"]:
         return RolloutStatus("waiting for the Deployment to start")
@@ -110,7 +112,7 @@ def revision_status(status: Object, revision: Object | None, uri: str, percent: 
         Share of the traffic that the bundle must get.
     """
     name = status.get("latestCreatedRevision")
-    if revision is None or revision_uri(revision) != uri:
+    if revision is None or revision_uri(revision) != serving_uri(uri):
         return RolloutStatus("waiting for KServe to create the revision")
     if status.get("latestReadyRevision") != name:
         conditions = (revision.get("status") or {}).get("conditions") or ()
@@ -137,8 +139,7 @@ def stable_revision(status: Object) -> str | None:
 
 def revision_uri(revision: Object) -> str | None:
     """Return the bundle of a Knative revision."""
-    found: str | None = (revision["metadata"].get("annotations") or {}).get(SOURCE_URI)
-    return found
+    return source_uri(revision["metadata"])
 
 
 def history_of_replica_sets(replica_sets: Iterable[Object], deployment: str) -> list[str]:
@@ -178,6 +179,10 @@ def previous_uri(history: list[str], uri: str) -> str | None:
 
 def _template_uri(workload: Object) -> str | None:
     """Return the bundle in the pod template of a Deployment or ReplicaSet."""
-    metadata = workload["spec"]["template"].get("metadata") or {}
-    found: str | None = (metadata.get("annotations") or {}).get(SOURCE_URI)
-    return found
+    return source_uri(workload["spec"]["template"].get("metadata") or {})
+
+
+def source_uri(metadata: Object) -> str | None:
+    """Return the bundle in the annotations of a pod or of its template, in the form of `serving_uri`."""
+    found = (metadata.get("annotations") or {}).get(SOURCE_URI)
+    return None if found is None else serving_uri(found)

@@ -37,6 +37,12 @@ def runtime_of(service: InferenceService) -> Runtime:
             f"spec.predictor.model.runtimeVersion: must be {runtime.version}, the only version of "
             f"{runtime.name} that runs on this machine, got {service.runtime_version}"
         )
+    for name, value in runtime.probability_env.items():
+        if service.predictor_env.get(name) != value:
+            raise SpecError(
+                f"spec.predictor.model.env: {name} must be {value!r} for {runtime.name}, which answers "
+                f"without probabilities otherwise, got {service.predictor_env.get(name)!r}"
+            )
     protocol = predictor_protocol(service)
     if protocol not in runtime.protocols:
         raise SpecError(

@@ -36,7 +36,7 @@ from transformer.bundle.format import load_bundle
         ),
         (["up"], ["--file", "--model", "--port", "--grpc-port", "--once", "--run"]),
         (["predict"], ["--url", "--protocol", "{v1,v2,grpc}", "FILE.csv"]),
-        (["explain"], ["--url", "--html", "FILE.csv"]),
+        (["explain"], ["--url", "--html", "--header", "--decimal"]),
     ],
     ids=["placement", "train", "up", "predict", "explain"],
 )

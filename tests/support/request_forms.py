@@ -1,6 +1,7 @@
 """Every form of a request that the transformer accepts, for tests that ask one in this process."""
 
 import json
+from base64 import b64encode
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -37,30 +38,58 @@ async def v1_with_charset(
     return await v1(transformer, rows, signature, **{"content-type": "application/json; charset=utf-8"})
 
 
+async def v1_inputs(transformer: InProcessTransformer, rows: Candidates, _: Signature) -> Answer:
+    return await _ask_v1(transformer, json.dumps({"inputs": list(rows)}).encode())
+
+
+async def v1_columns(transformer: InProcessTransformer, rows: Candidates, signature: Signature) -> Answer:
+    """Send the candidates as KServe's sklearn server takes named columns: an object of lists."""
+    columns = {name: [row[name] for row in rows] for name in signature.names}
+    return await _ask_v1(transformer, json.dumps({"inputs": [columns]}).encode())
+
+
+async def v1_lists(transformer: InProcessTransformer, rows: Candidates, _: Signature) -> Answer:
+    return await _ask_v1(transformer, json.dumps({"instances": [[row] for row in rows]}).encode())
+
+
+async def v1_byte_order_mark(transformer: InProcessTransformer, rows: Candidates, _: Signature) -> Answer:
+    return await _ask_v1(transformer, json.dumps(v1_request(rows)).encode("utf-8-sig"))
+
+
 async def v1_structured_cloudevent(
     transformer: InProcessTransformer, rows: Candidates, _: Signature
 ) -> Answer:
-    event = {
-        "specversion": "1.0",
-        "id": "7",
-        "source": "test",
-        "type": "candidate",
-        "time": "2026-01-01T00:00:00Z",
-        "data": v1_request(rows),
-    }
-    headers = {"content-type": "application/cloudevents+json"}
-    response = await transformer.http.post(V1_PREDICT, json=event, headers=headers)
-    assert response.headers["content-type"] == "application/cloudevents+json"
-    answer = response.json()
-    assert answer["type"] == "io.kserve.inference.response"
-    return _of_v1(answer["data"], response.headers["x-model-version"])
+    return await _ask_event(transformer, {"time": "2026-01-01T00:00:00Z", "data": v1_request(rows)})
 
 
-async def v1_binary_cloudevent(transformer: InProcessTransformer, rows: Candidates, _: Signature) -> Answer:
-    headers = {"ce-specversion": "1.0", "ce-id": "7", "ce-source": "test", "ce-type": "candidate"}
+async def v1_cloudevent_with_charset_and_without_time(
+    transformer: InProcessTransformer, rows: Candidates, _: Signature
+) -> Answer:
+    event = {"data": v1_request(rows), "datacontenttype": "application/json"}
+    return await _ask_event(transformer, event, "Application/CloudEvents+JSON; charset=UTF-8")
+
+
+async def v1_cloudevent_with_base64(
+    transformer: InProcessTransformer, rows: Candidates, _: Signature
+) -> Answer:
+    data = b64encode(json.dumps(v1_request(rows)).encode("utf-8-sig")).decode()
+    return await _ask_event(transformer, {"data_base64": data})
+
+
+async def v1_binary_cloudevent(
+    transformer: InProcessTransformer, rows: Candidates, _: Signature, **headers: str
+) -> Answer:
+    headers |= {"ce-specversion": "1.0", "ce-id": "7", "ce-source": "test", "ce-type": "candidate"}
     response = await transformer.http.post(V1_PREDICT, json=v1_request(rows), headers=headers)
     assert response.headers["ce-source"] == "io.kserve.inference.placement"
     return _of_v1(response.json(), response.headers["x-model-version"])
+
+
+async def v1_binary_cloudevent_with_charset(
+    transformer: InProcessTransformer, rows: Candidates, signature: Signature
+) -> Answer:
+    headers = {"content-type": "application/json; charset=utf-8", "ce-time": "2026-01-01T00:00:00Z"}
+    return await v1_binary_cloudevent(transformer, rows, signature, **headers)
 
 
 async def v2_tensor_per_field(
@@ -89,6 +118,25 @@ async def v2_flat_columns(
 
 async def v2_json_objects(transformer: InProcessTransformer, rows: Candidates, _: Signature) -> Answer:
     return await ask_v2(transformer, v2_objects(rows))
+
+
+async def v2_byte_order_mark(transformer: InProcessTransformer, rows: Candidates, _: Signature) -> Answer:
+    body = json.dumps({"id": "mine", **v2_objects(rows)}).encode("utf-8-sig")
+    response = await transformer.http.post(V2_INFER, content=body)
+    assert response.status_code == 200, response.text
+    placed, probability = response.json()["outputs"]
+    return Answer(placed["data"], probability["data"], response.json()["model_version"])
+
+
+async def v2_base64(transformer: InProcessTransformer, rows: Candidates, signature: Signature) -> Answer:
+    tensors = [_in_base64(tensor) for tensor in field_tensors(signature, rows)]
+    return await ask_v2(transformer, {"inputs": tensors})
+
+
+async def v2_objects_in_base64(transformer: InProcessTransformer, rows: Candidates, _: Signature) -> Answer:
+    return await ask_v2(
+        transformer, {"inputs": [_in_base64(tensor) for tensor in v2_objects(rows)["inputs"]]}
+    )
 
 
 async def v2_binary(transformer: InProcessTransformer, rows: Candidates, signature: Signature) -> Answer:
@@ -123,20 +171,69 @@ async def grpc_json_objects(transformer: InProcessTransformer, rows: Candidates,
     return await _ask_grpc(transformer, grpc_objects(rows))
 
 
+async def grpc_base64(transformer: InProcessTransformer, rows: Candidates, _: Signature) -> Answer:
+    message = grpc_objects(rows)
+    (tensor,) = message.inputs
+    tensor.parameters["content_type"].string_param = "base64"
+    for number, value in enumerate(tensor.contents.bytes_contents):
+        tensor.contents.bytes_contents[number] = b64encode(value)
+    return await _ask_grpc(transformer, message)
+
+
 FORMS: tuple[Form, ...] = (
     v1,
     v1_with_charset,
+    v1_inputs,
+    v1_columns,
+    v1_lists,
+    v1_byte_order_mark,
     v1_structured_cloudevent,
+    v1_cloudevent_with_charset_and_without_time,
+    v1_cloudevent_with_base64,
     v1_binary_cloudevent,
+    v1_binary_cloudevent_with_charset,
     v2_tensor_per_field,
     v2_nested_columns,
     v2_flat_columns,
     v2_json_objects,
+    v2_byte_order_mark,
+    v2_base64,
+    v2_objects_in_base64,
     v2_binary,
     grpc_typed,
     grpc_raw,
     grpc_json_objects,
+    grpc_base64,
 )
+
+
+def _in_base64(tensor: dict[str, Any]) -> dict[str, Any]:
+    """Return a tensor with its texts in base64, as MLServer's codec does it; another one as it is."""
+    if tensor["datatype"] != "BYTES":
+        return tensor
+    data = [b64encode(text.encode()).decode() for text in tensor["data"]]
+    return {**tensor, "parameters": {"content_type": "base64"}, "data": data}
+
+
+async def _ask_v1(transformer: InProcessTransformer, body: bytes) -> Answer:
+    response = await transformer.http.post(V1_PREDICT, content=body)
+    assert response.status_code == 200, response.text
+    return _of_v1(response.json(), response.headers["x-model-version"])
+
+
+async def _ask_event(
+    transformer: InProcessTransformer,
+    event: dict[str, Any],
+    content_type: str = "application/cloudevents+json",
+) -> Answer:
+    event = {"specversion": "1.0", "id": "7", "source": "test", "type": "candidate", **event}
+    headers = {"content-type": content_type}
+    response = await transformer.http.post(V1_PREDICT, json=event, headers=headers)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "application/cloudevents+json"
+    answer = response.json()
+    assert answer["type"] == "io.kserve.inference.response"
+    return _of_v1(answer["data"], response.headers["x-model-version"])
 
 
 async def ask_v2(transformer: InProcessTransformer, request: dict[str, Any]) -> Answer:

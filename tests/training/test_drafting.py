@@ -222,7 +222,7 @@ def test_init_overwrites_nothing(init):
 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
-    [([], "FILE.csv is required"), (["none.csv"], "--label is required"),
+    [([], "FILE is required"), (["none.csv"], "--label is required"),
      (["none.csv", "--label", "y"], "none.csv: No such file or directory")],
 )  # fmt: skip
 def test_init_says_what_is_missing(init, arguments, problem):

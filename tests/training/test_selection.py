@@ -1,5 +1,6 @@
 """The choice among estimators, and the requirements that each of them meets."""
 
+import dataclasses
 import time
 import zlib
 from typing import Any
@@ -18,8 +19,9 @@ from training.bundling import dump
 from training.candidates import PLACEMENT, SIGNATURE
 from training.encoding import encode, fit_vectorizer
 from training.estimators import ESTIMATORS, Classifier
+from training.fitting import fit
 from training.generator import generate
-from training.selection import Trial, UnknownEstimatorError, choose, estimators_for, select
+from training.selection import Trial, UnknownEstimatorError, choose, estimators_for, folds, select
 from training.served import serve
 
 DATASET = generate(200)
@@ -165,3 +167,35 @@ def test_the_order_of_estimators_is_that_of_their_time_to_predict(rewrite, names
     stated = [(one.serving_ms if rewrite else one.original_ms) for one in map(ESTIMATORS.get, names) if one]
     assert stated == sorted(stated)
     assert measured == sorted(measured)
+
+
+def test_equal_rows_come_into_one_fold():
+    positive = np.arange(60) % 3 == 0
+    # Each row from 40 on is equal to the one 40 before it.
+    first_rows = [row % 40 for row in range(60)]
+    held_out = [set(rows.tolist()) for _, rows in folds(positive, first_rows)]
+    assert sorted(row for rows in held_out for row in rows) == list(range(60))
+    for fitted, rows in folds(positive, first_rows):
+        assert not {first_rows[row] for row in fitted} & {first_rows[row] for row in rows}
+    for (fitted, rows), (all_fit, all_rows) in zip(
+        folds(positive[:40]), folds(positive[:40], range(40)), strict=True
+    ):
+        assert (fitted.tolist(), rows.tolist()) == (all_fit.tolist(), all_rows.tolist())
+
+
+def test_equal_candidates_are_counted_and_never_spread_over_folds():
+    seen: list[str] = []
+    data = dataclasses.replace(
+        DATASET,
+        candidates=DATASET.candidates + DATASET.candidates[:50],
+        labels=DATASET.labels + DATASET.labels[:50],
+    )
+    features = encode(VECTORIZER, data.candidates)
+    assert (data.repeated, data.first_rows[-50:]) == (50, list(range(50)))
+    logistic = ("logistic-regression", features, data.labels, "Placed")
+    chosen, _ = select(*logistic, first_rows=data.first_rows)
+    assert chosen.probabilities[-50:] == pytest.approx(chosen.probabilities[:50], abs=1e-12)
+    spread, _ = select(*logistic)
+    assert spread.probabilities[-50:] != pytest.approx(spread.probabilities[:50], abs=1e-12)
+    fit(data, "logistic-regression", seen.append)
+    assert "50 candidates are equal to an earlier one; cross-validation keeps equal ones in one fold" in seen

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from scoring import formats
+from scoring.errors import ScoringError
 from scoring.formats import FORMATS
 from scoring.part import score_part
 from tests.support.scored_files import (
@@ -17,7 +18,6 @@ from tests.support.scored_files import (
     total_counts,
     write_candidates,
 )
-from training.data import DataError
 
 
 @pytest.fixture(autouse=True)
@@ -108,5 +108,5 @@ def test_a_row_with_other_cells_than_the_header_stops_the_job(tmp_path, trained_
 
 def test_a_header_with_a_duplicate_column_is_refused(tmp_path):
     (tmp_path / "in.csv").write_text("a,a\n1,2\n")
-    with pytest.raises(DataError, match="duplicate column 'a'"):
+    with pytest.raises(ScoringError, match="duplicate column 'a'"):
         FORMATS[".csv"].columns(tmp_path / "in.csv")

@@ -84,7 +84,6 @@ def test_a_transformer_in_the_predictors_pod_is_collocated(document, written):
 
 
 BROKEN = [
-    pytest.param((*PREDICTOR, "runtime"), REMOVED, "spec.predictor.model.runtime: is required", id="runtime"),
     pytest.param(
         (*PREDICTOR, "storageUri"),
         REMOVED,
@@ -132,6 +131,86 @@ def test_a_broken_spec_is_refused_with_its_file_and_field(path, value, error, do
     assert str(raised.value).startswith(f"{file}: ")
     assert error in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+DOCUMENTED_URI = "gs://kfserving-examples/models/sklearn/1.0/model"
+
+
+def documented(**predictor):
+    """Return a spec as KServe's documentation shows them: without a transformer."""
+    head = {"apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService"}
+    return {**head, "metadata": {"name": "sklearn-iris"}, "spec": {"predictor": predictor}}
+
+
+@pytest.mark.parametrize(
+    "predictor",
+    [
+        {"sklearn": {"storageUri": DOCUMENTED_URI}},
+        {"model": {"modelFormat": {"name": "sklearn"}, "storageUri": DOCUMENTED_URI}},
+        {
+            "minReplicas": 1,
+            "model": {
+                "modelFormat": {"name": "sklearn"},
+                "protocolVersion": "v2",
+                "runtime": "kserve-sklearnserver",
+                "storageUri": DOCUMENTED_URI,
+                "resources": {"requests": {"cpu": "1"}},
+            },
+        },
+    ],
+)
+@pytest.mark.parametrize("scheme", ["gs", "hf", "oci", "https"])
+def test_a_spec_of_kserves_documentation_is_told_all_that_it_lacks(predictor, scheme, written):
+    name = "model" if "model" in predictor else "sklearn"
+    predictor[name]["storageUri"] = uri = f"{scheme}://examples/sklearn/model"
+    file = written(documented(**predictor))
+    with pytest.raises(SpecError) as raised:
+        read(file)
+    storage, transformer = str(raised.value).splitlines()
+    assert storage == (
+        f"{file}: spec.predictor.model.storageUri: {uri}: scheme {scheme!r} is not supported, expected a "
+        "path, file, pvc or s3; copy the bundle there, or name one with --model"
+    )
+    assert transformer.startswith(f"{file}: spec.transformer: is required, or transformer-container in")
+
+
+def test_a_storage_key_of_a_cluster_is_named(written):
+    storage = {"key": "localMinIO", "path": "sklearn/v1"}
+    file = written(documented(model={"modelFormat": {"name": "sklearn"}, "storage": storage}))
+    with pytest.raises(SpecError) as raised:
+        read(file)
+    assert str(raised.value).splitlines()[0] == (
+        f"{file}: spec.predictor.model.storage: key 'localMinIO' is in a Secret of the cluster; set "
+        "spec.predictor.model.storageUri, for example s3://BUCKET/sklearn/v1"
+    )
+
+
+def test_another_framework_is_named(written):
+    with pytest.raises(SpecError, match=r"spec\.predictor: must have model or sklearn, got xgboost"):
+        read(written(documented(xgboost={"storageUri": DOCUMENTED_URI})))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "runtime"),
+    [(None, "kserve-sklearnserver"), ("v1", "kserve-sklearnserver"), ("v2", "kserve-mlserver")],
+)
+def test_a_spec_without_a_runtime_gets_kserves_default(protocol, runtime, document, written):
+    model = document["spec"]["predictor"].pop("model")
+    sklearn = {"storageUri": model["storageUri"]} | ({"protocolVersion": protocol} if protocol else {})
+    document["spec"]["predictor"]["sklearn"] = sklearn
+    service = read(written(document))
+    assert (service.runtime, service.runtime_version) == (runtime, None)
+    if runtime == "kserve-mlserver":
+        assert runtime_of(service).name == runtime
+    else:
+        with pytest.raises(SpecError, match=r"spec\.predictor\.model\.env: PREDICT_PROBA must be 'true'"):
+            runtime_of(service)
+
+
+def test_uris_that_differ_only_by_a_final_slash_are_one_version(document, written):
+    for own, other in (("pvc://models/v1", "pvc://models/v1/"), ("s3://models/v1/", "s3://models/v1")):
+        changed_uri = changed(document, (*PREDICTOR, "storageUri"), own)
+        assert read(written(changed(changed_uri, (*CONTAINER, "env", 0, "value"), other))).storage_uri == own
 
 
 def test_a_file_of_several_services_is_refused(document, written):

@@ -176,7 +176,11 @@ class ConnectionWorker:
     async def _carry_batches(
         self, client: PredictorClient, model: UpstreamModel, verified_at: float, seconds: float
     ) -> None:
-        """Carry batches over a verified connection until it should be renewed."""
+        """Carry batches over a verified connection until it should be renewed.
+
+        Where each call is verified, a connection without batches makes no calls: they would keep a predictor
+        from scaling to zero, or wake it.
+        """
         start = self._now()
         end = start + seconds
 
@@ -186,13 +190,15 @@ class ConnectionWorker:
         poll_s = SEARCH_S if self._searches else HEARTBEAT_S
         last_use = start
         metrics = CallMetrics(ANY_VERSION if self._by_request else model.label)
+        idles = self._by_request
         with self._models.in_use(model):
-            while (left := end - self._now()) > 0:
-                ready = await self._queue.next_batch(accepts, min(poll_s, left))
+            while (left := end - self._now()) > 0 or idles:
+                ready = await self._queue.next_batch(accepts, poll_s if idles else min(poll_s, left))
                 if ready is not None:
                     await self._carry(client, *ready, None if self._by_request else model, metrics)
                     last_use = self._now()
-                elif self._now() - last_use >= HEARTBEAT_S:
+                    idles = False
+                elif not idles and self._now() - last_use >= HEARTBEAT_S:
                     await self._check_health(client)
                     last_use = self._now()
                 if self._searches and self._queue.waits_for_version and self._now() - start >= SEARCH_S:

@@ -4,7 +4,7 @@ Scoring is idempotent, so retries are safe; the retry budget and each request's 
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from transformer.batching.jobs import Job, ModelGone, Part, jobs_of
 from transformer.batching.queue import RequestQueue
@@ -36,13 +36,23 @@ class FailurePolicy:
         The queue that parts return to.
     retries
         The budget that bounds retries of dropped calls.
+    is_waking
+        Returns True while a predictor that was idle may be starting.
     by_request
         True where each call may reach another version.
     """
 
-    def __init__(self, queue: RequestQueue, retries: RetryBudget, *, by_request: bool) -> None:
+    def __init__(
+        self,
+        queue: RequestQueue,
+        retries: RetryBudget,
+        is_waking: Callable[[], bool],
+        *,
+        by_request: bool,
+    ) -> None:
         self._queue = queue
         self._retries = retries
+        self._is_waking = is_waking
         self._by_request = by_request
         self._loop = asyncio.get_running_loop()
 
@@ -94,6 +104,10 @@ class FailurePolicy:
 
     def _dropped(self, parts: Collection[Part], error: ServiceError) -> None:
         """Handle a call that the predictor dropped or was not ready for."""
+        if self._is_waking():
+            RETRIES.labels("starting").inc(len(parts))
+            self._resend_later(parts)
+            return
         again = any(part.drops < MAX_DROPS for part in parts) and self._spend("dropped")
         for part in parts:
             part.drops += 1

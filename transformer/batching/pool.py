@@ -20,6 +20,9 @@ from transformer.upstream.known_versions import KnownVersion
 #: Requests wait this long after the last connection has gone, then get 503. A verified reconnect takes about
 #: 30 ms, and a rollout of the predictor should lose no request.
 GRACE_S = 2.0
+#: Without requests for this long, a predictor behind a proxy that balances requests may have scaled to zero.
+#: It must be shorter than Knative's own window, 60 s.
+IDLE_S = 10.0
 
 
 class Pool:
@@ -62,7 +65,7 @@ class Pool:
             queue=self._queue,
             models=self.models,
             retries=retries,
-            failures=FailurePolicy(self._queue, retries, by_request=by_request),
+            failures=FailurePolicy(self._queue, retries, self._is_waking, by_request=by_request),
             balanced=BalancedUpstream(self.models, settings.unknown_model),
             settings=settings,
             connect=lambda: connect(address, reconnects=by_request),
@@ -71,6 +74,10 @@ class Pool:
         #: True while requests get 503 at once.
         self._down = False
         self._going_down: asyncio.TimerHandle | None = None
+        self._may_sleep = by_request
+        #: When the last job came, or this pool was made, and until when the predictor may be starting for it.
+        self._last_job = self.loop.time()
+        self._waking_until = 0.0
         workers = [
             ConnectionWorker(context, searches=number == 0 and not by_request)
             for number in range(settings.predictor_connections)
@@ -96,10 +103,13 @@ class Pool:
         Raises
         ------
         PredictorUnavailable
-            If there has been no verified connection for `GRACE_S`.
+            If there has been no verified connection for `GRACE_S`. The first job after `IDLE_S` and those
+            behind it wait longer, until the first one's deadline.
         QueueFull
             If the queue is full.
         """
+        if self._may_sleep:
+            self._expect_sleep(job)
         try:
             if self._down:
                 raise _no_connection()
@@ -127,9 +137,22 @@ class Pool:
             self._go_down_soon()
         self._queue.reclassify(self.models.can_carry)
 
+    def _expect_sleep(self, job: Job) -> None:
+        """Give the predictor until the job's deadline to start, if there was no job for `IDLE_S`."""
+        if job.created - self._last_job >= IDLE_S:
+            self._waking_until = job.deadline
+            if not self.models:
+                self._down = False
+                self._go_down_soon()
+        self._last_job = job.created
+
+    def _is_waking(self) -> bool:
+        return self.loop.time() < self._waking_until
+
     def _go_down_soon(self) -> None:
         self._cancel_going_down()
-        self._going_down = self.loop.call_later(GRACE_S, self._go_down)
+        at = max(self.loop.time() + GRACE_S, self._waking_until)
+        self._going_down = self.loop.call_at(at, self._go_down)
 
     def _cancel_going_down(self) -> None:
         if self._going_down is not None:

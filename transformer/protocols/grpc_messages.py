@@ -5,9 +5,11 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from transformer.bundle.signature import DEFAULT_ROW_NAME
 from transformer.errors import InvalidRequest
 from transformer.protocols.tensors import (
+    BASE64,
     Tensor,
     check_metadata,
     check_number_of_tensors,
+    from_base64,
     from_raw,
     from_values,
     to_candidates,
@@ -59,12 +61,12 @@ def decode(
     metadata = ((tensor.name, tensor.datatype, tensor.shape[:9]) for tensor in message.inputs)
     check_number_of_tensors(len(message.inputs), fields)
     ignored = check_metadata(metadata, fields, max_candidates, row_name)
-    tensors = [
-        _raw_tensor(tensor, raw[number], ignored=tensor.name in ignored)
-        if raw
-        else _typed_tensor(tensor, ignored=tensor.name in ignored)
-        for number, tensor in enumerate(message.inputs)
-    ]
+    tensors = []
+    for number, sent in enumerate(message.inputs):
+        skip = sent.name in ignored
+        tensor = _raw_tensor(sent, raw[number], ignored=skip) if raw else _typed_tensor(sent, ignored=skip)
+        in_base64 = sent.parameters and sent.parameters["content_type"].string_param == BASE64
+        tensors.append(from_base64(tensor) if in_base64 else tensor)
     requested = {output.name: bool(raw) for output in message.outputs}
     return V2Request(
         id=request_id(message.id),

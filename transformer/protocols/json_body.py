@@ -1,9 +1,11 @@
 """JSON request bodies: parsing, and the limits on values and candidates that V1 and V2 share."""
 
+import codecs
+
 import orjson
 
 from transformer.bundle.signature import plural
-from transformer.errors import InvalidRequest, TooLarge
+from transformer.errors import InvalidRequest, TooLarge, json_problem
 
 #: Maximum values in a request's JSON, counted by the commas and opening brackets before them.
 MAX_VALUES = 1_000_000
@@ -64,4 +66,9 @@ def parse_json(body: bytes | str) -> object:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"body: is not JSON: {error}") from error
+        text = body.encode() if isinstance(body, str) else body
+        if text.startswith(codecs.BOM_UTF8):
+            return parse_json(text.removeprefix(codecs.BOM_UTF8))
+        if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise InvalidRequest("body: is not JSON: must be UTF-8, got UTF-16") from error
+        raise InvalidRequest(f"body: is not JSON: {json_problem(error)}") from error

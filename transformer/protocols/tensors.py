@@ -1,8 +1,9 @@
 """Tensors of the V2 inference protocol: limits on them, their JSON and binary data, and their candidates."""
 
 import struct
+from base64 import b64decode
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -36,6 +37,8 @@ _RANGES = {
 }
 #: Datatypes with less precision or range than a JSON number.
 _NARROW = {"FP16", "FP32"}
+#: Value of the parameter ``content_type`` of a tensor whose elements are base64, as MLServer defines it.
+BASE64 = "base64"
 #: Maximum characters of a tensor's name, which errors repeat, and of a request's id, which responses repeat.
 MAX_NAME_LENGTH = 128
 #: Maximum extra tensors of a request, beyond one per field. Extra tensors are ignored.
@@ -191,6 +194,25 @@ def from_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes, *, igno
             f"inputs.{name}: shape {list(shape)} of {datatype} needs {expected} bytes, got {len(raw)}"
         )
     return Tensor(name, datatype, rows, np.frombuffer(raw, dtype))
+
+
+def from_base64(tensor: Tensor) -> Tensor:
+    """Return a BYTES tensor whose elements are base64 with the decoded elements.
+
+    Raises
+    ------
+    InvalidRequest
+        If the datatype is another one, or an element is not base64.
+    """
+    if tensor.datatype != "BYTES":
+        raise InvalidRequest(f"inputs.{tensor.name}: base64 needs datatype BYTES, got {tensor.datatype}")
+    decoded: list[bytes | None] = []
+    for number, value in enumerate(tensor.values):
+        try:
+            decoded.append(None if value is None else b64decode(value, validate=True))
+        except ValueError as error:
+            raise InvalidRequest(f"inputs.{tensor.name}[{number}]: must be base64") from error
+    return replace(tensor, values=decoded)
 
 
 def _check_range(name: str, datatype: str, values: Sequence[Any]) -> None:

@@ -125,16 +125,40 @@ def decode(
     Raises
     ------
     InvalidRequest
-        If it is not JSON or not of the form ``{"instances": [{candidate}, …]}``.
+        If it is not JSON or not of the form ``{"instances": [{candidate}, …]}``. As in KServe's servers, the
+        key can be ``inputs``, and an instance an object with a list for each field, or a list of candidates.
     TooLarge
         If there are more than `max_candidates`, or the JSON has too many values.
     """
     if isinstance(payload, (bytes, str)):
         payload = parse_json(payload)
-    instances = payload.get(INSTANCES) if isinstance(payload, dict) else None
+    # KServe's servers take "inputs", too, and prefer it.
+    key = "inputs" if isinstance(payload, dict) and "inputs" in payload else INSTANCES
+    instances = payload.get(key) if isinstance(payload, dict) else None
+    if isinstance(instances, list) and instances and _has_several_rows(instances[0]):
+        instances = [row for number, part in enumerate(instances) for row in _rows(part, f"{key}[{number}]")]
     if not isinstance(instances, list) or not instances:
         raise InvalidRequest(
             f'body: must be {{"instances": [{{{row_name}}}, …]}} with at least one {row_name}'
         )
     check_count(len(instances), max_candidates, row_name)
-    return request(output_name, Rows(instances, INSTANCES))
+    return request(output_name, Rows(instances, key))
+
+
+def _has_several_rows(instance: object) -> bool:
+    """Return True for an instance that KServe's servers read as a table: a list, or an object of lists."""
+    if isinstance(instance, dict):
+        return bool(instance) and all(isinstance(values, list) for values in instance.values())
+    return isinstance(instance, list)
+
+
+def _rows(instance: Any, path: str) -> list[Any]:  # noqa: ANN401 (JSON)
+    """Return the candidates of an instance, as KServe's servers read it."""
+    if not _has_several_rows(instance):
+        return [instance]
+    if isinstance(instance, list):
+        return instance
+    lengths = set(map(len, instance.values()))
+    if len(lengths) > 1:
+        raise InvalidRequest(f"{path}: must have lists of one length, got {min(lengths)} to {max(lengths)}")
+    return [dict(zip(instance, values, strict=True)) for values in zip(*instance.values(), strict=True)]

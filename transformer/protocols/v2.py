@@ -18,9 +18,11 @@ from transformer.bundle.signature import DEFAULT_ROW_NAME, Signature
 from transformer.errors import InvalidRequest, quoted
 from transformer.protocols.json_body import JSON_HEADERS
 from transformer.protocols.tensors import (
+    BASE64,
     MAX_NAME_LENGTH,
     Tensor,
     check_metadata,
+    from_base64,
     from_raw,
     from_values,
     to_candidates,
@@ -298,7 +300,8 @@ def decode(
     ignored = check_metadata(metadata, fields, max_candidates, row_name)
     binary_data = _BinaryData(body, length)
     tensors = [
-        _tensor(tensor, binary_data, ignored=tensor["name"] in ignored) for tensor in request["inputs"]
+        _decoded(tensor, _tensor(tensor, binary_data, ignored=tensor["name"] in ignored))
+        for tensor in request["inputs"]
     ]
     binary_data.check_end()
     binary = parameter(request, "binary_data_output", False) is True
@@ -398,6 +401,10 @@ def _tensor(tensor: Input, binary_data: _BinaryData, *, ignored: bool) -> Tensor
     if len(shape) == 2 and len(data) == shape[0] and all(_is_row(row) for row in data):
         data = [value for (value,) in data]
     return from_values(name, datatype, shape, data, ignored=ignored)
+
+
+def _decoded(sent: Input, tensor: Tensor) -> Tensor:
+    return from_base64(tensor) if parameter(sent, "content_type", None) == BASE64 else tensor
 
 
 def _is_row(value: object) -> bool:

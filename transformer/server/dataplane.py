@@ -3,16 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kserve.errors import InvalidInput, ModelNotFound
+from kserve.errors import ModelNotFound
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
-from transformer.errors import InvalidRequest, NotImplementedHere, UnknownModel, printable
-from transformer.protocols.json_body import check_values
+from transformer.errors import NotImplementedHere, UnknownModel
+from transformer.protocols import cloud_event
 from transformer.server.handler import Handler
-
-#: Maximum characters of KServe's own error text, which may repeat the caller's words.
-_MAX_DETAIL = 120
 
 NO_LOADING = "models are not loaded by request; set the InferenceService's storageUri"
 
@@ -22,7 +19,7 @@ def _never() -> bool:
 
 
 class TransformerDataPlane(DataPlane):  # type: ignore[misc]
-    """Finds the handler of a model, and decodes CloudEvents as KServe does.
+    """Finds the handler of a model, and reads and writes CloudEvents.
 
     Attributes
     ----------
@@ -65,41 +62,28 @@ class TransformerDataPlane(DataPlane):  # type: ignore[misc]
         except ModelNotFound as error:
             raise UnknownModel(name, self.model_registry.get_models()) from error
 
-    def decode(self, body: object, headers: Mapping[str, str], *args: object, **kwargs: object) -> Any:  # noqa: ANN401
-        """Return the payload and the CloudEvent attributes of a V1 request.
+    def decode(self, body: bytes, headers: Mapping[str, str]) -> tuple[object, dict[str, Any]]:
+        """Return the payload of a V1 request, and the attributes of the CloudEvent around it.
 
         Raises
         ------
-        TooLarge
-            See `transformer.protocols.json_body.check_values`.
-        InvalidRequest
-            Where KServe raises `InvalidInput`, which its handler would log with the request's content, and
-            where it fails on an invalid CloudEvent.
+        InvalidRequest, TooLarge
+            See `transformer.protocols.cloud_event.unwrap`.
         """
-        if isinstance(body, bytes):
-            check_values(body)
-        # With this header, KServe parses an event before `decode_cloudevent` sees it, and then fails.
-        headers = {name: value for name, value in headers.items() if name.lower() != "ce-contenttype"}
-        try:
-            return super().decode(body, headers, *args, **kwargs)
-        except InvalidInput as error:
-            text = str(error).replace("Unrecognized request format", "is not JSON")
-            raise InvalidRequest(f"body: {printable(text, _MAX_DETAIL)}") from error
-        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-            raise InvalidRequest("body: is not a CloudEvent with JSON data") from error
+        return cloud_event.unwrap(body, headers)
 
-    def decode_cloudevent(self, body: object) -> Any:  # noqa: ANN401
-        """Return the payload and the attributes of a possible CloudEvent.
-
-        Raises
-        ------
-        TooLarge
-            See `transformer.protocols.json_body.check_values`. Base64 data is only checked here.
-        """
-        data = getattr(body, "data", None)
-        if isinstance(data, bytes):
-            check_values(data)
-        return super().decode_cloudevent(body)
+    def encode(
+        self,
+        model_name: str,
+        response: Any,  # noqa: ANN401
+        headers: Mapping[str, str],
+        req_attributes: dict[str, Any],
+    ) -> Any:  # noqa: ANN401 (KServe's own)
+        """Return body and headers of a V1 response: a CloudEvent to a request that is one by its headers."""
+        if cloud_event.is_structured(headers):
+            headers = {"content-type": cloud_event.MEDIA_TYPE}
+        # With CE_MERGE, KServe replaces the time, which is optional.
+        return super().encode(model_name, response, headers, {"time": None, **req_attributes})
 
     async def ready(self) -> bool:
         """Return True if a prediction would succeed and the server is not shutting down."""
