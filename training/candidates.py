@@ -67,6 +67,7 @@ class Task(BaseModel):
 
     @model_validator(mode="after")
     def _coherent(self) -> "Task":
+        self.signature.check_feature_names()
         if self.label in self.signature.names:
             raise ValueError(f"label {self.label!r} is one of the fields, too")
         if self.positive_class not in self.classes:
