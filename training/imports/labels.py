@@ -71,7 +71,9 @@ def read_labels(
             [f"column {column!r} must have the model's classes {', '.join(classes)}, got {found}"],
         )
     found_classes = [meaning[str(row[column])] if column in row else None for row in sample.rows]
-    return Labels(column, found_classes, {value: one for value, one in meaning.items() if value != one})
+    return Labels(
+        column, found_classes, {value: one for value, one in sorted(meaning.items()) if value != one}
+    )
 
 
 def _meanings(values: Sequence[str], classes: Sequence[str]) -> dict[str, str] | None:

@@ -162,7 +162,7 @@ class Signature(BaseModel):
         return same_spelling(names, self.names)
 
     def check_feature_names(self, separator: str = SEPARATOR) -> None:
-        """Check that no two fields have a feature of one name, as the number ``team=red`` and ``red`` of ``team``.
+        """Check that no two fields have a feature of one name: number ``team=red``, ``red`` of ``team``.
 
         Raises
         ------
