@@ -8,7 +8,7 @@ QUICK_WORKERS ?= 6
 # Each process that tests start would otherwise compile all modules, where the environment turns bytecode off.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(VENV)/python -m pytest
 
-.PHONY: help setup run test test-cluster quick fuzz soak attacks bench check lint lock audit clean
+.PHONY: help setup run test test-cluster quick fuzz soak attacks notebook bench check lint lock audit clean
 
 help:  ## List the commands.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/ /' | sort | awk '{printf "make %-12s %s\n", $$1, substr($$0, index($$0, $$2))}'
@@ -17,7 +17,7 @@ setup: .venv/service.stamp  ## Install the service and the default predictor's e
 	@$(VENV)/python -m predictor install
 
 run: setup models/placement/v1/bundle.json  ## Train a first version if there is none, start the InferenceService, predict (ARGS=--once stops then).
-	@$(VENV)/placement up $(ARGS)
+	@$(VENV)/placement up $(if $(findstring --model,$(ARGS)),,-f inferenceservice/placement.yaml) $(ARGS)
 
 models/placement/v1/bundle.json: | .venv/service.stamp
 	@$(VENV)/placement train --storage models --version v1
@@ -47,6 +47,9 @@ soak: .venv/dev.stamp  ## Test rollouts, canaries, outages and overload under lo
 attacks: .venv/dev.stamp  ## Attack a transformer and print its peak memory and an honest client's results.
 	@$(VENV)/python -m predictor install kserve-mlserver
 	@$(VENV)/python -m tests.soak.attacks $(ARGS)
+
+notebook: setup  ## Open the lesson, from the candidates to the service, in JupyterLab (ARGS go to it).
+	@$(VENV)/python -m notebooks $(ARGS)
 
 bench: setup  ## Compare with other systems and write docs/benchmarks.md (ARGS=--quick takes five minutes).
 	@command -v wrk > /dev/null || echo "bench: better numbers with wrk (Debian: apt-get install wrk)" >&2

@@ -15,6 +15,8 @@ from predictor.runtimes import get_runtime
 
 MLSERVER = "kserve-mlserver"
 SKLEARNSERVER = "kserve-sklearnserver"
+#: The front-end that counts nothing; see `benchmarks.operations`.
+UNMONITORED = "front-end-unmonitored"
 #: Numbers of worker processes of the transformer and of MLServer, as far as this machine has cores for them.
 WORKER_COUNTS = tuple(count for count in (1, 2, 4) if count <= max(os.cpu_count() or 1, 2))
 
@@ -56,6 +58,7 @@ def _ours(
     *,
     output: str = "predict_proba",
     workers: int = 1,
+    module: str = "transformer",
 ) -> Launcher:
     def start(workspace: Workspace) -> Process:
         port = workspace.port(f"{predictor}/grpc" if protocol == "grpc-v2" else predictor)
@@ -72,7 +75,7 @@ def _ours(
         ]
         return workspace.child(
             server,
-            [sys.executable, "-m", "transformer", *options],
+            [sys.executable, "-m", module, *options],
             STORAGE_URI=workspace.models[model].directory,
             PYTHONPATH=ROOT,
         )
@@ -83,6 +86,7 @@ def _ours(
 def _launchers() -> dict[str, Launcher]:
     launchers = peer_launchers(f"{SKLEARNSERVER}/{ORIGINAL_FOREST}")
     launchers |= {"stub": Launcher(_start_stub), "front-end": _ours("front-end", "stub", "v1")}
+    launchers[UNMONITORED] = _ours(UNMONITORED, "stub", "v1", module="benchmarks.unmonitored_transformer")
     for runtime in (SKLEARNSERVER, MLSERVER):
         for model in (FOREST, ORIGINAL_FOREST, CHOSEN):
             launchers[f"{runtime}/{model}"] = _predictor(f"{runtime}/{model}", runtime, model)

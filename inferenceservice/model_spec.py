@@ -44,7 +44,8 @@ def find_service(file: Path | None, model: str | None) -> InferenceService:
     file
         Its spec. By default it is the project's own spec.
     model
-        URI of the bundle to serve. Without `file`, the service has the name of its model.
+        URI of the bundle to serve. Without `file`, the service has the name of its model. If that is not the
+        name in the project's own spec, the service has this URI, too.
 
     Raises
     ------
@@ -54,7 +55,8 @@ def find_service(file: Path | None, model: str | None) -> InferenceService:
     if file is not None or model is None:
         return spec.read(file or CHECKOUT_SPEC)
     service = spec.read(CHECKOUT_SPEC if CHECKOUT_SPEC.exists() else TEMPLATE)
-    return dataclasses.replace(service, name=service_name(bundles.read_bundle(model).name))
+    name = service_name(bundles.read_bundle(model).name)
+    return service if name == service.name else dataclasses.replace(service, name=name, storage_uri=model)
 
 
 def spec_text(uri: str, name: str) -> str:

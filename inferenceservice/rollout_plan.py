@@ -99,6 +99,15 @@ def recognises(bundle: Bundle, other: Version) -> bool:
     )
 
 
+def _same_model(one: Version, other: Version) -> bool:
+    """Return True if two versions differ in their threshold at most, as far as a transformer can see."""
+    return (
+        one.vectorizer == other.vectorizer
+        and one.reference.candidates == other.reference.candidates
+        and one.reference.is_matched_by(other.reference.probabilities)
+    )
+
+
 async def _idle_state(target: RolloutTarget) -> State:
     """Return the state once an interrupted step of an earlier rollout has ended."""
     await target.wait_until_idle()
@@ -124,6 +133,11 @@ async def _plan_canary(target: RolloutTarget, before: State, uri: str, bundle: B
     if not recognises(bundle, stable):
         why = "which keeps the rest of the traffic"
         raise RolloutError(await _refusal(target, before, uri, bundle, stable, why))
+    if _same_model(bundle, stable):
+        raise RolloutError(
+            f"{bundle.version} and {stable.version} have the same model, so the transformer cannot tell "
+            f"which of them answers; roll {bundle.version} out without --canary"
+        )
     return Plan(before, uri, bundle, Order.TRANSFORMER_FIRST, stable)
 
 

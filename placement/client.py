@@ -11,14 +11,15 @@ import orjson
 
 Candidate = Mapping[str, Any]
 
-#: Name of a model that was not named.
-DEFAULT_NAME = "placement"
 #: REST address of `make run`.
 DEFAULT_REST_URL = "http://127.0.0.1:8080"
 #: Seconds for one request.
 TIMEOUT_S = 60
 #: Attempts for a request that the service cannot accept now.
 MAX_ATTEMPTS = 10
+
+#: gRPC metadata of the error about an unknown model: names of those that are served, separated by commas.
+MODELS_HEADER = "x-models"
 
 _URL = re.compile(r"https?://[^/\s]+(/\S*)?")
 _ADDRESS = re.compile(r"[^/\s]+:\d+")
@@ -45,6 +46,20 @@ class Busy(Refused):
     def __init__(self, message: str, after_s: float) -> None:
         super().__init__(message)
         self.after_s = after_s
+
+
+class UnknownModel(Refused):
+    """A model that the service does not have.
+
+    Attributes
+    ----------
+    models
+        Names of those that it has.
+    """
+
+    def __init__(self, message: str, models: Sequence[str]) -> None:
+        super().__init__(message)
+        self.models = models
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +159,7 @@ class RestClient:
         """Return the name of the model."""
         if self._model is None:
             names = await self._request("GET", "/v1/models", lambda content, _: content["models"])
-            if len(names) != 1:
-                raise ClientError(f"{self._base} has the models {', '.join(names)}; choose one with --model")
-            (self._model,) = names
+            self._model = _only_model(names, self._base)
         return self._model
 
     async def _request(
@@ -176,6 +189,12 @@ class RestClient:
             ) from error
 
 
+def _only_model(names: Sequence[str], address: str) -> str:
+    if len(names) != 1:
+        raise ClientError(f"{address} has the models {', '.join(names)}; choose one with --model")
+    return names[0]
+
+
 def _refused(message: str, retry_after: str | bytes | None) -> Refused:
     return Refused(message) if retry_after is None else Busy(message, float(retry_after))
 
@@ -186,9 +205,9 @@ def _v2_answer(content: Any, headers: Mapping[str, str]) -> Answer:  # noqa: ANN
 
 
 class GrpcClient:
-    """Client for V2 over gRPC."""
+    """Client for V2 over gRPC; without a model, for the only one of the service."""
 
-    def __init__(self, address: str, model: str) -> None:
+    def __init__(self, address: str, model: str | None) -> None:
         import grpc
 
         from placement.v2_grpc import services
@@ -202,14 +221,15 @@ class GrpcClient:
         """See `Client`."""
         from placement.v2_grpc import messages as pb
 
-        metadata = await self._request(self._stub.ModelMetadata, pb.ModelMetadataRequest(name=self._model))
+        request = pb.ModelMetadataRequest(name=await self._name())
+        metadata = await self._request(self._stub.ModelMetadata, request)
         return {tensor.name: tensor.datatype for tensor in metadata.inputs}
 
     async def predict(self, candidates: Sequence[Candidate]) -> Answer:
         """See `Client`."""
         from placement.v2_grpc import messages as pb
 
-        request = pb.ModelInferRequest(model_name=self._model)
+        request = pb.ModelInferRequest(model_name=await self._name())
         tensor = request.inputs.add(name="candidates", datatype="BYTES", shape=[len(candidates)])
         tensor.contents.bytes_contents.extend(to_json(candidate) for candidate in candidates)
         answer = await self._request(self._stub.ModelInfer, request)
@@ -224,6 +244,19 @@ class GrpcClient:
         """See `Client`."""
         await self._channel.close()
 
+    async def _name(self) -> str:
+        """Return the name of the model. The protocol has no list, but an unknown model's error has one."""
+        if self._model is None:
+            from placement.v2_grpc import messages as pb
+
+            try:
+                await self._request(self._stub.ModelMetadata, pb.ModelMetadataRequest())
+            except UnknownModel as error:
+                self._model = _only_model(error.models, self._address)
+            else:
+                raise ClientError(f"{self._address} does not name its model; name it with --model")
+        return self._model
+
     async def _request(self, method: Any, request: Any) -> Any:  # noqa: ANN401 (gRPC has no types)
         import grpc
 
@@ -232,9 +265,10 @@ class GrpcClient:
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE and not error.trailing_metadata():
                 raise ClientError(f"{self._address} does not answer over gRPC; set --url") from error
-            raise _refused(
-                error.details() or "", dict(error.trailing_metadata()).get("retry-after")
-            ) from error
+            metadata = dict(error.trailing_metadata())
+            if MODELS_HEADER in metadata:
+                raise UnknownModel(error.details(), metadata[MODELS_HEADER].split(", ")) from error
+            raise _refused(error.details() or "", metadata.get("retry-after")) from error
 
 
 def connect(url: str, model: str | None, protocol: str) -> Client:
@@ -249,8 +283,7 @@ def connect(url: str, model: str | None, protocol: str) -> Client:
         return connect_rest(url, model, protocol)
     if not _ADDRESS.fullmatch(url):
         raise ClientError(f"--url {url}: must be host:port for gRPC, for example 127.0.0.1:8081")
-    # The protocol has no list of models.
-    return GrpcClient(url, model or DEFAULT_NAME)
+    return GrpcClient(url, model)
 
 
 def connect_rest(url: str, model: str | None, protocol: str = "v1") -> RestClient:

@@ -35,9 +35,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_file_argument(parser)
     parser.add_argument("--url", help="address of the service (default: that of `make run`)")
     parser.add_argument("--protocol", choices=list(_DEFAULT_URLS), default="v1", help="inference protocol")
-    parser.add_argument(
-        "--model", help="name of the model (default: the only one of the service; placement over gRPC)"
-    )
+    parser.add_argument("--model", help="name of the model (default: the only one of the service)")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
     output.add_argument(

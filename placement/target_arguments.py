@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Directory in which `placement up` keeps its logs and its control file.
 RUN_DIRECTORY = Path(".run")
+#: Name of an InferenceService in a cluster that was not named.
+DEFAULT_NAME = "placement"
 #: Exit status of a command that was interrupted, as in shells.
 INTERRUPTED = 130
 
@@ -32,7 +34,9 @@ def add_run_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_target_arguments(
-    parser: argparse.ArgumentParser, name_help: str = "name of the InferenceService"
+    parser: argparse.ArgumentParser,
+    name_help: str = "name of the InferenceService",
+    name_default: str | None = DEFAULT_NAME,
 ) -> None:
     """Add the options that find the InferenceService."""
     add_run_argument(parser)
@@ -41,7 +45,7 @@ def add_target_arguments(
     )
     cluster.add_argument("--context", help="kubeconfig context")
     cluster.add_argument("--namespace", help="namespace (default: that of the context)")
-    cluster.add_argument("--name", default="placement", help=name_help)
+    cluster.add_argument("--name", default=name_default, help=name_help)
     cluster.add_argument(
         "--bundle",
         action="append",
@@ -76,7 +80,7 @@ def connect_target(options: argparse.Namespace) -> "RolloutTarget":
 
     return ClusterTarget(
         ApiServer.connect(options.context),
-        options.name,
+        options.name or DEFAULT_NAME,
         namespace=options.namespace,
         bundle_copies=dict(options.bundle),
         url=options.url,

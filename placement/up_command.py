@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import shlex
@@ -16,6 +17,7 @@ from placement.target_arguments import INTERRUPTED, RUN_DIRECTORY
 
 if TYPE_CHECKING:
     from inferenceservice.local.local_service import LocalService
+    from inferenceservice.spec import InferenceService
     from transformer.bundle.format import Bundle
 
 
@@ -24,7 +26,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "-f",
         "--file",
         type=Path,
-        help="spec, or kustomize directory (needs kubectl); default: inferenceservice/placement.yaml",
+        help="spec, or kustomize directory (needs kubectl); default: "
+        "inferenceservice/placement.yaml, or the model that ran here last with --model",
     )
     parser.add_argument(
         "--model",
@@ -92,11 +95,16 @@ def _run(options: argparse.Namespace) -> int:
 
 async def _serve(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM, or with --once until the sample's prediction."""
-    from inferenceservice import spec_file
     from inferenceservice.local.control_file import CONTROL_FILE
     from inferenceservice.local.control_server import ControlServer
     from inferenceservice.local.local_service import run_local_service
-    from inferenceservice.local.rolled_out import ROLLED_OUT_FILE
+    from inferenceservice.local.rolled_out import (
+        ROLLED_OUT_FILE,
+        THE_LAST_START,
+        THE_SPEC,
+        last_started,
+        record_start,
+    )
     from inferenceservice.local.scratch_directory import remove_all
     from training.candidates import SAMPLE, SIGNATURE
 
@@ -115,21 +123,28 @@ async def _serve(options: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop)
     print_step = StepPrinter()
+    rolled_out = options.run / ROLLED_OUT_FILE
+    again = last_started(rolled_out) if options.file is None and options.model is None else None
     try:
+        service = await _find(options.file, options.model or again, again=again is not None)
         async with run_local_service(
-            await spec_file.find(options.file, options.model),
+            service,
             model=options.model,
             port=options.port,
             grpc_port=options.grpc_port,
             logs=options.run / "logs",
             progress=print_step,
-            rolled_out=options.run / ROLLED_OUT_FILE,
+            rolled_out=rolled_out,
+            source=THE_SPEC if again is None else THE_LAST_START,
             transformer_args=options.transformer_args,
         ) as (local, bundle):
             # The tutorial's candidate, or for another signature a reference row of the bundle.
             sample = SAMPLE if bundle.signature == SIGNATURE else dict(bundle.reference.candidates[0])
             prediction = (await local.predict([sample]))["predictions"][0]
             print_step("ready")
+            own_spec = options.file is not None or service.storage_uri != (options.model or again)
+            with contextlib.suppress(OSError):
+                record_start(rolled_out, None if own_spec else service.storage_uri)
             _print_ready(options, local, bundle, sample, prediction)
             if not options.once:
                 async with ControlServer(local, options.run / CONTROL_FILE):
@@ -139,6 +154,22 @@ async def _serve(options: argparse.Namespace) -> int:
             raise
     print_step("stopped")
     return 0
+
+
+async def _find(file: Path | None, model: str | None, *, again: bool) -> "InferenceService":
+    """Return the InferenceService to run; see `inferenceservice.model_spec.find_service`."""
+    from inferenceservice import spec_file
+    from storage.bundles import StorageError
+
+    try:
+        return await spec_file.find(file, model)
+    except StorageError as error:
+        if not again:
+            raise
+        raise StorageError(
+            f"{error}; it ran here last: to start another one, name its bundle with --model, or its spec "
+            "with -f"
+        ) from error
 
 
 def _print_ready(

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from placement.command import Command
 from placement.status_text import table_lines
-from placement.target_arguments import add_target_arguments, connect_target, run_steps, target_errors
+from placement.target_arguments import (
+    DEFAULT_NAME,
+    add_target_arguments,
+    connect_target,
+    run_steps,
+    target_errors,
+)
 
 if TYPE_CHECKING:
     from inferenceservice.rollout_target import State
@@ -19,7 +25,12 @@ _METRICS = ("accuracy", "roc_auc", "brier", "f1", "precision", "recall")
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--storage", metavar="URI", default="models", help="directory or s3://bucket/prefix")
-    add_target_arguments(parser, name_help="name of the model and of its InferenceService")
+    add_target_arguments(
+        parser,
+        name_help="name of the model and of its InferenceService (default: those that serve on this machine, "
+        f"or {DEFAULT_NAME})",
+        name_default=None,
+    )
 
 
 def _errors() -> tuple[type[Exception], ...]:
@@ -30,17 +41,20 @@ def _errors() -> tuple[type[Exception], ...]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from storage.bundles import StorageError, read_bundle, version_uri, versions
+    from storage.bundles import StorageError, local_models, read_bundle, version_uri, versions
 
-    names = versions(options.storage, options.name)
-    if not names:
-        raise StorageError(
-            f"{options.storage}/{options.name}: no version here; name another model with --name"
-        )
     served, reason = run_steps(lambda _: _served(options))
+    model = options.name or next((bundle.name for bundle in served.values()), DEFAULT_NAME)
+    names = versions(options.storage, model)
+    if not names:
+        others = local_models(options.storage)
+        raise StorageError(
+            f"{options.storage}/{model}: no version here; name another model with --name"
+            + (f": {', '.join(others)}" if others else "")
+        )
     content = []
     for name in names:
-        uri = version_uri(options.storage, options.name, name)
+        uri = version_uri(options.storage, model, name)
         bundle = read_bundle(uri)
         content.append(_describe(uri, bundle, [role for role, one in served.items() if _equal(one, bundle)]))
     if options.json:

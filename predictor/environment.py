@@ -113,6 +113,12 @@ def ensure(wanted: Runtime | Environment, *, home: Path = HOME, progress: Progre
     return _python(directory)
 
 
+def installed(environment: Environment, *, home: Path = HOME) -> Path | None:
+    """Return the interpreter of an environment; None if it is not installed, or not up to date."""
+    directory = home / environment.name
+    return _python(directory) if _is_current(directory, environment) else None
+
+
 def _python(directory: Path) -> Path:
     return directory / "bin" / "python"
 

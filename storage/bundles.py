@@ -81,6 +81,14 @@ def versions(storage: str | os.PathLike[str], name: str) -> list[str]:
     return sorted((f.split("/")[0] for f in files if f.endswith(f"/{BUNDLE_FILE}")), key=_number)
 
 
+def local_models(storage: str | os.PathLike[str]) -> list[str]:
+    """Return the names of the models with a version in a directory; none for other storage."""
+    path = local_path(storage)
+    return (
+        [] if path is None else sorted({file.parts[-3] for file in path.glob(f"[!.]*/[!.]*/{BUNDLE_FILE}")})
+    )
+
+
 def next_version(storage: str | os.PathLike[str], name: str) -> str:
     """Return the next free number, ``v1`` at first; numbers of incomplete uploads are not reused."""
     uri = _model_uri(storage, name)

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from transformer.bundle.plain_errors import problems
 from transformer.bundle.signature import (
@@ -65,14 +65,27 @@ class Task(BaseModel):
             raise ValueError(f"must be two different classes, got {', '.join(classes) or 'none'}")
         return tuple(sorted(classes))
 
-    @model_validator(mode="after")
-    def _coherent(self) -> "Task":
-        self.signature.check_feature_names()
-        if self.label in self.signature.names:
-            raise ValueError(f"label {self.label!r} is one of the fields, too")
-        if self.positive_class not in self.classes:
-            raise ValueError(f"positive_class {self.positive_class!r} is not one of {list(self.classes)}")
-        return self
+    @field_validator("signature")
+    @classmethod
+    def _different_features(cls, signature: Signature) -> Signature:
+        signature.check_feature_names()
+        return signature
+
+    @field_validator("label")
+    @classmethod
+    def _no_field(cls, label: str, info: ValidationInfo) -> str:
+        # A signature or classes with an error of their own are missing here.
+        if "signature" in info.data and label in info.data["signature"].names:
+            raise ValueError(f"must not be one of the fields, got {label!r}")
+        return label
+
+    @field_validator("positive_class")
+    @classmethod
+    def _one_of_classes(cls, positive_class: str, info: ValidationInfo) -> str:
+        classes = info.data.get("classes")
+        if classes and positive_class not in classes:
+            raise ValueError(f"must be one of {', '.join(classes)}, got {positive_class!r}")
+        return positive_class
 
     @property
     def negative_class(self) -> str:

@@ -99,7 +99,9 @@ def train(
         report = write_report(uri, html, progress)
     except StorageError as error:
         # The version is complete and can be served, so this is no reason to fail.
-        progress(f"WARNING: the report was not written: {error}; then run `placement report {uri}`")
+        progress(
+            f"WARNING: the report was not written: {error}; once that is solved, run `placement report {uri}`"
+        )
         report = None
     return Trained(uri, report, bundle, comparison)
 

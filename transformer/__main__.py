@@ -4,9 +4,9 @@ import signal
 import sys
 
 from transformer.bundle.format import BundleError, load_bundle
-from transformer.monitoring.candidates import check_groups
-from transformer.options import bundle_directory, check_fixed_fields, parse
+from transformer.options import bundle_directory, check_fields, parse
 from transformer.server.kserve_server import TransformerServer
+from transformer.tracing.environment import check_tracing
 
 
 def main() -> None:
@@ -16,8 +16,8 @@ def main() -> None:
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         bundle = load_bundle(bundle_directory())
-        check_groups(settings.groups, bundle)
-        check_fixed_fields(settings, bundle)
+        check_fields(settings, bundle)
+        check_tracing()
     except (BundleError, ValueError) as error:
         sys.exit(f"transformer: {error}")
     finally:

@@ -14,6 +14,8 @@ MAX_PROBLEMS = 20
 MAX_GRPC_DETAILS = 4096
 #: Seconds in the header ``retry-after`` of every 503.
 RETRY_AFTER_S = 1
+#: Response header and gRPC metadata of an unknown model: names of those that are served, separated by commas.
+MODELS_HEADER = "x-models"
 
 
 def printable(text: str, max_length: int = 80) -> str:
@@ -98,12 +100,16 @@ class NotFound(ServiceError):
 
 
 class UnknownModel(NotFound):
-    """A model that this server does not have."""
+    """A model that this server does not have. Over gRPC, which has no list of models, metadata names them."""
 
     def __init__(self, name: str, served: Iterable[str]) -> None:
-        super().__init__(
-            f"Model with name {printable(name)} does not exist. Models here: {', '.join(served)}."
-        )
+        self._served = ", ".join(served)
+        super().__init__(f"Model with name {printable(name)} does not exist. Models here: {self._served}.")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Response headers of the error: the models that exist."""
+        return {MODELS_HEADER: self._served}
 
 
 class UnknownVersion(NotFound):

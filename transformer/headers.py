@@ -10,7 +10,7 @@ AUTHORIZATION = "authorization"
 VERSION_HEADER = "x-model-version"
 BAGGAGE = "baggage"
 #: Headers that reach the predictor when a call serves one request, besides every ``x-b3-*``: those of W3C, of
-#: B3 in a single header, and those of vendors that Istio's documentation lists.
+#: B3 in a single header, and those of vendors (Istio's and Envoy's documentation list them).
 _FORWARDED = frozenset(
     {
         AUTHORIZATION,
@@ -19,7 +19,9 @@ _FORWARDED = frozenset(
         "sw8",
         "traceparent",
         "tracestate",
+        "uber-trace-id",
         "x-amzn-trace-id",
+        "x-client-trace-id",
         "x-cloud-trace-context",
         "x-datadog-origin",
         "x-datadog-parent-id",
@@ -33,6 +35,21 @@ _FORWARDED = frozenset(
 _FORWARDED_BYTES = frozenset(name.encode() for name in _FORWARDED)
 #: Names of B3 tracing that are valid in HTTP and in gRPC, which expects bytes in names that end in -bin.
 _B3 = re.compile(r"x-b3-(?!.*-bin$)[0-9a-z_.-]+")
+#: Headers that every call to the predictor has anyway, or that describe its body or the connection.
+_RESERVED = frozenset(
+    {
+        "accept-encoding",
+        "connection",
+        "content-length",
+        "content-type",
+        "host",
+        "te",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+#: A header that HTTP and gRPC can carry alike; gRPC expects bytes in names that end in -bin.
+_HEADER = re.compile(r"(?P<name>(?!grpc-)[0-9a-z_.-]+(?<!-bin))\s*:\s*(?P<value>[!-~](?:[ -~]*[!-~])?)\s*")
 #: Maximum characters of all tracing headers together, names included. gRPC limits metadata to 8 KiB.
 MAX_TRACING = 2048
 #: Maximum characters of credentials that gRPC can carry beside the tracing headers.
@@ -96,6 +113,23 @@ def check_credentials(headers: Mapping[str, str]) -> None:
             f"{AUTHORIZATION}: must be printable ASCII, to go to the predictor over gRPC; limit "
             f"{MAX_CREDENTIALS} characters, got {len(credentials)}"
         )
+
+
+def predictor_header(text: str) -> tuple[str, str]:
+    """Read a header for every call to the predictor from ``name:value``; the name is in lower case then.
+
+    Raises
+    ------
+    ValueError
+        If HTTP or gRPC cannot carry it, or if calls have a header of this name already.
+    """
+    name, colon, value = text.partition(":")
+    found = _HEADER.fullmatch(name.lower() + colon + value)
+    if found is None:
+        raise ValueError(f"must be name:value in ASCII, such as seldon-model:placement, got {text!r}")
+    if found["name"] in _RESERVED | _FORWARDED or _B3.fullmatch(found["name"]):
+        raise ValueError(f"{found['name']}: the transformer sets or forwards it itself, expected another")
+    return found["name"], found["value"]
 
 
 def _is_metadata(value: str) -> bool:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from kserve.model_server import parser as kserve_parser
 
 from transformer.bundle.format import Bundle, BundleError
+from transformer.headers import predictor_header
 from transformer.settings import Settings
 from transformer.upstream.client import host_and_port
 
@@ -27,8 +28,9 @@ REFUSED = {
     "--enable_predictor_health_check": "remove it; readiness always includes the predictor",
     "--max_threads": "remove it; gRPC calls are answered in the event loop",
 }
-#: Settings that are lists of names.
-_LISTS = ("fixed_fields", "groups")
+#: Settings that are lists of fields, and all that are lists.
+_FIELDS = ("fixed_fields", "groups")
+_LISTS = (*_FIELDS, "predictor_headers")
 _FLAGS = {"--enable_predictor_health_check"}
 _DEFAULTS = {
     field.name: field.default
@@ -75,6 +77,14 @@ def _add_own_arguments(own: argparse._ArgumentGroup) -> None:
         "--predictor_output",
         "V2 output of the predictor that holds the probabilities: predict_proba for kserve-mlserver, "
         "output-0 for kserve-sklearnserver",
+    )
+    own.add_argument(
+        "--predictor_header",
+        dest="predictor_headers",
+        action="append",
+        help="a header (gRPC: metadata) in each call to the predictor, for a proxy's routes; can be repeated",
+        type=_header,
+        metavar="NAME:VALUE",
     )
     add(
         "--predictor_connections",
@@ -163,7 +173,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     if grpc and options["verify"] == "connection":
         reader.error("--verify: must be request for grpc-v2, because a gRPC channel may use any connection")
     options["verify"] = options["verify"] or ("request" if grpc else "connection")
-    options |= {name: options[name] or () for name in _LISTS}
+    options |= {name: tuple(options[name] or ()) for name in _LISTS}
     return Settings(**{field.name: options[field.name] for field in dataclasses.fields(Settings)})
 
 
@@ -229,8 +239,8 @@ class _Refused(argparse.Action):
         parser.error(f"{self.option_strings[0]}: has no effect here; {self._instead}")
 
 
-def check_fixed_fields(settings: Settings, bundle: Bundle) -> None:
-    """Check that the fields of `--fixed_fields` exist.
+def check_fields(settings: Settings, bundle: Bundle) -> None:
+    """Check that the fields that arguments name exist.
 
     Raises
     ------
@@ -238,9 +248,10 @@ def check_fixed_fields(settings: Settings, bundle: Bundle) -> None:
         If no version in the bundle has one of them.
     """
     known = {name: None for version in bundle.versions for name in version.signature.names}
-    for name in settings.fixed_fields:
-        if name not in known:
-            raise BundleError(f"--fixed_fields: must be some of {', '.join(known)}, got {name!r}")
+    for argument in _FIELDS:
+        for name in getattr(settings, argument):
+            if name not in known:
+                raise BundleError(f"--{argument}: must be some of {', '.join(known)}, got {name!r}")
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -248,6 +259,13 @@ def _names(text: str) -> tuple[str, ...]:
     if not all(names) or len(set(names)) < len(names):
         raise argparse.ArgumentTypeError(f"must be different names, separated by commas, got {text!r}")
     return names
+
+
+def _header(text: str) -> tuple[str, str]:
+    try:
+        return predictor_header(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _seconds(text: str) -> float:

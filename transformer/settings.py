@@ -24,6 +24,8 @@ class Settings:
         V2 output of the predictor that holds `predict_proba`.
     predictor_use_ssl
         Speak TLS to the predictor.
+    predictor_headers
+        Names and values of headers (gRPC: metadata) in every call to the predictor, for a proxy's routes.
     predictor_request_timeout_seconds
         Deadline of a request. KServe's own default is 600.
     predictor_connections
@@ -84,6 +86,7 @@ class Settings:
     predictor_protocol: PredictorProtocol = "v1"
     predictor_output: str = "predict_proba"
     predictor_use_ssl: bool = False
+    predictor_headers: tuple[tuple[str, str], ...] = ()
     predictor_request_timeout_seconds: float = 10
     predictor_connections: int = 4
     predictor_connection_age: float = 5.0

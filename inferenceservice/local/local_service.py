@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from inferenceservice.local.restarts import Restarter
-from inferenceservice.local.rolled_out import RolledOut, RolledOutFile, choose_version
+from inferenceservice.local.rolled_out import THE_SPEC, RolledOut, RolledOutFile, choose_version
 from inferenceservice.local.running_process import LocalServiceError, RunningProcess
 from inferenceservice.local.service_client import ServiceClient
 from inferenceservice.local.supervisor import ProcessSupervisor
@@ -331,6 +331,7 @@ async def run_local_service(
     logs: Path,
     progress: Progress,
     rolled_out: Path | None = None,
+    source: str = THE_SPEC,
     transformer_args: Sequence[str] = (),
 ) -> AsyncIterator[tuple[LocalService, Bundle]]:
     """Run an InferenceService.
@@ -341,13 +342,15 @@ async def run_local_service(
         Bundle to serve instead of the spec's, and instead of the one that was rolled out last.
     rolled_out
         File that remembers what was rolled out.
+    source
+        Where the spec's URI comes from; see `choose_version`.
     transformer_args
         Arguments of the transformer in addition to the spec's.
     """
     file = last = None
     if rolled_out is not None:
         file = RolledOutFile(rolled_out, f"{service.namespace}/{service.name}", service.storage_uri)
-        last = choose_version(model, file, progress)
+        last = choose_version(model, file, progress, source=source)
     if model is not None:
         service = dataclasses.replace(service, storage_uri=model)
     async with LocalService(

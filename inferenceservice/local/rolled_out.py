@@ -5,7 +5,6 @@ names the same bundle as before: a spec with another one is the newer wish.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from transformer.bundle.regular_file import read_file
 
 #: Name of the file in the directory that `placement up` runs in.
 ROLLED_OUT_FILE = "rolled_out.json"
+#: Sources of the URI that a start serves without `--model`; see `choose_version`.
+THE_SPEC, THE_LAST_START = "the spec", "the last start"
 _MAX_BYTES = 10**6
 
 
@@ -47,9 +48,16 @@ class RolledOut(BaseModel):
 
 
 class _Content(BaseModel):
-    """Content of the file: the last rollout of each InferenceService, by ``namespace/name``."""
+    """Content of the file: the last rollout of each InferenceService, by ``namespace/name``.
+
+    Attributes
+    ----------
+    started
+        Bundle that the last start named, if its InferenceService has no spec of its own.
+    """
 
     services: dict[str, RolledOut] = Field(default_factory=dict)
+    started: str | None = None
 
 
 class RolledOutFile:
@@ -78,7 +86,7 @@ class RolledOutFile:
         ValueError
             If the file cannot be read; the message names it.
         """
-        return self._content().services.get(self._service)
+        return _read(self._path).services.get(self._service)
 
     def record(self, uri: str, history: Sequence[str], canary: Canary | None) -> None:
         """Record what serves now. A file that cannot be read is replaced.
@@ -88,9 +96,7 @@ class RolledOutFile:
         OSError
             If it cannot be written.
         """
-        content = _Content()
-        with suppress(ValueError):
-            content = self._content()
+        content = _readable(self._path)
         content.services[self._service] = RolledOut(
             spec_uri=self.spec_uri,
             uri=uri,
@@ -98,29 +104,67 @@ class RolledOutFile:
             canary=canary,
             at=datetime.now().astimezone(),
         )
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        new = self._path.with_suffix(".new")
-        new.write_text(content.model_dump_json(indent=1) + "\n")
-        new.replace(self._path)
-
-    def _content(self) -> _Content:
-        try:
-            return _Content.model_validate_json(read_file(self._path, _MAX_BYTES))
-        except FileNotFoundError:
-            return _Content()
-        except OSError as error:
-            raise ValueError(f"{self._path}: {error.strerror}") from error
-        except ValidationError as error:
-            raise ValueError(f"{self._path}: is not a record of rollouts") from error
+        _write(self._path, content)
 
 
-def choose_version(model: str | None, file: RolledOutFile, progress: Progress) -> RolledOut | None:
+def last_started(path: Path) -> str | None:
+    """Return the bundle that the last start named, if its InferenceService has no spec of its own."""
+    uri = _readable(path).started
+    return None if uri is None else shown(uri)
+
+
+def record_start(path: Path, uri: str | None) -> None:
+    """Record the bundle that a start named, or None if its InferenceService has a spec of its own.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    content = _readable(path)
+    started = None if uri is None else canonical(uri)
+    if content.started != started:
+        content.started = started
+        _write(path, content)
+
+
+def _read(path: Path) -> _Content:
+    try:
+        return _Content.model_validate_json(read_file(path, _MAX_BYTES))
+    except FileNotFoundError:
+        return _Content()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    except ValidationError as error:
+        raise ValueError(f"{path}: is not a record of rollouts") from error
+
+
+def _readable(path: Path) -> _Content:
+    """Return the content of a file, or none if it cannot be read."""
+    try:
+        return _read(path)
+    except ValueError:
+        return _Content()
+
+
+def _write(path: Path, content: _Content) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(content.model_dump_json(indent=1) + "\n")
+    new.replace(path)
+
+
+def choose_version(
+    model: str | None, file: RolledOutFile, progress: Progress, *, source: str = THE_SPEC
+) -> RolledOut | None:
     """Say which version starts and why; return the last rollout if that is what starts.
 
     Parameters
     ----------
     model
         Bundle that the user has named for this start.
+    source
+        Where the URI of the file's spec comes from.
     """
     last = None
     try:
@@ -132,14 +176,15 @@ def choose_version(model: str | None, file: RolledOutFile, progress: Progress) -
         return None
     spec = shown(file.spec_uri)
     if last is None or (last.uri == last.spec_uri == file.spec_uri and last.canary is None):
-        progress(f"starting {spec}: the spec names it")
+        progress(f"starting {spec}: {source} names it")
         return last
     if last.spec_uri != file.spec_uri:
-        progress(f"starting {spec}: the spec has been changed to it{_passed_over(last, file.spec_uri)}")
+        why = "the spec has been changed to it" if source == THE_SPEC else f"{source} names it"
+        progress(f"starting {spec}: {why}{_passed_over(last, file.spec_uri)}")
         return None
     share = f", with {last.canary.percent} % for {shown(last.canary.uri)}" if last.canary else ""
     progress(
-        f"starting {shown(last.uri)}{share}: it was rolled out on {last.at:%d %B at %H:%M}; the spec names "
+        f"starting {shown(last.uri)}{share}: it was rolled out on {last.at:%d %B at %H:%M}; {source} names "
         f"{spec}, which --model {spec} starts"
     )
     return last

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import psutil
@@ -9,6 +10,7 @@ import psutil
 from tests.support.paths import MANIFEST
 from tests.support.placement_command import COMMAND_TIMEOUT_S, PlacementUp, run_placement
 from tests.support.version_pairs import VersionPair
+from training.candidates import SAMPLE
 
 
 def spec_with(version: Path, file: Path) -> Path:
@@ -36,6 +38,34 @@ def test_a_killed_service_starts_again_with_what_was_rolled_out(pair: VersionPai
         assert f"; the spec names {old}, which --model {old} starts" in up.output()
         content = json.loads(run_placement("status", "--run", up.directory, "--json").stdout)
         assert (content["predictor_uri"], content["previous_uri"]) == (new, old)
+
+
+def test_a_model_without_a_spec_starts_again_without_arguments(trained_bundle: Path, tmp_path: Path) -> None:
+    model = tmp_path / "models" / "churn" / "v1"
+    shutil.copytree(trained_bundle, model)
+    bundle = {**json.loads((model / "bundle.json").read_text()), "name": "churn"}
+    (model / "bundle.json").write_text(json.dumps(bundle))
+    with PlacementUp(model, tmp_path / "up") as up:
+        up.wait_for("ready")
+        grpc = ("--protocol", "grpc", "--url", f"127.0.0.1:{up.grpc_port}")
+        done = run_placement("predict", *grpc, "--json", stdin=json.dumps(SAMPLE))
+        assert done.returncode == 0, done.stderr
+        (predicted,) = json.loads(done.stdout)
+        done = run_placement("versions", "--storage", tmp_path / "models", "--run", up.directory, "--json")
+        assert [(one["uri"], one["serves"]) for one in json.loads(done.stdout)] == [(str(model), ["serves"])]
+    with PlacementUp(None, tmp_path / "up", "--once", "--json", cwd=tmp_path) as up:
+        output, _ = up.process.communicate(timeout=COMMAND_TIMEOUT_S)
+        assert up.process.returncode == 0, up.output()
+        assert "starting models/churn/v1: the last start names it" in up.output()
+    assert predicted == json.loads(output)["prediction"] | {"model_version": "v1"}
+    shutil.rmtree(model)
+    with PlacementUp(None, tmp_path / "up", "--once", cwd=tmp_path) as up:
+        assert up.process.wait(COMMAND_TIMEOUT_S) == 1
+        error = up.output().splitlines()[-1]
+    assert error.startswith("placement up: models/churn/v1: no version here, ")
+    assert error.endswith(
+        "; it ran here last: to start another one, name its bundle with --model, or its spec with -f"
+    )
 
 
 def test_a_version_that_no_longer_starts_says_how_to_start_another(pair: VersionPair, tmp_path: Path) -> None:

@@ -401,5 +401,18 @@ async def test_an_explanation_has_the_deadline_of_a_prediction(start):
     predictor.may_answer.clear()
     response = await explain(transformer, [SAMPLE])
     assert response.status_code == 504
-    assert response.json()["error"] == "the predictor did not answer in time"
+    assert response.json()["error"] == "the explanation was not complete in time"
     predictor.may_answer.set()
+
+
+async def test_an_explanation_that_is_not_complete_in_time_leaves_its_connection_open(start, monkeypatch):
+    monkeypatch.setattr("transformer.batching.jobs.LAST_CALL_S", 60.0)
+    transformer, predictor = await start(
+        "--predictor_request_timeout_seconds=1", "--predictor_connections=1", "--predictor_connection_age=600"
+    )
+    predictor.may_answer.clear()
+    assert (await explain(transformer, [SAMPLE])).status_code == 504
+    opened = predictor.connections
+    predictor.may_answer.set()
+    assert (await transformer.http.post(V1_PREDICT, json={"instances": [SAMPLE]})).status_code == 200
+    assert predictor.connections == opened

@@ -35,6 +35,10 @@ FORWARDED = {
     "x-cloud-trace-context": "105445aa7843bc8bf206b12000100000/1;o=1",
     "x-amzn-trace-id": "Root=1-5759e988-bd862e3fe1be46a994272793",
     "x-datadog-trace-id": "7277407061855694839",
+    "uber-trace-id": "80f198ee56343ba8:e457b5a2e4d86bd1:0:1",
+    "x-client-trace-id": "7",
+    "x-ot-span-context": "80f198ee56343ba8;e457b5a2e4d86bd1;0;",
+    "sw8": "1-ODBm-MQ==-0-YQ==-Yg==-Yw==-ZA==",
 }
 NOT_FORWARDED = {
     "cookie": "session=1",
@@ -73,6 +77,18 @@ async def test_only_the_listed_headers_of_a_caller_reach_a_grpc_predictor_as_met
     await ask(grpc_transformer, {**FORWARDED, **NOT_FORWARDED})
     own, caller = grpc_predictor.metadata
     assert {name: value for name, value in caller.items() if own.get(name) != value} == FORWARDED
+
+
+@pytest.mark.parametrize("hop", ["v1", "v2", "grpc-v2"])
+async def test_every_call_has_the_headers_of_the_command_line(hop, trained_bundle, predictor, grpc_predictor):
+    faulty = grpc_predictor if hop == "grpc-v2" else predictor
+    header = "--predictor_header=Seldon-Model:placement"
+    async with connected_transformer(faulty, trained_bundle, hop, header) as transformer:
+        await ask_over_rest(transformer, {"traceparent": "1", "seldon-model": "another"})
+    calls = grpc_predictor.metadata if hop == "grpc-v2" else [r.headers for r in predictor.requests]
+    assert calls
+    assert {call["seldon-model"] for call in calls} == {"placement"}
+    assert calls[-1]["traceparent"] == "1"
 
 
 async def test_headers_are_forwarded_in_any_case(transformer, predictor):

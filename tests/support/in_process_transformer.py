@@ -105,7 +105,7 @@ async def in_process_transformer(
         await channel.close()
         await grpc_server.stop()
         await running
-        await server.dataplane.handler.scorer.close()
+        await server.dataplane.handler.close()
 
 
 @contextlib.asynccontextmanager
@@ -119,7 +119,7 @@ async def listening_transformer(
             await wait_until(server.dataplane.ready)
             yield listening
     finally:
-        await server.dataplane.handler.scorer.close()
+        await server.dataplane.handler.close()
 
 
 @contextlib.asynccontextmanager

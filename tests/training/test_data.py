@@ -208,11 +208,11 @@ def test_a_custom_task_is_a_json_file(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label": "age"}, "label 'age' is one of the fields, too"),
+        ({"label": "age"}, r"label: must not be one of the fields, got 'age'"),
         ({"classes": ["no"]}, "classes: must be two different classes, got no$"),
         ({"classes": ["no", "no"]}, "classes: must be two different classes, got no, no$"),
         ({"classes": ["no", "yes", "maybe"]}, "classes: must be two different classes, got no, yes, maybe$"),
-        ({"positive_class": "maybe"}, "'maybe' is not one of"),
+        ({"positive_class": "maybe"}, "positive_class: must be one of no, yes, got 'maybe'"),
         ({"colour": "red"}, "colour: is not known$"),
     ],
 )

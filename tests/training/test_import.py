@@ -355,7 +355,7 @@ def test_two_fields_whose_features_have_one_name_are_refused_when_the_task_is_re
     with pytest.raises(TaskError) as refused:
         Task.read(tmp_path / "task.json")
     assert str(refused.value) == (
-        f"{tmp_path}/task.json: content: fields 'team=red' and 'team' have a feature of the same name, "
+        f"{tmp_path}/task.json: signature: fields 'team=red' and 'team' have a feature of the same name, "
         "'team=red'; rename one of the fields"
     )
 

@@ -150,7 +150,7 @@ def test_a_report_that_cannot_be_written_leaves_a_version_and_says_how_to_write_
     trained = train(DATASET, storage=tmp_path, progress=lines.append, **FAST)
     assert (trained.report, read_bundle(trained.uri)) == (None, trained.bundle)
     assert lines[-1].startswith("WARNING: the report was not written: ")
-    assert lines[-1].endswith(f"; then run `placement report {trained.uri}`")
+    assert lines[-1].endswith(f"; once that is solved, run `placement report {trained.uri}`")
 
 
 def test_a_bundle_of_an_earlier_release_says_that_it_has_no_recipe(first, tmp_path, capsys):
@@ -176,4 +176,6 @@ def test_versions_lists_metrics_and_thresholds(first, second, capsys, tmp_path):
         assert line.split()[0] == trained.bundle.version
         assert f"{trained.bundle.metrics['recall']:.4f}" in line
     assert cli.main(["versions", "--storage", str(storage), "--name", "churn"]) == 1
-    assert "churn: no version here; name another" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        f"placement versions: {storage}/churn: no version here; name another model with --name: placement\n"
+    )

@@ -17,7 +17,6 @@ from transformer.bundle.format import Bundle, Vectorizer, load_bundle
 from transformer.bundle.prediction import Prediction
 from transformer.bundle.signature import Number
 from transformer.monitoring.bins import OTHER, Bins
-from transformer.monitoring.candidates import check_groups
 from transformer.monitoring.monitor import (
     BLOCK_SIZE,
     GRPC_INFER,
@@ -161,9 +160,3 @@ def test_explanations_are_counted_as_requests_but_not_their_candidates(bundle):
     assert sum_of(found, "request_preprocess_seconds_count", model_name="explained") == 2
     assert sum_of(found, "transformer_decisions_total", version="explained") == 2
     assert sum_of(found, "transformer_candidate_score_count", version="explained") == 2
-
-
-def test_groups_must_be_fields_of_the_bundle(bundle):
-    check_groups(("gender", "ssc_p"), bundle)
-    with pytest.raises(ValueError, match=r"--groups: must be fields of version v1 \(.*gender.*\), got 'sex'"):
-        check_groups(("gender", "sex"), bundle)

@@ -14,7 +14,7 @@ LEVELS = (
     {"errors"},
     {"headers"},
     {"bundle"},
-    {"settings", "metrics"},
+    {"settings", "metrics", "tracing"},
     {"protocols", "upstream"},
     {"batching", "monitoring"},
     {"explanation"},

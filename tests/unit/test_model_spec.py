@@ -45,7 +45,8 @@ def test_placement_spec_prints_the_spec_of_a_bundle(churn, capsys):
 
 
 def test_a_service_has_the_name_of_its_model_outside_a_checkout(churn):
-    assert find_service(None, churn).name == "churn"
+    service = find_service(None, churn)
+    assert (service.name, service.storage_uri) == ("churn", "models/churn/v1")
 
 
 def test_the_checkouts_spec_is_used_where_there_is_one(churn, tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,24 +11,16 @@ import pytest
 import yaml
 
 from tests.support.cluster.manifests import of_kind, service, transformer_container
+from tests.support.custom_resources import spec_schema
 from tests.support.monitoring_overlay import OVERLAY, debian_program, panels, rules, write_rules
-from tests.support.open_inference_protocol import closed
-from tests.support.paths import ROOT
 
-#: Directory of the Prometheus operator's CustomResourceDefinitions.
-CRDS = Path(os.environ.get("CRDS", ROOT.parent / "shared" / "crds"))
 FILES = {"PodMonitor": "podmonitors.crd.yaml", "PrometheusRule": "prometheusrules.crd.yaml"}
 TARGET = 'namespace="models", inferenceservice="placement"'
 
 
 @pytest.mark.parametrize("kind", FILES)
 def test_the_operators_schema_knows_every_field(kind):
-    path = CRDS / FILES[kind]
-    if not path.is_file():
-        pytest.skip(f"the operator's schemas are not at {CRDS}; CRDS names their directory")
-    # The flag is Go's; Python and ECMAScript do not take it there.
-    (version,) = yaml.safe_load(path.read_text().replace("^(?i)", "^"))["spec"]["versions"]
-    schema = jsonschema_rs.Draft4Validator(closed(version["schema"]["openAPIV3Schema"]["properties"]["spec"]))
+    schema = spec_schema(FILES[kind])
     (manifest,) = of_kind("monitoring", kind)
     schema.validate(manifest["spec"])
     with pytest.raises(jsonschema_rs.ValidationError):

@@ -7,7 +7,8 @@ import pytest
 from kserve.model_server import parser as kserve_parser
 
 from transformer.bundle.format import BundleError, load_bundle
-from transformer.options import REFUSED, check_fixed_fields, parse, parser
+from transformer.bundle.signature import Signature
+from transformer.options import REFUSED, check_fields, parse, parser
 from transformer.settings import Settings
 from transformer.upstream.client import PredictorAddress, RestClient, host_and_port
 
@@ -81,12 +82,23 @@ def test_fixed_fields_are_separated_by_commas(value, fields):
     assert parse(["--predictor_host=a", f"--fixed_fields={value}"]).fixed_fields == fields
 
 
-def test_a_fixed_field_must_be_a_field_of_a_version(trained_bundle):
+@pytest.mark.parametrize("argument", ["--fixed_fields", "--groups"])
+def test_a_field_that_an_argument_names_must_be_one_of_a_version(argument, trained_bundle):
     bundle = load_bundle(trained_bundle)
-    check_fixed_fields(parse(["--predictor_host=a", "--fixed_fields=gender,workex"]), bundle)
-    settings = parse(["--predictor_host=a", "--fixed_fields=gendr"])
-    with pytest.raises(BundleError, match=r"^--fixed_fields: must be some of gender, .*, got 'gendr'$"):
-        check_fixed_fields(settings, bundle)
+    check_fields(parse(["--predictor_host=a", f"{argument}=gender,workex"]), bundle)
+    settings = parse(["--predictor_host=a", f"{argument}=gendr"])
+    with pytest.raises(BundleError, match=rf"^{argument}: must be some of gender, .*, got 'gendr'$"):
+        check_fields(settings, bundle)
+
+
+@pytest.mark.parametrize("argument", ["--fixed_fields", "--groups"])
+def test_an_argument_may_name_a_field_that_the_newest_version_dropped(argument, trained_bundle):
+    before = load_bundle(trained_bundle)
+    fields = tuple(field for field in before.signature.fields if field.name != "gender")
+    newest = before.model_copy(
+        update={"version": "v2", "signature": Signature(fields=fields), "previous": (before,)}
+    )
+    check_fields(parse(["--predictor_host=a", f"{argument}=gender"]), newest)
 
 
 @pytest.mark.parametrize(
@@ -160,3 +172,34 @@ def test_the_help_names_no_default_where_there_is_none():
     text = " ".join(parser().format_help().split())
     assert "default: None" not in text
     assert "(default: connection; for grpc-v2 request)" in text
+
+
+def test_headers_for_the_predictor_have_names_in_lower_case():
+    options = [
+        "--predictor_host=a",
+        "--predictor_header=Seldon-Model:placement",
+        "--predictor_header=x-a: b: c ",
+    ]
+    assert parse(options).predictor_headers == (("seldon-model", "placement"), ("x-a", "b: c"))
+
+
+HEADERS = {
+    "seldon-model": "must be name:value in ASCII, such as seldon-model:placement, got 'seldon-model'",
+    "a:": "must be name:value in ASCII, such as seldon-model:placement, got 'a:'",
+    "a b:c": "must be name:value in ASCII, such as seldon-model:placement, got 'a b:c'",
+    "a:b\r\nc:d": "must be name:value in ASCII, such as seldon-model:placement, got 'a:b\\r\\nc:d'",
+    "a:\xe9": "must be name:value in ASCII, such as seldon-model:placement, got 'a:\xe9'",
+    "x-bin:b": "must be name:value in ASCII, such as seldon-model:placement, got 'x-bin:b'",
+    "grpc-timeout:1S": "must be name:value in ASCII, such as seldon-model:placement, got 'grpc-timeout:1S'",
+    "Host:b": "host: the transformer sets or forwards it itself, expected another",
+    "content-length:1": "content-length: the transformer sets or forwards it itself, expected another",
+    "traceparent:1": "traceparent: the transformer sets or forwards it itself, expected another",
+    "x-b3-sampled:1": "x-b3-sampled: the transformer sets or forwards it itself, expected another",
+}
+
+
+@pytest.mark.parametrize(("header", "told"), HEADERS.items(), ids=map(ascii, HEADERS))
+def test_an_invalid_header_for_the_predictor_is_refused_at_the_start(header, told, capsys):
+    with pytest.raises(SystemExit):
+        parse(["--predictor_host=a", f"--predictor_header={header}"])
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: argument --predictor_header: {told}")

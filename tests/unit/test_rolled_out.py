@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from inferenceservice.local.rolled_out import RolledOutFile, choose_version
+from inferenceservice.local.rolled_out import (
+    THE_LAST_START,
+    RolledOutFile,
+    choose_version,
+    last_started,
+    record_start,
+)
 from inferenceservice.rollout_target import Canary
 
 SPEC_URI = "pvc://models/placement/v1"
@@ -102,3 +108,29 @@ def test_a_damaged_record_is_named_and_replaced(content, here):
     ]
     file().record(f"{here}/models/placement/v2", [], None)
     assert start(here)[1] == "models/placement/v2"
+
+
+def test_a_model_without_a_spec_starts_again_with_what_was_rolled_out(here):
+    path, said = here / ".run" / "rolled_out.json", list[str]()
+    assert last_started(path) is None
+    record_start(path, "models/churn/v1")
+    assert last_started(path) == "models/churn/v1"
+    churn = file("models/churn/v1", "default/churn")
+    assert choose_version(None, churn, said.append, source=THE_LAST_START) is None
+    churn.record(f"{here}/models/churn/v2", [f"{here}/models/churn/v1"], None)
+    assert last_started(path) == "models/churn/v1"
+    last = choose_version(None, churn, said.append, source=THE_LAST_START)
+    assert last is not None
+    assert last.uri == f"{here}/models/churn/v2"
+    assert said[0] == "starting models/churn/v1: the last start names it"
+    assert said[1].startswith("starting models/churn/v2: it was rolled out on ")
+    assert said[1].endswith("; the last start names models/churn/v1, which --model models/churn/v1 starts")
+    record_start(path, None)
+    assert last_started(path) is None
+    assert churn.read() == last
+
+
+def test_a_record_of_an_earlier_release_has_no_last_start(here):
+    (here / ".run").mkdir()
+    (here / ".run" / "rolled_out.json").write_text('{"services": {}}')
+    assert last_started(here / ".run" / "rolled_out.json") is None

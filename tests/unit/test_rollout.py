@@ -1,6 +1,7 @@
 """A rollout takes its steps in the safe order, checks the result, and undoes them if one fails."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from inferenceservice.rollout import RolloutError, rollback, rollout
 from inferenceservice.rollout_target import Canary, ForeignChange, Scores, State, TargetError
 from tests.support.in_memory_target import InMemoryTarget, ignore_progress, unrelated_version
-from transformer.bundle.format import BUNDLE_FILE
+from transformer.bundle.format import BUNDLE_FILE, load_bundle
 
 
 async def test_the_transformer_changes_first_in_a_rollout_and_last_in_a_rollback(pair):
@@ -242,6 +243,22 @@ async def test_a_canary_must_know_the_current_version_even_with_force(pair, tmp_
             target, str(unrelated_version(pair.new, tmp_path / "v9")), ignore_progress, canary=10, force=True
         )
     assert target.steps == ["check canary"]
+
+
+async def test_a_canary_with_the_model_of_the_current_version_is_refused(pair, tmp_path):
+    shutil.copytree(pair.new, tmp_path / "v3")
+    bundle = load_bundle(pair.new)
+    changed = {"version": "v3", "threshold": 0.25, "previous": bundle.versions[:1]}
+    (tmp_path / "v3" / BUNDLE_FILE).write_text(bundle.model_copy(update=changed).to_json())
+    target = InMemoryTarget(pair.new)
+    with pytest.raises(RolloutError) as raised:
+        await rollout(target, str(tmp_path / "v3"), ignore_progress, canary=10)
+    assert str(raised.value) == (
+        "v3 and v2 have the same model, so the transformer cannot tell which of them answers; roll v3 out "
+        "without --canary"
+    )
+    assert target.steps == ["check canary"]
+    assert await rollout(target, str(tmp_path / "v3"), ignore_progress) == "v3"
 
 
 async def test_rolling_out_the_current_version_ends_a_canary(pair):

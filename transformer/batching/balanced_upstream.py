@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from transformer.batching.jobs import Batch, Part, encode
+from transformer.batching.jobs import Batch, Part, encode, traces_of
 from transformer.batching.usable_models import UsableModels
 from transformer.bundle.encoder import Matrix
 from transformer.errors import EncodingRefused, UnexplainedError
@@ -60,7 +60,7 @@ class BalancedUpstream:
             matrix = encode(parts, version)
             try:
                 model, probabilities = await verified_call(
-                    client, matrix, version, self._models.versions, batch.headers
+                    client, matrix, version, self._models.versions, batch.headers, traces_of(parts)
                 )
             except (EncodingRefused, UnexplainedError) as error:
                 RETRIES.labels("refused").inc()

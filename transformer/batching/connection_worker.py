@@ -10,7 +10,7 @@ from transformer.batching.balanced_upstream import BalancedUpstream
 from transformer.batching.call_metrics import CallMetrics
 from transformer.batching.concurrency import Call
 from transformer.batching.failure_policy import FailurePolicy
-from transformer.batching.jobs import Batch, Job, encode, jobs_of
+from transformer.batching.jobs import Batch, Job, encode, jobs_of, traces_of
 from transformer.batching.queue import RequestQueue
 from transformer.batching.retry_budget import RetryBudget
 from transformer.batching.usable_models import ANY_VERSION, UsableModels
@@ -257,7 +257,8 @@ class ConnectionWorker:
             return
         version = model.version
         matrix = encode(batch.parts, version)
-        probabilities = await client.call(matrix, None, version.classes, batch.headers)
+        traces = traces_of(batch.parts)
+        probabilities = await client.call(matrix, None, version.classes, batch.headers, traces)
         for job in batch.answer(batch.parts, matrix, probabilities, model):
             self._queue.put(job)
 

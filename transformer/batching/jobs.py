@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,8 +12,14 @@ from transformer.bundle.encoder import Matrix
 from transformer.bundle.prediction import Prediction
 from transformer.errors import PredictorTooSlow, PredictorUnavailable, ServiceError
 from transformer.headers import AUTHORIZATION
+from transformer.tracing.traced_headers import TracedHeaders
 from transformer.upstream.known_versions import KnownVersion, UpstreamModel
 
+if TYPE_CHECKING:
+    from transformer.tracing.spans import RequestTrace
+
+#: Seconds for which an explanation's last call may go on after its deadline.
+LAST_CALL_S = 1.0
 #: Parts of one job that different models may answer before the job starts again.
 MAX_MODEL_CHANGES = 8
 
@@ -182,6 +189,8 @@ class Job:
         # One refusal may be a rollout. A job that only met refusals did not wait for a slow predictor.
         if self.is_unsent or self.refusals > 1:
             return PredictorUnavailable("no predictor that can score this request was available in time")
+        if self.low_priority:
+            return PredictorTooSlow("the explanation was not complete in time")
         return PredictorTooSlow("the predictor did not answer in time")
 
     def expire(self) -> None:
@@ -244,8 +253,9 @@ class Batch:
 
     @property
     def deadline(self) -> float:
-        """Loop time of the latest deadline."""
-        return max(part.job.deadline for part in self.parts)
+        """Loop time at which the call is cut off, which closes its connection."""
+        latest = max(part.job.deadline for part in self.parts)
+        return latest + LAST_CALL_S if self.low_priority else latest
 
     @property
     def headers(self) -> dict[str, str]:
@@ -288,6 +298,14 @@ def encode(parts: Iterable[Part], version: KnownVersion) -> Matrix:
 def jobs_of(parts: Iterable[Part]) -> dict[Job, None]:
     """Return the jobs that parts belong to, each once, in order."""
     return dict.fromkeys(part.job for part in parts)
+
+
+def traces_of(parts: Sequence[Part]) -> "Sequence[RequestTrace]":
+    """Return the traces of the requests that parts belong to; none if tracing is off."""
+    if not isinstance(parts[0].job.headers, TracedHeaders):
+        return ()
+    every = (job.headers for job in jobs_of(parts))
+    return [headers.trace for headers in every if isinstance(headers, TracedHeaders)]
 
 
 def _join(predictions: list[Prediction]) -> Prediction:

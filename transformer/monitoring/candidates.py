@@ -8,7 +8,7 @@ from prometheus_client.utils import floatToGoString
 
 from transformer.bundle.distribution import SCORE_BOUNDS
 from transformer.bundle.encoder import Matrix
-from transformer.bundle.format import Bundle, Version
+from transformer.bundle.format import Version
 from transformer.metrics import (
     CANDIDATES,
     DECISIONS,
@@ -23,20 +23,6 @@ from transformer.metrics import (
 from transformer.monitoring.bins import Bins
 
 _POSITIVE, _NEGATIVE = "positive", "negative"
-
-
-def check_groups(groups: Collection[str], bundle: Bundle) -> None:
-    """Check that the fields of ``--groups`` are fields of the bundle.
-
-    Raises
-    ------
-    ValueError
-        If one is not.
-    """
-    for name in groups:
-        if name not in bundle.signature.names:
-            fields = ", ".join(bundle.signature.names)
-            raise ValueError(f"--groups: must be fields of version {bundle.version} ({fields}), got {name!r}")
 
 
 class CandidateCounts:

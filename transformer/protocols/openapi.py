@@ -133,7 +133,7 @@ def _input_tensors(
     json_object = {
         "type": "string",
         "contentMediaType": "application/json",
-        "contentSchema": {"$ref": "#/components/schemas/Candidate"},
+        "contentSchema": {"$ref": "#/components/schemas/Instance"},
     }
     return [*fields, tensor("candidates", ["BYTES"], json_object)]
 

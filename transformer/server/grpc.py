@@ -110,7 +110,7 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
         reflection.enable_server_reflection(
             (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
-        _ = self._data_plane.handler.monitor
+        _ = self._data_plane.handler.monitor, self._data_plane.handler.tracing
         host = self._settings.host or "::"
         self._server.add_insecure_port(f"{f'[{host}]' if ':' in host else host}:{self._port}")
         await self._server.start()

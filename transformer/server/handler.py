@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from http import HTTPStatus
 from time import perf_counter
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from kserve.logging import trace_logger
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
@@ -23,12 +23,18 @@ from transformer.errors import ServiceError, printable
 from transformer.explanation.explainer import Explainer
 from transformer.headers import forwarded
 from transformer.metrics import QUEUED
-from transformer.monitoring.monitor import Answered, Durations, Kind, Monitor
+from transformer.monitoring.monitor import V2_INFER, Answered, Durations, Kind, Monitor
 from transformer.protocols import grpc_messages, openapi, v1, v2
 from transformer.server.byte_budget import BUDGET_IN_MAX_REQUESTS, ByteBudget
 from transformer.server.fair_reader import FairReader
 from transformer.server.periodically import periodically
+from transformer.server.traced_requests import TracedOperations
 from transformer.settings import Settings
+from transformer.tracing.environment import start_tracing
+from transformer.tracing.traced_headers import TracedHeaders
+
+if TYPE_CHECKING:
+    from transformer.tracing.spans import RequestTrace, Tracing
 
 _Request = TypeVar("_Request", bound=Request)
 _Answer = TypeVar("_Answer")
@@ -55,6 +61,8 @@ class InProgress(Generic[_Request]):
         Its size in bytes.
     start, decoded
         Times of `perf_counter`.
+    trace
+        Its trace; None if tracing is off.
     """
 
     kind: Kind
@@ -65,6 +73,7 @@ class InProgress(Generic[_Request]):
     request_id: str
     start: float
     decoded: float
+    trace: "RequestTrace | None" = None
 
 
 class Handler:
@@ -95,6 +104,7 @@ class Handler:
         self._bundle = bundle
         self._fields = self.scorer.fields
         self._budget = ByteBudget(max_bytes)
+        self._operations = TracedOperations(self.name, tls=settings.ssl_certfile is not None)
 
     def decode_v1(self, payload: object, request: type[v1.V1Request] = v1.V1Request) -> v1.V1Request:
         """Decode a V1 request; see `transformer.protocols.v1.decode`."""
@@ -202,24 +212,31 @@ class Handler:
         Unusual
             If `decode` raises it.
         """
+        tracing = self.tracing
+        trace = None if tracing is None else tracing.request(self._operations.by_kind[kind], headers)
         try:
             forward = forwarded(headers)
+            if trace is not None:
+                forward = TracedHeaders(forward, trace)
             self._budget.reserve(size)
             try:
                 start = perf_counter()
                 request = decode()
                 decoded = perf_counter()
+                if trace is not None and request.version and kind is V2_INFER:
+                    trace.names_version(self._operations.of_version(request.version))
                 answer, release = self._submit(request, forward)
             except BaseException:
                 self._budget.release(size)
                 raise
         except Unusual:
+            # The span never ends, so it is not exported: the other route begins its own.
             raise
         except Exception as error:
-            self._count_failure(kind, error)
+            self._count_failure(kind, error, trace)
             raise
         request_id = forward.get("x-request-id", "N.A.")
-        return InProgress(kind, request, answer, release, size, request_id, start, decoded)
+        return InProgress(kind, request, answer, release, size, request_id, start, decoded, trace)
 
     def _submit(
         self, request: Request, headers: Mapping[str, str]
@@ -248,19 +265,23 @@ class Handler:
         except Exception as error:
             self.fail(progress, error)
             raise
+        if progress.trace is not None:
+            progress.trace.answered(prediction.version, prediction.rows)
         self.abandon(progress)
         self._observe(progress, scored, prediction)
         return answer, prediction.version
 
     def fail(self, progress: InProgress[_Request], error: BaseException) -> None:
         """Drop a request that ends with an error."""
-        self._count_failure(progress.kind, error)
+        self._count_failure(progress.kind, error, progress.trace)
         self.abandon(progress)
 
     def abandon(self, progress: InProgress[_Request]) -> None:
         """Drop a request that gets no answer."""
         self._budget.release(progress.size)
         progress.release()
+        if progress.trace is not None:
+            progress.trace.abandoned()
 
     def ready(self, version: str | None = None) -> bool:
         """Return True if a prediction, by a version if one is named, would succeed.
@@ -314,6 +335,17 @@ class Handler:
         """
         return Monitor(self.name, self._bundle, self._settings.groups)
 
+    @cached_property
+    def tracing(self) -> "Tracing | None":
+        """Traces requests; None if tracing is off. Made when a server starts, as `monitor`."""
+        return start_tracing(self.name, self._settings.max_batch_rows)
+
+    async def close(self) -> None:
+        """Close the connections to the predictor, and export the last spans."""
+        await self.scorer.close()
+        if self.tracing is not None:
+            await self.tracing.close()
+
     def flush_metrics(self) -> None:
         """Bring the metrics of this process up to date."""
         self.monitor.flush()
@@ -329,7 +361,9 @@ class Handler:
         finally:
             self.flush_metrics()
 
-    def _count_failure(self, kind: Kind, error: BaseException) -> None:
+    def _count_failure(self, kind: Kind, error: BaseException, trace: "RequestTrace | None") -> None:
+        if trace is not None:
+            trace.failed(error)
         status = error.status if isinstance(error, ServiceError) else HTTPStatus.INTERNAL_SERVER_ERROR
         self.monitor.failed(kind, status.value)
 

@@ -133,4 +133,4 @@ class TransformerServer(ModelServer):  # type: ignore[misc]
         finally:
             if self._rest_multiprocess_server is not None:
                 self._rest_multiprocess_server.kill()
-            await self._handler.scorer.close()
+            await self._handler.close()

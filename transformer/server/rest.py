@@ -96,7 +96,7 @@ class RestServer(RESTServer):  # type: ignore[misc]
         self._add_exception_handlers(app)
         self.dataplane.stopping = self._is_stopping
         # Prometheus then sees the model's series before its first request.
-        _ = handler.monitor
+        _ = handler.monitor, handler.tracing
         app.openapi = cache(handler.openapi)  # type: ignore[method-assign]
         limit = settings.max_request_bytes
         self.config.app = BodyLimit(app, handler.reader, limit, linger_s(settings.client_timeout_seconds))
@@ -161,14 +161,19 @@ class RestServer(RESTServer):  # type: ignore[misc]
 
     async def _serve_and_close(self, sockets: list[socket] | None) -> None:
         handler = self.dataplane.handler
-        asyncio.get_running_loop().add_signal_handler(LEAVE, self.leave)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(LEAVE, self.leave)
+        # uvicorn would raise the signal again, which ends the process before it has closed anything.
+        self._server.capture_signals = contextlib.nullcontext
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signal_number, self.stop, signal_number)
         limit_threads(self._settings.max_asyncio_workers)
         try:
             handler.scorer.start()
             async with releasing_memory(), handler.flushing_metrics():
                 await self._server.serve(sockets=sockets)
         finally:
-            await handler.scorer.close()
+            await handler.close()
 
 
 def limit_threads(threads: int | None) -> None:

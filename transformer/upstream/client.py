@@ -10,7 +10,7 @@ import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import quote
 
 import grpc
@@ -21,8 +21,12 @@ from transformer.bundle.encoder import Matrix
 from transformer.errors import InvalidPredictorResponse, PredictorUnavailable
 from transformer.headers import grpc_metadata
 from transformer.settings import PredictorProtocol, Settings
+from transformer.tracing.operation import Operation
 from transformer.upstream import messages
 from transformer.upstream.http_connection import MAX_RESPONSE, BadResponse, HttpConnection
+
+if TYPE_CHECKING:
+    from transformer.tracing.spans import RequestTrace
 
 _HOST = re.compile(
     r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s\x00-\x1f\x7f\[\]/?#@:,\\]+))(?::(?P<port>[0-9]{1,5}))?"
@@ -45,6 +49,8 @@ class PredictorAddress:
         Name of the V2 output that holds `predict_proba`.
     use_ssl
         Speak TLS. Trusted authorities are those of `REQUESTS_CA_BUNDLE`, or the system's.
+    headers
+        Headers (gRPC: metadata) of every call, names in lower case.
     """
 
     host: str
@@ -52,6 +58,7 @@ class PredictorAddress:
     model_name: str
     output: str
     use_ssl: bool = False
+    headers: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, settings: Settings, model_name: str) -> Self:
@@ -62,6 +69,7 @@ class PredictorAddress:
             model_name,
             settings.predictor_output,
             settings.predictor_use_ssl,
+            settings.predictor_headers,
         )
 
 
@@ -74,13 +82,20 @@ class PredictorClient(ABC):
         True if each call may go over another connection.
     """
 
+    #: The calls, in traces.
+    _operation: Operation
+
     def __init__(self, address: PredictorAddress, *, reconnects: bool) -> None:
         self.address = address
         self.reconnects = reconnects
 
-    @abstractmethod
     async def call(
-        self, matrix: Matrix, feature_names: Sequence[str] | None, classes: int, headers: Mapping[str, str]
+        self,
+        matrix: Matrix,
+        feature_names: Sequence[str] | None,
+        classes: int,
+        headers: Mapping[str, str],
+        traces: "Sequence[RequestTrace]" = (),
     ) -> Matrix:
         """Return the probabilities of each class for each row. Deadlines and retries are the caller's.
 
@@ -93,6 +108,8 @@ class PredictorClient(ABC):
             Number of the model's classes.
         headers
             Headers (gRPC: metadata) of the call.
+        traces
+            Traces of the requests that the call serves; none if tracing is off.
 
         Returns
         -------
@@ -106,6 +123,16 @@ class PredictorClient(ABC):
         InvalidPredictorResponse
             If the response is not the probabilities of these rows.
         """
+        if not traces:
+            return await self._call(matrix, feature_names, classes, headers)
+        with traces[0].tracing.call(traces, self._operation, len(matrix), headers) as traced:
+            return await self._call(matrix, feature_names, classes, traced)
+
+    @abstractmethod
+    async def _call(
+        self, matrix: Matrix, feature_names: Sequence[str] | None, classes: int, headers: Mapping[str, str]
+    ) -> Matrix:
+        """Make a call; see `call`."""
 
     @abstractmethod
     def disconnect(self) -> None:
@@ -145,6 +172,16 @@ class RestClient(PredictorClient):
         self._host, self._port = host_and_port(address.host, use_ssl=address.use_ssl)
         name = quote(address.model_name)
         self._path = f"/v2/models/{name}/infer" if address.protocol == "v2" else f"/v1/models/{name}:predict"
+        self._headers = {**dict(address.headers), "content-type": "application/json"}
+        scheme = "https" if address.use_ssl else "http"
+        self._operation = Operation.of_http(
+            self._path,
+            {
+                "server.address": self._host,
+                "server.port": self._port,
+                "url.full": f"{scheme}://{address.host}{self._path}",
+            },
+        )
         self._context = _ssl_context() if address.use_ssl else None
         self._connection: HttpConnection | None = None
 
@@ -156,16 +193,16 @@ class RestClient(PredictorClient):
 
     async def ping(self) -> None:
         """See `PredictorClient`."""
-        status, _ = await self._request("GET", "/v2/health/live", None, {})
+        status, _ = await self._request("GET", "/v2/health/live", None, dict(self.address.headers))
         if status != 200:
             raise PredictorUnavailable(f"the predictor is not alive: it answered with status {status}")
 
-    async def call(
+    async def _call(
         self, matrix: Matrix, feature_names: Sequence[str] | None, classes: int, headers: Mapping[str, str]
     ) -> Matrix:
         """See `PredictorClient`."""
-        headers = {**headers, "content-type": "application/json"}
-        status, body = await self._request("POST", self._path, self._body(matrix, feature_names), headers)
+        body = self._body(matrix, feature_names)
+        status, body = await self._request("POST", self._path, body, {**headers, **self._headers})
         if status != 200:
             raise messages.failure(status, body)
         if self.address.protocol == "v1":
@@ -222,6 +259,7 @@ class GrpcClient(PredictorClient):
             ("grpc.enable_http_proxy", 0),
         ]
         host, port = host_and_port(address.host, use_ssl=address.use_ssl)
+        self._operation = Operation.of_grpc({"server.address": host, "server.port": port})
         # gRPC's default port is 443, with TLS or without.
         target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         if address.use_ssl:
@@ -231,13 +269,14 @@ class GrpcClient(PredictorClient):
             self._channel = grpc.aio.insecure_channel(target, options)
         self._stub = services.GRPCInferenceServiceStub(self._channel)
 
-    async def call(
+    async def _call(
         self, matrix: Matrix, feature_names: Sequence[str] | None, classes: int, headers: Mapping[str, str]
     ) -> Matrix:
         """See `PredictorClient`."""
         request = messages.v2_message(self.address.model_name, matrix, feature_names, self.address.output)
         try:
-            answer = await self._stub.ModelInfer(request, metadata=grpc_metadata(headers))
+            metadata = (*grpc_metadata(headers), *self.address.headers)
+            answer = await self._stub.ModelInfer(request, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise messages.grpc_failure(error.code(), error.details() or "") from error
         return messages.message_probabilities(answer, len(matrix), classes, self.address.output)
@@ -248,7 +287,7 @@ class GrpcClient(PredictorClient):
     async def ping(self) -> None:
         """See `PredictorClient`."""
         try:
-            await self._stub.ServerLive(pb.ServerLiveRequest())
+            await self._stub.ServerLive(pb.ServerLiveRequest(), metadata=self.address.headers)
         except grpc.aio.AioRpcError as error:
             raise messages.grpc_failure(error.code(), error.details() or "") from error
 

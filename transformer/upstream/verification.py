@@ -7,6 +7,7 @@ probabilities, to six decimals, for about thirty candidates are the same model f
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from transformer.metrics import VERIFICATIONS
 from transformer.settings import UnknownModel
 from transformer.upstream.client import PredictorClient
 from transformer.upstream.known_versions import KnownVersion, UpstreamModel
+
+if TYPE_CHECKING:
+    from transformer.tracing.spans import RequestTrace
 
 
 class NotVerified(PredictorUnavailable):
@@ -130,7 +134,8 @@ async def verified_call(
     matrix: Matrix,
     version: KnownVersion,
     versions: Sequence[KnownVersion],
-    headers: dict[str, str],
+    headers: Mapping[str, str],
+    traces: "Sequence[RequestTrace]" = (),
 ) -> tuple[UpstreamModel, Matrix]:
     """Score rows and verify the model in the same call.
 
@@ -150,7 +155,7 @@ async def verified_call(
     """
     same_encoding = [one for one in versions if one.feature_names == version.feature_names]
     rows = [matrix, *(one.reference for one in same_encoding)]
-    scores = await client.call(np.concatenate(rows), version.feature_names, version.classes, headers)
+    scores = await client.call(np.concatenate(rows), version.feature_names, version.classes, headers, traces)
     ends = np.cumsum([len(part) for part in rows])
     fingerprints = [scores[start:end] for start, end in itertools.pairwise(ends)]
     for one, fingerprint in zip(same_encoding, fingerprints, strict=True):

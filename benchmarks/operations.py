@@ -1,0 +1,171 @@
+"""The price of operations: what monitoring costs, and how long predictions wait beside explanations.
+
+python -m benchmarks.operations monitoring [--rounds 9] [--seconds 5]
+python -m benchmarks.operations explanations [--rounds 9] [--seconds 10]
+
+Both measure in turns, with and without, and print each turn and the medians. The machine must do nothing
+else, because the differences are small.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import orjson
+
+from benchmarks.launchers import LAUNCHERS, MLSERVER, UNMONITORED, our_name
+from benchmarks.load import Load, load
+from benchmarks.models import FOREST, candidates, ensure_trained, load_served_model
+from benchmarks.server_process import Process, ServerProcess
+from benchmarks.workspace import Workspace
+
+_WORK = Path(".run/bench")
+#: Loads that monitoring is measured with: clients, and candidates per request.
+_LOADS = ((64, 1), (16, 64))
+#: Clients that ask for predictions, and for explanations beside them.
+_PREDICTING, _EXPLAINING = 16, 2
+_WARM_UP_S = 1
+MONITORED = "front-end"
+
+
+class _Servers:
+    """Servers that are paused unless they are measured, and the requests that they get."""
+
+    def __init__(self, workspace: Workspace, stack: ExitStack) -> None:
+        self._workspace = workspace
+        self._stack = stack
+        self._some = candidates(1024)
+
+    def start(self, name: str, start: Callable[[Workspace], Process], ready: str) -> ServerProcess:
+        """Start a server, and wait until a path of its answers."""
+        self._workspace.progress(f"starting {name}")
+        server = ServerProcess(name, start(self._workspace))
+        self._stack.callback(server.stop)
+        server.wait(partial(_is_ready, self.url(name, ready)))
+        return server
+
+    def url(self, name: str, path: str) -> str:
+        return f"http://127.0.0.1:{self._workspace.port(name)}{path}"
+
+    def bodies(self, count: int) -> Path:
+        """Return a file of requests for so many candidates each."""
+        file = self._workspace.scratch / f"{count}.bodies"
+        if not file.exists():
+            parts = [self._some[start : start + count] for start in range(0, len(self._some), count)]
+            file.write_bytes(b"\n".join(orjson.dumps({"instances": part}) for part in parts))
+        return file
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=2) as response:  # noqa: S310 (our own server)
+            return bool(response.status == 200)
+    except (URLError, OSError):
+        return False
+
+
+def measure_monitoring(servers: _Servers, rounds: int, seconds: float) -> None:
+    """Compare the transformer with one that counts nothing, in front of the stub predictor."""
+    servers.start("stub", LAUNCHERS["stub"].start, "/v2/health/live")
+    ready, predict = "/v2/health/ready", "/v1/models/placement:predict"
+    running = {name: servers.start(name, LAUNCHERS[name].start, ready) for name in (MONITORED, UNMONITORED)}
+    for clients, count in _LOADS:
+        rates: dict[str, list[float]] = {name: [] for name in running}
+        processor_us: dict[str, list[float]] = {name: [] for name in running}
+        for number in range(rounds):
+            # Each goes first in half of the rounds.
+            for name in sorted(running, reverse=bool(number % 2)):
+                for other, server in running.items():
+                    (server.resume if other == name else server.pause)()
+                url, bodies = servers.url(name, predict), servers.bodies(count)
+                load(url, bodies, clients, _WARM_UP_S)
+                before = running[name].processor_s()
+                measured = load(url, bodies, clients, seconds)
+                used_s = running[name].processor_s() - before
+                rates[name].append(measured.per_second)
+                processor_us[name].append(1e6 * used_s / measured.requests)
+                _say(f"{clients} clients, {count} candidates, {name}: {_figures(measured)}")
+        _say(f"{clients} clients, {count} candidates, medians of {rounds} rounds:")
+        for what, found in {"requests/s": rates, "processor time (µs) of a request": processor_us}.items():
+            on, off = (statistics.median(found[name]) for name in running)
+            ratios = [one / other - 1 for one, other in zip(*found.values(), strict=True)]
+            _say(
+                f"  {what}: {on:.1f} with, {off:.1f} without monitoring; with is "
+                f"{statistics.median(ratios):+.1%} (rounds {min(ratios):+.1%} to {max(ratios):+.1%})"
+            )
+    for server in running.values():
+        server.resume()
+
+
+def measure_explanations(servers: _Servers, rounds: int, seconds: float) -> None:
+    """Measure predictions of the default service, alone and beside clients that ask for explanations."""
+    predictor, ours = f"{MLSERVER}/{FOREST}", our_name(MLSERVER, "v2", FOREST)
+    servers.start(predictor, LAUNCHERS[predictor].start, "/v2/health/ready")
+    servers.start(ours, LAUNCHERS[ours].start, "/v2/health/ready")
+    predict, explain = (servers.url(ours, f"/v1/models/placement:{verb}") for verb in ("predict", "explain"))
+    found: dict[str, list[Load]] = {"alone": [], "beside explanations": []}
+    load(predict, servers.bodies(1), _PREDICTING, _WARM_UP_S)
+    with ThreadPoolExecutor(1) as beside:
+        for number in range(rounds):
+            for name in sorted(found, reverse=bool(number % 2)):
+                if name == "alone":
+                    measured = load(predict, servers.bodies(1), _PREDICTING, seconds)
+                else:
+                    # They run longer, so that they are there until the end.
+                    others = beside.submit(load, explain, servers.bodies(1), _EXPLAINING, seconds + 2)
+                    measured = load(predict, servers.bodies(1), _PREDICTING, seconds)
+                    explained = others.result()
+                    _say(f"explanations beside: {_figures(explained)}")
+                found[name].append(measured)
+                _say(f"predictions {name}: {_figures(measured)}")
+    _say(f"medians of {rounds} rounds, {_PREDICTING} clients, {_EXPLAINING} of explanations:")
+    for name, loads in found.items():
+        rate, p50, p99 = (
+            statistics.median(getattr(one, figure) for one in loads)
+            for figure in ("per_second", "p50_ms", "p99_ms")
+        )
+        _say(f"  {name}: {rate:.0f} requests/s, p50 {p50:.1f} ms, p99 {p99:.1f} ms")
+
+
+def _figures(one: Load) -> str:
+    failed = f", {one.failed} FAILED" if one.failed else ""
+    return f"{one.per_second:.0f}/s, p50 {one.p50_ms:.1f} ms, p99 {one.p99_ms:.1f} ms{failed}"
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+MEASUREMENTS = {"monitoring": (measure_monitoring, 5.0), "explanations": (measure_explanations, 10.0)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what the command line names."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.operations", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("what", choices=MEASUREMENTS)
+    parser.add_argument("--rounds", type=int, default=9, help="turns with and without (default: 9)")
+    parser.add_argument("--seconds", type=float, help="duration of each load (default: 5, explanations 10)")
+    options = parser.parse_args(arguments)
+    measure, default_s = MEASUREMENTS[options.what]
+    model = load_served_model(ensure_trained(FOREST, _WORK / "models", _say), _WORK / "pickles" / FOREST)
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as scratch,
+        ExitStack() as stack,
+    ):
+        workspace = Workspace({FOREST: model}, _WORK.resolve(), Path(scratch), _say)
+        measure(_Servers(workspace, stack), options.rounds, options.seconds or default_s)
+
+
+if __name__ == "__main__":
+    main()

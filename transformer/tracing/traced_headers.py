@@ -1,0 +1,23 @@
+"""How a request's trace reaches the calls to the predictor: with the headers that they forward."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformer.tracing.spans import RequestTrace
+
+
+class TracedHeaders(dict[str, str]):
+    """Headers to forward of a request that is traced.
+
+    Attributes
+    ----------
+    trace
+        The request's trace.
+    """
+
+    __slots__ = ("trace",)
+
+    def __init__(self, headers: Mapping[str, str], trace: "RequestTrace") -> None:
+        super().__init__(headers)
+        self.trace = trace
