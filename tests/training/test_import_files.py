@@ -50,7 +50,7 @@ def raise_ran(*_: object) -> None:
 class Reduced:
     """Object whose pickle calls a function with arguments."""
 
-    def __init__(self, function, *arguments, state=None) -> None:
+    def __init__(self, function, *arguments, state: object = None) -> None:
         self.reduced = (function, arguments) if state is None else (function, arguments, state)
 
     def __reduce__(self):
@@ -228,6 +228,22 @@ def test_a_pickle_that_changes_a_class_is_refused(tmp_path):
     with pytest.raises(ModelFileError, match="sets attributes of a class or function"):
         open_model(written(tmp_path / "attack.pkl", b"\x80\x04" + steps))
     assert not hasattr(LogisticRegression, "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [
+        # An object that is not marked as one: its bytes would be addresses.
+        ("O8", (3, "|", None, None, None, -1, -1, 0)),
+        # A field that lies outside of its row.
+        ("V8", (3, "|", None, ("a",), {"a": (np.dtype("f8"), 4096)}, 8, 1, 16)),
+        ("V8", (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 16)),
+    ],
+)
+def test_a_forged_data_type_is_refused(name, state, tmp_path):
+    content = pickle.dumps((*pair(LogisticRegression()), Reduced(np.dtype, name, False, True, state=state)))
+    with pytest.raises(ModelFileError, match="is no pickle, nor a file of joblib or skops: "):
+        open_model(written(tmp_path / "attack.pkl", content))
 
 
 def test_a_trusted_file_runs_its_code(tmp_path):

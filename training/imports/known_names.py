@@ -8,41 +8,34 @@ functions by their own names.
 import importlib
 import re
 import warnings
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import sklearn
 
-_BUILTINS = {
-    "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple NoneType": (
-        "builtins"
-    ),
-    "Counter OrderedDict defaultdict deque": "collections",
-    "_reconstructor __newobj__ __newobj_ex__": "copyreg",
+#: Classes and functions by module; for numpy, by its current name.
+_NAMES_BY_MODULE = {
+    "builtins": "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple",
+    "collections": "Counter OrderedDict defaultdict deque",
+    "copyreg": "_reconstructor __newobj__ __newobj_ex__",
     # Bytes in pickles of protocol 2.
-    "encode": "_codecs",
+    "_codecs": "encode",
+    "numpy": "ndarray dtype matrix",
+    "numpy._core.multiarray": "_reconstruct scalar",
+    "numpy._core.numeric": "_frombuffer",
+    "numpy.ma": "MaskedArray",
+    "numpy.ma.core": "MaskedArray _mareconstruct",
+    "numpy.random._pickle": "__randomstate_ctor __generator_ctor __bit_generator_ctor",
+    "numpy.random.bit_generator": "SeedSequence __pyx_unpickle_SeedSequence",
+    "numpy.random._mt19937": "MT19937",
+    "numpy.random._pcg64": "PCG64 PCG64DXSM",
+    "numpy.random._philox": "Philox",
+    "numpy.random._sfc64": "SFC64",
+    # The namespace of the arrays in a spline.
+    "scipy._lib.array_api_compat.numpy._aliases": "asarray",
 }
-_NUMPY = {
-    "ndarray dtype matrix": "numpy",
-    "_reconstruct scalar": "numpy._core.multiarray",
-    "_frombuffer": "numpy._core.numeric",
-    "MaskedArray": "numpy.ma",
-    "MaskedArray _mareconstruct": "numpy.ma.core",
-    "__randomstate_ctor __generator_ctor __bit_generator_ctor": "numpy.random._pickle",
-    "SeedSequence __pyx_unpickle_SeedSequence": "numpy.random.bit_generator",
-    "MT19937": "numpy.random._mt19937",
-    "PCG64 PCG64DXSM": "numpy.random._pcg64",
-    "Philox": "numpy.random._philox",
-    "SFC64": "numpy.random._sfc64",
-}
-#: The namespace of the arrays in a spline.
-_SCIPY = {"asarray": "scipy._lib.array_api_compat.numpy._aliases"}
-_NAMED = {
-    (module, name)
-    for table in (_BUILTINS, _NUMPY, _SCIPY)
-    for names, module in table.items()
-    for name in names.split()
-}
+_NAMED = {(module, name) for module, names in _NAMES_BY_MODULE.items() for name in names.split()}
 
 #: Packages of scikit-learn whose classes are estimators and their parts.
 _ESTIMATOR_MODULE = re.compile(
@@ -110,7 +103,7 @@ def _is_part_of_estimators(found: Any, name: str) -> bool:  # noqa: ANN401
 
 
 def find(module: str, name: str) -> Any:  # noqa: ANN401
-    """Return a class or function by its module's and its own name.
+    """Return a class or function by its module's name and its own, in which dots lead to attributes.
 
     Raises
     ------
@@ -122,7 +115,7 @@ def find(module: str, name: str) -> Any:  # noqa: ANN401
         with warnings.catch_warnings():
             # Modules that are deprecated, or that numpy has renamed.
             warnings.simplefilter("ignore")
-            return getattr(importlib.import_module(module), name)
+            return reduce(getattr, name.split("."), importlib.import_module(module))
     except (ImportError, AttributeError) as error:
         package = module.partition(".")[0]
         known = {"sklearn": f"scikit-learn {sklearn.__version__}", "numpy": f"numpy {np.__version__}"}

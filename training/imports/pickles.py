@@ -146,6 +146,8 @@ class _Reader(_PythonUnpickler):  # type: ignore[misc]
         if isinstance(made, type) or (callable(made) and hasattr(made, "__qualname__")):
             raise pickle.UnpicklingError(f"sets attributes of {made.__qualname__}")
         super().load_build()
+        if isinstance(made, np.dtype):
+            _check_dtype(made)
         if isinstance(made, _ArrayWrapper):
             self.stack[-1] = self._array(made)
 
@@ -168,6 +170,24 @@ class _Reader(_PythonUnpickler):  # type: ignore[misc]
         if len(content) != count:
             raise EOFError(f"has an array of {count} bytes, and only {len(content)} follow")
         return content
+
+
+def _check_dtype(dtype: np.dtype[Any]) -> None:
+    """Check the state that a pickle has given a data type: numpy itself would read bytes as addresses."""
+    made: Any = dtype.str
+    if dtype.fields is not None:
+        parts = [dtype.fields[name] for name in dtype.names or ()]
+        made = {
+            "names": dtype.names,
+            "formats": [part[0] for part in parts],
+            "offsets": [part[1] for part in parts],
+            "itemsize": dtype.itemsize,
+        }
+    elif dtype.subdtype is not None:
+        made = dtype.subdtype
+    expected = np.dtype(made)
+    if (expected.hasobject, expected.itemsize) != (dtype.hasobject, dtype.itemsize):
+        raise pickle.UnpicklingError(f"has a data type that contradicts itself: {dtype!r}")
 
 
 class _Loader(_Reader):
