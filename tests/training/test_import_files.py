@@ -33,7 +33,9 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, SplineTransformer
 
+from training.imports.known_names import find
 from training.imports.model_file import ModelFileError, open_model
+from training.imports.pickles import load, scan
 
 ROWS = [{"tenure": float(n), "plan": "abc"[n % 3]} for n in range(40)]
 LABELS = [int(n % 4 == 0) for n in range(40)]
@@ -231,19 +233,33 @@ def test_a_pickle_that_changes_a_class_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "state"),
+    "dtype",
     [
-        # An object that is not marked as one: its bytes would be addresses.
-        ("O8", (3, "|", None, None, None, -1, -1, 0)),
-        # A field that lies outside of its row.
-        ("V8", (3, "|", None, ("a",), {"a": (np.dtype("f8"), 4096)}, 8, 1, 16)),
-        ("V8", (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 16)),
+        np.dtype(">i4"),
+        np.dtype("S3"),
+        np.dtype([("a", "<f8"), ("b", "O"), ("c", "i4", (2, 3))]),
+        np.dtype([("a", "i1"), ("b", "<f8")], align=True),
+        np.dtype({"names": ["a"], "formats": ["i4"], "offsets": [12], "itemsize": 16}),
     ],
+    ids=str,
 )
-def test_a_forged_data_type_is_refused(name, state, tmp_path):
-    content = pickle.dumps((*pair(LogisticRegression()), Reduced(np.dtype, name, False, True, state=state)))
-    with pytest.raises(ModelFileError, match="is no pickle, nor a file of joblib or skops: "):
-        open_model(written(tmp_path / "attack.pkl", content))
+def test_a_data_type_is_read_as_numpy_reads_it(dtype):
+    content = pickle.dumps((np.zeros(3, dtype), np.ones(1, dtype), dtype))
+    for given, expected in zip(load(content, find), pickle.loads(content), strict=True):
+        one, other = getattr(given, "dtype", given), getattr(expected, "dtype", expected)
+        assert one == other
+        assert (one.isalignedstruct, one.hasobject) == (other.isalignedstruct, other.hasobject)
+        assert str(given) == str(expected)
+    assert ("numpy", "dtype") in scan(content).names
+
+
+def test_a_forged_data_type_keeps_its_objects_and_its_bounds():
+    # Without the mark of an object, its bytes would be addresses.
+    forged = Reduced(np.dtype, "O8", False, True, state=(3, "|", None, None, None, -1, -1, 0))
+    assert load(pickle.dumps(forged), find).hasobject
+    outside = (3, "|", None, ("a",), {"a": (np.dtype("f8"), 4096)}, 8, 1, 16)
+    with pytest.raises(ValueError, match="itemsize"):
+        load(pickle.dumps(Reduced(np.dtype, "V8", False, True, state=outside)), find)
 
 
 def test_a_trusted_file_runs_its_code(tmp_path):

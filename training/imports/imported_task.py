@@ -94,15 +94,22 @@ def find_task(
     source: Source, pair: Pair, classes: Sequence[str], sample: Sample | None, name: str, row_name: str
 ) -> ImportedTask:
     """Check the given task against the model, or infer one."""
-    if source.task is not None:
-        _check_task(source.task, pair, classes)
-        fields, names = source.task.signature.names, [source.task.label]
-    else:
-        found = infer_fields(pair.vectorizer, sample)
-        fields, names = tuple(one["name"] for one in found.fields), [name, default_name(source.model)]
-    labels = read_labels(sample, classes, fields, source.label, names) if sample else None
-    if source.task is not None:
-        return ImportedTask(source.task, None, labels)
+    if source.task is None:
+        return _inferred(source, pair, classes, sample, name, row_name)
+    task = source.task
+    _check_task(task, pair, classes)
+    labels = (
+        read_labels(sample, classes, task.signature.names, source.label, [task.label]) if sample else None
+    )
+    return ImportedTask(task, None, labels)
+
+
+def _inferred(
+    source: Source, pair: Pair, classes: Sequence[str], sample: Sample | None, name: str, row_name: str
+) -> ImportedTask:
+    found = infer_fields(pair.vectorizer, sample)
+    fields, likely = [one["name"] for one in found.fields], [name, default_name(source.model)]
+    labels = read_labels(sample, classes, fields, source.label, likely) if sample else None
     label = labels.column if labels else source.label or (f"is_{name}" if name in fields else name)
     # Of two classes without a meaning, scikit-learn's second one is the positive one.
     positive = choose_positive_class(label, Counter({one: -place for place, one in enumerate(classes)}))

@@ -21,6 +21,8 @@ Global = tuple[str, str]
 _VERSION_KEY = "_sklearn_version"
 _ARRAY_WRAPPER = ("joblib.numpy_pickle", "NumpyArrayWrapper")
 _LAST_PROTOCOL_OF_PYTHON_2 = 2
+#: Flag of a data type whose fields lie as in C.
+_ALIGNED = 0x80
 
 
 class PickleError(Exception):
@@ -145,13 +147,21 @@ class _Reader(_PythonUnpickler):  # type: ignore[misc]
         made = self.stack[-2]
         if isinstance(made, type) or (callable(made) and hasattr(made, "__qualname__")):
             raise pickle.UnpicklingError(f"sets attributes of {made.__qualname__}")
-        super().load_build()
         if isinstance(made, np.dtype):
-            _check_dtype(made)
+            self._replace(made, _dtype(made, self.stack.pop()))
+            return
+        super().load_build()
         if isinstance(made, _ArrayWrapper):
             self.stack[-1] = self._array(made)
 
     dispatch[pickle.BUILD[0]] = load_build
+
+    def _replace(self, old: object, new: object) -> None:
+        """Replace the newest object, which the memo has already."""
+        self.stack[-1] = new
+        key = next((key for key in reversed(self.memo) if self.memo[key] is old), None)
+        if key is not None:
+            self.memo[key] = new
 
     def _array(self, wrapper: _ArrayWrapper) -> Any:  # noqa: ANN401
         """Read the elements of an array."""
@@ -172,22 +182,19 @@ class _Reader(_PythonUnpickler):  # type: ignore[misc]
         return content
 
 
-def _check_dtype(dtype: np.dtype[Any]) -> None:
-    """Check the state that a pickle has given a data type: numpy itself would read bytes as addresses."""
-    made: Any = dtype.str
-    if dtype.fields is not None:
-        parts = [dtype.fields[name] for name in dtype.names or ()]
-        made = {
-            "names": dtype.names,
-            "formats": [part[0] for part in parts],
-            "offsets": [part[1] for part in parts],
-            "itemsize": dtype.itemsize,
-        }
-    elif dtype.subdtype is not None:
-        made = dtype.subdtype
-    expected = np.dtype(made)
-    if (expected.hasobject, expected.itemsize) != (dtype.hasobject, dtype.itemsize):
-        raise pickle.UnpicklingError(f"has a data type that contradicts itself: {dtype!r}")
+def _dtype(made: np.dtype[Any], state: Any) -> Any:  # noqa: ANN401
+    """Return a data type with the state that a pickle gives it.
+
+    numpy's own method believes the state: bytes become addresses, and fields lie outside of their row.
+    """
+    _, order, base, names, fields, size, _, flags = state
+    if fields is not None:
+        parts = [fields[name] for name in names]
+        formats, offsets = [part[0] for part in parts], [part[1] for part in parts]
+        content: Any = {"names": list(names), "formats": formats, "offsets": offsets, "itemsize": size}
+        return np.dtype(content, align=bool(flags & _ALIGNED))
+    content = made.newbyteorder(order) if base is None else base
+    return np.dtype(content)
 
 
 class _Loader(_Reader):
