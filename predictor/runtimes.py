@@ -168,7 +168,8 @@ class Runtime:
         """Return the arguments and variables of the ClusterServingRuntime's container."""
         ports = {"http_port": "8080", "grpc_port": "9000"}
         values = {"model_name": model_name, "model_dir": MODEL_MOUNT, **ports}
-        return tuple(part.format(**values) for part in self.args), _fill_templates(self.env, values)
+        args = (part.format(**values) for part in self.args if part not in _LOCAL_ARGS)
+        return tuple(args), _fill_templates(self.env, values)
 
     def _command_of(self, args: tuple[str, ...], python: Path) -> tuple[str, ...]:
         if args[0].startswith("-"):
@@ -258,6 +259,9 @@ _MLSERVER = Runtime(
     tuned_env={"MLSERVER_DEBUG": "false", "MLSERVER_PARALLEL_WORKERS": "0"},
 )
 
+#: Arguments on this machine only; in a cluster, the server keeps the SDK's default.
+_LOCAL_ARGS = ("--grpc_port={grpc_port}",)
+
 _SKLEARNSERVER = Runtime(
     name="kserve-sklearnserver",
     image="kserve/sklearnserver",
@@ -282,7 +286,7 @@ _SKLEARNSERVER = Runtime(
         "--model_name={model_name}",
         "--model_dir={model_dir}",
         "--http_port={http_port}",
-        "--grpc_port={grpc_port}",  # a cluster keeps the SDK's default
+        *_LOCAL_ARGS,
     ),
 )
 

@@ -9,15 +9,17 @@ from tests.soak.cluster import ClusterService
 from tests.soak.rollouts import Outcome, some_more
 from tests.support.load import Tally
 from tests.support.paths import MANIFEST
-from tests.support.real_cluster import SPEC_URI
+from tests.support.real_cluster import READY_S, SPEC_URI
+from tests.support.waiting import wait_until
 from transformer.bundle.format import MODEL_FILE
 
 #: Requests before and after a change.
 SOME = 60
 
 
-def check(tally: Tally) -> None:
+def check(tally: Tally, situation: str) -> None:
     """Check that the old version has answered every request."""
+    print(f"\n{situation}: {tally}")
     outcome = Outcome(tally)
     outcome.expect_no_failure()
     assert outcome.unexpected == []
@@ -40,7 +42,7 @@ async def undone_rollout(service: ClusterService, uri: str) -> str:
         await some_more(tally, SOME)
         done = await service.placement("rollout", uri, f"--bundle={uri}={service.pair.new}")
         await some_more(tally, SOME)
-    check(tally)
+    check(tally, f"{uri} undone")
     assert done.returncode == 1
     assert "the previous state is restored" in done.stderr
     return done.stderr
@@ -59,6 +61,17 @@ async def test_a_model_that_does_not_load_is_undone_with_the_reason(
     await undone_rollout(service, uri)
 
 
+async def test_status_shows_why_new_pods_do_not_start(service: ClusterService) -> None:
+    await service.apply(service.old)
+    missing = "pvc://models/placement/v78"
+    await asyncio.to_thread(service.namespace.change, MANIFEST.read_text(), missing)
+
+    async def shows_the_reason() -> bool:
+        return "bundle.json" in (await service.placement("status")).stdout
+
+    await wait_until(shows_the_reason, timeout_s=READY_S, poll_s=1)
+
+
 async def test_an_interrupted_rollout_is_undone(service: ClusterService) -> None:
     await service.apply(service.old)
     async with service.under_load() as tally:
@@ -70,6 +83,7 @@ async def test_an_interrupted_rollout_is_undone(service: ClusterService) -> None
         await some_more(tally, SOME)
     assert process.returncode == 130
     assert errors.decode().rstrip().endswith("the previous state is restored")
+    print(f"\ninterrupted: {tally}")
     outcome = Outcome(tally)
     outcome.expect_no_failure()
     assert outcome.unexpected == []

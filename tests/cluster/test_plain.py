@@ -1,5 +1,6 @@
 """Plain Deployments serve like KServe's, and the same commands roll them out."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -34,6 +35,15 @@ def test_every_protocol_is_answered(protocol: str, plain: ClusterService) -> Non
     answer = CLIENTS[protocol](address.url, address.grpc, rows, reference.bundle.signature)
     assert answer.version == "v1"
     assert answer.probabilities == pytest.approx(reference.probabilities(rows), abs=1e-9)
+
+
+async def test_status_shows_what_serves(plain: ClusterService) -> None:
+    done = await plain.placement("status", "--json")
+    assert done.returncode == 0, done.stderr
+    status = json.loads(done.stdout)
+    assert (status["transformer_uri"], status["predictor_uri"]) == (plain.old, plain.old)
+    assert {one["version"] for one in status["connections"] if one["state"] == "usable"} == {"v1"}
+    assert (await plain.placement("status")).returncode == 0
 
 
 async def test_the_commands_roll_it_out_and_back_without_a_failed_request(plain: ClusterService) -> None:

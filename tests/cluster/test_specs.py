@@ -3,15 +3,20 @@
 from collections import Counter
 from typing import Any
 
+import httpx
 import pytest
+import yaml
 
 from inferenceservice.plain import render
 from inferenceservice.spec import argument
 from predictor.runtimes import MODEL_MOUNT
 from tests.soak.cluster import ClusterService
-from tests.support.cluster.manifests import STANDARD_MODE, documents, environment, rendered
+from tests.support.cluster.manifests import OPERATOR_KINDS, STANDARD_MODE, documents, environment, rendered
+from tests.support.endpoints import V1_EXPLAIN
+from tests.support.expected_explanation import ExpectedExplanation
 from tests.support.protocol_clients import CLIENTS
-from tests.support.real_cluster import Json
+from tests.support.real_cluster import Address, ClusterNamespace, Json
+from tests.support.request_bodies import v1_request
 from tests.support.waiting import wait_until_sync
 
 #: The overlay s3 needs a storage; test_storage.py applies it.
@@ -47,6 +52,8 @@ SAME_FIELDS = {
     *("lifecycle", "ports", "resources", "securityContext"),
     *("startupProbe", "readinessProbe", "livenessProbe"),
 }
+#: Variables of plain Deployments; with KServe, the server's image or the webhook for pods sets them.
+ALREADY_SET = {"MODELS_DIR", "MLSERVER_MODELS_DIR", "STORAGE_URI"}
 #: Replicas of each component, where they are more than one.
 REPLICAS = {"autoscaling": 2, "hardened": 2}
 
@@ -56,21 +63,56 @@ def spec(request: pytest.FixtureRequest, service: ClusterService) -> str:
     """A spec that the cluster runs."""
     name: str = request.param
     service.namespace.delete_service()
-    service.namespace.apply(rendered(name))
+    service.namespace.apply(for_this_cluster(name, service.namespace))
     return name
+
+
+def for_this_cluster(name: str, namespace: ClusterNamespace) -> str:
+    """Return a spec, without the Prometheus operator's kinds if the cluster does not have them."""
+    if namespace.kubectl("api-resources", "--api-group=monitoring.coreos.com", "--output=name"):
+        return rendered(name)
+    return yaml.safe_dump_all(one for one in documents(name) if one["kind"] not in OPERATOR_KINDS)
+
+
+def entry_component(spec: str) -> str:
+    """Return the component that has the transformer's container, and gets the requests."""
+    return "predictor" if spec == "collocated" else "transformer"
+
+
+def entry(spec: str, service: ClusterService) -> Address:
+    """Return the addresses that get the requests."""
+    return service.namespace.address(f"placement-{entry_component(spec)}")
 
 
 @pytest.mark.parametrize("protocol", CLIENTS)
 def test_every_protocol_is_answered_through_the_service(
     protocol: str, spec: str, service: ClusterService
 ) -> None:
-    entry = "placement-predictor" if spec == "collocated" else "placement-transformer"
-    address = service.namespace.address(entry)
+    address = entry(spec, service)
     reference = service.pair.references["v1"]
     rows = service.pair.candidates[:3]
     answer = CLIENTS[protocol](address.url, address.grpc, rows, reference.bundle.signature)
     assert answer.version == "v1"
     assert answer.probabilities == pytest.approx(reference.probabilities(rows), abs=1e-9)
+
+
+def test_explanations_are_answered_through_the_service(spec: str, service: ClusterService) -> None:
+    candidate = service.pair.candidates[0]
+    response = httpx.post(entry(spec, service).url + V1_EXPLAIN, timeout=60, json=v1_request([candidate]))
+    assert response.status_code == 200, response.text
+    [explained] = response.json()["explanations"]
+    expected = ExpectedExplanation(service.pair.references["v1"])
+    assert max(expected.differences(candidate, explained)) < 1e-9
+
+
+def test_metrics_are_where_the_annotations_say(spec: str, service: ClusterService) -> None:
+    for pod in service.namespace.pods():
+        name, annotations = pod["metadata"]["name"], pod["metadata"]["annotations"]
+        assert annotations["prometheus.io/scrape"] == "true", name
+        port, path = annotations["prometheus.io/port"], annotations["prometheus.io/path"]
+        metrics = service.namespace.get_from_pod(name, port, path)
+        is_transformer = pod["metadata"]["labels"]["component"] == entry_component(spec)
+        assert ("transformer_predictor_connections{" in metrics) == is_transformer, name
 
 
 def test_containers_run_without_privileges(spec: str, service: ClusterService) -> None:
@@ -87,7 +129,7 @@ def test_kserve_reports_no_failure(spec: str, service: ClusterService) -> None:
 
 
 def test_each_component_has_its_replicas(spec: str, service: ClusterService) -> None:
-    components = {"predictor"} if spec == "collocated" else {"predictor", "transformer"}
+    components = {"predictor", entry_component(spec)}
     expected = Counter({component: REPLICAS.get(spec, 1) for component in components})
 
     def running() -> bool:
@@ -137,5 +179,6 @@ def test_the_plain_way_makes_the_containers_that_kserve_makes(spec: str, service
             differing = {name for name in given if given[name] != expected[name]}
             assert differing <= {"--predictor_host"}
             more = environment(container).items() - environment(same).items()
-            assert more <= {("MODELS_DIR", MODEL_MOUNT), ("MLSERVER_MODELS_DIR", MODEL_MOUNT)}, "defaults"
+            assert {name for name, _ in more} <= ALREADY_SET
+            assert {value for _, value in more} <= {MODEL_MOUNT}
             assert same["image"].endswith(container["image"])

@@ -222,9 +222,15 @@ def reason(error: grpc.aio.AioRpcError) -> str:
 
 
 @contextlib.asynccontextmanager
-async def protocol_clients(url: str, grpc_address: str, give_up_s: float) -> AsyncIterator[list[Ask]]:
+async def protocol_clients(
+    url: str, grpc_address: str, give_up_s: float, host: str | None = None
+) -> AsyncIterator[list[Ask]]:
     """Return a client of each protocol. REST clients open as many connections as they need."""
-    async with rest_session(give_up_s) as session, grpc.aio.insecure_channel(grpc_address) as channel:
+    options = [("grpc.default_authority", host)] if host else []
+    async with (
+        rest_session(give_up_s, host) as session,
+        grpc.aio.insecure_channel(grpc_address, options) as channel,
+    ):
         yield [
             over_v1(session, url),
             over_v2(session, url),
@@ -232,9 +238,10 @@ async def protocol_clients(url: str, grpc_address: str, give_up_s: float) -> Asy
         ]
 
 
-def rest_session(give_up_s: float) -> aiohttp.ClientSession:
+def rest_session(give_up_s: float, host: str | None = None) -> aiohttp.ClientSession:
     timeout = aiohttp.ClientTimeout(total=give_up_s)
-    return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+    headers = {"host": host} if host else {}
+    return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0), headers=headers)
 
 
 def checker_for(
@@ -263,6 +270,7 @@ async def under_load(
     pause_s: float = 0.05,
     give_up_s: float = GIVE_UP_S,
     explains: bool = False,
+    host: str | None = None,
 ) -> AsyncIterator[Tally]:
     """Send requests while the block runs. The tally is complete when the block has ended.
 
@@ -280,14 +288,16 @@ async def under_load(
         Seconds that a client waits for a response.
     explains
         Also ask for explanations, of one candidate after another.
+    host
+        Host that requests name, if it is not that of the URL.
     """
     checker = checker_for(pair, may_answer, new_only_candidates=new_only_candidates)
     first = len(pair.new_only_candidates) if new_only_candidates else len(checker.candidates)
     tally = Tally()
     stop = asyncio.Event()
     async with (
-        protocol_clients(url, grpc_address, give_up_s) as asks,
-        rest_session(give_up_s) as session,
+        protocol_clients(url, grpc_address, give_up_s, host) as asks,
+        rest_session(give_up_s, host) as session,
     ):
         senders = [_Client(ask, checker, tally, first) for ask in asks * clients]
         if explains:

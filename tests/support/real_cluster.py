@@ -131,6 +131,10 @@ class ClusterNamespace:
         """Run Python code in a container, and return the JSON that it prints."""
         return json.loads(self.kubectl("exec", pod, "-c", container, "--", "python", "-c", code))
 
+    def get_from_pod(self, pod: str, port: str, path: str) -> str:
+        """Return what a pod answers to GET."""
+        return self.kubectl("get", "--raw", f"/api/v1/namespaces/{self.name}/pods/{pod}:{port}/proxy{path}")
+
     def deployments(self) -> list[Json]:
         """Return the Deployment of each component."""
         found: list[Json] = self.read("deployments", "-l", _of_the_service())["items"]

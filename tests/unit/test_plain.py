@@ -75,8 +75,12 @@ def test_the_model_server_gets_the_settings_of_its_runtime() -> None:
     assert (env["MLSERVER_MODEL_NAME"], env["MLSERVER_MODEL_URI"]) == ("placement", "/mnt/models")
     assert env["MLSERVER_PARALLEL_WORKERS"] == "0"
     sklearnserver = container(of_kind("sklearnserver", "Deployment")["placement-predictor"])
-    assert sklearnserver["args"][:2] == ["--model_name=placement", "--model_dir=/mnt/models"]
-    assert sklearnserver["args"][-1] == "--configure_logging=false"
+    assert sklearnserver["args"] == [
+        "--model_name=placement",
+        "--model_dir=/mnt/models",
+        "--http_port=8080",
+        "--configure_logging=false",
+    ]
 
 
 @pytest.mark.parametrize(("name", "replicas"), [(BASE, 1), ("hardened", 2)])
