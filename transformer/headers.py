@@ -75,8 +75,9 @@ def forwarded(headers: Sequence[tuple[str, str]]) -> dict[str, str]:
             count = sum(other.lower() == AUTHORIZATION for other, _ in headers)
             raise InvalidRequest(f"{AUTHORIZATION}: must be sent once, got {count}")
         some[name] = value
-    if _is_too_large(some):
-        some.pop(BAGGAGE, None)
+    if not _is_too_large(some):
+        return some
+    some.pop(BAGGAGE, None)
     if _is_too_large(some):
         return {name: value for name, value in some.items() if name == AUTHORIZATION}
     return some

@@ -15,9 +15,11 @@ import pytest
 
 from tests.support.endpoints import V1_PREDICT, V2_INFER
 from tests.support.fake_mlserver import FakeMLServer
-from tests.support.in_process_transformer import in_process_transformer
+from tests.support.in_process_transformer import in_process_transformer, listening_transformer
+from tests.support.raw_http import parse_responses, post_request, raw_connection
 from tests.support.sklearn_reference import SklearnReference
 from tests.support.version_pairs import VersionPair
+from transformer.server import client_connection
 from transformer.server.fast_connection import FastConnection
 from transformer.server.request_head import HeaderDict
 
@@ -207,6 +209,80 @@ async def test_plain_predictions_take_the_fast_path(routes, pair, monkeypatch):
     assert through_asgi == []
     await short.get("/v2/health/live")
     assert through_asgi == [b"/v2/health/live"]
+
+
+@pytest.fixture
+async def port(pair, monkeypatch) -> AsyncIterator[int]:
+    """Port of a server that does not end connections because of their age."""
+    monkeypatch.setattr(client_connection, "CONNECTION_AGE_S", 600)
+    async with AsyncExitStack() as stack:
+        predictor = await stack.enter_async_context(FakeMLServer(SklearnReference(pair.new)).running())
+        listening = await stack.enter_async_context(
+            listening_transformer(pair.new, predictor.address, "--predictor_protocol=v2")
+        )
+        yield listening.port
+
+
+async def responses_to(port: int, pieces: list[bytes], count: int) -> list[tuple[int, bytes]]:
+    """Send pieces over one connection, each when the server may have read the one before."""
+    async with raw_connection(port) as connection:
+        content = b""
+        for piece in pieces:
+            connection.send(piece)
+            await connection.writer.drain()
+            await asyncio.sleep(0.001)
+        while len(found := parse_responses(content)) < count:
+            content += await asyncio.wait_for(connection.reader.read(2**16), 20)
+    return [(status, MADE_UP.sub(b"", body)) for status, body in found]
+
+
+def some_requests(rows: list[dict], dice: random.Random) -> list[tuple[bytes, bytes]]:
+    """Return requests, and the same with a tracing header, so that their heads are always parsed."""
+    event = {"specversion": "1.0", "id": "7", "source": "a", "type": "b", "data": v1_content(rows[:1], dice)}
+    bodies = [
+        *((V1_PREDICT, json.dumps(v1_content([row], dice)).encode()) for row in rows[:6]),
+        (V1_PREDICT, json.dumps({"instances": [{**rows[0], "ssc_p": "x"}]}).encode()),
+        (V1_PREDICT, b"{" * 40),
+        (V1_PREDICT, json.dumps(event).encode()),
+        (V2_INFER, json.dumps(v2_objects(rows[:2], dice)).encode()),
+    ]
+    return [
+        (post_request(body, path=path), post_request(body, "x-request-id: 7", path=path))
+        for path, body in bodies
+    ]
+
+
+async def test_a_head_that_is_known_is_not_parsed_again(port, pair, monkeypatch):
+    parsed = 0
+    parse = FastConnection.on_headers_complete
+
+    def count(self: FastConnection) -> None:
+        nonlocal parsed
+        parsed += 1
+        parse(self)
+
+    monkeypatch.setattr(FastConnection, "on_headers_complete", count)
+    request = post_request(json.dumps(v1_content(pair.candidates[:1], random.Random(0))).encode())
+    for _ in range(3):
+        ((status, _),) = await responses_to(port, [request], 1)
+        assert status == 200
+    assert parsed == 1
+
+
+async def test_known_heads_change_no_response_however_the_requests_arrive(port, pair):
+    dice = random.Random(2)
+    requests = some_requests(pair.candidates, dice)
+    expected = [(await responses_to(port, [parsed], 1))[0] for _, parsed in requests]
+    assert {status for status, _ in expected} == {200, 400}
+    for _ in range(40):
+        chosen = [dice.randrange(len(requests)) for _ in range(6)]
+        sent = [requests[number][0] for number in chosen]
+        content = b"".join(sent)
+        # One by one, all at once, or cut anywhere.
+        cuts = sorted(dice.sample(range(1, len(content)), dice.choice([1, 3, 9])))
+        anywhere = [content[i:j] for i, j in zip([0, *cuts], [*cuts, len(content)], strict=True)]
+        pieces = dice.choice([sent, [content], anywhere])
+        assert await responses_to(port, pieces, len(sent)) == [expected[number] for number in chosen]
 
 
 async def test_a_cloudevent_takes_kserves_route_and_gets_a_cloudevent(routes, pair):

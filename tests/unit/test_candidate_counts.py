@@ -23,12 +23,10 @@ from transformer.monitoring.monitor import (
     MAX_REQUESTS,
     V1_EXPLAIN,
     V1_PREDICT,
-    Answered,
-    Durations,
     Monitor,
 )
 
-DURATIONS = Durations(0.001, 0.002, 0.003)
+DURATIONS = 0.001, 0.002, 0.003
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +100,10 @@ def test_without_a_distribution_only_categories_are_counted(bundle):
     assert counted == set(bundle.distribution.categories)
 
 
-def answered(bundle: Bundle, candidates: list[dict[str, Any]], kind: Any, label: str) -> Answered:
+def predicted(bundle: Bundle, candidates: list[dict[str, Any]], label: str) -> Prediction:
     matrix = Encoder(bundle.vectorizer, bundle.signature).encode(Rows(candidates, "instances"))
     scores = matrix[:, bundle.vectorizer.index["ssc_p"]] / 100
-    return Answered(kind, DURATIONS, Prediction(label, bundle.version, matrix, scores, scores >= 0.5))
+    return Prediction(label, bundle.version, matrix, scores, scores >= 0.5)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +120,7 @@ def test_a_monitor_counts_every_request_and_candidate_once(bundle, sizes):
     start = 0
     for number, size in enumerate(sizes):
         kind = (V1_PREDICT, GRPC_INFER)[number % 2]
-        monitor.answered(answered(version, rows[start : start + size], kind, label))
+        monitor.answered(kind, DURATIONS, predicted(version, rows[start : start + size], label))
         start += size
     monitor.flush()
     monitor.flush()
@@ -149,9 +147,8 @@ def test_a_monitor_counts_every_request_and_candidate_once(bundle, sizes):
 def test_explanations_are_counted_as_requests_but_not_their_candidates(bundle):
     version = bundle.model_copy(update={"version": "explained"})
     monitor = Monitor("explained", version, ("gender",))
-    one = answered(version, [SAMPLE], V1_EXPLAIN, "explained")
-    monitor.answered(one._replace(explained=True))
-    monitor.answered(answered(version, [SAMPLE, SAMPLE], V1_PREDICT, "explained"))
+    monitor.answered(V1_EXPLAIN, DURATIONS, predicted(version, [SAMPLE], "explained"), explained=True)
+    monitor.answered(V1_PREDICT, DURATIONS, predicted(version, [SAMPLE, SAMPLE], "explained"))
     monitor.flush()
     found = registered()
     for verb in ("predict", "explain"):

@@ -15,6 +15,7 @@ from transformer.metrics import (
     DENIED_REASONS,
     FEW,
     LIMITS,
+    MANY,
     RETRY_REASONS,
     HistogramBatch,
     observe_all,
@@ -32,7 +33,7 @@ def samples(one: Histogram) -> list[Sample]:
     return [sample for metric in one.collect() for sample in metric.samples]
 
 
-@pytest.mark.parametrize("count", [0, 1, FEW - 1, FEW, 1000])
+@pytest.mark.parametrize("count", [0, 1, FEW - 1, FEW, 3 * MANY - 3, 3 * MANY])
 def test_values_observed_together_equal_values_observed_one_by_one(count):
     values = np.random.default_rng(count).choice([0.0, 0.1, 0.1000001, 0.3, 0.5, 1.0, 1.5, 99.0], count)
     together, all_at_once, one_by_one = histogram(), histogram(), histogram()

@@ -264,13 +264,15 @@ class ConnectionWorker:
 
     def _end(self, batch: Batch, call: Call) -> None:
         """Account for a call that has ended."""
-        unanswered = set(batch.unanswered)
-        answered = [part for part in batch.parts if part not in unanswered]
+        answered = batch.parts
+        if batch.unanswered:
+            unanswered = set(batch.unanswered)
+            answered = [part for part in batch.parts if part not in unanswered]
         self._context.retries.earn(len(answered))
         if not batch.low_priority:
-            self._queue.expect_callers(sum(job.answer.done() for job in jobs_of(answered)))
+            self._queue.expect_callers(sum([job.answer.done() for job in jobs_of(answered)]))
         now = self._now()
         call.end(
-            sum(part.rows for part in answered),
-            sum(part.rows * (now - part.job.created) for part in answered),
+            sum([part.rows for part in answered]),
+            sum([part.rows * (now - part.job.created) for part in answered]),
         )

@@ -1,12 +1,12 @@
 """Requests in the queue: whole or in parts, and the batches that carry them to the predictor."""
 
 import asyncio
-from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from transformer.batching.deadlines import Expiring
 from transformer.bundle.candidates import Candidates
 from transformer.bundle.encoder import Matrix
 from transformer.bundle.prediction import Prediction
@@ -61,8 +61,8 @@ class Job:
         Loop times.
     answer
         The result that the caller awaits.
-    timer
-        Ends the job at its deadline.
+    expiring
+        The jobs that expire at the same time, while this is one of them.
     unsent
         Parts in the queue.
     refusals
@@ -73,6 +73,30 @@ class Job:
     not_before
         Only connections verified after this loop time may carry the job.
     """
+
+    __slots__ = (
+        "_answers",
+        "_candidates",
+        "_matrices",
+        "_model_changes",
+        "_parts",
+        "answer",
+        "created",
+        "credentials",
+        "deadline",
+        "expiring",
+        "headers",
+        "loop",
+        "low_priority",
+        "model",
+        "not_before",
+        "only",
+        "refusals",
+        "retry_group",
+        "rows",
+        "unsent",
+        "version",
+    )
 
     def __init__(
         self,
@@ -97,7 +121,7 @@ class Job:
         self.created = loop.time()
         self.deadline = self.created + timeout_s
         self.answer: asyncio.Future[Prediction] = loop.create_future()
-        self.timer: asyncio.TimerHandle | None = None
+        self.expiring: set[Expiring] | None = None
         self.refusals = 0
         self.retry_group: object = None
         self.not_before = 0.0
@@ -108,7 +132,7 @@ class Job:
     def restart(self) -> None:
         """Forget the answers so far; any model may answer."""
         whole = Part(self, 0, self.rows)
-        self.unsent = deque([whole])
+        self.unsent = [whole]
         self.model: UpstreamModel | None = None
         #: Parts since the last restart, sent or not. Answers to others are ignored.
         self._parts = {whole}
@@ -122,18 +146,18 @@ class Job:
 
     def next_part(self, max_rows: int) -> "Part":
         """Remove the next part from the queue, cut to `max_rows` candidates."""
-        part = self.unsent.popleft()
+        part = self.unsent.pop(0)
         if part.rows > max_rows:
             self._parts.remove(part)
             part, rest = part.split(max_rows)
             self._parts |= {part, rest}
-            self.unsent.appendleft(rest)
+            self.unsent.insert(0, rest)
         return part
 
     def requeue(self, part: "Part") -> None:
         """Put a part back; one from before a restart is ignored."""
         if part in self._parts:
-            self.unsent.appendleft(part)
+            self.unsent.insert(0, part)
             if self.is_unsent:
                 self.model = None
 
@@ -161,8 +185,11 @@ class Job:
             if self._model_changes > MAX_MODEL_CHANGES:
                 self.restart()
             else:
-                self.unsent.appendleft(part)
+                self.unsent.insert(0, part)
             return False
+        if len(self._parts) == 1:
+            self.answer.set_result(prediction)
+            return True
         self._answers[part] = prediction
         if len(self._answers) == len(self._parts):
             parts = sorted(self._parts, key=lambda one: one.start)
@@ -171,8 +198,9 @@ class Job:
 
     def release(self) -> None:
         """Drop all references that keep a finished job alive, such as an error's traceback."""
-        if self.timer is not None:
-            self.timer.cancel()
+        if self.expiring is not None:
+            self.expiring.discard(self)
+            self.expiring = None
         self.unsent.clear()
         self._parts.clear()
         self._answers.clear()
@@ -231,7 +259,7 @@ class Part:
     def matrix(self, version: KnownVersion) -> Matrix | None:
         """Return the rows in a version's encoding, or None if it cannot express the job."""
         matrix = self.job.matrix(version)
-        return matrix if matrix is None else matrix[self.start : self._stop]
+        return matrix if matrix is None or self.rows == len(matrix) else matrix[self.start : self._stop]
 
 
 class Batch:
@@ -249,12 +277,12 @@ class Batch:
         self.parts = parts
         self.unanswered = list(parts)
         self.low_priority = parts[0].job.low_priority
-        self.rows = sum(part.rows for part in parts)
+        self.rows = sum([part.rows for part in parts])
 
     @property
     def deadline(self) -> float:
         """Loop time at which the call is cut off, which closes its connection."""
-        latest = max(part.job.deadline for part in self.parts)
+        latest = max([part.job.deadline for part in self.parts])
         return latest + LAST_CALL_S if self.low_priority else latest
 
     @property
@@ -297,7 +325,7 @@ def encode(parts: Iterable[Part], version: KnownVersion) -> Matrix:
 
 def jobs_of(parts: Iterable[Part]) -> dict[Job, None]:
     """Return the jobs that parts belong to, each once, in order."""
-    return dict.fromkeys(part.job for part in parts)
+    return dict.fromkeys([part.job for part in parts])
 
 
 def traces_of(parts: Sequence[Part]) -> "Sequence[RequestTrace]":
@@ -310,8 +338,6 @@ def traces_of(parts: Sequence[Part]) -> "Sequence[RequestTrace]":
 
 def _join(predictions: list[Prediction]) -> Prediction:
     """Join the answers to a job's parts."""
-    if len(predictions) == 1:
-        return predictions[0]
     return Prediction(
         predictions[0].version,
         predictions[0].encoding,

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 from transformer.batching.balanced_upstream import BalancedUpstream
 from transformer.batching.connection_worker import ConnectionWorker, WorkerContext
+from transformer.batching.deadlines import Deadlines
 from transformer.batching.failure_policy import FailurePolicy
 from transformer.batching.jobs import Job
 from transformer.batching.queue import RequestQueue
 from transformer.batching.retry_budget import RetryBudget
 from transformer.batching.usable_models import UsableModels
-from transformer.errors import PredictorUnavailable
+from transformer.errors import PredictorUnavailable, ServiceError
 from transformer.settings import Settings
 from transformer.upstream.client import PredictorAddress, connect
 from transformer.upstream.failure_reasons import FailureReasons
@@ -48,6 +49,7 @@ class Pool:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         by_request = settings.verify == "request"
+        self._deadlines = Deadlines(self.loop)
         self._queue = RequestQueue(
             settings.predictor_connections,
             settings.max_batch_rows,
@@ -98,11 +100,14 @@ class Pool:
         QueueFull
             If the queue is full.
         """
-        if self._down:
-            raise _no_connection()
-        self._queue.admit(job, can_go=self.models.can_carry(job))
-        # Not asyncio.timeout_at, which costs four times as much.
-        job.timer = self.loop.call_at(job.deadline, job.expire)
+        try:
+            if self._down:
+                raise _no_connection()
+            self._queue.admit(job, can_go=self.models.can_carry(job))
+        except ServiceError:
+            job.release()
+            raise
+        job.expiring = self._deadlines.add(job)
 
     @property
     def queued(self) -> dict[str, int]:
@@ -111,7 +116,8 @@ class Pool:
 
     def remove(self, job: Job) -> None:
         """Remove a job from the queue, if it is there."""
-        self._queue.remove(job)
+        if job.unsent:
+            self._queue.remove(job)
 
     def _models_changed(self) -> None:
         if self.models:

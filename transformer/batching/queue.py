@@ -204,7 +204,7 @@ class RequestQueue:
         self._caller_wait.stop()
         self._arrivals = self._turns = 0
         for ready, accepts in self._free.items():
-            if not self._limit.may_begin():
+            if not (self._waiting and self._limit.may_begin()):
                 break
             if not ready.done() and (parts := self._fill(self._waiting, accepts, self._max_batch_rows)):
                 ready.set_result((Batch(parts), self._limit.begin()))
@@ -247,7 +247,7 @@ class RequestQueue:
                 if job.unsent:
                     waiting.move_to_end(job)
                 else:
-                    self.remove(job)
+                    waiting.remove(job)
         return parts
 
     def _select(

@@ -10,7 +10,7 @@ from transformer.batching.pool import Pool
 from transformer.bundle.candidates import Candidates
 from transformer.bundle.encoder import Matrix
 from transformer.bundle.format import Bundle
-from transformer.errors import ServiceError, UnknownVersion
+from transformer.errors import UnknownVersion
 from transformer.headers import check_credentials
 from transformer.settings import Settings
 from transformer.upstream.client import PredictorAddress
@@ -118,9 +118,11 @@ class Scorer:
         matrix = newest.encode(candidates)
         if timeout_s is None:
             timeout_s = self._settings.predictor_request_timeout_seconds
-        return self._submit(
-            Job(candidates, newest, matrix, headers, version, pool.loop, timeout_s, low_priority=low_priority)
+        job = Job(
+            candidates, newest, matrix, headers, version, pool.loop, timeout_s, low_priority=low_priority
         )
+        pool.submit(job)
+        return job
 
     async def score(
         self, matrix: Matrix, model: UpstreamModel, headers: Mapping[str, str], timeout_s: float
@@ -139,21 +141,15 @@ class Scorer:
         ServiceError
             As the answer to a job, see `transformer.batching.pool.Pool.submit`.
         """
-        loop = self._started().loop
-        job = Job(None, model.version, matrix, headers, None, loop, timeout_s, low_priority=True, only=model)
-        self._submit(job)
+        pool = self._started()
+        job = Job(
+            None, model.version, matrix, headers, None, pool.loop, timeout_s, low_priority=True, only=model
+        )
+        pool.submit(job)
         try:
             return (await job.answer).probabilities
         finally:
             self.release(job)
-
-    def _submit(self, job: Job) -> Job:
-        try:
-            self._started().submit(job)
-        except ServiceError:
-            job.release()
-            raise
-        return job
 
     def release(self, job: Job) -> None:
         """Drop a job that is done, or whose caller has gone."""

@@ -12,7 +12,8 @@ from transformer.bundle.encoder import Matrix
 from transformer.bundle.explanation import Explanation, ExplanationPart
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, because that takes five times as long for each request.
+@dataclass(slots=True)
 class Prediction:
     """Prediction for the candidates of one request, by one version.
 

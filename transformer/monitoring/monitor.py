@@ -5,7 +5,7 @@ A request only adds itself to a list. Lists are counted with a few calls into nu
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import chain, product
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -37,21 +37,8 @@ GRPC_INFER = Kind("grpc", "infer")
 KINDS = (V1_PREDICT, V1_EXPLAIN, V2_INFER, GRPC_INFER)
 
 
-class Durations(NamedTuple):
-    """Times that the parts of one request took, in seconds."""
-
-    decoding: float
-    scoring: float
-    encoding: float
-
-
-class Answered(NamedTuple):
-    """One answered request; of an explanation, only the prediction is kept until it is counted."""
-
-    kind: Kind
-    durations: Durations
-    prediction: Prediction
-    explained: bool = False
+#: Seconds that decoding, scoring and encoding of one request took.
+Durations = tuple[float, float, float]
 
 
 class Monitor:
@@ -88,13 +75,24 @@ class Monitor:
             self._counts_of(name, name)
             for kind in KINDS:
                 REQUESTS.labels(*kind, "200", name)
-        self._pending: list[Answered] = []
+        #: Answered requests that are not counted yet.
+        self._pending: list[tuple[Kind, Durations, Prediction, bool]] = []
         self._pending_rows = 0
 
-    def answered(self, request: Answered) -> None:
-        """Note that a request was answered."""
-        self._pending.append(request)
-        self._pending_rows += request.prediction.rows
+    def answered(
+        self, kind: Kind, durations: Durations, prediction: Prediction, *, explained: bool = False
+    ) -> None:
+        """Note that a request was answered.
+
+        Parameters
+        ----------
+        prediction
+            The answer, without its explanation, which would be kept until the request is counted.
+        explained
+            True if it had one.
+        """
+        self._pending.append((kind, durations, prediction, explained))
+        self._pending_rows += prediction.rows
         if self._pending_rows >= BLOCK_SIZE or len(self._pending) >= MAX_REQUESTS:
             self._count()
 
@@ -117,39 +115,24 @@ class Monitor:
         """Count the requests that were noted."""
         if not self._pending:
             return
-        requests, self._pending, self._pending_rows = self._pending, [], 0
-        flat = chain.from_iterable([request.durations for request in requests])
-        durations = np.fromiter(flat, np.float64).reshape(len(requests), -1)
-        explained = np.array([request.explained for request in requests])
-        decoding, scoring, encoding = durations.T
-        parts = decoding, scoring[~explained], scoring[explained], encoding
-        for histogram, seconds in zip(self._parts, parts, strict=True):
-            histogram.observe(seconds)
-        totals = durations.sum(axis=1)
-        by_kind: dict[Kind, list[int]] = {}
-        by_model: dict[tuple[str, str], list[Answered]] = {}
-        for number, request in enumerate(requests):
-            by_kind.setdefault(request.kind, []).append(number)
+        groups: dict[tuple[Kind, str, str, bool], list[tuple[Durations, Prediction]]] = {}
+        for kind, took, prediction, explained in self._pending:
+            group = kind, prediction.encoding, prediction.version, explained
+            groups.setdefault(group, []).append((took, prediction))
+        self._pending, self._pending_rows = [], 0
+        for (kind, encoding, version, explained), some in groups.items():
+            durations = np.array([took for took, _ in some])
+            predictions = [prediction for _, prediction in some]
+            decoding, scoring, explaining, responding = self._parts
+            parts = decoding, explaining if explained else scoring, responding
+            for histogram, seconds in zip(parts, durations.T, strict=True):
+                histogram.observe(seconds)
+            self._seconds[kind].observe(durations.sum(axis=1))
+            self._rows[kind].observe([one.rows for one in predictions])
+            self._requests[kind, version] += len(some)
             # Who asks for an explanation has usually asked for the prediction before.
-            if not explained[number]:
-                model = request.prediction.encoding, request.prediction.version
-                by_model.setdefault(model, []).append(request)
-        for kind, numbers in by_kind.items():
-            self._seconds[kind].observe(totals[numbers])
-            self._rows[kind].observe([requests[number].prediction.rows for number in numbers])
-        self._requests.update((request.kind, request.prediction.version) for request in requests)
-        for model, some in by_model.items():
-            self._count_candidates(self._counts_of(*model), some)
-
-    def _count_candidates(self, counts: CandidateCounts, requests: Sequence[Answered]) -> None:
-        # Joined as bytes: np.concatenate takes four times as long for small arrays.
-        width = requests[0].prediction.matrix.shape[1]
-        matrix = np.frombuffer(b"".join([one.prediction.matrix.data for one in requests])).reshape(-1, width)
-        scores = np.frombuffer(b"".join([one.prediction.probabilities.data for one in requests]))
-        positive = np.frombuffer(b"".join([one.prediction.positive.data for one in requests]), np.bool_)
-        for start in range(0, len(matrix), BLOCK_SIZE):
-            rows = slice(start, start + BLOCK_SIZE)
-            counts.add(matrix[rows], scores[rows], positive[rows])
+            if not explained:
+                _count_candidates(self._counts_of(encoding, version), predictions)
 
     def _counts_of(self, encoding: str, label: str) -> CandidateCounts:
         counts = self._candidates.get((encoding, label))
@@ -157,3 +140,14 @@ class Monitor:
             counts = CandidateCounts(self._versions[encoding], label, self._groups)
             self._candidates[encoding, label] = counts
         return counts
+
+
+def _count_candidates(counts: CandidateCounts, predictions: Sequence[Prediction]) -> None:
+    # Joined as bytes: np.concatenate takes four times as long for small arrays.
+    width = predictions[0].matrix.shape[1]
+    matrix = np.frombuffer(b"".join([one.matrix.data for one in predictions])).reshape(-1, width)
+    scores = np.frombuffer(b"".join([one.probabilities.data for one in predictions]))
+    positive = np.frombuffer(b"".join([one.positive.data for one in predictions]), np.bool_)
+    for start in range(0, len(matrix), BLOCK_SIZE):
+        rows = slice(start, start + BLOCK_SIZE)
+        counts.add(matrix[rows], scores[rows], positive[rows])

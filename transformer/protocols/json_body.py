@@ -7,6 +7,8 @@ from transformer.errors import InvalidRequest, TooLarge
 
 #: Maximum values in a request's JSON, counted by the commas and opening brackets before them.
 MAX_VALUES = 1_000_000
+#: Headers of a response that is JSON only.
+JSON_HEADERS = {"content-type": "application/json"}
 
 
 def check_count(candidates: int, max_candidates: int, row_name: str) -> None:
@@ -56,8 +58,8 @@ def parse_json(body: bytes | str) -> object:
     TooLarge
         If it has too many values; see `check_values`.
     """
-    if isinstance(body, bytes):
-        # A str comes from a text that was checked already.
+    # A str comes from a text that was checked already, and each value takes at least a byte.
+    if isinstance(body, bytes) and len(body) > MAX_VALUES:
         check_values(body)
     try:
         return orjson.loads(body)

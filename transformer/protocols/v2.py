@@ -16,6 +16,7 @@ from transformer.bundle.plain_errors import describe
 from transformer.bundle.prediction import Prediction
 from transformer.bundle.signature import DEFAULT_ROW_NAME, Signature
 from transformer.errors import InvalidRequest, quoted
+from transformer.protocols.json_body import JSON_HEADERS
 from transformer.protocols.tensors import (
     MAX_NAME_LENGTH,
     Tensor,
@@ -339,7 +340,7 @@ def encode(response: V2Response) -> tuple[bytes, dict[str, str]]:
     }
     text = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     if not binary:
-        return text, {"content-type": "application/json"}
+        return text, JSON_HEADERS
     headers = {"content-type": "application/octet-stream", JSON_LENGTH_HEADER: str(len(text))}
     return b"".join([text, *binary]), headers
 

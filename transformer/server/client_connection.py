@@ -309,7 +309,8 @@ class ClientConnection(HttpToolsProtocol):
         if self.cycle.response_complete:
             self._body.release()
         if not self.transport.is_closing():
-            self.flow.resume_reading()
+            if self.flow.read_paused:
+                self.flow.resume_reading()
             if self.pipeline:
                 self._limit.pipelined.remove(self)
                 self._start_asgi_task(*self.pipeline.pop())

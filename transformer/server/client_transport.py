@@ -45,7 +45,8 @@ class CoalescingTransport:
 
     def write_whole(self, response: bytes) -> None:
         """Write a complete response."""
-        self._flush()
+        if self._head:
+            self._flush()
         self.written += len(response)
         self._transport.write(response)
 
@@ -62,6 +63,10 @@ class CoalescingTransport:
         """Close after flushing."""
         self._flush()
         self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Return True if the transport is closing; faster than `__getattr__`."""
+        return self._transport.is_closing()
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (the transport's)
         """Pass everything else on to the transport."""

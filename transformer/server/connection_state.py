@@ -48,6 +48,12 @@ class ReadProgress:
     useful: int = 0
     head_fits: bool = True
 
+    def skip(self, size: int) -> None:
+        """Note that a whole request was received."""
+        self.requests += 1
+        self.received += size
+        self.useful = self.received
+
     def note(self) -> None:
         """Note that a request has made progress."""
         self.useful = self.received

@@ -4,13 +4,16 @@ uvicorn makes a scope, a cycle, a task and two messages for each request: half o
 """
 
 import asyncio
+from functools import cached_property
 from typing import Any
 
 from transformer.bundle.prediction import Prediction
 from transformer.errors import PredictorUnavailable
 from transformer.server.client_connection import ClientConnection
-from transformer.server.fast_path import Decoder, FastPath, PlainRequest
+from transformer.server.connection_state import State
+from transformer.server.fast_path import FastPath, PlainHead, PlainRequest
 from transformer.server.handler import InProgress, Unusual
+from transformer.server.known_heads import KnownHeads
 from transformer.server.request_head import HeaderDict
 from transformer.server.uvicorn_internals import HttpToolsProtocol, RequestResponseCycle
 
@@ -23,12 +26,39 @@ class FastConnection(ClientConnection):
     *args, **kwargs
         As `ClientConnection`.
     fast_path
-        Finds plain requests, and answers them.
+        Finds plain requests, and makes the responses to them.
+    known_heads
+        The heads that need not be parsed again.
     """
 
-    def __init__(self, *args: Any, fast_path: FastPath, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(self, *args: Any, fast_path: FastPath, known_heads: KnownHeads, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **kwargs)
         self._fast_path = fast_path
+        self._known_heads = known_heads
+        #: The present data, if the next head begins with them.
+        self._first_data = b""
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        if self._state is State.IDLE and self._is_answered and not self.flow.write_paused:
+            found = self._known_heads.find(data)
+            if found is not None and self._answer_known(*found):
+                self._read.skip(len(data))
+                return
+            self._first_data = data
+        super().data_received(data)
+        self._first_data = b""
+
+    def _answer_known(self, head: PlainHead, body: bytes) -> bool:
+        """Begin to answer a complete request; return False if it is to be parsed."""
+        cycle = PlainCycle(self, self._fast_path, head, keep_alive=not self._ending)
+        self.cycle = self._answering = self._task = cycle
+        try:
+            cycle.begin(body)
+        except Unusual:
+            self.cycle = self._answering = self._task = None  # type: ignore[assignment]
+            return False
+        return True
 
     def _reset_request(self) -> None:
         # The scope is made when it is needed.
@@ -37,16 +67,19 @@ class FastConnection(ClientConnection):
         self.expect_100_continue = False
 
     def _start(self, by_name: HeaderDict) -> None:
-        decoder = self._decoder(by_name)
-        if decoder is None:
+        head = self._plain_head(by_name)
+        if head is None:
             self._start_through_asgi(by_name)
         else:
-            cycle = PlainCycle(self, self._fast_path, decoder, by_name)
-            cycle.keep_alive = not self._ending
+            if self._first_data:
+                self._known_heads.add(self._first_data, head)
+            cycle = PlainCycle(self, self._fast_path, head, keep_alive=not self._ending)
             self.cycle = self._answering = self._task = cycle
+        # It does not begin with them.
+        self._first_data = b""
 
-    def _decoder(self, by_name: HeaderDict) -> Decoder | None:
-        """Return the decoder of a plain request that can be answered next; None for all others."""
+    def _plain_head(self, by_name: HeaderDict) -> PlainHead | None:
+        """Return the head of a plain request that can be answered next; None for all others."""
         parser = self.parser
         if (
             parser.get_method() != b"POST"
@@ -58,7 +91,7 @@ class FastConnection(ClientConnection):
             or not parser.should_keep_alive()
         ):
             return None
-        return self._fast_path.route(self.url, by_name, len(self.headers))
+        return self._fast_path.plain_head(self.url, by_name, len(self.headers))
 
     def _start_through_asgi(self, by_name: HeaderDict) -> None:
         url, headers, expects = self.url, self.headers, self.expect_100_continue
@@ -74,13 +107,13 @@ class FastConnection(ClientConnection):
         cycle = self.cycle
         if isinstance(cycle, PlainCycle) and not cycle.more_body and not cycle.response_complete:
             try:
-                cycle.begin()
+                cycle.begin(bytes(cycle.body))
             except Unusual:
                 self._repeat_through_asgi(cycle)
 
     def _repeat_through_asgi(self, cycle: "PlainCycle") -> None:
         self.cycle = self._answering = self._task = None  # type: ignore[assignment]
-        self._start_through_asgi(cycle.headers)
+        self._start_through_asgi(HeaderDict(self.headers))
         HttpToolsProtocol.on_body(self, bytes(cycle.body))
         HttpToolsProtocol.on_message_complete(self)
 
@@ -94,32 +127,41 @@ class FastConnection(ClientConnection):
             self.transport.close()
         self.on_response_complete()
 
-    @property
-    def default_headers(self) -> list[tuple[bytes, bytes]]:
-        """Headers of every response."""
-        return self.server_state.default_headers
+
+class _NoEvent(asyncio.Event):
+    """An event that nothing waits for."""
+
+    def set(self) -> None:
+        """Do nothing."""
+
+
+_NO_EVENT = _NoEvent()
 
 
 class PlainCycle(RequestResponseCycle):
     """One plain request, with those attributes of uvicorn's cycle that its protocol and ours use."""
 
+    message_event = _NO_EVENT
+    more_body = True
+    waiting_for_100_continue = disconnected = response_started = response_complete = False
+
     def __init__(
-        self, connection: FastConnection, fast_path: FastPath, decoder: Decoder, headers: HeaderDict
+        self, connection: FastConnection, fast_path: FastPath, head: PlainHead, *, keep_alive: bool
     ) -> None:
         # Not uvicorn's own, which makes what an ASGI application needs.
-        self.headers = headers
-        self.body = bytearray()
-        self.more_body = True
-        self.message_event = _NO_EVENT
-        self.waiting_for_100_continue = False
-        self.keep_alive = True
-        self.disconnected = self.response_started = self.response_complete = False
+        self.keep_alive = keep_alive
         self._connection = connection
         self._fast_path = fast_path
-        self._decoder = decoder
+        self._handler = fast_path.handler
+        self._head = head
         self._progress: InProgress[PlainRequest] | None = None
 
-    def begin(self) -> None:
+    @cached_property
+    def body(self) -> bytearray:  # type: ignore[override]
+        """The body, if it is read in pieces."""
+        return bytearray()
+
+    def begin(self, body: bytes) -> None:
         """Begin to answer the complete request.
 
         Raises
@@ -127,8 +169,11 @@ class PlainCycle(RequestResponseCycle):
         Unusual
             If the application must read the body.
         """
+        head = self._head
         try:
-            self._progress = self._fast_path.begin(self._decoder, bytes(self.body), self.headers)
+            self._progress = self._handler.begin(
+                head.kind, lambda: head.decode(body, head.json_length), head.forwardable, len(body)
+            )
         except Unusual:
             raise
         except Exception as error:  # noqa: BLE001 (a bug must not end the connection)
@@ -145,31 +190,21 @@ class PlainCycle(RequestResponseCycle):
         progress, self._progress = self._progress, None
         assert progress is not None  # noqa: S101 (begun)
         if answer.cancelled() or self.disconnected:
-            self._fast_path.abandon(progress)
+            self._handler.abandon(progress)
             return
         # Not raised here: its traceback would refer to this frame, and so to itself.
         error = answer.exception()
         if error is None:
-            self._respond(self._fast_path.end(progress, self._connection.default_headers))
+            self._respond(self._fast_path.success(progress, self._connection.server_state.default_headers))
         else:
-            self._fast_path.fail(progress, error)
+            self._handler.fail(progress, error)
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         # Another transformer may have the predictor that this one lacks.
         self.keep_alive = self.keep_alive and not isinstance(error, PredictorUnavailable)
-        self._respond(self._fast_path.failure(error, self._connection.default_headers))
+        self._respond(self._fast_path.failure(error, self._connection.server_state.default_headers))
 
     def _respond(self, response: bytes) -> None:
         self.response_started = self.response_complete = True
         self._connection.respond(response, keep_alive=self.keep_alive)
-
-
-class _NoEvent(asyncio.Event):
-    """An event that nothing waits for."""
-
-    def set(self) -> None:
-        """Do nothing."""
-
-
-_NO_EVENT = _NoEvent()

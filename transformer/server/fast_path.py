@@ -15,7 +15,7 @@ from transformer.errors import ServiceError
 from transformer.headers import VERSION_HEADER, forwardable
 from transformer.monitoring.monitor import V1_PREDICT, V2_INFER, Kind
 from transformer.protocols import v2
-from transformer.protocols.json_body import parse_json
+from transformer.protocols.json_body import JSON_HEADERS, parse_json
 from transformer.protocols.v1 import V1Request
 from transformer.server.asgi import MAX_UNREAD, content_length
 from transformer.server.handler import Handler, InProgress, Unusual
@@ -45,15 +45,40 @@ class PlainRequest(Request, Protocol):
         """Return body and headers of the response."""
 
 
-class Decoder(NamedTuple):
-    """Decodes plain requests of one kind, given a body and its headers."""
+class _Route(NamedTuple):
+    """A path that plain requests are sent to."""
 
     kind: Kind
-    decode: Callable[[bytes, Headers], PlainRequest]
+    content_types: frozenset[bytes | None]
+    decode: Callable[[bytes, str | None], PlainRequest]
+
+
+class PlainHead(NamedTuple):
+    """The head of a plain request, without what is not needed to answer it.
+
+    Attributes
+    ----------
+    kind
+        The request's kind, for the metrics.
+    decode
+        Decodes a body, given the length of its JSON.
+    json_length
+        Value of the header with that length; None if it was not sent.
+    forwardable
+        The headers that may go to the predictor.
+    body_bytes
+        Length of the body.
+    """
+
+    kind: Kind
+    decode: Callable[[bytes, str | None], PlainRequest]
+    json_length: str | None
+    forwardable: list[tuple[str, str]]
+    body_bytes: int
 
 
 class FastPath:
-    """Finds plain predictions of one model, and answers them.
+    """Finds requests for plain predictions of one model, and makes the responses to them.
 
     Parameters
     ----------
@@ -63,6 +88,11 @@ class FastPath:
         Makes a response of an error.
     max_request_bytes
         Maximum bytes of a body.
+
+    Attributes
+    ----------
+    handler
+        As the parameter.
     """
 
     def __init__(
@@ -71,18 +101,19 @@ class FastPath:
         error_response: Callable[[ServiceError], Response],
         max_request_bytes: int,
     ) -> None:
-        self._handler = handler
+        self.handler = handler
         self._error_response = error_response
         self._max_bytes = min(max_request_bytes, MAX_UNREAD)
-        self._routes: dict[bytes, tuple[frozenset[bytes | None], Decoder]] = {
-            f"/v1/models/{handler.name}:predict".encode(): (_JSON, Decoder(V1_PREDICT, self._decode_v1)),
-            f"/v2/models/{handler.name}/infer".encode(): (_V2_TYPES, Decoder(V2_INFER, self._decode_v2)),
+        self._routes = {
+            f"/v1/models/{handler.name}:predict".encode(): _Route(V1_PREDICT, _JSON, self._decode_v1),
+            f"/v2/models/{handler.name}/infer".encode(): _Route(V2_INFER, _V2_TYPES, self._decode_v2),
         }
         self._default_headers: _ResponseHeaders = []
-        self._success_head = b""
+        #: Heads of JSON responses with these headers, by version, up to the length.
+        self._success_heads: dict[str, bytes] = {}
 
-    def route(self, target: bytes, headers: Headers, sent: int) -> Decoder | None:
-        """Return the decoder of a plain POST request; None for a request that is not plain.
+    def plain_head(self, target: bytes, headers: Headers, sent: int) -> PlainHead | None:
+        """Return the head of a plain POST request; None for a request that is not plain.
 
         Parameters
         ----------
@@ -93,51 +124,39 @@ class FastPath:
         sent
             Number of headers that were sent; more than `headers` if some were repeated.
         """
-        content_types, decoder = self._routes.get(target, _NO_ROUTE)
-        if decoder is None or len(headers) < sent or headers.get(b"content-type") not in content_types:
+        route = self._routes.get(target)
+        if route is None or len(headers) < sent or headers.get(b"content-type") not in route.content_types:
             return None
         length = content_length(headers)
         if length is None or length > self._max_bytes or not _UNUSUAL.isdisjoint(headers):
             return None
         # Faster than a loop over the names.
-        return None if b"\nce-" in b"\n".join((b"", *headers)) else decoder
+        if b"\nce-" in b"\n".join((b"", *headers)):
+            return None
+        json_length = headers.get(_JSON_LENGTH_HEADER)
+        return PlainHead(
+            route.kind,
+            route.decode,
+            None if json_length is None else json_length.decode("latin-1"),
+            forwardable(headers.items()),
+            length,
+        )
 
-    def begin(self, decoder: Decoder, body: bytes, headers: Headers) -> InProgress[PlainRequest]:
-        """Begin to answer a request; see `Handler.begin`.
-
-        Raises
-        ------
-        Unusual
-            If the application must read the body.
-        ServiceError
-            If it ends without a prediction already.
-        """
-        forward = forwardable(headers.items())
-        return self._handler.begin(decoder.kind, lambda: decoder.decode(body, headers), forward, len(body))
-
-    def end(self, progress: InProgress[PlainRequest], default_headers: _ResponseHeaders) -> bytes:
+    def success(self, progress: InProgress[PlainRequest], default_headers: _ResponseHeaders) -> bytes:
         """Return the response to a request whose prediction is there."""
-        (content, headers), version = self._handler.end(progress, progress.request.encode)
+        (content, headers), version = self.handler.end(progress, progress.request.encode)
         if default_headers is not self._default_headers:
             # uvicorn makes another list each second, for the date.
             self._default_headers = default_headers
-            self._success_head = STATUS_LINE[200] + _lines(default_headers) + _VERSION_HEADER + b": "
-        own = "".join([f"\r\n{name}: {value}" for name, value in headers.items()])
-        return b"%b%b\r\ncontent-length: %d%b\r\n\r\n%b" % (
-            self._success_head,
-            version.encode(),
-            len(content),
-            own.encode(),
-            content,
-        )
-
-    def abandon(self, progress: InProgress[PlainRequest]) -> None:
-        """Drop a request whose client has gone."""
-        self._handler.abandon(progress)
-
-    def fail(self, progress: InProgress[PlainRequest], error: BaseException) -> None:
-        """Drop a request that ends with an error."""
-        self._handler.fail(progress, error)
+            self._success_heads.clear()
+        head = self._success_heads.get(version) if headers is JSON_HEADERS else None
+        if head is None:
+            own = [(name.encode(), value.encode()) for name, value in headers.items()]
+            lines = _lines([*default_headers, (_VERSION_HEADER, version.encode()), *own])
+            head = STATUS_LINE[200] + lines + b"content-length: "
+            if headers is JSON_HEADERS:
+                self._success_heads[version] = head
+        return b"%b%d\r\n\r\n%b" % (head, len(content), content)
 
     def failure(self, error: BaseException, default_headers: _ResponseHeaders) -> bytes:
         """Return the response to a request that ends with an error."""
@@ -149,18 +168,14 @@ class FastPath:
         headers = _lines([*default_headers, *response.raw_headers])
         return b"%b%b\r\n%b" % (STATUS_LINE[response.status_code], headers, bytes(response.body))
 
-    def _decode_v1(self, body: bytes, _: Headers) -> V1Request:
+    def _decode_v1(self, body: bytes, _: str | None) -> V1Request:
         payload = parse_json(body)
         if isinstance(payload, dict) and _CLOUD_EVENT in payload:
             raise Unusual
-        return self._handler.decode_v1(payload)
+        return self.handler.decode_v1(payload)
 
-    def _decode_v2(self, body: bytes, headers: Headers) -> v2.V2Request:
-        length = headers.get(_JSON_LENGTH_HEADER)
-        return self._handler.decode_v2(body, None if length is None else length.decode("latin-1"))
-
-
-_NO_ROUTE: tuple[frozenset[bytes | None], Decoder | None] = (_JSON, None)
+    def _decode_v2(self, body: bytes, json_length: str | None) -> v2.V2Request:
+        return self.handler.decode_v2(body, json_length)
 
 
 def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -29,6 +29,7 @@ from transformer.server.failure_log import FailureLog
 from transformer.server.fast_connection import FastConnection
 from transformer.server.fast_path import FastPath
 from transformer.server.freed_memory import releasing_memory
+from transformer.server.known_heads import KnownHeads
 from transformer.server.rest_routes import RestRoutes
 from transformer.server.unfinished_bodies import UnfinishedBodies
 from transformer.settings import Settings
@@ -105,7 +106,9 @@ class RestServer(RESTServer):  # type: ignore[misc]
         connection = ClientConnection
         if not has_middleware:
             fast_path = FastPath(handler, self._error_response, limit)
-            connection = partial(FastConnection, fast_path=fast_path)  # type: ignore[assignment]
+            connection = partial(  # type: ignore[assignment]
+                FastConnection, fast_path=fast_path, known_heads=KnownHeads()
+            )
         self.config.http = partial(
             connection,
             timeouts=ClientTimeouts(settings.client_timeout_seconds),
