@@ -9,6 +9,7 @@ from placement import (
     apply_command,
     bench_command,
     explain_command,
+    import_command,
     init_command,
     predict_command,
     report_command,
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Command] = {
     for command in (
         init_command.COMMAND,
         train_command.COMMAND,
+        import_command.COMMAND,
         report_command.COMMAND,
         up_command.COMMAND,
         spec_command.COMMAND,

@@ -4,6 +4,8 @@ import io
 import math
 import platform
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 
@@ -12,16 +14,66 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import sklearn
+from sklearn.feature_extraction import DictVectorizer
 
-from training.encoding import SEPARATOR
+from training.candidates import Candidate, Task
 from training.estimators import Classifier
-from training.fitting import Fitted
+from training.served import Served
 from transformer.bundle.distribution import SCORE_BOUNDS, Distribution, NumberBins
-from transformer.bundle.format import Bundle, Model, TrainingData, Vectorizer, Version
-from transformer.bundle.signature import Number
+from transformer.bundle.format import (
+    Background,
+    Bundle,
+    Imported,
+    Model,
+    Recipe,
+    Reference,
+    TrainingData,
+    Vectorizer,
+    Version,
+)
+from transformer.bundle.signature import Number, Signature
 
 #: Number of bins of a number's histogram, each with about the same number of candidates.
 HISTOGRAM_BINS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedModel:
+    """A fitted model, and what its bundle says about it.
+
+    Attributes
+    ----------
+    classes
+        The model's classes, in the order of its `predict_proba`.
+    served
+        The model in the form in which it is served.
+    threshold
+        Lowest probability of a positive prediction.
+    reference
+        Reference rows with the model's probabilities.
+    metrics
+        Quality on rows that the model was not fitted on.
+    distribution, background
+        Bins for drift and background rows of explanations; None without a sample of rows.
+    recipe, training_data
+        Arguments and data that fit the same model again; None for an imported model.
+    imported
+        Origin of an imported model.
+    """
+
+    task: Task
+    classes: tuple[str, ...]
+    vectorizer: DictVectorizer
+    model: Classifier
+    served: Served
+    threshold: float
+    reference: Reference
+    metrics: dict[str, float]
+    distribution: Distribution | None = None
+    background: Background | None = None
+    recipe: Recipe | None = None
+    training_data: TrainingData | None = None
+    imported: Imported | None = None
 
 
 def dump(model: Classifier) -> bytes:
@@ -32,7 +84,7 @@ def dump(model: Classifier) -> bytes:
 
 
 def make_bundle(
-    fitted: Fitted, name: str, version: str, model: bytes, previous: tuple[Version, ...] = ()
+    fitted: FittedModel, name: str, version: str, model: bytes, previous: tuple[Version, ...] = ()
 ) -> Bundle:
     """Make the bundle of a fitted model.
 
@@ -43,17 +95,16 @@ def make_bundle(
     previous
         Earlier versions that the bundle describes, newest first.
     """
-    dataset = fitted.dataset
-    task = dataset.task
+    task = fitted.task
     return Bundle(
         version=version,
         signature=task.signature,
-        vectorizer=Vectorizer(feature_names=tuple(fitted.vectorizer.feature_names_), separator=SEPARATOR),
-        classes=task.classes,
+        vectorizer=describe_vectorizer(fitted.vectorizer),
+        classes=fitted.classes,
         positive_class=task.positive_class,
-        threshold=fitted.evaluation.threshold,
+        threshold=fitted.threshold,
         reference=fitted.reference,
-        distribution=_distribution(fitted),
+        distribution=fitted.distribution,
         background=fitted.background,
         name=name,
         row_name=task.row_name,
@@ -65,14 +116,16 @@ def make_bundle(
             serving_form=_description(fitted.served.model) if fitted.served.rows else None,
             libraries=_libraries(),
         ),
-        metrics=fitted.evaluation.metrics,
-        training_data=TrainingData(
-            source=dataset.source,
-            rows=len(dataset.labels),
-            sha256=dataset.sha256,
-        ),
+        metrics=fitted.metrics,
+        training_data=fitted.training_data,
+        imported=fitted.imported,
         previous=previous,
     )
+
+
+def describe_vectorizer(vectorizer: DictVectorizer) -> Vectorizer:
+    """Return a fitted DictVectorizer as data."""
+    return Vectorizer(feature_names=tuple(vectorizer.feature_names_), separator=vectorizer.separator)
 
 
 def _description(model: Classifier) -> str:
@@ -89,13 +142,20 @@ def _libraries() -> dict[str, str]:
     }
 
 
-def _distribution(fitted: Fitted) -> Distribution:
-    """Count the candidates by bin; a number's bins are deciles within the signature's range."""
-    dataset = fitted.dataset
+def make_distribution(
+    signature: Signature, candidates: Sequence[Candidate], scores: npt.NDArray[np.float64]
+) -> Distribution:
+    """Count candidates by bin; a number's bins are deciles within the signature's range.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (candidates,)
+        Probability of the positive class for each candidate.
+    """
     numbers: dict[str, NumberBins] = {}
     categories: dict[str, dict[str, int]] = {}
-    for field in dataset.task.signature.fields:
-        values = [candidate[field.name] for candidate in dataset.candidates]
+    for field in signature.fields:
+        values = [candidate[field.name] for candidate in candidates]
         if isinstance(field, Number):
             edges = _edges(np.array(values, dtype=float), field)
             counts, _ = np.histogram(values, edges)
@@ -103,9 +163,9 @@ def _distribution(fitted: Fitted) -> Distribution:
         else:
             found = Counter(values)
             categories[field.name] = {category: found[category] for category in field.categories}
-    bins = np.searchsorted(SCORE_BOUNDS, fitted.evaluation.probabilities)
+    bins = np.searchsorted(SCORE_BOUNDS, scores)
     return Distribution(
-        rows=len(dataset.labels),
+        rows=len(candidates),
         numbers=numbers,
         categories=categories,
         scores=tuple(np.bincount(bins, minlength=len(SCORE_BOUNDS)).tolist()),

@@ -65,6 +65,12 @@ class Task(BaseModel):
             raise ValueError(f"must be two different classes, got {', '.join(classes) or 'none'}")
         return tuple(sorted(classes))
 
+    @field_validator("signature")
+    @classmethod
+    def _different_features(cls, signature: Signature) -> Signature:
+        signature.check_feature_names()
+        return signature
+
     @field_validator("label")
     @classmethod
     def _no_field(cls, label: str, info: ValidationInfo) -> str:

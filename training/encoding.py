@@ -7,10 +7,7 @@ import pandas as pd
 from sklearn.feature_extraction import DictVectorizer
 
 from training.candidates import Candidate
-from transformer.bundle.signature import Category, Signature
-
-#: Separator between field and category in a feature name.
-SEPARATOR = "="
+from transformer.bundle.signature import SEPARATOR, Category, Signature
 
 
 def fit_vectorizer(signature: Signature, candidates: Sequence[Candidate]) -> DictVectorizer:

@@ -18,10 +18,9 @@ from sklearn.metrics import (
 )
 
 from training.data import Dataset
-from training.encoding import SEPARATOR
 from training.estimators import SEED, Classifier
 from training.selection import Floats, Trial, folds
-from transformer.bundle.signature import Category, Signature
+from transformer.bundle.signature import SEPARATOR, Category, Signature
 
 #: Number of equal intervals of probability in the calibration.
 CALIBRATION_GROUPS = 10
@@ -102,7 +101,7 @@ def evaluate(
         positive=positive,
         probabilities=trial.probabilities,
         threshold=threshold,
-        metrics=_metrics(positive, trial.probabilities, predicted),
+        metrics=measure(positive, trial.probabilities, predicted),
         roc=(rates[0], rates[1]),
         calibration=_calibration(positive, trial.probabilities),
         confusion=np.array(confusion),
@@ -113,7 +112,8 @@ def evaluate(
     )
 
 
-def _metrics(positive: Bools, probabilities: Floats, predicted: Bools) -> dict[str, float]:
+def measure(positive: Bools, probabilities: Floats, predicted: Bools) -> dict[str, float]:
+    """Return the metrics of predictions for rows of both classes, each array of shape (rows,)."""
     metrics = {
         "accuracy": accuracy_score(positive, predicted),
         "roc_auc": roc_auc_score(positive, probabilities),

@@ -18,12 +18,19 @@ from transformer.bundle.candidates import Rows
 from transformer.bundle.distribution import Distribution
 from transformer.bundle.plain_errors import first_problem
 from transformer.bundle.regular_file import read_file
-from transformer.bundle.signature import DEFAULT_ROW_NAME, STRICT, RowName, Signature, check_unique
+from transformer.bundle.signature import (
+    DEFAULT_ROW_NAME,
+    SEPARATOR,
+    STRICT,
+    RowName,
+    Signature,
+    check_unique,
+)
 from transformer.bundle.validation import validate
 from transformer.errors import InvalidCandidates, shortened
 
 #: Format number that this code writes. It reads the earlier ones, too: 1 had no `serving_form`; 2 had none of
-#: `recipe`, `row_name`, `distribution` and `background`, and a range for every number.
+#: `recipe`, `row_name`, `distribution`, `background` and `imported`, and a range for every number.
 FORMAT: Literal[3] = 3
 BUNDLE_FILE = "bundle.json"
 MODEL_FILE = "model.joblib"
@@ -74,7 +81,7 @@ class Vectorizer(BaseModel):
     model_config = STRICT
 
     feature_names: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
-    separator: str = Field("=", min_length=1)
+    separator: str = Field(SEPARATOR, min_length=1)
     dtype: Literal["float64"] = "float64"
 
     @model_validator(mode="after")
@@ -148,6 +155,7 @@ class Version(BaseModel):
     def _coherent(self) -> "Version":
         if self.positive_class not in self.classes:
             raise ValueError(f"positive_class {self.positive_class!r} is not one of {list(self.classes)}")
+        self.signature.check_feature_names(self.vectorizer.separator)
         possible = list(self.signature.feature_names(self.vectorizer.separator))
         if sorted(possible) != sorted(self.vectorizer.feature_names):
             differing = sorted(set(possible) ^ set(self.vectorizer.feature_names))
@@ -212,6 +220,22 @@ class Recipe(BaseModel):
     seed: int | None = None
 
 
+class Imported(BaseModel):
+    """Origin of a model that was fitted elsewhere, and imported."""
+
+    model_config = STRICT
+
+    #: Name and digest of the model's file.
+    file: str
+    sha256: Sha256
+    #: Versions of scikit-learn that wrote the file.
+    scikit_learn: str
+    #: Number of rows on which this version predicts the same as the file.
+    compared: int = Field(ge=1)
+    #: Rows that gave ranges, distribution and metrics.
+    sample: TrainingData | None = None
+
+
 class Bundle(Version):
     """One version of the model, and earlier versions that may still be serving.
 
@@ -231,9 +255,11 @@ class Bundle(Version):
     recipe: Recipe | None = None
     created: Annotated[datetime, Field(strict=False)]
     model: Model
-    #: Quality on held-out data: accuracy, roc_auc, brier, …
+    #: Quality on held-out data, or on the sample of an imported model: accuracy, roc_auc, brier, …
     metrics: dict[str, float]
-    training_data: TrainingData
+    #: None for an imported model, whose training data are unknown.
+    training_data: TrainingData | None = None
+    imported: Imported | None = None
     previous: Annotated[tuple[Version, ...], Field(max_length=MAX_PREVIOUS, strict=False)] = ()
 
     @model_validator(mode="after")

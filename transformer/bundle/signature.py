@@ -23,6 +23,9 @@ MAX_SPELLING_LENGTH = 256
 #: Blanks, separators and invisible characters, which do not count in `spelling`.
 _SEPARATORS = re.compile(r"[\s_.:/\\\-\u200b-\u200d\u2010-\u2014\ufeff]+")
 
+#: DictVectorizer's separator between a field and its category in the name of a feature.
+SEPARATOR = "="
+
 #: Word for one row of data, if the task has none.
 DEFAULT_ROW_NAME = "row"
 RowName = Annotated[str, Field(pattern="^[A-Za-z][A-Za-z -]{0,30}$")]
@@ -157,6 +160,24 @@ class Signature(BaseModel):
     def misspelled(self, names: Iterable[str]) -> dict[str, str]:
         """Return the names that differ from a field's only in case, blanks or separators, with that field."""
         return same_spelling(names, self.names)
+
+    def check_feature_names(self, separator: str = SEPARATOR) -> None:
+        """Check that no two fields have a feature of one name: number ``team=red``, ``red`` of ``team``.
+
+        Raises
+        ------
+        ValueError
+            If two have one; it names both fields.
+        """
+        owner: dict[str, str] = {}
+        for field in self.fields:
+            for feature in Signature(fields=(field,)).feature_names(separator):
+                if feature in owner:
+                    raise ValueError(
+                        f"fields {owner[feature]!r} and {field.name!r} have a feature of the same name, "
+                        f"{feature!r}; rename one of the fields"
+                    )
+                owner[feature] = field.name
 
     def feature_names(self, separator: str) -> Iterator[str]:
         """Yield the names of all features that DictVectorizer can make of these fields, in their order.
