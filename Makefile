@@ -8,7 +8,7 @@ QUICK_WORKERS ?= 6
 # Each process that tests start would otherwise compile all modules, where the environment turns bytecode off.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(VENV)/python -m pytest
 
-.PHONY: help setup run test test-cluster quick fuzz soak attacks notebook bench check lint lock audit clean
+.PHONY: help setup run engines test test-cluster quick fuzz soak attacks notebook bench check lint lock audit clean
 
 help:  ## List the commands.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/ /' | sort | awk '{printf "make %-12s %s\n", $$1, substr($$0, index($$0, $$2))}'
@@ -21,6 +21,8 @@ run: setup models/placement/v1/bundle.json  ## Train a first version if there is
 
 models/placement/v1/bundle.json: | .venv/service.stamp
 	@$(VENV)/placement train --storage models --version v1
+
+engines: .runtimes/engines/engines.stamp  ## Install Ray, Spark and Dask for `placement score`, in .runtimes/engines.
 
 test: .venv/dev.stamp  ## Run all tests (ARGS go to pytest).
 	@$(VENV)/python -m predictor install kserve-mlserver kserve-sklearnserver
@@ -73,3 +75,6 @@ clean:  ## Remove installed environments and logs, but no models.
 
 .venv/%.stamp: requirements/%.txt requirements/uv.txt pyproject.toml
 	@requirements/install "$(PYTHON)" $*
+
+.runtimes/engines/%.stamp: requirements/%.txt requirements/uv.txt pyproject.toml
+	@requirements/install "$(PYTHON)" $* .runtimes/engines

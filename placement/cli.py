@@ -9,11 +9,13 @@ from placement import (
     apply_command,
     bench_command,
     explain_command,
+    import_command,
     init_command,
     predict_command,
     report_command,
     rollback_command,
     rollout_command,
+    score_command,
     spec_command,
     status_command,
     train_command,
@@ -27,10 +29,12 @@ COMMANDS: dict[str, Command] = {
     for command in (
         init_command.COMMAND,
         train_command.COMMAND,
+        import_command.COMMAND,
         report_command.COMMAND,
         up_command.COMMAND,
         spec_command.COMMAND,
         predict_command.COMMAND,
+        score_command.COMMAND,
         explain_command.COMMAND,
         rollout_command.COMMAND,
         rollback_command.COMMAND,
@@ -94,3 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except command.errors() as error:
         print(f"placement {command.name}: {error}", file=sys.stderr)
         return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

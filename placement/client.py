@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Protocol, TypeVar
 
 import aiohttp
@@ -35,6 +36,10 @@ class ClientError(Exception):
 
 class Refused(ClientError):
     """A request that the service rejected; the message is that of the service."""
+
+
+class InvalidInput(Refused):
+    """A request with invalid candidates."""
 
 
 class Busy(Refused):
@@ -207,7 +212,10 @@ class RestClient:
             ) as answer:
                 content = await answer.json(content_type=None, loads=orjson.loads)
                 if answer.status != 200:
-                    raise _refused(str(content["error"]), answer.headers.get("retry-after"))
+                    message = str(content["error"])
+                    if answer.status == HTTPStatus.BAD_REQUEST:
+                        raise InvalidInput(message)
+                    raise _refused(message, answer.headers.get("retry-after"))
                 return read(content, answer.headers)
         except aiohttp.ClientConnectorCertificateError as error:
             raise ClientError(

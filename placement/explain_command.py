@@ -99,7 +99,8 @@ def _lines(one: Explained) -> Iterator[str]:
     width = max(len(score_name), *(len(label) for label, _ in ranked))
     unit = max(abs(value) for _, value in ranked) / BAR_WIDTH or 1.0
     yield (
-        f"row {one.number}: {one.output} {one.answer}, {score_name} {_score(one.score).strip()} ({one.version})"
+        f"row {one.number}: {one.output} {one.answer}, {score_name} {_score(one.score).strip()} "
+        f"({one.version})"
     )
     yield f"  {'baseline':<{width}}  {_score(one.explanation['baseline'])}"
     for label, value in ranked:

@@ -80,9 +80,9 @@ def _errors() -> tuple[type[Exception], ...]:
     from storage.bundles import StorageError
     from training.candidates import TaskError
     from training.data import DataError
+    from training.publishing import TrainingError
     from training.selection import UnknownEstimatorError
     from training.threshold import ThresholdError
-    from training.train import TrainingError
     from transformer.bundle.format import BundleError
 
     return (

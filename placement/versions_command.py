@@ -101,7 +101,7 @@ def _describe(uri: str, bundle: "Bundle", roles: list[str]) -> dict[str, Any]:
         "version": bundle.version,
         "uri": uri,
         "created": bundle.created.isoformat(),
-        "rows": bundle.training_data.rows,
+        "rows": bundle.training_data.rows if bundle.training_data else None,
         "estimator": bundle.model.estimator,
         "threshold": bundle.threshold,
         "metrics": bundle.metrics,
@@ -117,7 +117,7 @@ def _rows(content: list[dict[str, Any]]) -> Iterator[list[str]]:
         yield [
             one["version"],
             one["created"][:16].replace("T", " "),
-            f"{one['rows']:,}",
+            "" if one["rows"] is None else f"{one['rows']:,}",
             *("" if value is None else f"{value:.4f}" for value in metrics),
             "" if one["threshold"] is None else f"{one['threshold']:g}",
             ", ".join(one["serves"]),

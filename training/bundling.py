@@ -3,6 +3,8 @@
 import io
 import math
 import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 
@@ -11,16 +13,71 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import sklearn
+from sklearn.feature_extraction import DictVectorizer
 
+from training.candidates import Candidate, Task
 from training.encoding import categories_of, has_category
 from training.estimators import Classifier
-from training.fitting import Fitted
+from training.served import Served
+from transformer.bundle.classes import Kind, Label
 from transformer.bundle.distribution import SCORE_BOUNDS, Distribution, NumberBins
-from transformer.bundle.format import Bundle, Model, TrainingData, Vectorizer, Version
-from transformer.bundle.signature import SEPARATOR, Number
+from transformer.bundle.format import (
+    Background,
+    Bundle,
+    Imported,
+    Model,
+    Recipe,
+    Reference,
+    TrainingData,
+    Vectorizer,
+    Version,
+)
+from transformer.bundle.signature import Number, Signature
 
 #: Number of bins of a number's histogram, each with about the same number of candidates.
 HISTOGRAM_BINS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedModel:
+    """A fitted model, and what its bundle says about it.
+
+    Attributes
+    ----------
+    classes
+        The model's classes, in the order of its `predict_proba`.
+    served
+        The model in the form in which it is served.
+    threshold
+        Lowest probability of a positive prediction; None for other kinds of question.
+    reference
+        Reference rows with the model's probabilities.
+    metrics
+        Quality on rows that the model was not fitted on.
+    has_probabilities
+        True if the model gives the probability of each class.
+    distribution, background
+        Bins for drift and background rows of explanations; None without a sample of rows.
+    recipe, training_data
+        Arguments and data that fit the same model again; None for an imported model.
+    imported
+        Origin of an imported model.
+    """
+
+    task: Task
+    classes: tuple[Label, ...]
+    vectorizer: DictVectorizer
+    model: Classifier
+    served: Served
+    threshold: float | None
+    reference: Reference
+    metrics: dict[str, float]
+    has_probabilities: bool = True
+    distribution: Distribution | None = None
+    background: Background | None = None
+    recipe: Recipe | None = None
+    training_data: TrainingData | None = None
+    imported: Imported | None = None
 
 
 def dump(model: Classifier) -> bytes:
@@ -31,7 +88,7 @@ def dump(model: Classifier) -> bytes:
 
 
 def make_bundle(
-    fitted: Fitted, name: str, version: str, model: bytes, previous: tuple[Version, ...] = ()
+    fitted: FittedModel, name: str, version: str, model: bytes, previous: tuple[Version, ...] = ()
 ) -> Bundle:
     """Make the bundle of a fitted model.
 
@@ -42,18 +99,17 @@ def make_bundle(
     previous
         Earlier versions that the bundle describes, newest first.
     """
-    dataset = fitted.dataset
-    task, target = dataset.task, fitted.evaluation.target
+    task = fitted.task
     return Bundle(
         version=version,
         signature=task.signature,
-        vectorizer=Vectorizer(feature_names=tuple(fitted.vectorizer.feature_names_), separator=SEPARATOR),
-        classes=target.classes,
-        positive_class=target.positive_class,
-        threshold=target.threshold if target.kind == "binary" and target.has_probabilities else None,
-        has_probabilities=target.has_probabilities,
+        vectorizer=describe_vectorizer(fitted.vectorizer),
+        classes=fitted.classes,
+        positive_class=task.positive_class,
+        threshold=fitted.threshold,
+        has_probabilities=fitted.has_probabilities,
         reference=fitted.reference,
-        distribution=_distribution(fitted),
+        distribution=fitted.distribution,
         background=fitted.background,
         name=name,
         row_name=task.row_name,
@@ -65,14 +121,16 @@ def make_bundle(
             serving_form=_description(fitted.served.model) if fitted.served.rows else None,
             libraries=_libraries(),
         ),
-        metrics=fitted.evaluation.metrics,
-        training_data=TrainingData(
-            source=dataset.source,
-            rows=len(dataset.labels),
-            sha256=dataset.sha256,
-        ),
+        metrics=fitted.metrics,
+        training_data=fitted.training_data,
+        imported=fitted.imported,
         previous=previous,
     )
+
+
+def describe_vectorizer(vectorizer: DictVectorizer) -> Vectorizer:
+    """Return a fitted DictVectorizer as data."""
+    return Vectorizer(feature_names=tuple(vectorizer.feature_names_), separator=vectorizer.separator)
 
 
 def _description(model: Classifier) -> str:
@@ -89,13 +147,24 @@ def _libraries() -> dict[str, str]:
     }
 
 
-def _distribution(fitted: Fitted) -> Distribution:
-    """Count the candidates by bin; a number's bins are deciles within the signature's range."""
-    dataset = fitted.dataset
+def make_distribution(
+    signature: Signature,
+    candidates: Sequence[Candidate],
+    scores: npt.NDArray[np.float64] | None,
+    kind: Kind = "binary",
+) -> Distribution:
+    """Count candidates by bin; a number's bins are deciles within the signature's range.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (candidates,)
+        Probability of the positive class or of the likeliest one, or the number, for each candidate; None
+        for a model without probabilities.
+    """
     numbers: dict[str, NumberBins] = {}
     categories: dict[str, dict[str, int]] = {}
-    for field in dataset.task.signature.fields:
-        values = [candidate[field.name] for candidate in dataset.candidates]
+    for field in signature.fields:
+        values = [candidate[field.name] for candidate in candidates]
         if isinstance(field, Number):
             edges = _edges(np.array(values, dtype=float), field)
             counts, _ = np.histogram(values, edges)
@@ -105,21 +174,14 @@ def _distribution(fitted: Fitted) -> Distribution:
                 category: int(has_category(values, category).sum()) for category in categories_of(field)
             }
     number_edges: list[float] = []
-    scores: list[int] = []
-    evaluation = fitted.evaluation
-    if evaluation.target.kind == "regression":
-        number_edges = np.quantile(evaluation.values, SCORE_BOUNDS[:-1]).tolist()
-        scores = _counts(np.searchsorted(number_edges, evaluation.values))
-    elif evaluation.probabilities is not None:
-        highest = evaluation.probabilities
-        if highest.ndim > 1:
-            highest = highest.max(axis=1)
-        scores = _counts(np.searchsorted(SCORE_BOUNDS, highest))
+    if kind == "regression" and scores is not None:
+        number_edges = np.quantile(scores, SCORE_BOUNDS[:-1]).tolist()
+    counted = [] if scores is None else _counts(np.searchsorted(number_edges or SCORE_BOUNDS, scores))
     return Distribution(
-        rows=len(dataset.labels),
+        rows=len(candidates),
         numbers=numbers,
         categories=categories,
-        scores=tuple(scores),
+        scores=tuple(counted),
         number_edges=tuple(number_edges),
     )
 

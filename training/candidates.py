@@ -71,7 +71,7 @@ class Task(BaseModel):
     @field_validator("signature")
     @classmethod
     def _distinct_features(cls, signature: Signature) -> Signature:
-        signature.check_features(SEPARATOR)
+        signature.check_feature_names(SEPARATOR)
         return signature
 
     # Fields before a validator's own that have an error are missing in its `info.data`.

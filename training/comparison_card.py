@@ -25,11 +25,14 @@ def comparison_card(bundle: Bundle, task: Task, comparison: Comparison) -> str:
         f'<th scope="col">{escape(text)}</th>'
         for text in ("metric", previous.version, bundle.version, "difference")
     )
-    same = previous.training_data.sha256 == bundle.training_data.sha256
+    origin = "imported" if previous.imported else "trained on other data"
+    old, new = previous.training_data, bundle.training_data
+    if old is not None and new is not None and old.sha256 == new.sha256:
+        origin = "trained on the same data"
     sides = "".join(f"<p>{escape(text)}</p>" for text in _sides(comparison, task))
     return f"""<section class="card wide"><h2>What changes against {escape(previous.version)}?</h2>
-<p>{escape(previous.version)} was trained on {"the same" if same else "other"} data. The metrics of each
-version come from its own cross-validation.</p>
+<p>{escape(previous.version)} was {origin}. The metrics of each version come from its own
+{"evaluation" if previous.imported else "cross-validation"}.</p>
 <table class="metrics"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>
 <p>{escape(str(comparison))}, as callers would see it.</p>{sides}</section>"""
 

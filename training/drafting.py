@@ -30,7 +30,7 @@ MAX_WHOLE_CLASSES = 20
 WIDER = 1.5
 
 _NICE = (1, 1.5, 2, 3, 4, 5, 6, 8, 10)
-_YES = {"yes", "y", "true", "t", "1", "positive", "pos"}
+MEANS_YES = {"yes", "y", "true", "t", "1", "positive", "pos"}
 _IDENTIFIER_WORDS = {"id", "uuid", "guid", "key"}
 _NUMBER_WORDS = {*_IDENTIFIER_WORDS, "no", "nr", "number", "index", "row"}
 
@@ -103,7 +103,7 @@ def draft(
         question.remark,
         *(f"Left out: {name}: {reason}." for name, reason in left_out.items()),
     ]
-    return Draft(Task.model_validate(_without_comments(content)), _text(content, remarks), rows, left_out)
+    return Draft(Task.model_validate(without_comments(content)), task_text(content, remarks), rows, left_out)
 
 
 def model_name(label: str) -> str:
@@ -175,7 +175,7 @@ def _question(source: str, label: str, labels: Sequence[str]) -> _Question:
         )
     counts = ", ".join(f"{classes[name]:,} {name}" for name in sorted(classes))
     if len(classes) == 2:
-        positive = _positive_class(label, classes)
+        positive = choose_positive_class(label, classes)
         keys = {"classes": sorted(classes), "positive_class": positive}
         remark = f"The service returns the probability of positive_class, {positive!r}."
         return _Question(keys, counts, remark)
@@ -184,12 +184,12 @@ def _question(source: str, label: str, labels: Sequence[str]) -> _Question:
     return _Question({"kind": "multiclass", "classes": found}, counts, remark)
 
 
-def _positive_class(label: str, classes: Counter[str]) -> str:
+def choose_positive_class(label: str, classes: Counter[str]) -> str:
     """Return the class that says yes, that the other one negates, that the label names, or the rarer one."""
     word = label.casefold()[:4]
     low = {name: name.casefold() for name in classes}
     for matches in (
-        [name for name in classes if low[name] in _YES],
+        [name for name in classes if low[name] in MEANS_YES],
         [name for name in classes if all(one.endswith(low[name]) for one in low.values())],
         [name for name in classes if low[name].startswith(word)],
     ):
@@ -233,9 +233,9 @@ def _field(name: str, cells: Sequence[str]) -> dict[str, Any]:
         default, meaning = categories[0], "the most frequent value"
         comment = f"{len(categories)} different values"
     else:
-        minimum, maximum = _wider(min(numbers), max(numbers))
-        field = {"name": name, "type": "number", "minimum": _plain(minimum), "maximum": _plain(maximum)}
-        default, meaning = _plain(float(f"{median(numbers):.6g}")), "the median"
+        minimum, maximum = wider(min(numbers), max(numbers))
+        field = {"name": name, "type": "number", "minimum": plain(minimum), "maximum": plain(maximum)}
+        default, meaning = plain(float(f"{median(numbers):.6g}")), "the median"
         comment = f"{min(numbers):g} to {max(numbers):g} in the data"
     if empty:
         field["default"] = default
@@ -251,7 +251,7 @@ def _numbers(values: Sequence[str]) -> list[float] | None:
         return None
 
 
-def _wider(least: float, most: float) -> tuple[float, float]:
+def wider(least: float, most: float) -> tuple[float, float]:
     """Return a range that allows more than was seen, with round limits."""
     span = most - least
     if least >= 0 and most <= 1:
@@ -270,11 +270,13 @@ def _nice(value: float) -> float:
     return float(f"{next(step for step in _NICE if step * unit >= value * (1 - 1e-9)) * unit:.6g}")
 
 
-def _plain(number: float) -> float:
+def plain(number: float) -> float:
+    """Return an integer for a number that is one."""
     return int(number) if float(number).is_integer() and abs(number) < 1e15 else number
 
 
-def _without_comments(content: dict[str, Any]) -> dict[str, Any]:
+def without_comments(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a task without its comments."""
     fields = [
         {name: value for name, value in field.items() if name != "comment"}
         for field in content["signature"]["fields"]
@@ -282,7 +284,7 @@ def _without_comments(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "signature": {"fields": fields}}
 
 
-def _text(content: dict[str, Any], remarks: Sequence[str]) -> str:
+def task_text(content: dict[str, Any], remarks: Sequence[str]) -> str:
     """Return the content as JSON with a line for each remark and each field."""
 
     def lines(items: Sequence[object]) -> str:

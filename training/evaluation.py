@@ -97,6 +97,16 @@ class Evaluation:
         assert self.target.kind == "binary" and self.probabilities is not None  # noqa: S101, PT018
         return self.probabilities
 
+    @property
+    def drift_scores(self) -> Floats | None:
+        """Score of each candidate whose distribution shows drift; None for a model without probabilities."""
+        if self.target.kind == "regression":
+            return self.values
+        if self.probabilities is None or self.probabilities.ndim == 1:
+            return self.probabilities
+        highest: Floats = self.probabilities.max(axis=1)
+        return highest
+
     @cached_property
     def roc(self) -> tuple[Floats, Floats]:
         """False positive rates and true positive rates."""
@@ -159,14 +169,10 @@ def metrics_of(target: Target, truth: npt.NDArray[Any], scores: Floats) -> dict[
             "r2": r2_score(truth, values),
         }
         return {name: float(value) for name, value in metrics.items()}
-    metrics = {"accuracy": accuracy_score(truth, values)}
     if probabilities is not None and target.kind == "binary":
-        metrics |= {
-            "roc_auc": roc_auc_score(truth, probabilities),
-            "brier": brier_score_loss(truth, probabilities),
-            "log_loss": log_loss(truth, probabilities),
-        }
-    elif probabilities is not None:
+        return measure(truth, probabilities, values)
+    metrics = {"accuracy": accuracy_score(truth, values)}
+    if probabilities is not None:
         metrics |= {
             "brier": losses(target, truth, scores).mean(),
             "log_loss": log_loss(truth, probabilities, labels=list(range(len(target.classes)))),
@@ -237,3 +243,17 @@ def _groups(dataset: Dataset, errors: Floats) -> Iterator[Group]:
                     mean = float(rows.mean())
                     quality = mean if dataset.task.kind == "regression" else 1 - mean
                     yield Group(field.name, category, len(rows), quality)
+
+
+def measure(positive: Bools, probabilities: Floats, predicted: Bools) -> dict[str, float]:
+    """Return the metrics of predictions for rows of both classes, each array of shape (rows,)."""
+    metrics = {
+        "accuracy": accuracy_score(positive, predicted),
+        "roc_auc": roc_auc_score(positive, probabilities),
+        "brier": brier_score_loss(positive, probabilities),
+        "log_loss": log_loss(positive, probabilities),
+        "f1": f1_score(positive, predicted, zero_division=0.0),
+        "precision": precision_score(positive, predicted, zero_division=0.0),
+        "recall": recall_score(positive, predicted),
+    }
+    return {name: float(value) for name, value in metrics.items()}

@@ -3,48 +3,33 @@
 from dataclasses import dataclass
 
 import pandas as pd
-from sklearn.feature_extraction import DictVectorizer
 
 from training import threshold as threshold_rules
 from training.background import make_background
+from training.bundling import FittedModel, make_distribution
 from training.data import Dataset
 from training.encoding import encode, fit_vectorizer
-from training.estimators import Classifier
 from training.evaluation import Evaluation, evaluate
 from training.reference import make_reference
 from training.selection import AUTO, Progress, Trial, select
-from training.served import Served, serve
-from transformer.bundle.format import Background, Recipe, Reference
+from training.served import serve
+from transformer.bundle.format import Recipe, TrainingData
 
 #: Names of the serving forms in a recipe, without and with rewriting.
 SERVING_FORMS = ("original", "auto")
 
 
-@dataclass(frozen=True)
-class Fitted:
+@dataclass(frozen=True, kw_only=True)
+class Fitted(FittedModel):
     """A model that is fitted on all candidates, and its cross-validation.
 
     Attributes
     ----------
-    recipe
-        Arguments that fit the same model on the same data again.
-    served
-        The model in the form in which it is served.
-    reference
-        Reference rows with the model's probabilities.
-    background
-        Background rows of explanations.
     chosen, trials
         The trial of the chosen estimator, and all trials, fastest estimator first.
     """
 
     dataset: Dataset
-    recipe: Recipe
-    vectorizer: DictVectorizer
-    model: Classifier
-    served: Served
-    reference: Reference
-    background: Background
     chosen: Trial
     trials: list[Trial]
     evaluation: Evaluation
@@ -119,5 +104,23 @@ def fit(
         seed=dataset.seed,
     )
     return Fitted(
-        dataset, recipe, vectorizer, model, served, reference, background, chosen, trials, evaluation
+        task=task,
+        classes=task.classes,
+        vectorizer=vectorizer,
+        model=model,
+        served=served,
+        threshold=evaluation.threshold if target.kind == "binary" and target.has_probabilities else None,
+        has_probabilities=target.has_probabilities,
+        reference=reference,
+        metrics=evaluation.metrics,
+        distribution=make_distribution(
+            task.signature, dataset.candidates, evaluation.drift_scores, task.kind
+        ),
+        background=background,
+        recipe=recipe,
+        training_data=TrainingData(source=dataset.source, rows=len(dataset.labels), sha256=dataset.sha256),
+        dataset=dataset,
+        chosen=chosen,
+        trials=trials,
+        evaluation=evaluation,
     )

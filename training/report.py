@@ -21,7 +21,7 @@ from training.fitting import Fitted
 from training.kind_cards import card, count, first_cards, headline, last_cards, output, parts, tiles
 from training.selection import NEGLIGIBLE_MS
 from training.svg import style
-from transformer.bundle.format import Bundle
+from transformer.bundle.format import Bundle, TrainingData
 
 CSS_FILE = Path(__file__).with_name("report.css")
 
@@ -61,12 +61,13 @@ def page(title: str, parts: Sequence[str]) -> str:
 
 
 def _header(bundle: Bundle, fitted: Fitted) -> str:
+    data = _training_data(bundle)
     row, rows = fitted.dataset.task.row_name, fitted.dataset.task.row_names
     return f"""<header>
 <p class="eyebrow">{escape(bundle.name)} {escape(bundle.version)} · {bundle.created:%-d %B %Y}</p>
 <h1>{headline(fitted)}</h1>
-<p class="lead">{escape(fitted.chosen.estimator.name)}, fitted on {count(bundle.training_data.rows)}
-{rows} ({escape(bundle.training_data.source)}). All figures below come from cross-validation: each
+<p class="lead">{escape(fitted.chosen.estimator.name)}, fitted on {count(data.rows)}
+{rows} ({escape(data.source)}). All figures below come from cross-validation: each
 {row} is predicted by a model that was fitted on other {rows}.</p>
 </header>"""
 
@@ -146,7 +147,7 @@ def _fields(fitted: Fitted) -> str:
 
 def _facts(bundle: Bundle, fitted: Fitted) -> str:
     one, many = predict_ms(fitted, 1), predict_ms(fitted, 64)
-    data, row, rows = bundle.training_data, fitted.dataset.task.row_name, fitted.dataset.task.row_names
+    data, row, rows = _training_data(bundle), fitted.dataset.task.row_name, fitted.dataset.task.row_names
     facts = {
         "Estimator": f"<code>{escape(bundle.model.estimator)}</code>",
         "Served as": _served_as(bundle, fitted),
@@ -183,6 +184,12 @@ def _caution(fitted: Fitted) -> str:
         "Let a person decide if the probability is near the threshold, or if the accuracy for a "
         "category is low."
     )
+
+
+def _training_data(bundle: Bundle) -> TrainingData:
+    if bundle.training_data is None:
+        raise ValueError("the report of an imported version would need the data that it was trained on")
+    return bundle.training_data
 
 
 def _rule(bundle: Bundle) -> str:

@@ -69,7 +69,11 @@ def write_again(
     """
     bundle = read_bundle(uri)
     recipe, trained_on = bundle.recipe, bundle.training_data
-    if recipe is None:
+    if bundle.imported is not None:
+        raise ReportError(
+            f"{uri}: was imported from {bundle.imported.file}; only trained versions have a report"
+        )
+    if recipe is None or trained_on is None:
         raise ReportError(f"{uri}: does not say how it was trained; train a new version")
     task = Task(
         signature=bundle.signature,

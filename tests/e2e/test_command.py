@@ -34,11 +34,12 @@ from transformer.bundle.format import load_bundle
                 "--serving-form",
             ],
         ),
+        (["import"], ["--vectorizer", "--sample", "--label", "--task", "--trust", "--previous"]),
         (["up"], ["--file", "--model", "--port", "--grpc-port", "--once", "--run"]),
         (["predict"], ["--url", "--protocol", "{v1,v2,grpc}", "FILE.csv"]),
         (["explain"], ["--url", "--html", "--header", "--decimal"]),
     ],
-    ids=["placement", "train", "up", "predict", "explain"],
+    ids=["placement", "train", "import", "up", "predict", "explain"],
 )
 def test_help_names_commands_and_options(arguments, words, capsys):
     with pytest.raises(SystemExit) as ended:

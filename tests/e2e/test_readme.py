@@ -97,6 +97,20 @@ def test_the_walk_with_own_data_works_from_the_table_to_answers(checkout):
     assert len(rows) == 500
 
 
+def test_a_pickle_gets_answers_with_three_commands(checkout):
+    run("bash", ".venv/bin/placement init churn.csv --example", checkout)
+    (fits,), (imports,), (serves,), (asks,) = (
+        snippets(f"{mark} churn.pkl") for mark in ("fits", "imports", "serves", "asks")
+    )
+    run(*fits, checkout)
+    assert "uri       models/churn/v1" in run(*imports, checkout)
+    assert serves[1].endswith("placement up --model models/churn/v1\n")
+    with PlacementUp(Path("models/churn/v1"), checkout / ".run", cwd=checkout) as up:
+        up.wait_for("ready")
+        answers = run(asks[0], with_port(asks[1], up.port), checkout).splitlines()
+    assert len(answers) > 500
+
+
 def with_port(code: str, port: int) -> str:
     url = f"http://127.0.0.1:{port}"
     return code.replace("http://127.0.0.1:8080", url).replace(

@@ -175,18 +175,18 @@ async def test_an_explanation_changes_only_what_can_be_changed(served):
         (
             [{"name": "team", "type": "category", "categories": ["red"]},
              {"name": "team=red", "type": "number"}],
-            "fields 'team' and 'team=red' both give the feature 'team=red'; rename one",
+            "fields 'team' and 'team=red' have a feature of the same name, 'team=red'; rename one",
         ),
         (
             [{"name": "a", "type": "category", "categories": ["b=c"]},
              {"name": "a=b", "type": "categories", "categories": ["c"]}],
-            "fields 'a' and 'a=b' both give the feature 'a=b=c'; rename one",
+            "fields 'a' and 'a=b' have a feature of the same name, 'a=b=c'; rename one",
         ),
     ],
 )  # fmt: skip
 def test_fields_whose_features_get_one_name_are_refused_when_the_task_is_read(fields, error, tmp_path):
     (tmp_path / "task.json").write_text(json.dumps({**TASK, "signature": {"fields": fields}}))
-    with pytest.raises(Exception, match="both give the feature") as refused:
+    with pytest.raises(Exception, match="have a feature of the same name") as refused:
         Task.read(tmp_path / "task.json")
     assert error in str(refused.value)
     assert "Value error" not in str(refused.value)

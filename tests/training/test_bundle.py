@@ -18,8 +18,9 @@ from training.candidates import PLACEMENT, SIGNATURE, Candidate, Task
 from training.data import DataError, Dataset
 from training.encoding import encode, fit_vectorizer
 from training.generator import generate
+from training.publishing import TrainingError
 from training.selection import UnknownEstimatorError
-from training.train import TrainingError, train
+from training.train import train
 from transformer.bundle.format import Bundle, load_bundle
 from transformer.bundle.signature import Category, Number, Signature
 

@@ -29,7 +29,17 @@ ALLOWED = {
     "storage": {"transformer.bundle"},
     "inferenceservice": {"predictor", "storage", "transformer.bundle", "transformer.errors"},
     "training": {"storage", "transformer.bundle", "transformer.errors"},
-    "placement": {"benchmarks", "inferenceservice", "predictor", "storage", "training", "transformer.bundle"},
+    "scoring": {"storage", "training", "transformer.bundle", "transformer.errors"},
+    "placement": {
+        "benchmarks",
+        "inferenceservice",
+        "predictor",
+        "scoring",
+        "storage",
+        "training",
+        "transformer.bundle",
+        "transformer.errors",
+    },
 }
 _OURS = {*ALLOWED, "benchmarks", "tests"}
 

@@ -33,8 +33,8 @@ from transformer.bundle.validation import validate
 from transformer.errors import InvalidCandidates, shortened
 
 #: Format number that this code writes. It reads the earlier ones, too: 1 had no `serving_form`; 2 had none of
-#: `recipe`, `row_name`, `distribution` and `background`, and a range for every number; 3 had only two classes
-#: of text, with probabilities.
+#: `recipe`, `row_name`, `distribution`, `background` and `imported`, and a range for every number; 3 had only
+#: two classes of text, with probabilities.
 FORMAT: Literal[4] = 4
 BUNDLE_FILE = "bundle.json"
 MODEL_FILE = "model.joblib"
@@ -163,7 +163,7 @@ class Version(BaseModel):
     @model_validator(mode="after")
     def _coherent(self) -> "Version":
         self._check_reference()
-        self.signature.check_features(self.vectorizer.separator)
+        self.signature.check_feature_names(self.vectorizer.separator)
         possible = list(self.signature.feature_names(self.vectorizer.separator))
         if sorted(possible) != sorted(self.vectorizer.feature_names):
             differing = sorted(set(possible) ^ set(self.vectorizer.feature_names))
@@ -251,6 +251,22 @@ class Recipe(BaseModel):
     seed: int | None = None
 
 
+class Imported(BaseModel):
+    """Origin of a model that was fitted elsewhere, and imported."""
+
+    model_config = STRICT
+
+    #: Name and digest of the model's file.
+    file: str
+    sha256: Sha256
+    #: Versions of scikit-learn that wrote the file.
+    scikit_learn: str
+    #: Number of rows on which this version predicts the same as the file.
+    compared: int = Field(ge=1)
+    #: Rows that gave ranges, distribution and metrics.
+    sample: TrainingData | None = None
+
+
 class Bundle(Version):
     """One version of the model, and earlier versions that may still be serving.
 
@@ -270,9 +286,11 @@ class Bundle(Version):
     recipe: Recipe | None = None
     created: Annotated[datetime, Field(strict=False)]
     model: Model
-    #: Quality on held-out data: accuracy, roc_auc, brier, …
+    #: Quality on held-out data, or on the sample of an imported model: accuracy, roc_auc, brier, …
     metrics: dict[str, float]
-    training_data: TrainingData
+    #: None for an imported model, whose training data are unknown.
+    training_data: TrainingData | None = None
+    imported: Imported | None = None
     previous: Annotated[tuple[Version, ...], Field(max_length=MAX_PREVIOUS, strict=False)] = ()
 
     @model_validator(mode="after")

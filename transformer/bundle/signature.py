@@ -235,6 +235,24 @@ class Signature(BaseModel):
         """Return the names that differ from a field's only in case, blanks or separators, with that field."""
         return same_spelling(names, self.names)
 
+    def check_feature_names(self, separator: str = SEPARATOR) -> None:
+        """Check that no two fields have a feature of one name: number ``team=red``, ``red`` of ``team``.
+
+        Raises
+        ------
+        ValueError
+            If two have one; it names both fields.
+        """
+        owner: dict[str, str] = {}
+        for field in self.fields:
+            for feature in Signature(fields=(field,)).feature_names(separator):
+                if feature in owner:
+                    raise ValueError(
+                        f"fields {owner[feature]!r} and {field.name!r} have a feature of the same name, "
+                        f"{feature!r}; rename one of the fields"
+                    )
+                owner[feature] = field.name
+
     def feature_names(self, separator: str) -> Iterator[str]:
         """Yield the names of all features that DictVectorizer can make of these fields, in their order.
 
@@ -243,23 +261,6 @@ class Signature(BaseModel):
         """
         for field in self.fields:
             yield from features_of(field, separator)
-
-    def check_features(self, separator: str) -> None:
-        """Check that no two fields give a feature of the same name.
-
-        Raises
-        ------
-        ValueError
-            If two do; the message names both.
-        """
-        owners: dict[str, str] = {}
-        for field in self.fields:
-            for feature in features_of(field, separator):
-                owner = owners.setdefault(feature, field.name)
-                if owner != field.name:
-                    raise ValueError(
-                        f"fields {owner!r} and {field.name!r} both give the feature {feature!r}; rename one"
-                    )
 
 
 def features_of(field: RawField, separator: str) -> Iterator[str]:

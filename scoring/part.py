@@ -1,0 +1,143 @@
+"""Score one part: read it, score its batches, write valid and invalid rows, in constant memory."""
+
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scoring.batch import answer
+from scoring.columns import ADDED, ERROR
+from scoring.errors import ScoringError
+from scoring.formats import Format, Writer
+from scoring.job import Job, Part
+from scoring.predictor import opened
+
+
+@dataclass(frozen=True, slots=True)
+class PartResult:
+    """Counts of one part.
+
+    Attributes
+    ----------
+    valid, invalid
+        Numbers of rows.
+    found
+        True if an earlier run has scored it.
+    """
+
+    valid: int
+    invalid: int
+    found: bool = False
+
+
+def found_part(job: Job, part: Part) -> PartResult | None:
+    """Return the counts of a part that is done, else None."""
+    if not job.output_of(part).exists():
+        return None
+    return PartResult(**json.loads(job.counts_of(part).read_bytes()), found=True)
+
+
+def score_part(job: Job, part: Part) -> PartResult:
+    """Score a part, unless its output exists.
+
+    Invalid rows and counts are written first, the output last and as a whole. So a worker that is killed
+    changes nothing, and two workers with the same part write the same files.
+
+    Raises
+    ------
+    ScoringError
+        If the part cannot be read, scored or written; the message names its file.
+    """
+    if (found := found_part(job, part)) is not None:
+        return found
+    predictor = opened(job.source)
+    valid = invalid = 0
+    try:
+        with (
+            _output(job.output_of(part), job.format) as answered,
+            _output(job.invalid_of(part), job.format) as refused,
+        ):
+            file = Path(part.file)
+            for batch, candidates in job.format.read(
+                file, part.range, predictor.batch_rows, predictor.fields
+            ):
+                answers = answer(candidates, predictor)
+                is_valid = pc.is_null(answers[ERROR])
+                answered.write(_beside(batch, answers.select(ADDED)).filter(is_valid))
+                refused.write(_beside(batch, answers.select([ERROR])).filter(pc.invert(is_valid)))
+                valid += is_valid.true_count
+                invalid += is_valid.false_count
+            refused.keep = invalid > 0
+            _write(job.counts_of(part), {"valid": valid, "invalid": invalid})
+    except (OSError, pa.ArrowException, ScoringError) as error:
+        raise ScoringError(f"{part.file} ({part.name}): {error}") from error
+    return PartResult(valid, invalid)
+
+
+def _write(path: Path, content: dict[str, int]) -> None:
+    partial = _partial(path)
+    partial.write_text(json.dumps(content))
+    partial.replace(path)
+
+
+def _partial(path: Path) -> Path:
+    """Return a new name for a file until it is complete."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+
+
+def _beside(batch: pa.RecordBatch, answers: pa.RecordBatch) -> pa.RecordBatch:
+    schema = pa.schema([*batch.schema, *answers.schema], batch.schema.metadata)
+    return pa.RecordBatch.from_arrays([*batch.columns, *answers.columns], schema=schema)
+
+
+class _Output:
+    """A file that is written when its first batch is known.
+
+    Attributes
+    ----------
+    keep
+        False to leave no file.
+    """
+
+    def __init__(self, path: Path, file_format: Format) -> None:
+        self.keep = True
+        self._path = path
+        self._partial = _partial(path)
+        self._format = file_format
+        self._file = self._partial.open("xb")
+        self._writer: Writer | None = None
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Write a batch, which may be empty."""
+        if self._writer is None:
+            self._writer = self._format.writer(self._file, batch.schema)
+        if batch.num_rows:
+            self._writer.write(batch)
+
+    def end(self) -> None:
+        """Move the complete file to its place."""
+        if self._writer is not None:
+            self._writer.close()
+        self._file.close()
+        if self.keep:
+            self._partial.replace(self._path)
+
+    def discard(self) -> None:
+        """Remove what is not complete."""
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _output(path: Path, file_format: Format) -> Iterator[_Output]:
+    output = _Output(path, file_format)
+    try:
+        yield output
+        output.end()
+    finally:
+        output.discard()

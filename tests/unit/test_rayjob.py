@@ -1,0 +1,57 @@
+"""The RayJob of bulk scoring is valid, and runs the command and the Ray that the project has."""
+
+import os
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import jsonschema_rs
+import pytest
+import yaml
+
+from placement.cli import parser
+from tests.support.open_inference_protocol import closed
+from tests.support.paths import ROOT
+
+#: Directory of other projects' CustomResourceDefinitions.
+CRDS = Path(os.environ.get("CRDS", ROOT.parent / "shared" / "crds"))
+MANIFEST = yaml.safe_load((ROOT / "scoring" / "rayjob.yaml").read_text())
+GROUPS = [MANIFEST["spec"]["rayClusterSpec"][name] for name in ("headGroupSpec", "workerGroupSpecs")]
+HEAD, (WORKER,) = GROUPS
+
+
+def test_kuberays_schema_knows_every_field():
+    path = CRDS / "rayjobs.crd.yaml"
+    if not path.is_file():
+        pytest.skip(f"KubeRay's schema is not at {CRDS}; CRDS names its directory")
+    versions = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)["spec"]["versions"]
+    (version,) = (one for one in versions if one["name"] == "v1")
+    schema = jsonschema_rs.Draft4Validator(closed(version["schema"]["openAPIV3Schema"]["properties"]["spec"]))
+    schema.validate(MANIFEST["spec"])
+    with pytest.raises(jsonschema_rs.ValidationError):
+        schema.validate({**MANIFEST["spec"], "misspelt": "x"})
+
+
+def test_the_entrypoint_is_a_command_and_its_paths_are_mounted():
+    program, *arguments = shlex.split(MANIFEST["spec"]["entrypoint"])
+    options = parser().parse_args(arguments)
+    assert (program, options.command, options.engine) == ("placement", "score", "ray")
+    for group in (HEAD, WORKER):
+        (container,) = group["template"]["spec"]["containers"]
+        mounted = tuple(f"{mount['mountPath']}/" for mount in container["volumeMounts"])
+        for path in (str(options.input), str(options.output), options.model):
+            assert path.startswith(mounted)
+
+
+def test_the_ray_of_the_manifest_is_the_locked_one():
+    lock = (ROOT / "requirements" / "engines.txt").read_text()
+    (locked,) = re.findall(r"^ray==(\S+)", lock, re.MULTILINE)
+    assert MANIFEST["spec"]["rayClusterSpec"]["rayVersion"] == locked
+
+
+def test_the_image_gets_every_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = {name.partition(".")[0] for name in project["tool"]["setuptools"]["packages"]}
+    ignored = (ROOT / "Dockerfile.scoring.dockerignore").read_text().splitlines()
+    assert packages <= {line.strip("!/") for line in ignored if line.startswith("!")}

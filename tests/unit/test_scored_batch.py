@@ -1,0 +1,180 @@
+"""A batch gets scikit-learn's answers bit for bit, and invalid candidates the service's error text."""
+
+from decimal import Decimal
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pytest
+
+from scoring.batch import CANDIDATES, BatchScorer
+from scoring.errors import ScoringError
+from scoring.predictor import BundlePredictor
+from training.generator import generate
+from transformer.bundle.candidates import Rows
+from transformer.bundle.encoder import Encoder
+from transformer.bundle.format import BUNDLE_FILE, MODEL_FILE, load_bundle
+from transformer.errors import InvalidRequest
+
+CANDIDATES_HERE = generate(300, 3).candidates
+
+
+@pytest.fixture(scope="module")
+def scorer(trained_bundle):
+    return BatchScorer(str(trained_bundle))
+
+
+def as_columns(candidates):
+    return pa.RecordBatch.from_pylist(candidates)
+
+
+def as_json(candidates):
+    return pa.RecordBatch.from_pydict({CANDIDATES: [orjson.dumps(one) for one in candidates]})
+
+
+def service_error(bundle, candidate):
+    """Return the service's error for a V1 request with one candidate."""
+    try:
+        Encoder(bundle.vectorizer, bundle.signature).encode(Rows([candidate], "instances"))
+    except InvalidRequest as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("form", [as_columns, as_json])
+def test_answers_are_those_of_scikit_learn(scorer, sklearn_reference, form):
+    scored = scorer(form(CANDIDATES_HERE))
+    expected = sklearn_reference.probabilities(CANDIDATES_HERE)
+    assert scored["probability"].to_pylist() == expected
+    threshold = sklearn_reference.bundle.threshold
+    assert scored["prediction"].to_pylist() == [one >= threshold for one in expected]
+    assert set(scored["version"].to_pylist()) == {"v1"}
+    assert scored["error"].null_count == len(expected)
+
+
+def test_a_table_stays_a_table_and_keeps_its_columns(scorer):
+    table = pa.Table.from_pylist([{"id": row, **one} for row, one in enumerate(CANDIDATES_HERE)])
+    scored = scorer(table)
+    assert isinstance(scored, pa.Table)
+    assert scored.drop_columns(["prediction", "probability", "version", "error"]).equals(table)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ssc_p": None},
+        {"ssc_p": 710.0},
+        {"gender": "X"},
+        {"gender": None},
+        {"ssc_p": -1.0, "gender": "long" * 100},
+    ],
+)
+def test_an_invalid_candidate_changes_no_other_and_gets_the_services_error(scorer, sklearn_reference, wrong):
+    candidates = [dict(one) for one in CANDIDATES_HERE]
+    candidates[137] |= wrong
+    scored = scorer(as_columns(candidates))
+    errors = scored["error"].to_pylist()
+    assert errors[137] == service_error(sklearn_reference.bundle, candidates[137])
+    assert errors[137] is not None
+    assert scored["probability"][137].as_py() is None
+    assert [row for row, error in enumerate(errors) if error is not None] == [137]
+    others = [one for row, one in enumerate(candidates) if row != 137]
+    probabilities = [one for row, one in enumerate(scored["probability"].to_pylist()) if row != 137]
+    assert probabilities == sklearn_reference.probabilities(others)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_json_has_not_is_no_missing_value(scorer, value):
+    candidates = [dict(one) for one in CANDIDATES_HERE[:3]]
+    candidates[1]["ssc_p"] = value
+    errors = scorer(as_columns(candidates))["error"].to_pylist()
+    expected = f"instances[0].ssc_p: must be a number, 0 to 100, got a string '{value}'"
+    assert errors == [None, expected, None]
+
+
+def test_a_batch_of_invalid_candidates_gets_an_error_for_each(scorer, sklearn_reference):
+    candidates = [{**one, "ssc_p": 101.0 + row} for row, one in enumerate(CANDIDATES_HERE)]
+    expected = [service_error(sklearn_reference.bundle, one) for one in candidates]
+    assert scorer(as_columns(candidates))["error"].to_pylist() == expected
+
+
+def changed_bundle(trained_bundle, directory, **changes):
+    """Write a version with other content and the same model."""
+    bundle = load_bundle(trained_bundle).model_copy(update=changes)
+    (directory / BUNDLE_FILE).write_text(bundle.to_json())
+    (directory / MODEL_FILE).write_bytes((trained_bundle / MODEL_FILE).read_bytes())
+    return bundle
+
+
+def test_an_optional_field_gets_its_default_but_not_under_another_spelling(trained_bundle, tmp_path):
+    signature = load_bundle(trained_bundle).signature
+    fields = tuple(
+        one.model_copy(update={"default": "No"}) if one.name == "workex" else one for one in signature.fields
+    )
+    changed = signature.model_copy(update={"fields": fields})
+    bundle = changed_bundle(trained_bundle, tmp_path, signature=changed)
+    scorer = BatchScorer(str(tmp_path))
+    candidate = {**CANDIDATES_HERE[0], "workex": "No"}
+    without = {name: value for name, value in candidate.items() if name != "workex"}
+    defaulted = scorer(as_columns([without, without]))["probability"]
+    assert defaulted.equals(scorer(as_columns([candidate, candidate]))["probability"])
+    misspelled = {**without, "Work Ex": "Yes"}
+    errors = scorer(as_columns([misspelled, misspelled]))["error"].to_pylist()
+    assert errors == [service_error(bundle, misspelled)] * 2
+    assert errors[0] == "instances[0].workex: must be spelled 'workex', got 'Work Ex'"
+
+
+def test_json_that_is_no_candidate_gets_an_error(scorer):
+    texts = [b"[1]", b"{", None, orjson.dumps(CANDIDATES_HERE[0])]
+    errors = scorer(pa.RecordBatch.from_pydict({CANDIDATES: texts}))["error"].to_pylist()
+    assert errors[0] == "instances[0]: must be an object of fields and values"
+    assert errors[1].startswith("instances[0]: is not JSON")
+    assert errors[2] == "instances[0]: must be an object of fields and values"
+    assert errors[3] is None
+
+
+def test_arrow_types_of_warehouses_are_read_as_their_values(scorer):
+    plain = as_columns(CANDIDATES_HERE)
+    columns = {name: plain[name] for name in plain.schema.names}
+    columns["ssc_p"] = pa.array([Decimal(str(one["ssc_p"])) for one in CANDIDATES_HERE], pa.decimal128(9, 4))
+    columns["gender"] = plain["gender"].dictionary_encode()
+    columns["hsc_s"] = plain["hsc_s"].cast(pa.large_string())
+    scored = scorer(pa.RecordBatch.from_pydict(columns))
+    assert scored["probability"].equals(scorer(plain)["probability"])
+
+
+def test_a_column_of_dates_is_refused_by_its_name(scorer):
+    batch = as_columns(CANDIDATES_HERE).drop_columns(["ssc_p"])
+    batch = batch.append_column("ssc_p", pa.array(np.full(batch.num_rows, "2026-11-30", "datetime64[D]")))
+    with pytest.raises(ScoringError, match=r"column 'ssc_p': must hold numbers or strings, got .* date32"):
+        scorer(batch)
+
+
+def test_an_input_with_a_column_of_the_output_is_refused(scorer):
+    with pytest.raises(ScoringError, match="has the column 'version' already"):
+        scorer(as_columns([{**CANDIDATES_HERE[0], "version": "v0"}]))
+
+
+def test_an_empty_batch_gets_the_columns(scorer):
+    assert scorer(as_columns(CANDIDATES_HERE).slice(0, 0)).schema.names[-4:] == [
+        "prediction",
+        "probability",
+        "version",
+        "error",
+    ]
+
+
+def test_a_worker_refuses_another_model_than_the_job_started_with(trained_bundle):
+    with pytest.raises(
+        ScoringError, match=f"{trained_bundle}: SHA-256 of the model is .* expected {'0' * 64}"
+    ):
+        BundlePredictor(str(trained_bundle), "0" * 64)
+
+
+def test_a_worker_refuses_a_model_that_scores_its_reference_rows_differently(trained_bundle, tmp_path):
+    bundle = load_bundle(trained_bundle)
+    wrong = tuple(1 - one for one in bundle.reference.probabilities if isinstance(one, float))
+    reference = bundle.reference.model_copy(update={"probabilities": wrong})
+    changed_bundle(trained_bundle, tmp_path, reference=reference)
+    with pytest.raises(ScoringError, match="scores its reference rows differently from its bundle"):
+        BundlePredictor(str(tmp_path))

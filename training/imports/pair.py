@@ -1,0 +1,104 @@
+"""The vectorizer and the estimator in the objects that people save."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+from sklearn.feature_extraction import DictVectorizer
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
+
+from training.imports.model_file import ModelFile, ModelFileError
+
+_EXPECTED = (
+    "expected a DictVectorizer and an estimator as a tuple or dict, a Pipeline that begins with a "
+    "DictVectorizer, or an estimator with --vectorizer FILE"
+)
+_FITTED_TOGETHER = "they were not fitted together"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A fitted DictVectorizer, and the estimator or Pipeline that takes its output."""
+
+    vectorizer: DictVectorizer
+    model: Any
+
+
+def find_pair(file: ModelFile, vectorizer: ModelFile | None = None) -> Pair:
+    """Return the vectorizer and the estimator of a file, or of two files.
+
+    Raises
+    ------
+    ModelFileError
+        If the files hold something else, or two that were not fitted together.
+    """
+    objects = _objects(file.content)
+    if vectorizer is not None:
+        objects += _objects(vectorizer.content)
+    vectorizers = [one for one in objects if isinstance(one, DictVectorizer)]
+    models = [one for one in objects if not isinstance(one, DictVectorizer)]
+    where = file.path if vectorizer is None else f"{file.path} and {vectorizer.path}"
+    if len(vectorizers) != 1 or len(models) != 1:
+        found = ", ".join(type(one).__name__ for one in objects) or f"a {type(file.content).__name__}"
+        raise ModelFileError(f"{where}: {_EXPECTED}, got {found}")
+    pair = Pair(vectorizers[0], models[0])
+    _check(where, pair)
+    return pair
+
+
+def _objects(content: Any) -> list[Any]:  # noqa: ANN401
+    """Return the vectorizer and estimators in an object; all else in a tuple or dict is passed over."""
+    if isinstance(content, (tuple, list, Mapping)):
+        parts = content.values() if isinstance(content, Mapping) else content
+        return [inner for part in parts if isinstance(part, BaseEstimator) for inner in _objects(part)]
+    if hasattr(content, "best_estimator_"):  # a search for parameters
+        return _objects(content.best_estimator_)
+    if isinstance(content, Pipeline):
+        steps = _flattened(content)
+        if isinstance(steps[0][1], DictVectorizer):
+            return [steps[0][1], *_rest(content, steps[1:])]
+    return [content] if isinstance(content, BaseEstimator) else []
+
+
+def _flattened(pipeline: Pipeline) -> list[tuple[str, Any]]:
+    """Return the steps of a Pipeline and of a Pipeline that is its first step, without empty steps."""
+    steps = [(name, step) for name, step in pipeline.steps if step not in (None, "passthrough")]
+    if steps and type(steps[0][1]) is Pipeline:
+        return [*_flattened(steps[0][1]), *steps[1:]]
+    return steps or [("passthrough", None)]
+
+
+def _rest(pipeline: Pipeline, steps: list[tuple[str, Any]]) -> list[Any]:
+    if len(steps) < 2:
+        return [step for _, step in steps]
+    names = [name for name, _ in steps]
+    # Steps of a nested Pipeline may have the names of others.
+    unique = [name if names.count(name) == 1 else f"{name}-{number}" for number, name in enumerate(names, 1)]
+    named = [(name, step) for name, (_, step) in zip(unique, steps, strict=True)]
+    return [Pipeline(named, verbose=pipeline.verbose)]
+
+
+def _check(where: str, pair: Pair) -> None:
+    names = getattr(pair.vectorizer, "feature_names_", None)
+    if not names:
+        raise ModelFileError(f"{where}: the DictVectorizer is not fitted")
+    try:
+        check_is_fitted(pair.model)
+    except (NotFittedError, TypeError) as error:
+        raise ModelFileError(f"{where}: the {type(pair.model).__name__} is not fitted") from error
+    expected = getattr(pair.model, "n_features_in_", len(names))
+    if expected != len(names):
+        raise ModelFileError(
+            f"{where}: the estimator expects {expected} features, the DictVectorizer gives {len(names)}: "
+            f"{_FITTED_TOGETHER}"
+        )
+    known = getattr(pair.model, "feature_names_in_", None)
+    if known is not None and list(known) != list(names):
+        first = next(number for number, name in enumerate(names) if known[number] != name)
+        raise ModelFileError(
+            f"{where}: feature {first + 1} of the estimator is {known[first]!r}, of the DictVectorizer "
+            f"{names[first]!r}: {_FITTED_TOGETHER}"
+        )

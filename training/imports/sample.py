@@ -1,0 +1,110 @@
+"""Sample of an imported model: rows as they come from a file, for the types and ranges of the fields."""
+
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from training.table import DataError, finite_number, is_empty
+from training.table_file import AUTOMATIC, Reading, open_file, read_table
+from transformer.bundle.signature import same_spelling, spelling
+
+#: Texts of booleans, which DictVectorizer encodes as numbers.
+_BOOLEANS = {"true": 1.0, "false": 0.0}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of a file: texts of CSV, values of JSON and Parquet.
+
+    Attributes
+    ----------
+    columns
+        Names of all columns, in the file's order.
+    rows
+        Values of each row by column, without those that are missing.
+    """
+
+    source: str
+    sha256: str
+    columns: tuple[str, ...]
+    rows: list[dict[str, Any]]
+
+    def column_of(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the column of each name; case, blanks and separators count only where they must."""
+        names = list(names)
+        like = {name: column for column, name in same_spelling(self.columns, names).items()}
+        return {name: name if name in self.columns else like.get(name, name) for name in names}
+
+    def values(self, column: str) -> list[Any]:
+        """Return the values of a column in all rows that have one."""
+        return [row[column] for row in self.rows if column in row]
+
+
+def read_sample(path: str | os.PathLike[str], reading: Reading = AUTOMATIC) -> Sample:
+    """Read a file of any format that `training.table_file` knows; ``-`` is standard input.
+
+    Raises
+    ------
+    DataError
+        If the file is no table, or has no rows.
+    """
+    with open_file(os.fspath(path)) as (source, file):
+        content = file.read()
+    table = read_table(source, io.BytesIO(content), reading=reading)
+    columns = table.foreign(())
+    parse = partial(_cell, decimal=reading.decimal)
+    rows = [row.values for row in table.rows(dict.fromkeys(columns, parse))]
+    if not rows:
+        raise DataError(source, ["must have at least one row, got none"])
+    present = [{name: value for name, value in row.items() if not is_empty(value)} for row in rows]
+    return Sample(Path(source).name, hashlib.sha256(content).hexdigest(), columns, present)
+
+
+def _cell(cell: object, decimal: str) -> object:
+    """Return a cell without blanks around a text, and a number with a decimal comma as a number."""
+    if not isinstance(cell, str):
+        return cell
+    try:
+        return cell.strip() if decimal == "." else finite_number(cell, decimal)
+    except ValueError:
+        return cell.strip()
+
+
+def as_number(value: object) -> float:
+    """Return a value of a numeric field; a boolean is 0 or 1, as in DictVectorizer.
+
+    Raises
+    ------
+    ValueError
+        If it is no finite number.
+    """
+    text = str(value)
+    return _BOOLEANS[text.lower()] if text.lower() in _BOOLEANS else finite_number(text)
+
+
+def as_category(value: object, categories: Sequence[str], spelled: Mapping[str, str]) -> str | None:
+    """Return the category that a value is, or None.
+
+    Parameters
+    ----------
+    spelled
+        Category of each spelling, see `spellings`.
+    """
+    text = str(value)
+    if text in categories:
+        return text
+    if isinstance(value, float) and value.is_integer() and str(int(value)) in categories:
+        return str(int(value))
+    return spelled.get(spelling(text))
+
+
+def spellings(categories: Sequence[str]) -> dict[str, str]:
+    """Return the only category with each spelling, without case, blanks and separators."""
+    counts = Counter(map(spelling, categories))
+    return {one: category for category in categories if counts[one := spelling(category)] == 1}

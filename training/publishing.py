@@ -1,0 +1,139 @@
+"""Publish a fitted model as the next version of a model in storage."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.bundles import (
+    StorageError,
+    VersionExistsError,
+    check_free,
+    local_path,
+    next_version,
+    publish,
+    read_bundle,
+)
+from training.bundling import FittedModel, dump, make_bundle
+from transformer.bundle.format import MAX_PREVIOUS, NAME_PATTERN, VERSION_PATTERN, Bundle, Version
+
+
+class TrainingError(Exception):
+    """Invalid arguments for a new version; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Place of a new version in storage.
+
+    Attributes
+    ----------
+    version
+        Name of the version; None for the next number.
+    earlier
+        Earlier versions that the new bundle describes, newest first.
+    """
+
+    storage: str | os.PathLike[str]
+    name: str
+    version: str | None
+    earlier: tuple[Version, ...]
+
+    @classmethod
+    def checked(
+        cls, storage: str | os.PathLike[str], name: str, version: str | None, previous: str | None
+    ) -> "Place":
+        """Check a place before the work for it begins.
+
+        Parameters
+        ----------
+        previous
+            URI of the version that the new one will replace.
+
+        Raises
+        ------
+        TrainingError
+            If `previous` is a version of another model, or the new version has the name of an earlier one.
+        storage.bundles.StorageError, transformer.bundle.BundleError
+            If the storage cannot be written, or `previous` cannot be read.
+        """
+        _check_storage(storage, name, version)
+        earlier = previous_versions(previous, name)
+        if version in {one.version for one in earlier}:
+            raise TrainingError(f"version {version!r} is the name of an earlier version, expected a new one")
+        return cls(storage, name, version, earlier)
+
+    def publish(self, fitted: FittedModel) -> tuple[str, Bundle]:
+        """Write the version, and return its URI and its bundle.
+
+        Raises
+        ------
+        storage.bundles.StorageError
+            If the version exists, or the storage cannot be written.
+        """
+        model = dump(fitted.served.model)
+        while True:
+            version = self.version or _next_version(self.storage, self.name, self.earlier)
+            bundle = make_bundle(fitted, self.name, version, model, self.earlier)
+            try:
+                return publish(bundle, model, self.storage), bundle
+            except VersionExistsError:
+                if self.version is not None:
+                    raise
+                # Another writer has used this number.
+
+
+def previous_versions(uri: str | None, name: str) -> tuple[Version, ...]:
+    """Return the `previous` versions of a new bundle: the version at `uri`, then those in its bundle.
+
+    Raises
+    ------
+    TrainingError
+        If the URI is a version of another model.
+    """
+    if uri is None:
+        return ()
+    bundle = read_bundle(uri)
+    if bundle.name != name:
+        raise TrainingError(f"{uri}: is a version of {bundle.name!r}, expected a version of {name!r}")
+    return (bundle.as_previous(), *bundle.previous)[:MAX_PREVIOUS]
+
+
+def _next_version(storage: str | os.PathLike[str], name: str, earlier: tuple[Version, ...]) -> str:
+    """Return the next number that is free in the storage and not used by an earlier version."""
+    numbers = [int(v.version[1:]) for v in earlier if re.fullmatch(r"v\d+", v.version)]
+    following = f"v{max(numbers, default=0) + 1}"
+    return max(next_version(storage, name), following, key=lambda text: int(text[1:]))
+
+
+def check_names(name: str, version: str | None) -> None:
+    """Raise TrainingError if the name of a model or of a version is invalid."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise TrainingError(f"name {name!r} must be letters, digits, - and _, and begin with a letter")
+    if version is not None and not re.fullmatch(VERSION_PATTERN, version):
+        raise TrainingError(
+            f"version {version!r} must be letters, digits, -, _ and ., and begin with a letter or digit"
+        )
+
+
+def _check_storage(storage: str | os.PathLike[str], name: str, version: str | None) -> None:
+    """Check that the version can be written, before the model is fitted."""
+    if version is None:
+        next_version(storage, name)
+    else:
+        check_free(storage, name, version)
+    path = local_path(storage)
+    if path is not None:
+        _check_writable(path / name)
+
+
+def _check_writable(directory: Path) -> None:
+    # A missing directory will be created in its nearest existing parent.
+    try:
+        existing = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+    except OSError as error:
+        raise StorageError(f"{directory}: {error.strerror}") from error
+    if not existing.is_dir():
+        raise StorageError(f"{directory}: {existing} is not a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise StorageError(f"{directory}: {existing} cannot be written to")
