@@ -143,7 +143,8 @@ def _inferred(
 def _check_task(task: Task, pair: Pair, classes: Sequence[str]) -> None:
     if set(task.classes) != set(classes):
         raise TaskError(
-            f"classes: must be those of the model, {', '.join(classes)}, got {', '.join(map(str, task.classes))}"
+            f"classes: must be those of the model, {', '.join(classes)}, "
+            f"got {', '.join(map(str, task.classes))}"
         )
     features = set(task.signature.feature_names(pair.vectorizer.separator))
     known = set(pair.vectorizer.feature_names_)

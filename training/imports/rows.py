@@ -76,7 +76,7 @@ def _value(field: RawField, value: Any, spelled: dict[str, str]) -> Value:  # no
             raise ValueError(f"{field.name} is not {field.expected}")
         return number
     if not isinstance(field, Category):
-        raise ValueError(f"{field.name} is of the type {field.type}, which an import cannot read")
+        raise ValueError(f"{field.name} is of the type {field.type}, which an import cannot read")  # noqa: TRY004
     category = as_category(value, field.categories, spelled)
     if category is None:
         raise ValueError(f"{field.name} has a value that the vectorizer does not know")
