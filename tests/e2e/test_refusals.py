@@ -187,7 +187,8 @@ def test_a_full_disk_while_writing_the_report_leaves_a_complete_version(small, t
     done = placement(*TRAIN, tmp_path, longest_file=enough)
     assert done.returncode == 0, done.stderr
     report = f"{tmp_path}/placement/v1.html: File too large"
-    assert f"WARNING: the report was not written: {report}; then run" in done.stderr.splitlines()[-1]
+    told = f"WARNING: the report was not written: {report}; once that is solved, run `placement report "
+    assert told in done.stderr.splitlines()[-1]
     assert fetch(tmp_path / "placement" / "v1", tmp_path / "mnt").version == "v1"
     assert [path.name for path in (tmp_path / "placement").iterdir()] == ["v1"]
 
