@@ -23,7 +23,13 @@ from sklearn.ensemble import (
     VotingClassifier,
 )
 from sklearn.feature_extraction import DictVectorizer
-from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, RidgeClassifier
+from sklearn.linear_model import (
+    LinearRegression,
+    LogisticRegression,
+    Ridge,
+    RidgeClassifier,
+    RidgeClassifierCV,
+)
 from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler, StandardScaler
@@ -161,6 +167,16 @@ def test_the_vectorizer_can_be_a_file_of_its_own(bring):
 def test_a_file_of_something_else_says_what_came_and_what_is_expected(content, problem, bring):
     with pytest.raises(ModelFileError, match=problem):
         bring(content)
+
+
+def test_a_model_that_lacks_a_parameter_of_the_predictors_scikit_learn_is_refused(bring):
+    vectorizer, model = fitted(RidgeClassifierCV())
+    # As in a file of 1.4 or 1.7.
+    del model.store_cv_results
+    with pytest.raises(
+        ModelFileError, match=r"no attribute 'store_cv_results' in the predictor's .*; fit the model again"
+    ):
+        bring((vectorizer, model))
 
 
 def test_features_in_another_order_than_the_vectorizers_are_refused(bring):

@@ -10,7 +10,7 @@ from sklearn.feature_extraction import DictVectorizer
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
-from training.imports.model_file import ModelFile, ModelFileError
+from training.imports.model_file import ModelFile, ModelFileError, advice
 
 _EXPECTED = (
     "expected a DictVectorizer and an estimator as a tuple or dict, a Pipeline that begins with a "
@@ -87,6 +87,11 @@ def _check(where: str, pair: Pair) -> None:
         check_is_fitted(pair.model)
     except (NotFittedError, TypeError) as error:
         raise ModelFileError(f"{where}: the {type(pair.model).__name__} is not fitted") from error
+    try:
+        repr(pair.model)
+    except AttributeError as error:
+        # A parameter that the estimator has got since, or that has another name since.
+        raise ModelFileError(f"{where}: {error} in the predictor's scikit-learn; {advice()}") from error
     expected = getattr(pair.model, "n_features_in_", len(names))
     if expected != len(names):
         raise ModelFileError(
