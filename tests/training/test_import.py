@@ -50,6 +50,7 @@ from training.imports.inference import InferenceError
 from training.imports.model_file import ModelFileError
 from training.imports.pickles import scan
 from training.imports.servable import NotServableError
+from training.publishing import TrainingError
 from training.selection import truth_of
 from training.table_file import Reading
 from transformer.bundle.candidates import Rows
@@ -159,7 +160,7 @@ def test_the_vectorizer_can_be_a_file_of_its_own(bring):
         ((DictVectorizer().fit(ROWS), solver()), "the LogisticRegression is not fitted"),
         ((DictVectorizer(), solver().fit(np.eye(2), [0, 1])), "the DictVectorizer is not fitted"),
         ((DictVectorizer().fit(ROWS), solver().fit(np.eye(2), [0, 1])), "expects 2 features, the .* gives 5"),
-        (fitted(KMeans(2)), "KMeans predicts neither, expected a classifier or a regressor"),
+        (fitted(KMeans(2)), "expected a classifier or a regressor, got KMeans"),
         (fitted(RandomForestClassifier(2), labels=np.tile(LABELS, (2, 1)).T), "has 2 outputs, expected one"),
         (fitted(DummyClassifier(), labels=LABELS * 0), "must be two or more classes, got 1"),
     ],
@@ -637,6 +638,16 @@ def test_a_task_of_another_kind_or_with_other_classes_is_refused(bring):
         Path("task.json").write_text(json.dumps(content | change))
         with pytest.raises(TaskError, match=problem):
             bring(fitted(solver()), task=Task.read("task.json"))
+
+
+def test_a_version_of_another_kind_than_the_previous_one_is_refused(bring):
+    first = bring(fitted(Ridge(), labels=NUMBER))
+    with pytest.raises(TrainingError) as refused:
+        bring(fitted(solver()), previous=first.uri)
+    assert str(refused.value) == (
+        "churn/v2: previous version v1 has a regression model and other outputs than this binary model; use "
+        "another name for another kind of question"
+    )
 
 
 def test_a_threshold_needs_the_probabilities_of_two_classes(bring):

@@ -88,7 +88,7 @@ def model_target(where: str, model: Any) -> Target:  # noqa: ANN401 (scikit-lear
     if is_regressor(model):
         return Target.of(())
     if not is_classifier(model):
-        raise ModelFileError(f"{where}: {name} predicts neither, expected a classifier or a regressor")
+        raise ModelFileError(f"{where}: expected a classifier or a regressor, got {name}")
     if not isinstance(model.classes_, np.ndarray):
         raise ModelFileError(f"{where}: {name} has {len(model.classes_)} outputs, expected one")
     classes = tuple(one.item() if isinstance(one, np.generic) else one for one in model.classes_)
