@@ -5,12 +5,12 @@ from collections import Counter
 from dataclasses import dataclass
 
 from storage.bundles import StorageError
-from training.comparison import Comparison
 from training.data import DataError, Dataset
 from training.fitting import fit
 from training.publishing import Place, check_names
-from training.report import render
-from training.reporting import compare_with, write_report
+from training.reports.comparison import Comparison
+from training.reports.page import render
+from training.reports.writing import compare_with, write_report
 from training.selection import AUTO, FOLDS, Progress, estimators_for
 from training.threshold import DEFAULT as DEFAULT_THRESHOLD
 from training.threshold import parse as parse_threshold

@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from training import charts
 from training.candidates import Task
 from training.data import Dataset
 from training.evaluation import Evaluation
 from training.fitting import fit
 from training.generator import generate
-from training.svg import style
+from training.reports import charts
+from training.reports.svg import style
 from transformer.bundle.signature import Category, Number, RawField, Signature
 
 PAYMENTS = (

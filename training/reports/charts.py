@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from training.data import Dataset
 from training.encoding import categories_of, has_category
 from training.evaluation import Evaluation, Group
+from training.reports.svg import ACCENT, INK, LINE, MUTED, NEGATIVE, POSITIVE, figure, inline
 from training.selection import Floats, Trial, loss_name
-from training.svg import ACCENT, INK, LINE, MUTED, NEGATIVE, POSITIVE, figure, inline
 from transformer.bundle.signature import Number, RawField
 
 #: Size of most charts, in inches.
