@@ -111,11 +111,9 @@ def _check_classes(dataset: Dataset) -> None:
         row_names = dataset.task.row_names
         problem = f"must have at least {MIN_PER_CLASS} {row_names}, got {len(dataset.labels)}"
         raise DataError(dataset.source, [problem])
-    counts = Counter(dataset.labels[row] for row in set(dataset.first_rows))
-    different = "different " if dataset.repeated else ""
+    counts = Counter(dataset.labels)
     problems = [
-        f"must have at least {MIN_PER_CLASS} {different}{dataset.task.row_names} of class {label!r}, "
-        f"got {counts[label]}"
+        f"must have at least {MIN_PER_CLASS} {dataset.task.row_names} of class {label!r}, got {counts[label]}"
         for label in dataset.task.classes
         if counts[label] < MIN_PER_CLASS
     ]

@@ -176,7 +176,13 @@ def choice(trials: Sequence[Trial], chosen: Trial) -> str:
     for trial in ranked:
         colour = ACCENT if trial is chosen else MUTED
         axes.errorbar(
-            trial.loss, name, xerr=trial.loss_error, fmt="o", color=colour, elinewidth=2, markersize=7
+            trial.loss,
+            trial.estimator.name,
+            xerr=trial.loss_error,
+            fmt="o",
+            color=colour,
+            elinewidth=2,
+            markersize=7,
         )
     axes.set(xlabel=f"{name}, ± one standard error (lower is better)", ylim=(-0.6, len(ranked) - 0.4))
     axes.xaxis.set_major_locator(MaxNLocator(5))
