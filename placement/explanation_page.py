@@ -10,8 +10,8 @@ from itertools import accumulate, pairwise
 from matplotlib.axes import Axes
 
 from placement.explained import Explained
-from training.report import page
-from training.svg import INK, LINE, MUTED, NEGATIVE, POSITIVE, figure, inline, style
+from training.reports.page import page
+from training.reports.svg import INK, LINE, MUTED, NEGATIVE, POSITIVE, figure, inline, style
 
 #: Width of a chart, and height of a field in it, in inches.
 WIDTH, ROW_HEIGHT = 7.0, 0.3

@@ -18,7 +18,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _errors() -> tuple[type[Exception], ...]:
     from storage.bundles import StorageError
     from training.data import DataError
-    from training.reporting import ReportError
+    from training.reports.writing import ReportError
     from transformer.bundle.format import BundleError
 
     return (BundleError, DataError, ReportError, StorageError)
@@ -27,7 +27,7 @@ def _errors() -> tuple[type[Exception], ...]:
 def _run(options: argparse.Namespace) -> int:
     print_step = StepPrinter()
     print_step("loading scikit-learn")
-    from training.reporting import write_again
+    from training.reports.writing import write_again
 
     print(f"report    {write_again(options.uri, options.data, print_step, Reading.of(options))}")
     return 0

@@ -11,7 +11,7 @@ from training.data import Dataset
 from training.encoding import encode, fit_vectorizer
 from training.evaluation import Evaluation, drift_scores, evaluate
 from training.reference import make_reference
-from training.selection import AUTO, Progress, Trial, select
+from training.selection import AUTO, Progress, Trial, can_group_equal_rows, select, truth_of
 from training.served import serve
 from transformer.bundle.format import Recipe, TrainingData
 
@@ -65,10 +65,10 @@ def fit(
     if dataset.passed_over:
         progress(f"passed over: {dataset.passed_over}")
     if dataset.repeated:
-        progress(
-            f"{dataset.repeated:,} {task.row_names} are equal to an earlier one; "
-            "cross-validation keeps equal ones in one fold"
-        )
+        grouped = can_group_equal_rows(truth_of(dataset.labels, task), dataset.first_rows)
+        folds = "keeps equal ones in one fold" if grouped else "spreads them, since too few differ"
+        equal = f"{dataset.repeated:,} {task.row_names} are equal to an earlier one"
+        progress(f"{equal}; cross-validation {folds}")
     if dataset.defaulted:
         fields = ", ".join(dataset.defaulted)
         beside = ", although columns are passed over" if dataset.ignored else ""

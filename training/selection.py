@@ -106,10 +106,11 @@ def folds(truth: npt.NDArray[Any], first_rows: Sequence[int] | None = None) -> l
     truth : ndarray, shape (candidates,)
         True classes, of which each fold has the same share; or numbers as float64.
     first_rows
-        Index of the first row that is equal to each row; equal rows come into one fold. By default, all rows
-        differ.
+        Index of the first row that is equal to each row; equal rows come into one fold, if
+        `can_group_equal_rows`. By default, all rows differ.
     """
-    first = np.arange(len(truth)) if first_rows is None else np.asarray(first_rows)
+    grouped = first_rows is not None and can_group_equal_rows(truth, first_rows)
+    first = np.asarray(first_rows) if grouped else np.arange(len(truth))
     different, group = np.unique(first, return_inverse=True)
     kind = KFold if truth.dtype.kind == "f" else StratifiedKFold
     splits = kind(FOLDS, shuffle=True, random_state=SEED).split(np.zeros(len(different)), truth[different])
@@ -117,6 +118,17 @@ def folds(truth: npt.NDArray[Any], first_rows: Sequence[int] | None = None) -> l
         (np.flatnonzero(np.isin(group, fit)), np.flatnonzero(np.isin(group, held_out)))
         for fit, held_out in splits
     ]
+
+
+def can_group_equal_rows(truth: npt.NDArray[Any], first_rows: Sequence[int]) -> bool:
+    """Return True if enough rows differ, of each class, for every fold to get some of them.
+
+    A table of a few categories may have less, and many rows of each.
+    """
+    different = truth[np.unique(first_rows)]
+    if truth.dtype.kind == "f":
+        return len(different) >= FOLDS
+    return all(np.sum(different == one) >= FOLDS for one in np.unique(truth))
 
 
 def truth_of(labels: Sequence[Label], task: Task) -> npt.NDArray[Any]:

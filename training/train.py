@@ -5,12 +5,12 @@ from collections import Counter
 from dataclasses import dataclass
 
 from storage.bundles import StorageError
-from training.comparison import Comparison
 from training.data import DataError, Dataset
 from training.fitting import fit
 from training.publishing import Place, check_names
-from training.report import render
-from training.reporting import compare_with, write_report
+from training.reports.comparison import Comparison
+from training.reports.page import render
+from training.reports.writing import compare_with, write_report
 from training.selection import AUTO, FOLDS, Progress, estimators_for
 from training.threshold import DEFAULT as DEFAULT_THRESHOLD
 from training.threshold import parse as parse_threshold
@@ -111,11 +111,9 @@ def _check_classes(dataset: Dataset) -> None:
         row_names = dataset.task.row_names
         problem = f"must have at least {MIN_PER_CLASS} {row_names}, got {len(dataset.labels)}"
         raise DataError(dataset.source, [problem])
-    counts = Counter(dataset.labels[row] for row in set(dataset.first_rows))
-    different = "different " if dataset.repeated else ""
+    counts = Counter(dataset.labels)
     problems = [
-        f"must have at least {MIN_PER_CLASS} {different}{dataset.task.row_names} of class {label!r}, "
-        f"got {counts[label]}"
+        f"must have at least {MIN_PER_CLASS} {dataset.task.row_names} of class {label!r}, got {counts[label]}"
         for label in dataset.task.classes
         if counts[label] < MIN_PER_CLASS
     ]

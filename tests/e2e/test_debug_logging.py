@@ -126,7 +126,7 @@ async def test_no_value_and_no_credentials_are_logged_at_any_level(
 ):
     arguments = (f"--workers={workers}", f"--predictor_protocol={hop}")
     written = await written_by(trained_bundle, predictor, tmp_path, FAULTS, *arguments)
-    for logger in ("uvicorn.asgi ", "uvicorn.access INFO", "kserve DEBUG", "kserve.transformer WARNING"):
+    for logger in ("uvicorn.asgi ", "uvicorn.access INFO", "kserve INFO", "kserve.transformer WARNING"):
         assert logger in written
     check(written)
 

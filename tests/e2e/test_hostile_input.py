@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
@@ -192,6 +192,9 @@ def candidates(draw: st.DrawFn) -> Any:
 @fuzz(150)
 @given(rows=st.lists(candidates(), min_size=1, max_size=3))
 def test_candidates_get_the_same_answer_or_error_over_v1_v2_and_grpc(rows, ask):
+    # V1 reads a first row of these forms as a table, as KServe's servers do.
+    assume(not (isinstance(rows[0], list) and rows[0] and isinstance(rows[0][0], dict)))
+    assume(not (isinstance(rows[0], dict) and rows[0] and all(isinstance(v, list) for v in rows[0].values())))
     first = ask.v1(rows)
     if first.status != "answered":
         first = Outcome(first.status, first.content.replace("instances[", "inputs.candidates["))

@@ -12,13 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from training import charts
 from training.candidates import Task
 from training.data import Dataset
+from training.estimators import ESTIMATORS
 from training.evaluation import Evaluation
 from training.fitting import fit
 from training.generator import generate
-from training.svg import style
+from training.reports import charts
+from training.reports.svg import style
 from transformer.bundle.signature import Category, Number, RawField, Signature
 
 PAYMENTS = (
@@ -46,6 +47,18 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
 @pytest.fixture(scope="module")
 def evaluation() -> Evaluation:
     return fit(generate(200), "logistic-regression").evaluation
+
+
+def test_the_choice_names_every_estimator_and_marks_the_chosen_one(drawn):
+    (chosen,) = fit(generate(200), "logistic-regression").trials
+    others = [
+        dataclasses.replace(chosen, estimator=ESTIMATORS[name], loss=chosen.loss + 0.1)
+        for name in ("forest-50", "ridge-classifier")
+    ]
+    charts.choice([chosen, *others], chosen)
+    (axes,) = drawn[0].axes
+    labels = {label.get_text(): label.get_fontweight() for label in axes.get_yticklabels()}
+    assert labels == {"ridge-classifier": "normal", "forest-50": "normal", "logistic-regression": "bold"}
 
 
 def rendered(figure: Figure) -> Any:

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from training.candidates import PLACEMENT, SIGNATURE, Candidate
-from training.charts import wilson_interval
 from training.data import Dataset
 from training.encoding import encode, fit_vectorizer
 from training.evaluation import evaluate
 from training.fitting import fit
 from training.generator import generate
+from training.reports.charts import wilson_interval
 from training.threshold import parse
 
 

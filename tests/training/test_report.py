@@ -10,7 +10,7 @@ from training.bundling import dump, make_bundle
 from training.candidates import SIGNATURE
 from training.fitting import Fitted, fit
 from training.generator import generate
-from training.report import render
+from training.reports.page import render
 from transformer.bundle.format import Bundle
 
 

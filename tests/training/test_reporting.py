@@ -11,11 +11,11 @@ import pytest
 from placement import cli
 from storage.bundles import read_bundle
 from training.candidates import PLACEMENT
-from training.comparison import ComparisonError, compare
 from training.data import Dataset
 from training.encoding import encode, fit_vectorizer
 from training.fitting import fit
 from training.generator import generate
+from training.reports.comparison import ComparisonError, compare
 from training.train import train
 from transformer.bundle.format import MODEL_FILE
 

@@ -195,6 +195,15 @@ def test_equal_rows_come_into_one_fold():
         assert (fitted.tolist(), rows.tolist()) == (all_fit.tolist(), all_rows.tolist())
 
 
+def test_equal_rows_are_spread_if_a_class_has_too_few_different_ones():
+    positive = np.arange(60) % 2 == 0
+    first_rows = [row % 2 for row in range(60)]
+    for (fit_rows, held_out), (expected_fit, expected) in zip(
+        folds(positive, first_rows), folds(positive), strict=True
+    ):
+        assert (fit_rows.tolist(), held_out.tolist()) == (expected_fit.tolist(), expected.tolist())
+
+
 def test_equal_candidates_are_counted_and_never_spread_over_folds():
     seen: list[str] = []
     data = dataclasses.replace(

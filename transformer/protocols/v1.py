@@ -118,6 +118,8 @@ def decode(
     max_candidates: int,
     row_name: str = DEFAULT_ROW_NAME,
     request: type[V1Request] = V1Request,
+    *,
+    only_lists: bool = False,
 ) -> V1Request:
     """Decode a V1 request.
 
@@ -133,6 +135,9 @@ def decode(
         The bundle's word for a candidate.
     request
         The kind of request: `V1Request` or `V1ExplainRequest`.
+    only_lists
+        True if each field of a candidate is a list of categories. An object of lists is a candidate then, and
+        no table.
 
     Raises
     ------
@@ -147,7 +152,7 @@ def decode(
     # KServe's servers take "inputs", too, and prefer it.
     key = "inputs" if isinstance(payload, dict) and "inputs" in payload else INSTANCES
     instances = payload.get(key) if isinstance(payload, dict) else None
-    if isinstance(instances, list) and instances and _has_several_rows(instances[0]):
+    if isinstance(instances, list) and instances and not only_lists and _has_several_rows(instances[0]):
         instances = [row for number, part in enumerate(instances) for row in _rows(part, f"{key}[{number}]")]
     if not isinstance(instances, list) or not instances:
         raise InvalidRequest(
@@ -158,10 +163,13 @@ def decode(
 
 
 def _has_several_rows(instance: object) -> bool:
-    """Return True for an instance that KServe's servers read as a table: a list, or an object of lists."""
+    """Return True for an instance that KServe's servers read as a table.
+
+    That is a list of objects, or an object of lists.
+    """
     if isinstance(instance, dict):
-        return bool(instance) and all(isinstance(values, list) for values in instance.values())
-    return isinstance(instance, list)
+        return bool(instance) and all(isinstance(values, list) and values for values in instance.values())
+    return isinstance(instance, list) and bool(instance) and isinstance(instance[0], dict)
 
 
 def _rows(instance: Any, path: str) -> list[Any]:  # noqa: ANN401 (JSON)

@@ -19,6 +19,7 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from transformer.batching.scorer import Scorer
 from transformer.bundle.format import Bundle
 from transformer.bundle.prediction import Prediction, Request
+from transformer.bundle.signature import CategoryList
 from transformer.errors import ServiceError, printable
 from transformer.explanation.explainer import Explainer
 from transformer.headers import forwarded
@@ -104,13 +105,14 @@ class Handler:
         self._settings = settings
         self._bundle = bundle
         self._fields = self.scorer.fields
+        self._only_lists = all(isinstance(field, CategoryList) for field in bundle.signature.fields)
         self._budget = ByteBudget(max_bytes)
         self._operations = TracedOperations(self.name, tls=settings.ssl_certfile is not None)
 
     def decode_v1(self, payload: object, request: type[v1.V1Request] = v1.V1Request) -> v1.V1Request:
         """Decode a V1 request; see `transformer.protocols.v1.decode`."""
-        bundle = self._bundle
-        return v1.decode(payload, bundle.name, self._settings.max_candidates, bundle.row_name, request)
+        bundle, limit = self._bundle, self._settings.max_candidates
+        return v1.decode(payload, bundle.name, limit, bundle.row_name, request, only_lists=self._only_lists)
 
     def decode_v1_explain(self, payload: object) -> v1.V1Request:
         """Decode a V1 request for explanations."""

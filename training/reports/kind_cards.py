@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import precision_recall_fscore_support
 
-from training import charts
 from training.candidates import Task
 from training.data import Dataset
 from training.evaluation import Evaluation
 from training.fitting import Fitted
+from training.reports import charts
 from training.selection import truth_of
 from transformer.bundle.classes import class_name
 

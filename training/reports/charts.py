@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from training.data import Dataset
 from training.encoding import categories_of, has_category
 from training.evaluation import Evaluation, Group
+from training.reports.svg import ACCENT, INK, LINE, MUTED, NEGATIVE, POSITIVE, figure, inline
 from training.selection import Floats, Trial, loss_name
-from training.svg import ACCENT, INK, LINE, MUTED, NEGATIVE, POSITIVE, figure, inline
 from transformer.bundle.signature import Number, RawField
 
 #: Size of most charts, in inches.
@@ -176,7 +176,13 @@ def choice(trials: Sequence[Trial], chosen: Trial) -> str:
     for trial in ranked:
         colour = ACCENT if trial is chosen else MUTED
         axes.errorbar(
-            trial.loss, name, xerr=trial.loss_error, fmt="o", color=colour, elinewidth=2, markersize=7
+            trial.loss,
+            trial.estimator.name,
+            xerr=trial.loss_error,
+            fmt="o",
+            color=colour,
+            elinewidth=2,
+            markersize=7,
         )
     axes.set(xlabel=f"{name}, ± one standard error (lower is better)", ylim=(-0.6, len(ranked) - 0.4))
     axes.xaxis.set_major_locator(MaxNLocator(5))

@@ -7,11 +7,11 @@ from hashlib import sha256
 from storage.bundles import read_bundle, version_uri_beside, write_beside
 from training.bundling import dump
 from training.candidates import Task
-from training.comparison import Comparison, ComparisonError, compare
 from training.data import DataError, Dataset, read_csv
 from training.fitting import SERVING_FORMS, Fitted, fit
 from training.generator import generate
-from training.report import render
+from training.reports.comparison import Comparison, ComparisonError, compare
+from training.reports.page import render
 from training.selection import Progress
 from training.table_file import AUTOMATIC, Reading
 from training.threshold import DEFAULT

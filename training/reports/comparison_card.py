@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from html import escape
 
 from training.candidates import Task
-from training.comparison import Comparison
+from training.reports.comparison import Comparison
 from transformer.bundle.classes import Label, class_name
 from transformer.bundle.format import Bundle
 

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from training import charts
 from training.candidates import Task
-from training.comparison import Comparison
-from training.comparison_card import comparison_card
 from training.encoding import encode
 from training.estimators import scores_of
 from training.evaluation import Evaluation
 from training.fitting import Fitted
-from training.kind_cards import card, count, first_cards, headline, last_cards, output, parts, tiles
+from training.reports import charts
+from training.reports.comparison import Comparison
+from training.reports.comparison_card import comparison_card
+from training.reports.kind_cards import card, count, first_cards, headline, last_cards, output, parts, tiles
+from training.reports.svg import style
 from training.selection import NEGLIGIBLE_MS
-from training.svg import style
 from transformer.bundle.format import Bundle, TrainingData
 
 CSS_FILE = Path(__file__).with_name("report.css")

@@ -1,0 +1,1 @@
+"""The report of a version: an HTML page with charts."""
