@@ -247,9 +247,9 @@ def _unknown(field: RawField, rows: ValidRows) -> int:
     """Return the number of rows with a value that an open field does not list."""
     if not isinstance(field, Category | CategoryList):
         return 0
+    known = set(field.categories)
     values = [row[field.name] for row in rows.candidates]
-    given = [value if isinstance(value, tuple) else (value,) for value in values]
-    return sum(not set(one) <= set(field.categories) for one in given)
+    return sum(not known.issuperset(one if isinstance(one, tuple) else (one,)) for one in values)
 
 
 def _notes_on_labels(bundle: Bundle, found: ImportedTask) -> Iterator[str]:

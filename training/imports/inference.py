@@ -115,9 +115,9 @@ def _field(name: str, categories: list[str] | None, sample: Sample, column: str)
 def _categorical(categories: list[str], values: list[Any]) -> dict[str, Any]:
     """Return a field of categories: open if some of the values are others."""
     has_lists = any(isinstance(value, list) for value in values)
-    spelled = spellings(categories)
+    known = spellings(categories)
     given = [one for value in values for one in elements(value)] if has_lists else values
-    counts = Counter(as_category(one, categories, spelled) for one in given)
+    counts = Counter(as_category(one, known) for one in given)
     ordered = sorted(categories, key=lambda category: -counts[category])
     field: dict[str, Any] = {"type": "categories" if has_lists else "category", "categories": ordered}
     unknown = counts.pop(None, 0)

@@ -55,7 +55,7 @@ def valid_rows(sample: Sample, signature: Signature) -> ValidRows:
         If it accepts none.
     """
     column_of = sample.column_of(signature.names)
-    spelled = {
+    known = {
         one.name: spellings(one.categories)
         for one in signature.fields
         if isinstance(one, Category | CategoryList)
@@ -64,7 +64,7 @@ def valid_rows(sample: Sample, signature: Signature) -> ValidRows:
     for number, row in enumerate(sample.rows):
         try:
             candidate: Candidate = {
-                one.name: _value(one, row.get(column_of[one.name]), spelled.get(one.name, {}))
+                one.name: _value(one, row.get(column_of[one.name]), known.get(one.name, {}))
                 for one in signature.fields
             }
         except ValueError as error:
@@ -78,15 +78,15 @@ def valid_rows(sample: Sample, signature: Signature) -> ValidRows:
     return found
 
 
-def _value(field: RawField, value: Any, spelled: Mapping[Spelling, str]) -> Value:  # noqa: ANN401
+def _value(field: RawField, value: Any, known: Mapping[Spelling, str]) -> Value:  # noqa: ANN401
     if value is None:
         if field.default is None:
             raise ValueError(f"{field.name} is missing")
         return field.default
     if isinstance(field, Category):
-        return _category(field, value, spelled)
+        return _category(field, value, known)
     if isinstance(field, CategoryList):
-        return tuple(_category(field, one, spelled) for one in elements(value))
+        return tuple(_category(field, one, known) for one in elements(value))
     try:
         number = as_number(value)
     except ValueError:
@@ -101,8 +101,8 @@ def _value(field: RawField, value: Any, spelled: Mapping[Spelling, str]) -> Valu
     raise ValueError(f"{field.name} is not {field.expected}")
 
 
-def _category(field: Category | CategoryList, value: Any, spelled: Mapping[Spelling, str]) -> str:  # noqa: ANN401
-    category = as_category(value, field.categories, spelled)
+def _category(field: Category | CategoryList, value: Any, known: Mapping[Spelling, str]) -> str:  # noqa: ANN401
+    category = as_category(value, known)
     if category is None and not field.open:
         raise ValueError(f"{field.name} has a value that the vectorizer does not know")
     return str(value) if category is None else category

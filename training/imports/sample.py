@@ -96,24 +96,23 @@ def is_boolean(value: object) -> bool:
     return str(value).lower() in _BOOLEANS
 
 
-def as_category(value: object, categories: Sequence[str], spelled: Mapping[Spelling, str]) -> str | None:
+def as_category(value: object, known: Mapping[Spelling, str]) -> str | None:
     """Return the category that a value is, or None.
 
     Parameters
     ----------
-    spelled
-        Category of each spelling, see `spellings`.
+    known
+        Category of each text and spelling, see `spellings`.
     """
-    for text in cell_texts(value):
-        if text in categories:
-            return text
-    return spelled.get(spelling_of(str(value)))
+    found = (known.get(one) for one in (*cell_texts(value), spelling_of(str(value))))
+    return next((one for one in found if one is not None), None)
 
 
 def spellings(categories: Sequence[str]) -> dict[Spelling, str]:
-    """Return the only category with each spelling."""
+    """Return the category of each text, and of each spelling that only one category has."""
     counts = Counter(map(spelling_of, categories))
-    return {one: category for category in categories if counts[one := spelling_of(category)] == 1}
+    only = {one: category for category in categories if counts[one := spelling_of(category)] == 1}
+    return only | {category: category for category in categories}
 
 
 def spelling_of(text: str) -> Spelling:
