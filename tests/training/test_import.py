@@ -32,7 +32,7 @@ from sklearn.linear_model import (
 )
 from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, LabelEncoder, MaxAbsScaler, StandardScaler
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeRegressor
 
@@ -125,6 +125,7 @@ def variants():
         "tuple": (vectorizer, model),
         "the other order": (model, vectorizer),
         "dict with more": {"model": model, "dv": vectorizer, "threshold": 0.4, "columns": ["tenure"]},
+        "with an encoder of labels": (vectorizer, model, LabelEncoder().fit(["no", "yes"])),
         "pipeline": pipeline.fit(ROWS, LABELS),
         "nested pipeline": nested.fit(ROWS, LABELS),
         "search": search.fit(ROWS, LABELS),

@@ -8,6 +8,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import LabelEncoder
 from sklearn.utils.validation import check_is_fitted
 
 from training.imports.model_file import ModelFile, ModelFileError, advice
@@ -39,7 +40,8 @@ def find_pair(file: ModelFile, vectorizer: ModelFile | None = None) -> Pair:
     if vectorizer is not None:
         objects += _objects(vectorizer.content)
     vectorizers = [one for one in objects if isinstance(one, DictVectorizer)]
-    models = [one for one in objects if not isinstance(one, DictVectorizer)]
+    # An encoder of labels takes no part in predictions: the model's classes are its numbers.
+    models = [one for one in objects if not isinstance(one, DictVectorizer | LabelEncoder)]
     where = file.path if vectorizer is None else f"{file.path} and {vectorizer.path}"
     if len(vectorizers) != 1 or len(models) != 1:
         found = ", ".join(type(one).__name__ for one in objects) or f"a {type(file.content).__name__}"
