@@ -63,10 +63,10 @@ async def test_the_commands_roll_it_out_and_back_without_a_failed_request(plain:
 
 
 async def test_a_missing_version_is_undone_and_creates_nothing_in_the_claim(plain: ClusterService) -> None:
-    missing = "pvc://models/placement/v77"
+    missing = "pvc://models/placement/v91"
     done = await plain.placement("rollout", missing, f"--bundle={missing}={plain.pair.new}")
     assert done.returncode == 1
     assert "the previous state is restored" in done.stderr
     plain.namespace.wait_for_deployments(plain.old)
     listed = plain.namespace.kubectl("exec", "models", "--", "ls", "/models/placement").split()
-    assert "v77" not in listed
+    assert "v91" not in listed

@@ -106,6 +106,8 @@ def test_explanations_are_answered_through_the_service(spec: str, service: Clust
 
 
 def test_metrics_are_where_the_annotations_say(spec: str, service: ClusterService) -> None:
+    # An autoscaler may be adding a pod.
+    service.namespace.wait_until_serving(service.old)
     for pod in service.namespace.pods():
         name, annotations = pod["metadata"]["name"], pod["metadata"]["annotations"]
         assert annotations["prometheus.io/scrape"] == "true", name
@@ -123,6 +125,7 @@ def test_containers_run_without_privileges(spec: str, service: ClusterService) -
 
 
 def test_kserve_reports_no_failure(spec: str, service: ClusterService) -> None:
+    service.namespace.wait_until_serving(service.old)
     status = service.namespace.read("inferenceservice", "placement")["status"]
     assert {one["status"] for one in status["conditions"] if one["type"] != "Stopped"} == {"True"}
     assert status["modelStatus"]["transitionStatus"] == "UpToDate"
