@@ -206,7 +206,7 @@ def _value(field: RawField, cell: object, decimal: str) -> Value | None:
     if isinstance(field, Boolean):
         return _boolean(cell)
     if isinstance(field, CategoryList):
-        return tuple(_category(one, field) for one in _list(cell))
+        return tuple(_category(one, field) for one in elements(cell))
     return _category(cell, field)
 
 
@@ -217,7 +217,7 @@ def _category(cell: object, field: Category | CategoryList) -> str:
     return _one_of(cell, field.categories)
 
 
-def _list(cell: object) -> list[object]:
+def elements(cell: object) -> list[object]:
     """Return the elements of a cell with several categories: an array, or texts separated by ``|``."""
     if isinstance(cell, list | tuple):
         return list(cell)
