@@ -207,7 +207,7 @@ async def _refusal(
         ways_out = [f"give it an InferenceService of its own (on this machine: `placement up --model {uri}`)"]
     else:
         found = f"{bundle.version} does not recognise {stable.version}, {why}"
-        ways_out = [f"train it with `placement train --previous {before.predictor_uri}`"]
+        ways_out = [f"train or import it again with `--previous {before.predictor_uri}`"]
         if (common := await _way_to_common_version(target, before, bundle, stable)) is not None:
             ways_out.append(f"{common}, and then roll this one out")
     return f"{found}; {', or '.join([*ways_out, *more])}"

@@ -153,7 +153,7 @@ def make_distribution(
     scores: npt.NDArray[np.float64] | None,
     kind: Kind = "binary",
 ) -> Distribution:
-    """Count candidates by bin; a number's bins are deciles within the signature's range.
+    """Count candidates by bin; a number's bins are deciles, or single numbers, within the signature's range.
 
     Parameters
     ----------
@@ -209,6 +209,20 @@ def _edges(values: npt.NDArray[np.float64], field: Number) -> list[float]:
         least = math.floor(least * 10**places) / 10**places
     if field.maximum is None:
         most = math.ceil(most * 10**places) / 10**places
-    deciles = np.quantile(values, np.linspace(0, 1, HISTOGRAM_BINS + 1)[1:-1])
-    rounded = sorted({round(float(edge), places) for edge in deciles})
+    step = 10.0**-places
+    inner = np.clip(_inner_edges(values, least, most), least + step, most - step)
+    rounded = sorted({round(float(edge), places) for edge in inner})
     return [least, *(edge for edge in rounded if least < edge < most), most]
+
+
+def _inner_edges(values: npt.NDArray[np.float64], least: float, most: float) -> npt.NDArray[np.float64]:
+    """Return edges between bins: deciles, or middles between few different numbers, such as 0 and 1."""
+    different = np.unique(values)
+    if len(different) == 1:
+        different = np.unique([least, *different, most])
+    middles = (different[:-1] + different[1:]) / 2
+    if len(different) <= HISTOGRAM_BINS:
+        return middles
+    deciles = np.quantile(values, np.linspace(0, 1, HISTOGRAM_BINS + 1)[1:-1])
+    # If the lowest number, or the highest, is that of most candidates, it still has a bin.
+    return np.clip(deciles, middles[0], middles[-1])

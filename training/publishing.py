@@ -104,7 +104,10 @@ def previous_versions(uri: str | None, name: str) -> tuple[Version, ...]:
         return ()
     bundle = read_bundle(uri)
     if bundle.name != name:
-        raise TrainingError(f"{uri}: is a version of {bundle.name!r}, expected a version of {name!r}")
+        raise TrainingError(
+            f"{uri}: is a version of {bundle.name!r}, expected a version of {name!r}; the next version of "
+            f"{bundle.name!r} needs its own task, data and name"
+        )
     return (bundle.as_previous(), *bundle.previous)[:MAX_PREVIOUS]
 
 

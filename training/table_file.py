@@ -78,7 +78,7 @@ class Reading:
             help="encoding of a text file, for example latin-1 (default: UTF-8, or by its byte order mark)",
         )
         parser.add_argument(
-            "--decimal", choices=(".", ","), default=".", help="decimal mark of numbers in CSV (default: .)"
+            "--decimal", choices=(".", ","), default=".", help="decimal mark of numbers in CSV"
         )
 
     @classmethod

@@ -133,8 +133,8 @@ class LocalTarget:
                     if progress is not None:
                         progress(message["progress"])
         raise NotRunningError(
-            f"the local service at {self._control.address} was stopped during {operation}; start it with "
-            "`make run`"
+            f"the local service at {self._control.address} was stopped during {operation}; start it "
+            "again with `make run`, or with `placement up`"
         )
 
     @contextlib.contextmanager
@@ -143,8 +143,8 @@ class LocalTarget:
             yield
         except aiohttp.ClientError as error:
             raise NotRunningError(
-                f"the local service at {self._control.address} does not answer: {error}; restart it "
-                "with `make run`"
+                f"the local service at {self._control.address} does not answer; start it again with "
+                "`make run`, or with `placement up`"
             ) from error
 
     async def _messages(self, operation: str, arguments: object) -> AsyncGenerator[dict[str, Any], None]:

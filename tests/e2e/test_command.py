@@ -2,12 +2,13 @@
 
 import csv
 import json
+import re
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from placement.cli import main
+from placement.cli import COMMANDS, main
 from placement.status_text import status_lines
 from tests.support.placement_command import error_of, run_placement, run_placement_process
 from training.estimators import ESTIMATORS
@@ -79,6 +80,14 @@ def test_the_help_of_train_lists_the_estimators(capsys):
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert f"auto, or one of {', '.join(ESTIMATORS)} (default: auto)" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_names_each_default_once(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert re.findall(r"\(default: [^)]*\) \(default: [^)]*\)|default: None", text) == []
 
 
 def test_an_argument_of_the_transformer_is_explained(capsys):

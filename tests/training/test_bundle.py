@@ -134,6 +134,33 @@ def test_the_edges_of_bins_are_rounded_to_a_thousandth_of_the_range(minimum, max
         assert found == [pytest.approx(edges * round(edge / edges), rel=1e-12) for edge in found]
 
 
+@pytest.mark.parametrize(
+    ("values", "maximum", "edges", "counts"),
+    [
+        ([0] * 85 + [1] * 15, 1, [0, 0.5, 1], [85, 15]),
+        ([0] * 15 + [1] * 85, 1, [0, 0.5, 1], [15, 85]),
+        ([0] * 100, 1, [0, 0.5, 1], [100, 0]),
+        ([0, 1, 1, 2, 3, 3], 4, [0, 0.5, 1.5, 2.5, 4], [1, 2, 1, 2]),
+        (
+            [0] * 95 + list(range(1000, 6000, 1000)) * 3,
+            100_000,
+            [0, 500, 1500, 2500, 3500, 4500, 100_000],
+            None,
+        ),
+        ([0] * 950 + list(range(1001, 1051)), 100_000, [0, 500, 100_000], [950, 50]),
+        (list(range(50)) + [99_999] * 950, 100_000, [0, 50_000, 100_000], [50, 950]),
+        ([0] * 950 + list(range(1, 51)), 100_000, [0, 100, 100_000], [1000, 0]),
+    ],
+    ids=["few ones", "many ones", "only zeros", "counts", "few", "most are zero", "most are high", "near"],
+)
+def test_a_number_that_most_candidates_have_shares_its_bin_with_no_distant_one(
+    values, maximum, edges, counts
+):
+    found = _edges(np.array(values, float), Number(name="a", minimum=0, maximum=maximum))
+    assert found == pytest.approx(edges)
+    assert counts is None or np.histogram(values, found)[0].tolist() == counts
+
+
 def test_the_same_data_give_the_same_bundle_except_for_its_time(tmp_path, first, storage):
     again = train(DATASET, storage=tmp_path, estimator="support-vectors").bundle
     assert again.model_copy(update={"created": first.created}) == first
@@ -172,7 +199,8 @@ def test_a_version_number_is_not_used_twice(tmp_path, storage, first):
         (
             {"previous": "v1", "name": "other"},
             TrainingError,
-            "is a version of 'placement', expected a version of 'other'",
+            "is a version of 'placement', expected a version of 'other'; the next version of 'placement' "
+            "needs its own task, data and name",
         ),
     ],
 )

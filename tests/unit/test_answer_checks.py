@@ -176,6 +176,20 @@ async def test_the_old_version_may_still_answer_while_it_is_being_replaced(pair,
     await wait_until_serving(target, load_bundle(pair.new))
 
 
+async def test_a_rollout_sends_all_reference_rows_once_since_monitoring_counts_them(pair):
+    target = InMemoryTarget(pair.new)
+    sent: list[int] = []
+
+    def scores(bundle: Bundle, rows: Sequence[dict[str, Any]]) -> Scores:
+        sent.append(len(rows))
+        return scores_of_bundle(bundle, rows)
+
+    target.scores = scores
+    bundle = load_bundle(pair.new)
+    await wait_until_serving(target, bundle)
+    assert sent == [1] * 19 + [len(bundle.reference.candidates)]
+
+
 async def test_a_version_that_stays_unverified_is_rolled_back(pair, hurried):
     target = InMemoryTarget(pair.old)
     target.scores = unverified(every=3)

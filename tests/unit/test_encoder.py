@@ -459,8 +459,12 @@ def test_exceptions_of_the_fast_path_never_reach_the_caller():
     assert not any(issubclass(doubt, InvalidRequest) for doubt in NEEDS_FULL_VALIDATION)
 
 
-def test_an_encoder_can_be_pickled_for_worker_processes():
-    encoder = encoder_of(PLACEMENT_SIGNATURE)
-    candidates = rows_of(generate(8, seed=1).candidates, PLACEMENT_SIGNATURE)
+@pytest.mark.parametrize("size", [1, MAX_ONE_BY_ONE + 1, BLOCK_SIZE + 1])
+@settings(max_examples=20)
+@given(data=st.data())
+def test_an_encoder_of_any_fields_can_be_pickled_for_worker_processes(size, data):
+    signature = data.draw(signatures())
+    candidates = rows_of([data.draw(valid(signature))] * size, signature)
+    encoder = encoder_of(signature)
     again = pickle.loads(pickle.dumps(encoder))
     assert_same(again.encode(candidates), encoder.encode(candidates))

@@ -47,7 +47,7 @@ async def test_a_version_whose_scores_differ_from_its_bundle_is_rolled_back(pair
 
 async def test_a_bundle_without_the_current_version_is_refused_with_a_remedy(pair, tmp_path):
     target = InMemoryTarget(pair.new)
-    with pytest.raises(RolloutError, match=f"placement train --previous {pair.new}") as raised:
+    with pytest.raises(RolloutError, match=f"again with `--previous {pair.new}`") as raised:
         await rollout(target, str(unrelated_version(pair.new, tmp_path / "v9")), ignore_progress)
     assert str(raised.value).startswith("v9 does not recognise v2, which serves now")
     assert "--force" in str(raised.value)
@@ -79,8 +79,8 @@ async def test_two_versions_that_recognise_a_third_one_can_be_rolled_out_by_way_
     with pytest.raises(RolloutError) as raised:
         await rollout(target, str(sibling(pair.new, tmp_path / "v3")), ignore_progress)
     assert str(raised.value) == (
-        "v3 does not recognise v2, which serves now, so requests would get 503 during the change; train it "
-        f"with `placement train --previous {pair.new}`, or {way}, or use --force"
+        "v3 does not recognise v2, which serves now, so requests would get 503 during the change; train or "
+        f"import it again with `--previous {pair.new}`, or {way}, or use --force"
     )
 
 

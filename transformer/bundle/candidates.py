@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, groupby, repeat
 from operator import itemgetter
 from typing import Any, Protocol
@@ -311,7 +311,12 @@ def _tuple_getter(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Values]
     """Return a function that reads fields of a candidate as a tuple, also for one field or none."""
     if len(names) > 1:
         return itemgetter(*names)
-    return lambda row: tuple([row[name] for name in names])
+    # Not a lambda: it is pickled for each worker.
+    return partial(_read_tuple, names)
+
+
+def _read_tuple(names: Sequence[str], row: Mapping[str, Any]) -> Values:
+    return tuple([row[name] for name in names])
 
 
 def _parsed_keys(names: Sequence[str]) -> tuple[str, ...]:
