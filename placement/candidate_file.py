@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from placement.client import Candidate
-from training.table import Row, Table, finite_number, is_empty
+from placement.client import LIST, Candidate
+from training.table import Row, Table, finite_number, is_empty, list_of
 from training.table_file import AUTOMATIC, STANDARD_INPUT, Reading, open_file, read_table
 
 #: Texts of booleans, in lower case.
@@ -57,7 +57,7 @@ class CandidateFile:
     total
         Number of candidates, or None if it is unknown before they are read.
     fields
-        V2 datatype of each raw field of the model.
+        V2 datatype of each raw field of the model, or `LIST`.
     """
 
     table: Table
@@ -109,7 +109,8 @@ def open_candidates(
         If the file has no candidates. An invalid row raises only when it is read.
     """
     source, opened = stack.enter_context(open_file(file))
-    table = read_table(source, opened, list(fields), reading)
+    only_lists = set(fields.values()) == {LIST}
+    table = read_table(source, opened, list(fields), reading, only_lists=only_lists)
     table.check_names(list(fields))
     if not set(fields) & set(table.header) and not table.is_json:
         table.require(list(fields))
@@ -184,6 +185,8 @@ def _candidate(row: Row) -> Candidate:
 
 def _parse(datatype: str, table: Table, cell: object) -> object:
     """Return a cell's value in the type of its field; None for an empty cell."""
+    if datatype == LIST and (isinstance(cell, str) or not table.is_json):
+        return None if is_empty(cell) else list_of(cell)
     if table.is_json:
         return _parse_json(datatype, cell)
     if is_empty(cell):

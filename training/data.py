@@ -6,7 +6,6 @@ gets the field's default, if the field has one. `training.table_file` describes 
 
 import hashlib
 import io
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from training.table import (
     finite_number,
     got,
     is_empty,
+    list_of,
 )
 from training.table_file import AUTOMATIC, Reading, open_file, read_table
 from transformer.bundle.classes import Label, class_name
@@ -206,7 +206,7 @@ def _value(field: RawField, cell: object, decimal: str) -> Value | None:
     if isinstance(field, Boolean):
         return _boolean(cell)
     if isinstance(field, CategoryList):
-        return tuple(_category(one, field) for one in _list(cell))
+        return tuple(_category(one, field) for one in list_of(cell))
     return _category(cell, field)
 
 
@@ -215,22 +215,6 @@ def _category(cell: object, field: Category | CategoryList) -> str:
     if field.open and not any(text in field.categories for text in texts):
         return str(cell).strip()
     return _one_of(cell, field.categories)
-
-
-def _list(cell: object) -> list[object]:
-    """Return the elements of a cell with several categories: an array, or texts separated by ``|``."""
-    if isinstance(cell, list | tuple):
-        return list(cell)
-    if is_empty(cell):
-        return []
-    text = str(cell).strip()
-    if text.startswith("["):
-        with suppress(ValueError):
-            found = json.loads(text)
-            if isinstance(found, list):
-                return found
-        raise ValueError(f"must be a JSON array, or texts separated by |, {got(cell)}")
-    return [one.strip() for one in text.split("|")]
 
 
 def _boolean(cell: object) -> bool:
