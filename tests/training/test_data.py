@@ -170,7 +170,7 @@ def test_an_empty_cell_or_a_missing_column_gets_the_default(tmp_path):
         (b"town,answer\nA,yes\n", "column 'age' is missing, found: town, answer"),
         (b"age,answer\n1,yes,more\n", r"row 1 \(line 2\): must have 2 cells, got 3"),
         (b"age,answer\n1,yes\n\xff,yes\n", "line 3: must be UTF-8"),
-        (b"age,answer\n" + b"1" * 200_000 + b",yes\n", "line 2: field larger than field limit"),
+        (b"age,answer\n" + b"1" * 200_000 + b",yes\n", "line 2: a cell has more than 131,072 characters"),
         (b'age,answer\n"1"2,yes\n', "line 2: "),
     ],
 )
