@@ -16,14 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from placement.client import LIST, Candidate
-from training.table import Row, Table, finite_number, is_empty, list_of
+from training.table import Row, Table, boolean_of, finite_number, is_empty, list_of
 from training.table_file import AUTOMATIC, STANDARD_INPUT, Reading, open_file, read_table
 
-#: Texts of booleans, in lower case.
-_BOOLEANS = {
-    **dict.fromkeys(("true", "yes", "1", "1.0"), True),
-    **dict.fromkeys(("false", "no", "0", "0.0"), False),
-}
 #: Values of the request in a problem, as the service repeats them: quoted, and truncated if they are long.
 _QUOTED = r"""(?:'(?:[^'\\…]|\\[^…])*(?:'|\\?…)|"(?:[^"\\…]|\\[^…])*(?:"|\\?…))"""
 _REPEATED_VALUE = rf"got [a-z ]*{_QUOTED}(?:, {_QUOTED})*"
@@ -185,6 +180,10 @@ def _candidate(row: Row) -> Candidate:
 
 def _parse(datatype: str, table: Table, cell: object) -> object:
     """Return a cell's value in the type of its field; None for an empty cell."""
+    if datatype == "BOOL":
+        # The service describes any other value.
+        value = boolean_of(cell)
+        return value if value is not None or is_empty(cell) else cell
     if datatype == LIST and (isinstance(cell, str) or not table.is_json):
         return None if is_empty(cell) else list_of(cell)
     if table.is_json:
@@ -193,9 +192,6 @@ def _parse(datatype: str, table: Table, cell: object) -> object:
         return None
     if datatype == "BYTES":
         return cell.strip() if isinstance(cell, str) else _text_of_number(cell)
-    if datatype == "BOOL":
-        # The service describes any other text.
-        return _BOOLEANS.get(cell.strip().casefold(), cell) if isinstance(cell, str) else cell
     number = finite_number(cell, table.decimal)
     return int(number) if "INT" in datatype and number.is_integer() else number
 

@@ -24,6 +24,7 @@ from training.table import (
     MissingColumnsError,
     Row,
     Table,
+    boolean_of,
     cell_texts,
     finite_number,
     got,
@@ -35,12 +36,6 @@ from transformer.bundle.classes import Label, class_name
 from transformer.bundle.signature import Boolean, Category, CategoryList, Number, RawField, Signature, Value
 
 __all__ = ["DataError", "Dataset", "MissingColumnsError", "read_candidates", "read_csv"]
-
-#: Texts of booleans, in lower case.
-_BOOLEANS = {
-    **dict.fromkeys(("true", "yes", "1", "1.0"), True),
-    **dict.fromkeys(("false", "no", "0", "0.0"), False),
-}
 
 
 @dataclass(frozen=True)
@@ -218,10 +213,10 @@ def _category(cell: object, field: Category | CategoryList) -> str:
 
 
 def _boolean(cell: object) -> bool:
-    for text in cell_texts(cell):
-        if (found := _BOOLEANS.get(text.casefold())) is not None:
-            return found
-    raise ValueError(f"must be true or false, {got(cell)}")
+    value = boolean_of(cell)
+    if value is None:
+        raise ValueError(f"must be true or false, {got(cell)}")
+    return value
 
 
 def _number(cell: object, field: Number, decimal: str) -> float:

@@ -23,6 +23,11 @@ MAX_PROBLEMS = 20
 MAX_ECHO = 40
 
 NO_ROWS = "must have a line of column names and at least one row"
+#: Texts of booleans, in lower case.
+_BOOLEANS = {
+    **dict.fromkeys(("true", "yes", "1", "1.0"), True),
+    **dict.fromkeys(("false", "no", "0", "0.0"), False),
+}
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
@@ -310,6 +315,12 @@ def got(cell: object, decimal: str = ".") -> str:
     if decimal == "." and _DECIMAL_COMMA.fullmatch(cell.strip()):
         return f"{text}; for decimal commas add --decimal ,"
     return text
+
+
+def boolean_of(cell: object) -> bool | None:
+    """Return the boolean that a cell stands for; None if it stands for none."""
+    found = (_BOOLEANS.get(text.casefold()) for text in cell_texts(cell))
+    return next((value for value in found if value is not None), None)
 
 
 def list_of(cell: object) -> list[object]:

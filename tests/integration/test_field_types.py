@@ -134,7 +134,7 @@ async def test_tensors_have_the_types_of_the_metadata_and_lists_are_json(served,
 @pytest.mark.parametrize("protocol", ["v1", "v2", "grpc"])
 @pytest.mark.parametrize("name", ["homes.csv", "homes.jsonl", "texts.jsonl"])
 async def test_the_client_reads_lists_as_training_does(served, version, tmp_path, name, protocol):
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"price": 3.5, "rooms": 2, "garden": True, "area": "1010", "agent": "ada", "tags": ["pool"]},
         {"price": 1, "rooms": 4, "area": "8010", "agent": "eve", "tags": None},
         {"price": 0, "rooms": 9, "garden": 1, "area": "1020", "agent": "bob", "tags": ["lift", "a", "lift"]},
