@@ -229,6 +229,10 @@ class RestClient:
                 f"{self._base}: the certificate is not trusted: {error.certificate_error}; set --ca-file, or "
                 "--header Host:NAME if it is that of another name"
             ) from error
+        except aiohttp.ClientConnectorSSLError as error:
+            raise ClientError(
+                f"{self._base}: cannot connect over TLS; if it has no TLS, write http://"
+            ) from error
         except (TimeoutError, aiohttp.ClientConnectionError) as error:
             raise ClientError(
                 f"{self._base} does not answer; start it with `make run`, or set --url"
