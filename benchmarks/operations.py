@@ -1,9 +1,10 @@
-"""The price of operations: what monitoring costs, and how long predictions wait beside explanations.
+"""What monitoring costs, how long predictions wait beside explanations, and what a wide vocabulary costs.
 
 python -m benchmarks.operations monitoring [--rounds 9] [--seconds 5]
 python -m benchmarks.operations explanations [--rounds 9] [--seconds 10]
+python -m benchmarks.operations wide [--rounds 9] [--seconds 10]
 
-Both measure in turns, with and without, and print each turn and the medians. The machine must do nothing
+Each measures two systems in turns, and prints each turn and the medians. The machine must do nothing
 else, because the differences are small.
 """
 
@@ -21,11 +22,22 @@ from urllib.request import urlopen
 
 import orjson
 
-from benchmarks.launchers import LAUNCHERS, MLSERVER, UNMONITORED, our_name
+from benchmarks import wide
+from benchmarks.launchers import LAUNCHERS, MLSERVER, OURS_WIDE, SKLEARNSERVER, UNMONITORED, our_name
 from benchmarks.load import Load, load
-from benchmarks.models import FOREST, candidates, ensure_trained, load_served_model
+from benchmarks.models import (
+    FOREST,
+    ORIGINAL_FOREST,
+    ServedModel,
+    candidates,
+    ensure_trained,
+    load_served_model,
+)
 from benchmarks.server_process import Process, ServerProcess
 from benchmarks.workspace import Workspace
+from storage.bundles import next_version
+from training.candidates import Candidate
+from training.train import train
 
 _WORK = Path(".run/bench")
 #: Loads that monitoring is measured with: clients, and candidates per request.
@@ -33,16 +45,18 @@ _LOADS = ((64, 1), (16, 64))
 #: Clients that ask for predictions, and for explanations beside them.
 _PREDICTING, _EXPLAINING = 16, 2
 _WARM_UP_S = 1
+#: Candidates of a request with a wide vocabulary.
+_WIDE_CANDIDATES = (1, 16)
 MONITORED = "front-end"
 
 
 class _Servers:
     """Servers that are paused unless they are measured, and the requests that they get."""
 
-    def __init__(self, workspace: Workspace, stack: ExitStack) -> None:
+    def __init__(self, workspace: Workspace, stack: ExitStack, some: Sequence[Candidate]) -> None:
         self._workspace = workspace
         self._stack = stack
-        self._some = candidates(1024)
+        self._some = some
 
     def start(self, name: str, start: Callable[[Workspace], Process], ready: str) -> ServerProcess:
         """Start a server, and wait until a path of its answers."""
@@ -135,6 +149,32 @@ def measure_explanations(servers: _Servers, rounds: int, seconds: float) -> None
         _say(f"  {name}: {rate:.0f} requests/s, p50 {p50:.1f} ms, p99 {p99:.1f} ms")
 
 
+def measure_wide(servers: _Servers, rounds: int, seconds: float) -> None:
+    """Compare the service with KServe's documented transformer, at 13,000 features and one predictor."""
+    predictor = f"{SKLEARNSERVER}/{ORIGINAL_FOREST}"
+    servers.start(predictor, LAUNCHERS[predictor].start, "/v1/models/placement")
+    running = {
+        name: servers.start(name, LAUNCHERS[name].start, "/v1/models/placement")
+        for name in (OURS_WIDE, "documented")
+    }
+    for count in _WIDE_CANDIDATES:
+        found: dict[str, list[Load]] = {name: [] for name in running}
+        for number in range(rounds):
+            for name in sorted(running, reverse=bool(number % 2)):
+                for other, server in running.items():
+                    (server.resume if other == name else server.pause)()
+                url, bodies = servers.url(name, "/v1/models/placement:predict"), servers.bodies(count)
+                load(url, bodies, _PREDICTING, _WARM_UP_S)
+                found[name].append(load(url, bodies, _PREDICTING, seconds))
+                _say(f"{count} candidates, {name}: {_figures(found[name][-1])}")
+        for name, loads in found.items():
+            rate = statistics.median(one.per_second for one in loads)
+            memory = running[name].memory_mb()
+            _say(f"  {_PREDICTING} clients, {count} candidates, {name}: {rate:.0f}/s, {memory:.0f} MB")
+    for server in running.values():
+        server.resume()
+
+
 def _figures(one: Load) -> str:
     failed = f", {one.failed} FAILED" if one.failed else ""
     return f"{one.per_second:.0f}/s, p50 {one.p50_ms:.1f} ms, p99 {one.p99_ms:.1f} ms{failed}"
@@ -145,7 +185,25 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-MEASUREMENTS = {"monitoring": (measure_monitoring, 5.0), "explanations": (measure_explanations, 10.0)}
+def _wide_model() -> ServedModel:
+    storage = _WORK / "models"
+    if next_version(storage, "wide") == "v1":
+        train(
+            wide.dataset(500),
+            storage=storage,
+            name="wide",
+            version="v1",
+            estimator="forest-50",
+            rewrite=False,
+        )
+    return load_served_model(storage / "wide" / "v1", _WORK / "pickles" / "wide")
+
+
+MEASUREMENTS = {
+    "monitoring": (measure_monitoring, 5.0),
+    "explanations": (measure_explanations, 10.0),
+    "wide": (measure_wide, 10.0),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -155,16 +213,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("what", choices=MEASUREMENTS)
     parser.add_argument("--rounds", type=int, default=9, help="turns with and without (default: 9)")
-    parser.add_argument("--seconds", type=float, help="duration of each load (default: 5, explanations 10)")
+    parser.add_argument("--seconds", type=float, help="duration of each load (default: 10, monitoring 5)")
     options = parser.parse_args(arguments)
     measure, default_s = MEASUREMENTS[options.what]
-    model = load_served_model(ensure_trained(FOREST, _WORK / "models", _say), _WORK / "pickles" / FOREST)
+    if options.what == "wide":
+        models = {ORIGINAL_FOREST: _wide_model()}
+        some = wide.dataset(256, seed=1).candidates
+    else:
+        directory = ensure_trained(FOREST, _WORK / "models", _say)
+        models = {FOREST: load_served_model(directory, _WORK / "pickles" / FOREST)}
+        some = candidates(1024)
     with (
         tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as scratch,
         ExitStack() as stack,
     ):
-        workspace = Workspace({FOREST: model}, _WORK.resolve(), Path(scratch), _say)
-        measure(_Servers(workspace, stack), options.rounds, options.seconds or default_s)
+        workspace = Workspace(models, _WORK.resolve(), Path(scratch), _say)
+        measure(_Servers(workspace, stack, some), options.rounds, options.seconds or default_s)
 
 
 if __name__ == "__main__":

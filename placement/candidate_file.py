@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from placement.client import LIST, Candidate
-from training.table import Row, Table, boolean_of, finite_number, is_empty, list_of
+from training.table import Row, Table, boolean_of, elements, finite_number, is_empty
 from training.table_file import AUTOMATIC, STANDARD_INPUT, Reading, open_file, read_table
 
 #: Values of the request in a problem, as the service repeats them: quoted, and truncated if they are long.
@@ -185,7 +185,7 @@ def _parse(datatype: str, table: Table, cell: object) -> object:
         value = boolean_of(cell)
         return value if value is not None or is_empty(cell) else cell
     if datatype == LIST and (isinstance(cell, str) or not table.is_json):
-        return None if is_empty(cell) else list_of(cell)
+        return None if is_empty(cell) else elements(cell)
     if table.is_json:
         return _parse_json(datatype, cell)
     if is_empty(cell):

@@ -27,7 +27,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="file of rows, for ranges, metrics, explanations and drift; see docs/files.md",
     )
     Reading.add_arguments(parser)
-    parser.add_argument("--label", metavar="COLUMN", help="column of the sample with the true class")
+    parser.add_argument("--label", metavar="COLUMN", help="column of the sample with the true answer")
     parser.add_argument(
         "--task", metavar="FILE.json", help="fields and classes, as an earlier import inferred them"
     )
@@ -52,7 +52,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"word for one row of data (default: {DEFAULT_ROW_NAME})",
     )
     parser.add_argument(
-        "--threshold", type=_probability, default=0.5, help="lowest probability of a positive prediction"
+        "--threshold", type=_probability, help="lowest probability of a positive prediction (default: 0.5)"
     )
     parser.add_argument("--json", action="store_true", help="print URI, version, metrics and notes as JSON")
 
@@ -93,7 +93,7 @@ def _run(options: argparse.Namespace) -> int:
     print_step = StepPrinter()
     print_step("loading scikit-learn")
     from training.candidates import Task
-    from training.imports.imported_task import Source, default_name
+    from training.imports.imported_task import Source, answer_of, default_name
     from training.imports.importing import import_model
 
     name = options.name or default_name(options.model)
@@ -139,7 +139,7 @@ def _run(options: argparse.Namespace) -> int:
     if imported.task.text is not None:
         print(f"task      {output}: check the fields; with changes, import again with --task")
     print(f"fields    {', '.join(bundle.signature.names)}")
-    print(f"predicts  the probability of {imported.task.task.label} = {bundle.positive_class}")
+    print(f"predicts  {answer_of(bundle.target, imported.task.task.label)}")
     for metric, value in bundle.metrics.items():
         print(f"{metric:<10}{value:.4f}")
     for note in imported.notes:

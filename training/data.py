@@ -26,10 +26,10 @@ from training.table import (
     Table,
     boolean_of,
     cell_texts,
+    elements,
     finite_number,
     got,
     is_empty,
-    list_of,
 )
 from training.table_file import AUTOMATIC, Reading, open_file, read_table
 from transformer.bundle.classes import Label, class_name
@@ -201,7 +201,7 @@ def _value(field: RawField, cell: object, decimal: str) -> Value | None:
     if isinstance(field, Boolean):
         return _boolean(cell)
     if isinstance(field, CategoryList):
-        return tuple(_category(one, field) for one in list_of(cell))
+        return tuple(_category(one, field) for one in elements(cell))
     return _category(cell, field)
 
 

@@ -30,7 +30,7 @@ MAX_WHOLE_CLASSES = 20
 WIDER = 1.5
 
 _NICE = (1, 1.5, 2, 3, 4, 5, 6, 8, 10)
-MEANS_YES = {"yes", "y", "true", "t", "1", "positive", "pos"}
+MEANS_YES = {"yes", "y", "true", "t", "1", "1.0", "positive", "pos"}
 _IDENTIFIER_WORDS = {"id", "uuid", "guid", "key"}
 _NUMBER_WORDS = {*_IDENTIFIER_WORDS, "no", "nr", "number", "index", "row"}
 

@@ -112,8 +112,15 @@ class Estimator:
 
 def scores_of(model: Classifier, features: pd.DataFrame, target: Target) -> Scores:
     """Return a model's scores, as the transformer reads them from a predictor."""
-    values = model.predict_proba(features) if target.has_probabilities else model.predict(features)
-    return target.read(values, len(features))
+    return target.read(output_of(model, features, target), len(features))
+
+
+def output_of(model: Any, features: Any, target: Target) -> npt.NDArray[Any]:  # noqa: ANN401
+    """Return a model's output, as the stock servers send it; the features are a frame or a matrix."""
+    output: npt.NDArray[Any] = (
+        model.predict_proba(features) if target.has_probabilities else model.predict(features)
+    )
+    return output
 
 
 def _scaled(estimator: Any) -> Classifier:  # noqa: ANN401 (scikit-learn has no types)

@@ -97,16 +97,6 @@ class Evaluation:
         assert self.target.kind == "binary" and self.probabilities is not None  # noqa: S101, PT018
         return self.probabilities
 
-    @property
-    def drift_scores(self) -> Floats | None:
-        """Score of each candidate whose distribution shows drift; None for a model without probabilities."""
-        if self.target.kind == "regression":
-            return self.values
-        if self.probabilities is None or self.probabilities.ndim == 1:
-            return self.probabilities
-        highest: Floats = self.probabilities.max(axis=1)
-        return highest
-
     @cached_property
     def roc(self) -> tuple[Floats, Floats]:
         """False positive rates and true positive rates."""
@@ -149,6 +139,17 @@ def evaluate(
         importances=sorted(_importances(dataset, features, trial, truth, target), key=lambda i: -i.mean),
         groups=list(_groups(dataset, _errors(target, truth, values))),
     )
+
+
+def drift_scores(target: Target, scores: Floats) -> Floats | None:
+    """Return the score of each row whose distribution shows drift; None for a model without probabilities."""
+    values, probabilities = target.answers(scores)
+    if target.kind == "regression":
+        return values
+    if probabilities is None or probabilities.ndim == 1:
+        return probabilities
+    highest: Floats = probabilities.max(axis=1)
+    return highest
 
 
 def metrics_of(target: Target, truth: npt.NDArray[Any], scores: Floats) -> dict[str, float]:

@@ -9,7 +9,7 @@ from training.background import make_background
 from training.bundling import FittedModel, make_distribution
 from training.data import Dataset
 from training.encoding import encode, fit_vectorizer
-from training.evaluation import Evaluation, evaluate
+from training.evaluation import Evaluation, drift_scores, evaluate
 from training.reference import make_reference
 from training.selection import AUTO, Progress, Trial, can_group_equal_rows, select, truth_of
 from training.served import serve
@@ -114,7 +114,7 @@ def fit(
         reference=reference,
         metrics=evaluation.metrics,
         distribution=make_distribution(
-            task.signature, dataset.candidates, evaluation.drift_scores, task.kind
+            task.signature, dataset.candidates, drift_scores(target, chosen.scores), task.kind
         ),
         background=background,
         recipe=recipe,

@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from storage.bundles import (
     StorageError,
     VersionExistsError,
@@ -16,6 +18,7 @@ from storage.bundles import (
 )
 from training.bundling import FittedModel, dump, make_bundle
 from transformer.bundle.format import MAX_PREVIOUS, NAME_PATTERN, VERSION_PATTERN, Bundle, Version
+from transformer.bundle.plain_errors import first_problem
 
 
 class TrainingError(Exception):
@@ -68,13 +71,19 @@ class Place:
 
         Raises
         ------
+        TrainingError
+            If the model answers another kind of question than an earlier version.
         storage.bundles.StorageError
             If the version exists, or the storage cannot be written.
         """
         model = dump(fitted.served.model)
         while True:
             version = self.version or _next_version(self.storage, self.name, self.earlier)
-            bundle = make_bundle(fitted, self.name, version, model, self.earlier)
+            try:
+                bundle = make_bundle(fitted, self.name, version, model, self.earlier)
+            except ValidationError as error:
+                # An earlier version that answers another kind of question.
+                raise TrainingError(first_problem(error, f"{self.name}/{version}")) from error
             try:
                 return publish(bundle, model, self.storage), bundle
             except VersionExistsError:

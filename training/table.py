@@ -323,7 +323,7 @@ def boolean_of(cell: object) -> bool | None:
     return next((value for value in found if value is not None), None)
 
 
-def list_of(cell: object) -> list[object]:
+def elements(cell: object) -> list[object]:
     """Read a cell with several categories: an array, its JSON text, or texts separated by ``|``.
 
     Raises

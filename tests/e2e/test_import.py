@@ -63,6 +63,57 @@ def import_file(directory: Path, file: str, *more: object) -> str:
     return str(json.loads(done.stdout)["uri"])
 
 
+def test_an_imported_model_of_three_classes_is_served(tmp_path):
+    """A pickle with texts of pandas as classes, a list of categories, and booleans."""
+    random = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = [
+        {
+            "size": int(random.integers(0, 100)),
+            "tags": [str(one) for one in random.choice(["new", "old", "blue"], random.integers(4))],
+            "town": str(random.choice(["Ulm", "Köln"])),
+            "paid": bool(random.random() < 0.5),
+        }
+        for _ in range(150)
+    ]
+    numbers = [row["size"] + 30 * row["tags"].count("new") + 20 * row["paid"] for row in rows]
+    grades = pd.Series(np.array(["low", "mid", "hoch ä"])[np.digitize(numbers, [50, 100])], dtype=object)
+    model = make_pipeline(DictVectorizer(sparse=False), RandomForestClassifier(10, random_state=0))
+    (tmp_path / "grade.pkl").write_bytes(pickle.dumps(model.fit(rows, grades)))
+    sample = [{**row, "grade": grade} for row, grade in zip(rows, grades, strict=True)]
+    (tmp_path / "sample.json").write_text(json.dumps(sample))
+    done = run_placement(
+        *("import", tmp_path / "grade.pkl", "--sample", tmp_path / "sample.json"),
+        *("--storage", tmp_path / "models", "--output", tmp_path / "grade.json"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "predicts  grade, one of 3 classes, and the probability of each" in done.stdout
+    asked = [*rows[:20], {**rows[0], "tags": []}]
+    expected = model.predict_proba(asked)
+    classes = model.classes_.tolist()
+    with PlacementUp(tmp_path / "models/grade/v1", tmp_path / "run") as up:
+        up.wait_for("ready")
+        answers = ask(up, "/v1/models/grade:predict", {"instances": asked})["predictions"]
+        assert [one["grade"] for one in answers] == model.predict(asked).tolist()
+        assert [list(one["grade_probabilities"]) for one in answers] == [classes] * len(asked)
+        given = [list(one["grade_probabilities"].values()) for one in answers]
+        np.testing.assert_allclose(given, expected, atol=1e-12)
+        tensor = {
+            "name": "candidates",
+            "datatype": "BYTES",
+            "shape": [len(asked)],
+            "data": [json.dumps(row) for row in asked],
+        }
+        outputs = ask(up, "/v2/models/grade/infer", {"inputs": [tensor]})["outputs"]
+        assert [(one["name"], one["datatype"], one["shape"]) for one in outputs] == [
+            ("grade", "BYTES", [len(asked)]),
+            ("grade_probabilities", "FP64", [len(asked), 3]),
+        ]
+        assert outputs[0]["data"] == model.predict(asked).tolist()
+        np.testing.assert_allclose(np.reshape(outputs[1]["data"], (-1, 3)), expected, atol=1e-12)
+        (explained,) = ask(up, "/v1/models/grade:explain", {"instances": rows[:1]})["explanations"]
+        assert set(explained["contributions"]) == {"size", "tags", "town", "paid"}
+
+
 def test_an_imported_model_is_served_and_rolled_out_like_a_trained_one(customers, tmp_path):
     first = import_file(customers, "churn.pkl")
     second = import_file(customers, "later.pkl", "--previous", first)

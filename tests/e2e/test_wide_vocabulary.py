@@ -4,41 +4,15 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
+from benchmarks.wide import dataset
 from predictor.environment import ensure
 from predictor.process import PredictorProcess
 from predictor.runtimes import get_runtime
 from tests.support.in_process_transformer import in_process_transformer
 from tests.support.sklearn_reference import SklearnReference
-from training.candidates import Candidate, Task
-from training.data import Dataset
 from training.train import train
-from transformer.bundle.classes import Label
-from transformer.bundle.signature import Category, Number, Signature
-
-PAIRS = tuple(f"{number // 114}_{number % 114}" for number in range(13_000))
-TASK = Task(
-    signature=Signature(
-        fields=(Category(name="pair", categories=PAIRS, open=True), Number(name="distance", minimum=0))
-    ),
-    label="slow",
-    classes=(False, True),
-    positive_class=True,
-)
-
-
-def dataset(rows: int) -> Dataset:
-    random = np.random.default_rng(0)
-    candidates: list[Candidate] = []
-    labels: list[Label] = []
-    for _ in range(rows):
-        distance = round(float(random.uniform(0, 20)), 2)
-        candidates.append({"pair": PAIRS[random.integers(len(PAIRS))], "distance": distance})
-        labels.append(bool(distance + random.normal(0, 1) > 10))
-    return Dataset(TASK, candidates, labels, "made up", "0" * 64)
-
 
 #: MLServer takes seconds to read 13,000 named columns, so one connection is verified, and kept.
 ONE_CONNECTION = ("--predictor_connections=1", "--predictor_connection_age=600")

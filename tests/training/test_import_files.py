@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import skops.io
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.cross_decomposition import PLSRegression
 from sklearn.ensemble import (
     GradientBoostingClassifier,
     HistGradientBoostingClassifier,
@@ -275,6 +276,21 @@ def test_an_unknown_class_in_a_file_of_skops_is_refused(tmp_path):
 
 
 # Versions and damage
+
+
+@pytest.mark.parametrize(("version", "opens"), [("1.4.2", False), ("1.5.2", True)])
+def test_estimators_that_changed_after_1_4_are_refused_in_its_files(version, opens, tmp_path, monkeypatch):
+    rows = [{"a": 1.0, "b": 0.0}, {"a": 2.0, "b": 1.0}, {"a": 4.0, "b": 0.5}]
+    pipeline = make_pipeline(DictVectorizer(sparse=False), PLSRegression(1)).fit(rows, [1, 2, 4])
+    path = tmp_path / "model.pkl"
+    with monkeypatch.context() as patch:
+        patch.setattr("sklearn.base.__version__", version)
+        path.write_bytes(pickle.dumps(pipeline))
+    if opens:
+        assert open_model(path).scikit_learn == {version}
+        return
+    with pytest.raises(ModelFileError, match=r"a PLSRegression of scikit-learn 1\.4 gives wrong results"):
+        open_model(path)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,15 @@
 """Task of an imported model: inferred from its vectorizer and a sample, or given and checked."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
-from sklearn.base import is_classifier
+from sklearn.base import is_classifier, is_regressor
 from sklearn.pipeline import Pipeline
 
 from training.candidates import Task, TaskError
@@ -18,7 +20,9 @@ from training.imports.model_file import MAX_LISTED, ModelFileError
 from training.imports.pair import Pair
 from training.imports.sample import Sample
 from training.table_file import AUTOMATIC, Reading
+from transformer.bundle.classes import Kind, Label, check_classes, class_name
 from transformer.bundle.plain_errors import problems
+from transformer.bundle.target import Target
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Source:
     task
         Task that replaces the inferred one.
     label
-        Column of the sample with the true class.
+        Column of the sample with the true class or number.
     trust
         True to open files that may run code.
     reading
@@ -72,66 +76,83 @@ def default_name(path: str) -> str:
     return model_name(Path(path).name.partition(".")[0])
 
 
-def classes_of(where: str, model: Any) -> tuple[str, ...]:  # noqa: ANN401 (scikit-learn has no types)
-    """Return the two classes of a classifier, in the order of its `predict_proba`.
+def model_target(where: str, model: Any) -> Target:  # noqa: ANN401 (scikit-learn has no types)
+    """Return the kind of question that a model answers; the task adds the positive class.
 
     Raises
     ------
     ModelFileError
-        If it is anything else than a classifier of two classes with probabilities.
+        If it is no classifier or regressor, or has classes of several outputs.
     """
-    kind = type(model.steps[-1][1] if isinstance(model, Pipeline) else model).__name__
-    expected = "expected a classifier of two classes with predict_proba"
+    name = type(model.steps[-1][1] if isinstance(model, Pipeline) else model).__name__
+    if is_regressor(model):
+        return Target.of(())
     if not is_classifier(model):
-        raise ModelFileError(f"{where}: {kind} is no classifier, {expected}")
-    if not hasattr(model, "predict_proba"):
-        raise ModelFileError(
-            f"{where}: {kind} gives no probabilities, {expected}; fit it in a CalibratedClassifierCV"
-        )
-    classes = tuple(map(str, model.classes_))
-    if len(classes) != 2:
-        raise ModelFileError(f"{where}: has {len(classes)} classes, {', '.join(classes[:5])}, {expected}")
-    return classes
+        raise ModelFileError(f"{where}: expected a classifier or a regressor, got {name}")
+    if not isinstance(model.classes_, np.ndarray):
+        raise ModelFileError(f"{where}: {name} has {len(model.classes_)} outputs, expected one")
+    classes = tuple(one.item() if isinstance(one, np.generic) else one for one in model.classes_)
+    try:
+        check_classes(classes)
+    except ValueError as error:
+        raise ModelFileError(f"{where}: classes of {name}: {error}") from error
+    kind: Kind = "binary" if len(classes) == 2 else "multiclass"
+    return Target(kind, classes, has_probabilities=hasattr(model, "predict_proba"))
 
 
 def find_task(
-    source: Source, pair: Pair, classes: Sequence[str], sample: Sample | None, name: str, row_name: str
+    source: Source, pair: Pair, target: Target, sample: Sample | None, name: str, row_name: str
 ) -> ImportedTask:
     """Check the given task against the model, or infer one."""
     if source.task is None:
-        return _inferred(source, pair, classes, sample, name, row_name)
+        return _inferred(source, pair, target, sample, name, row_name)
     task = source.task
-    _check_task(task, pair, classes)
+    _check_task(task, pair, target)
     labels = (
-        read_labels(sample, classes, task.signature.names, source.label, [task.label]) if sample else None
+        read_labels(sample, target.classes, task.signature.names, source.label, [task.label])
+        if sample
+        else None
     )
     return ImportedTask(task, None, labels)
 
 
+def answer_of(target: Target, label: str) -> str:
+    """Return a description of a model's answer."""
+    if target.kind == "regression":
+        return f"the number {label}"
+    if target.kind == "multiclass":
+        also = ", and the probability of each" if target.has_probabilities else ""
+        return f"{label}, one of {len(target.classes)} classes{also}"
+    says = "the probability of" if target.has_probabilities else "true for"
+    return f"{says} {label} = {class_name(target.classes[target.positive_column])}"
+
+
 def _inferred(
-    source: Source, pair: Pair, classes: Sequence[str], sample: Sample | None, name: str, row_name: str
+    source: Source, pair: Pair, target: Target, sample: Sample | None, name: str, row_name: str
 ) -> ImportedTask:
-    found = infer_fields(pair.vectorizer, sample)
-    fields, likely = [one["name"] for one in found.fields], [name, default_name(source.model)]
-    labels = read_labels(sample, classes, fields, source.label, likely) if sample else None
+    inferred = infer_fields(pair.vectorizer, sample)
+    fields, likely = [one["name"] for one in inferred], [name, default_name(source.model)]
+    labels = read_labels(sample, target.classes, fields, source.label, likely) if sample else None
     label = labels.column if labels else source.label or (f"is_{name}" if name in fields else name)
-    # Of two classes without a meaning, scikit-learn's second one is the positive one.
-    positive = choose_positive_class(label, Counter({one: -place for place, one in enumerate(classes)}))
+    question: dict[str, Any] = {}
+    if target.kind == "binary":
+        # Of two classes without a meaning, scikit-learn's second one is the positive one.
+        places = {class_name(one): place for place, one in enumerate(target.classes)}
+        chosen = choose_positive_class(label, Counter({one: -place for one, place in places.items()}))
+        question["positive_class"] = target.classes[places[chosen]]
+        target = replace(target, **question)
     content = {
-        "signature": {
-            "fields": [
-                {**one, "comment": text} for one, text in zip(found.fields, found.remarks, strict=True)
-            ]
-        },
+        "signature": {"fields": inferred},
         "label": label,
-        "classes": sorted(classes),
-        "positive_class": positive,
+        "kind": target.kind,
+        **({"classes": target.classes} if target.classes else {}),
+        **question,
         "row_name": row_name,
     }
     remarks = [
         f"Inferred from {Path(source.model).name} and {sample.source if sample else 'no sample'}. Edit it, "
         "and import the model again with --task; comments are not read.",
-        f"The service returns the probability of positive_class, {positive!r}.",
+        f"The service returns {answer_of(target, label)}.",
     ]
     try:
         task = Task.model_validate(without_comments(content))
@@ -140,11 +161,13 @@ def _inferred(
     return ImportedTask(task, task_text(content, remarks), labels)
 
 
-def _check_task(task: Task, pair: Pair, classes: Sequence[str]) -> None:
-    if set(task.classes) != set(classes):
+def _check_task(task: Task, pair: Pair, target: Target) -> None:
+    if task.kind != target.kind:
+        raise TaskError(f"kind: must be that of the model, {target.kind}, got {task.kind}")
+    if _typed(task.classes) != _typed(target.classes):
         raise TaskError(
-            f"classes: must be those of the model, {', '.join(classes)}, "
-            f"got {', '.join(map(str, task.classes))}"
+            f"classes: must be those of the model, {json.dumps(target.classes, ensure_ascii=False)}, "
+            f"got {json.dumps(task.classes, ensure_ascii=False)}"
         )
     features = set(task.signature.feature_names(pair.vectorizer.separator))
     known = set(pair.vectorizer.feature_names_)
@@ -155,3 +178,8 @@ def _check_task(task: Task, pair: Pair, classes: Sequence[str]) -> None:
     ]
     if differing:
         raise TaskError(f"signature: must give the features of the vectorizer, but {' and '.join(differing)}")
+
+
+def _typed(classes: Sequence[Label]) -> set[tuple[type, Label]]:
+    """Return classes with their types, because ``1``, ``1.0`` and ``true`` are equal in Python."""
+    return {(type(one), one) for one in classes}

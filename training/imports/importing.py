@@ -11,10 +11,11 @@ from sklearn.feature_extraction import DictVectorizer
 
 from training.background import make_background
 from training.bundling import FittedModel, describe_vectorizer, dump, make_distribution
+from training.candidates import TaskError
 from training.encoding import encode
-from training.evaluation import measure
-from training.imports.equality import compare
-from training.imports.imported_task import ImportedTask, Source, classes_of, default_name, find_task
+from training.evaluation import drift_scores, metrics_of
+from training.imports.equality import answered_otherwise, compare
+from training.imports.imported_task import ImportedTask, Source, default_name, find_task, model_target
 from training.imports.model_file import ModelFile, open_model
 from training.imports.pair import Pair, find_pair
 from training.imports.rows import ValidRows, random_rows, valid_rows
@@ -22,12 +23,13 @@ from training.imports.sample import Sample, read_sample
 from training.imports.servable import NotServableError, check_loadable, leave_out, make_servable
 from training.publishing import Place, check_names
 from training.reference import make_reference
-from training.selection import Floats, Progress
+from training.selection import Progress, truth_of
 from training.served import serve
 from training.serving_form import SCIKIT_LEARN
+from transformer.bundle.classes import Label
 from transformer.bundle.format import Bundle, Imported, TrainingData
-from transformer.bundle.signature import DEFAULT_ROW_NAME
-from transformer.bundle.target import Target
+from transformer.bundle.signature import DEFAULT_ROW_NAME, Category, CategoryList, RawField
+from transformer.bundle.target import Scores, Target
 
 DEFAULT_THRESHOLD = 0.5
 #: Maximum reasons that a note lists.
@@ -60,7 +62,7 @@ def import_model(
     version: str | None = None,
     previous: str | None = None,
     row_name: str = DEFAULT_ROW_NAME,
-    threshold: float = DEFAULT_THRESHOLD,
+    threshold: float | None = None,
     progress: Progress = lambda _: None,
 ) -> ImportedModel:
     """Write the model of a file as a version.
@@ -74,7 +76,7 @@ def import_model(
     row_name
         Word for one row of data, if the source has no task.
     threshold
-        Lowest probability of a positive prediction, 0 to 1.
+        Lowest probability of a positive prediction, 0 to 1; by default 0.5.
     progress
         Called with one line for each step.
 
@@ -84,7 +86,7 @@ def import_model(
         If the file is not opened, its fields cannot be told, the stock servers cannot serve it, or the
         version would predict something else than the original.
     DataError, TaskError, TrainingError
-        If the sample, the task or a name is invalid.
+        If the sample, the task or a name is invalid, or the model takes no threshold.
     storage.bundles.StorageError, transformer.bundle.BundleError
         For storage that cannot be used, and for a `previous` that cannot be read.
     """
@@ -94,37 +96,45 @@ def import_model(
     file = open_model(source.model, trust=source.trust)
     vectorizer = open_model(source.vectorizer, trust=source.trust) if source.vectorizer else None
     pair = find_pair(file, vectorizer)
-    classes = classes_of(file.path, pair.model)
+    target = model_target(file.path, pair.model)
     progress(f"{file.name}: {type(pair.model).__name__}, {len(pair.vectorizer.feature_names_)} features")
     sample = read_sample(source.sample, source.reading) if source.sample else None
-    found = find_task(source, pair, classes, sample, name, row_name)
+    found = find_task(source, pair, target, sample, name, row_name)
+    target = _with_threshold(target, found.task.positive_class, threshold)
     rows = valid_rows(sample, found.task.signature) if sample else random_rows(found.task.signature)
-    fitted = _fitted(file, pair, found, classes, rows, sample, threshold, progress)
+    fitted = _fitted(file, pair, found, target, rows, sample, progress)
+    otherwise = answered_otherwise(pair, rows.candidates, target) if threshold is None else 0
     uri, bundle = place.publish(fitted)
     progress(f"wrote {uri}")
-    return ImportedModel(uri, bundle, found, tuple(_notes(bundle, found, rows, sample)))
+    return ImportedModel(uri, bundle, found, tuple(_notes(bundle, found, rows, sample, otherwise)))
+
+
+def _with_threshold(target: Target, positive_class: Label | None, threshold: float | None) -> Target:
+    """Return what the model predicts, with the positive class and the threshold."""
+    if target.kind == "binary" and target.has_probabilities:
+        threshold = DEFAULT_THRESHOLD if threshold is None else threshold
+    elif threshold is not None:
+        raise TaskError(f"threshold: needs the probabilities of two classes, and this is a {target} model")
+    return Target.of(target.classes, positive_class, threshold, has_probabilities=target.has_probabilities)
 
 
 def _fitted(
     file: ModelFile,
     pair: Pair,
     found: ImportedTask,
-    classes: tuple[str, ...],
+    target: Target,
     rows: ValidRows,
     sample: Sample | None,
-    threshold: float,
     progress: Progress,
 ) -> FittedModel:
     """Make the model servable, and compare it with the original."""
     signature = found.task.signature
-    target = Target.of(classes, found.task.positive_class, threshold)
-    column = target.positive_column
     # Threads would add up a forest's probabilities in changing order.
     leave_out(pair.model)
     vectorizer = _dense(pair.vectorizer)
     features = encode(vectorizer, rows.candidates)
     try:
-        model = make_servable(pair.model, features)
+        model = make_servable(pair.model, features, target)
     except NotServableError as error:
         origin = sample.source if sample else "artificial rows; try real ones, with --sample"
         raise NotServableError(f"{file.path}: cannot be served: {error}, with {origin}") from error
@@ -133,25 +143,32 @@ def _fitted(
     if sample is not None:
         background = make_background(signature, rows.candidates, features, vectorizer, model, target)
     made = [*reference.candidates, *(background.candidates if background else ())]
+    column = target.positive_column if target.kind == "binary" else None
     served = serve(model, pd.concat([features, encode(vectorizer, made)], ignore_index=True), column)
     if served.rows or served.reason:
         progress(str(served))
     content = dump(served.model)
     check_loadable(content)
     compared = [*rows.candidates, *made]
-    scores = compare(pair, content, describe_vectorizer(vectorizer), signature, compared, column)
+    scores = compare(pair, content, describe_vectorizer(vectorizer), signature, compared, target)
     progress(f"predicts the same as {file.name} on {len(compared):,} rows")
     scores = scores[: len(rows.candidates)]
+    distribution = None
+    if sample is not None:
+        distribution = make_distribution(
+            signature, rows.candidates, drift_scores(target, scores), target.kind
+        )
     return FittedModel(
         task=found.task,
-        classes=classes,
+        classes=target.classes,
         vectorizer=vectorizer,
         model=pair.model,
         served=served,
-        threshold=threshold,
+        threshold=target.threshold if target.kind == "binary" and target.has_probabilities else None,
+        has_probabilities=target.has_probabilities,
         reference=reference,
-        metrics=_metrics(found, rows, scores, threshold),
-        distribution=make_distribution(signature, rows.candidates, scores) if sample else None,
+        metrics=_metrics(found, rows, scores, target),
+        distribution=distribution,
         background=background,
         imported=Imported(
             file=file.name,
@@ -172,30 +189,43 @@ def _dense(vectorizer: DictVectorizer) -> DictVectorizer:
     return dense
 
 
-def _metrics(found: ImportedTask, rows: ValidRows, scores: Floats, threshold: float) -> dict[str, float]:
-    """Return the metrics of the rows with a label; none if they are all of one class."""
+def _metrics(found: ImportedTask, rows: ValidRows, scores: Scores, target: Target) -> dict[str, float]:
+    """Return the metrics of the rows with a label; none if these are all equal."""
     if found.labels is None:
         return {}
-    labels = [found.labels.classes[number] for number in rows.numbers]
-    labelled = np.array([label is not None for label in labels])
-    positive = np.array([label == found.task.positive_class for label in labels])[labelled]
-    if positive.all() or not positive.any():
+    labels = [found.labels.answers[number] for number in rows.numbers]
+    truth = truth_of([label for label in labels if label is not None], found.task)
+    if len(np.unique(truth)) < 2:
         return {}
-    return measure(positive, scores[labelled], scores[labelled] >= threshold)
+    return metrics_of(target, truth, scores[[label is not None for label in labels]])
 
 
-def _notes(bundle: Bundle, found: ImportedTask, rows: ValidRows, sample: Sample | None) -> Iterator[str]:
+def _notes(
+    bundle: Bundle, found: ImportedTask, rows: ValidRows, sample: Sample | None, otherwise: int
+) -> Iterator[str]:
     if bundle.imported is not None and bundle.imported.scikit_learn != SCIKIT_LEARN:
         yield (
             f"written by scikit-learn {bundle.imported.scikit_learn}; the predictor has {SCIKIT_LEARN}, "
             "which is known to give the same results"
+        )
+    if otherwise:
+        answer = "a positive answer" if bundle.target.kind == "binary" else "the likeliest class"
+        yield (
+            f"the model's predict does not follow its probabilities in {otherwise:,} of "
+            f"{len(rows.candidates):,} rows; the service does, and gives {answer}"
+            + (f" from {bundle.threshold:g} on; see --threshold" if bundle.threshold is not None else "")
         )
     if sample is None:
         yield (
             "without --sample: numbers have no range, there are no metrics, and explanations and drift are "
             "not available"
         )
-        return
+    else:
+        yield from _notes_on_fields(found, rows, sample)
+        yield from _notes_on_labels(bundle, found)
+
+
+def _notes_on_fields(found: ImportedTask, rows: ValidRows, sample: Sample) -> Iterator[str]:
     if rows.passed_over:
         reasons = ", ".join(f"{reason} ({n:,})" for reason, n in rows.passed_over.most_common(_MAX_REASONS))
         yield f"{rows.passed_over.total():,} of {len(sample.rows):,} rows passed over: {reasons}"
@@ -205,9 +235,27 @@ def _notes(bundle: Bundle, found: ImportedTask, rows: ValidRows, sample: Sample 
         yield f"columns passed over: {', '.join(unused)}"
     if respelled := [f"{column} as {name}" for name, column in column_of.items() if column != name]:
         yield f"columns read by spelling: {', '.join(respelled)}"
+    for field in found.task.signature.fields:
+        if unknown := _unknown(field, rows):
+            yield (
+                f"{field.name} is open: {unknown:,} rows have values that the vectorizer does not know, and "
+                "the model ignores them"
+            )
+
+
+def _unknown(field: RawField, rows: ValidRows) -> int:
+    """Return the number of rows with a value that an open field does not list."""
+    if not isinstance(field, Category | CategoryList):
+        return 0
+    known = set(field.categories)
+    values = [row[field.name] for row in rows.candidates]
+    return sum(not known.issuperset(one if isinstance(one, tuple) else (one,)) for one in values)
+
+
+def _notes_on_labels(bundle: Bundle, found: ImportedTask) -> Iterator[str]:
     if found.labels is None:
         yield "no metrics: the sample has no label; name its column with --label"
     elif found.labels.meaning:
         yield "label: " + ", ".join(f"{value} is {one}" for value, one in found.labels.meaning.items())
     if found.labels is not None and not bundle.metrics:
-        yield "no metrics: the labelled rows are all of one class"
+        yield "no metrics: the labels are all equal"

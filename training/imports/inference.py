@@ -1,44 +1,35 @@
 """Inference of a task: the fields that a fitted DictVectorizer encodes, and what a sample says about them."""
 
+import json
+import math
+import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sklearn.feature_extraction import DictVectorizer
 
-from training.data import DataError
 from training.drafting import plain, wider
-from training.imports.sample import Sample, as_category, as_number, spellings
+from training.imports.sample import Sample, as_category, as_number, is_boolean, spellings
+from training.table import DataError, elements
 
 #: Minimum values from which a range is drawn.
 MIN_VALUES = 20
-#: Value that DictVectorizer gives a number that a row does not have.
-_ABSENT = 0.0
+#: Texts that tables have for a missing category.
+_MISSING = ("", "nan")
+_WHOLE = re.compile("[+-]?[0-9]+")
 
 
 class InferenceError(Exception):
     """A vectorizer whose fields cannot be told; the message names the fields and features."""
 
 
-@dataclass(frozen=True)
-class InferredFields:
-    """Fields of a vectorizer.
+def infer_fields(vectorizer: DictVectorizer, sample: Sample | None) -> list[dict[str, Any]]:
+    """Infer the fields: categories from features ``name=value``, numbers and booleans from the others.
 
-    Attributes
-    ----------
-    fields
-        The fields as in a task file, in the sample's order.
-    remarks
-        What each field was drawn from.
-    """
-
-    fields: list[dict[str, Any]]
-    remarks: list[str]
-
-
-def infer_fields(vectorizer: DictVectorizer, sample: Sample | None) -> InferredFields:
-    """Infer the fields: categories from features ``name=value``, numbers from the others.
+    Returns
+    -------
+    The fields as in a task file, in the sample's order; their comments say what they were drawn from.
 
     Raises
     ------
@@ -49,8 +40,11 @@ def infer_fields(vectorizer: DictVectorizer, sample: Sample | None) -> InferredF
     """
     categories = _categories(vectorizer, sample.columns if sample else ())
     if sample is None:
-        fields = [_field(name, values, None) for name, values in categories.items()]
-        return InferredFields(fields, ["not in a sample" for _ in fields])
+        return [
+            {"name": name, **(_number("", name, []) if values is None else _categorical(values, []))}
+            | {"comment": "not in a sample"}
+            for name, values in categories.items()
+        ]
     column_of = sample.column_of(categories)
     missing = [name for name, column in column_of.items() if column not in sample.columns]
     if missing:
@@ -62,12 +56,7 @@ def infer_fields(vectorizer: DictVectorizer, sample: Sample | None) -> InferredF
             ],
         )
     ordered = sorted(categories, key=lambda name: sample.columns.index(column_of[name]))
-    fields, remarks = [], []
-    for name in ordered:
-        values = sample.values(column_of[name])
-        fields.append(_field(name, categories[name], values, len(sample.rows) - len(values), sample.source))
-        remarks.append(_remark(categories[name], values, len(sample.rows)))
-    return InferredFields(fields, remarks)
+    return [_field(name, categories[name], sample, column_of[name]) for name in ordered]
 
 
 def _categories(vectorizer: DictVectorizer, columns: Sequence[str]) -> dict[str, list[str] | None]:
@@ -101,37 +90,58 @@ def _categories(vectorizer: DictVectorizer, columns: Sequence[str]) -> dict[str,
     return found
 
 
-def _field(
-    name: str, categories: list[str] | None, values: list[Any] | None, absent: int = 0, source: str = ""
-) -> dict[str, Any]:
+def _field(name: str, categories: list[str] | None, sample: Sample, column: str) -> dict[str, Any]:
+    values = sample.values(column)
+    absent: Any
     if categories is not None:
-        spelled = spellings(categories)
-        counts = Counter(as_category(value, categories, spelled) for value in values or ())
-        ordered = sorted(categories, key=lambda category: -counts[category])
-        return {"name": name, "type": "category", "categories": ordered}
-    field: dict[str, Any] = {"name": name, "type": "number"}
-    numbers = _numbers(name, values or (), source)
-    if len(numbers) >= MIN_VALUES and min(numbers) < max(numbers):
-        least, most = wider(min(numbers), max(numbers))
-        if absent:
-            least, most = min(least, _ABSENT), max(most, _ABSENT)
-        field |= {"minimum": plain(least), "maximum": plain(most)}
-    return {**field, "default": plain(_ABSENT)} if absent else field
+        field = _categorical(categories, values)
+        missing = next((one for one in categories if one.strip().casefold() in _MISSING), None)
+        absent = [] if field["type"] == "categories" else missing
+    elif values and all(map(is_boolean, values)):
+        field, absent = {"type": "boolean", "comment": "true or false in the sample"}, False
+    else:
+        field, absent = _number(sample.source, name, values), 0
+    comment, empty = field.pop("comment"), len(sample.rows) - len(values)
+    if empty:
+        comment += f"; {empty:,} rows without one"
+    if empty and absent is not None:
+        if "minimum" in field:
+            field |= {"minimum": min(field["minimum"], absent), "maximum": max(field["maximum"], absent)}
+        field["default"] = absent
+        comment += f" get {json.dumps(absent)}"
+    return {"name": name, **field, "comment": comment}
 
 
-def _numbers(name: str, values: Sequence[Any], source: str) -> list[float]:
+def _categorical(categories: list[str], values: list[Any]) -> dict[str, Any]:
+    """Return a field of categories: open if some of the values are others."""
+    has_lists = any(isinstance(value, list) for value in values)
+    known = spellings(categories)
+    given = [one for value in values for one in elements(value)] if has_lists else values
+    counts = Counter(as_category(one, known) for one in given)
+    ordered = sorted(categories, key=lambda category: -counts[category])
+    field: dict[str, Any] = {"type": "categories" if has_lists else "category", "categories": ordered}
+    unknown = counts.pop(None, 0)
+    comment = f"{len(categories)} values in the vectorizer"
+    if unknown and counts:
+        field["open"] = True
+        comment += f"; {unknown:,} others in the sample, which the model ignores"
+    return {**field, "comment": comment}
+
+
+def _number(source: str, name: str, values: list[Any]) -> dict[str, Any]:
+    """Return a number, with a range if there are enough values; an integer if all of these are written so."""
     try:
-        return [as_number(value) for value in values]
+        numbers = [as_number(value) for value in values]
     except ValueError as error:
         raise DataError(source, [f"column {name!r}, a number in the vectorizer: {error}"]) from error
-
-
-def _remark(categories: list[str] | None, values: list[Any], rows: int) -> str:
-    empty = rows - len(values)
-    if categories is not None:
-        return f"{len(categories)} values in the vectorizer" + (
-            f"; {empty:,} rows without one" if empty else ""
-        )
-    numbers = [as_number(value) for value in values]
-    seen = f"{min(numbers):g} to {max(numbers):g} in the sample" if numbers else "empty in the sample"
-    return seen + (f"; {empty:,} rows without it get 0, as the vectorizer gives them" if empty else "")
+    if not numbers:
+        return {"type": "number", "comment": "empty in the sample"}
+    field: dict[str, Any] = {"type": "number"}
+    if len(numbers) >= MIN_VALUES:
+        whole = all(_WHOLE.fullmatch(str(value)) for value in values)
+        field["type"] = "integer" if whole else "number"
+        if min(numbers) < max(numbers):
+            least, most = wider(min(numbers), max(numbers))
+            limits = (math.floor(least), math.ceil(most)) if whole else (least, most)
+            field["minimum"], field["maximum"] = map(plain, limits)
+    return {**field, "comment": f"{min(numbers):g} to {max(numbers):g} in the sample"}

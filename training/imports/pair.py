@@ -1,6 +1,6 @@
 """The vectorizer and the estimator in the objects that people save."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +8,10 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import LabelEncoder
 from sklearn.utils.validation import check_is_fitted
 
-from training.imports.model_file import ModelFile, ModelFileError
+from training.imports.model_file import ModelFile, ModelFileError, advice
 
 _EXPECTED = (
     "expected a DictVectorizer and an estimator as a tuple or dict, a Pipeline that begins with a "
@@ -39,7 +40,8 @@ def find_pair(file: ModelFile, vectorizer: ModelFile | None = None) -> Pair:
     if vectorizer is not None:
         objects += _objects(vectorizer.content)
     vectorizers = [one for one in objects if isinstance(one, DictVectorizer)]
-    models = [one for one in objects if not isinstance(one, DictVectorizer)]
+    # An encoder of labels takes no part in predictions: the model's classes are its numbers.
+    models = [one for one in objects if not isinstance(one, DictVectorizer | LabelEncoder)]
     where = file.path if vectorizer is None else f"{file.path} and {vectorizer.path}"
     if len(vectorizers) != 1 or len(models) != 1:
         found = ", ".join(type(one).__name__ for one in objects) or f"a {type(file.content).__name__}"
@@ -54,31 +56,29 @@ def _objects(content: Any) -> list[Any]:  # noqa: ANN401
     if isinstance(content, (tuple, list, Mapping)):
         parts = content.values() if isinstance(content, Mapping) else content
         return [inner for part in parts if isinstance(part, BaseEstimator) for inner in _objects(part)]
-    if hasattr(content, "best_estimator_"):  # a search for parameters
-        return _objects(content.best_estimator_)
-    if isinstance(content, Pipeline):
-        steps = _flattened(content)
-        if isinstance(steps[0][1], DictVectorizer):
-            return [steps[0][1], *_rest(content, steps[1:])]
-    return [content] if isinstance(content, BaseEstimator) else []
+    steps = list(_flattened("model", content)) if isinstance(content, BaseEstimator) else []
+    if len(steps) > 1 and isinstance(steps[0][1], DictVectorizer):
+        return [steps[0][1], _joined(steps[1:])]
+    return [_joined(steps)] if steps else []
 
 
-def _flattened(pipeline: Pipeline) -> list[tuple[str, Any]]:
-    """Return the steps of a Pipeline and of a Pipeline that is its first step, without empty steps."""
-    steps = [(name, step) for name, step in pipeline.steps if step not in (None, "passthrough")]
-    if steps and type(steps[0][1]) is Pipeline:
-        return [*_flattened(steps[0][1]), *steps[1:]]
-    return steps or [("passthrough", None)]
+def _flattened(name: str, estimator: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+    """Yield the steps of Pipelines and of Pipelines in them; a search is its best estimator."""
+    estimator = getattr(estimator, "best_estimator_", estimator)
+    if type(estimator) is Pipeline:
+        for inner, step in estimator.steps:
+            yield from _flattened(inner, step)
+    elif estimator not in (None, "passthrough"):
+        yield name, estimator
 
 
-def _rest(pipeline: Pipeline, steps: list[tuple[str, Any]]) -> list[Any]:
-    if len(steps) < 2:
-        return [step for _, step in steps]
+def _joined(steps: list[tuple[str, Any]]) -> Any:  # noqa: ANN401
+    if len(steps) == 1:
+        return steps[0][1]
     names = [name for name, _ in steps]
     # Steps of a nested Pipeline may have the names of others.
     unique = [name if names.count(name) == 1 else f"{name}-{number}" for number, name in enumerate(names, 1)]
-    named = [(name, step) for name, (_, step) in zip(unique, steps, strict=True)]
-    return [Pipeline(named, verbose=pipeline.verbose)]
+    return Pipeline([(name, step) for name, (_, step) in zip(unique, steps, strict=True)])
 
 
 def _check(where: str, pair: Pair) -> None:
@@ -89,6 +89,11 @@ def _check(where: str, pair: Pair) -> None:
         check_is_fitted(pair.model)
     except (NotFittedError, TypeError) as error:
         raise ModelFileError(f"{where}: the {type(pair.model).__name__} is not fitted") from error
+    try:
+        repr(pair.model)
+    except AttributeError as error:
+        # A parameter that the estimator has got since, or that has another name since.
+        raise ModelFileError(f"{where}: {error} in the predictor's scikit-learn; {advice()}") from error
     expected = getattr(pair.model, "n_features_in_", len(names))
     if expected != len(names):
         raise ModelFileError(

@@ -5,15 +5,18 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from training.table import DataError, finite_number, is_empty
+from training.table import DataError, cell_texts, finite_number, is_empty
 from training.table_file import AUTOMATIC, Reading, open_file, read_table
 from transformer.bundle.signature import same_spelling, spelling
 
+#: A number, or a text without case, blanks and separators.
+Spelling = str | float
 #: Texts of booleans, which DictVectorizer encodes as numbers.
 _BOOLEANS = {"true": 1.0, "false": 0.0}
 
@@ -70,10 +73,10 @@ def _cell(cell: object, decimal: str) -> object:
     """Return a cell without blanks around a text, and a number with a decimal comma as a number."""
     if not isinstance(cell, str):
         return cell
-    try:
-        return cell.strip() if decimal == "." else finite_number(cell, decimal)
-    except ValueError:
-        return cell.strip()
+    if decimal != "." and decimal in cell:
+        with suppress(ValueError):
+            return finite_number(cell, decimal)
+    return cell.strip()
 
 
 def as_number(value: object) -> float:
@@ -88,23 +91,33 @@ def as_number(value: object) -> float:
     return _BOOLEANS[text.lower()] if text.lower() in _BOOLEANS else finite_number(text)
 
 
-def as_category(value: object, categories: Sequence[str], spelled: Mapping[str, str]) -> str | None:
+def is_boolean(value: object) -> bool:
+    """Return True for a boolean, also as a text."""
+    return str(value).lower() in _BOOLEANS
+
+
+def as_category(value: object, known: Mapping[Spelling, str]) -> str | None:
     """Return the category that a value is, or None.
 
     Parameters
     ----------
-    spelled
-        Category of each spelling, see `spellings`.
+    known
+        Category of each text and spelling, see `spellings`.
     """
-    text = str(value)
-    if text in categories:
-        return text
-    if isinstance(value, float) and value.is_integer() and str(int(value)) in categories:
-        return str(int(value))
-    return spelled.get(spelling(text))
+    found = (known.get(one) for one in (*cell_texts(value), spelling_of(str(value))))
+    return next((one for one in found if one is not None), None)
 
 
-def spellings(categories: Sequence[str]) -> dict[str, str]:
-    """Return the only category with each spelling, without case, blanks and separators."""
-    counts = Counter(map(spelling, categories))
-    return {one: category for category in categories if counts[one := spelling(category)] == 1}
+def spellings(categories: Sequence[str]) -> dict[Spelling, str]:
+    """Return the category of each text, and of each spelling that only one category has."""
+    counts = Counter(map(spelling_of, categories))
+    only = {one: category for category in categories if counts[one := spelling_of(category)] == 1}
+    return only | {category: category for category in categories}
+
+
+def spelling_of(text: str) -> Spelling:
+    """Return what texts of one meaning share: the number that they are, or all but case and separators."""
+    try:
+        return finite_number(text)
+    except ValueError:
+        return spelling(text)

@@ -16,7 +16,9 @@ import pandas as pd
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+from training.estimators import output_of
 from training.imports.model_file import names_in
+from transformer.bundle.target import Target
 from transformer.errors import shortened
 
 #: Name of the step that refuses other features, before a model that does not do so itself.
@@ -34,7 +36,11 @@ class NotServableError(Exception):
     """A model that a stock server cannot load or that takes any features; the message says why."""
 
 
-def make_servable(model: Any, features: pd.DataFrame) -> Any:  # noqa: ANN401 (scikit-learn has no types)
+def make_servable(
+    model: Any,  # noqa: ANN401 (scikit-learn has no types)
+    features: pd.DataFrame,
+    target: Target,
+) -> Any:  # noqa: ANN401
     """Return a copy of a fitted model that knows its features' names, and refuses others.
 
     Parameters
@@ -45,13 +51,18 @@ def make_servable(model: Any, features: pd.DataFrame) -> Any:  # noqa: ANN401 (s
     Raises
     ------
     NotServableError
-        If the model cannot score them, or accepts other names all the same.
+        If the model cannot score them, gives something else than the target's answers, or accepts other names
+        all the same.
     """
     servable = leave_out(copy.deepcopy(model))
+    for part in _parts(servable):
+        if isinstance(classes := vars(part).get("classes_"), np.ndarray):
+            # The stock servers cannot send classes that are objects, as pandas' columns of texts.
+            part.classes_ = np.array(classes.tolist())
     names = features.columns.to_numpy(dtype=object)
     _learn(_first(servable), names)
-    _check_scores(servable, features)
-    if not _refuses_others(servable, features):
+    _check_scores(servable, features, target)
+    if not _refuses_others(servable, features, target):
         # With `validate`, it checks names and changes nothing.
         guard = FunctionTransformer(validate=True)
         guard.n_features_in_ = len(names)
@@ -60,7 +71,7 @@ def make_servable(model: Any, features: pd.DataFrame) -> Any:  # noqa: ANN401 (s
             servable.steps if type(servable) is Pipeline else [(type(servable).__name__.lower(), servable)]
         )
         servable = Pipeline([(GUARD, guard), *steps])
-        if not _refuses_others(servable, features):
+        if not _refuses_others(servable, features, target):
             raise NotServableError(f"{type(model).__name__} accepts features of any names")
     return servable
 
@@ -105,27 +116,31 @@ def _learn(model: Any, names: Any) -> None:  # noqa: ANN401
         return
 
 
-def _check_scores(model: Any, features: pd.DataFrame) -> None:  # noqa: ANN401
+def _check_scores(model: Any, features: pd.DataFrame, target: Target) -> None:  # noqa: ANN401
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            probabilities = model.predict_proba(features)
+            values = output_of(model, features, target)
         except Exception as error:
             # The estimators raise whatever their computation does.
             reason = shortened(str(error).partition("\n")[0], _MAX_REASON)
             raise NotServableError(f"{type(model).__name__} fails: {reason}") from error
-    if not np.isfinite(probabilities).all():
-        raise NotServableError(f"{type(model).__name__} gives probabilities that are no numbers")
+    try:
+        target.read(values, len(features))
+    except ValueError as error:
+        raise NotServableError(
+            f"the output of {type(model).__name__} is invalid: {error}; expected {target.expected}"
+        ) from error
 
 
-def _refuses_others(model: Any, features: pd.DataFrame) -> bool:  # noqa: ANN401
+def _refuses_others(model: Any, features: pd.DataFrame, target: Target) -> bool:  # noqa: ANN401
     names = list(features.columns)
     others = [[f"{name}?" for name in names], names[::-1]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for other in others[: min(len(names), 2)]:
             try:
-                model.predict_proba(features[:1].set_axis(other, axis=1))
+                output_of(model, features[:1].set_axis(other, axis=1), target)
             except ValueError:
                 continue
             return False
