@@ -155,7 +155,8 @@ def service_of(objects: Sequence[Mapping[str, Any]], path: str | Path) -> Infere
     """
     found = [one for one in objects if one.get("kind") == "InferenceService"]
     if len(found) != 1:
-        raise SpecError(f"{path}: must hold one InferenceService, got {len(found)}")
+        kinds = ", ".join(str(one.get("kind")) for one in objects) if objects and not found else ""
+        raise SpecError(f"{path}: must hold one InferenceService, got {kinds or len(found)}")
     try:
         document = _Document.model_validate(_with_model(found[0], path))
     except ValidationError as error:

@@ -15,15 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from placement.client import Candidate
-from training.table import Row, Table, finite_number, is_empty
+from placement.client import LIST, Candidate
+from training.table import Row, Table, boolean_of, elements, finite_number, is_empty
 from training.table_file import AUTOMATIC, STANDARD_INPUT, Reading, open_file, read_table
 
-#: Texts of booleans, in lower case.
-_BOOLEANS = {
-    **dict.fromkeys(("true", "yes", "1", "1.0"), True),
-    **dict.fromkeys(("false", "no", "0", "0.0"), False),
-}
 #: Values of the request in a problem, as the service repeats them: quoted, and truncated if they are long.
 _QUOTED = r"""(?:'(?:[^'\\…]|\\[^…])*(?:'|\\?…)|"(?:[^"\\…]|\\[^…])*(?:"|\\?…))"""
 _REPEATED_VALUE = rf"got [a-z ]*{_QUOTED}(?:, {_QUOTED})*"
@@ -57,7 +52,7 @@ class CandidateFile:
     total
         Number of candidates, or None if it is unknown before they are read.
     fields
-        V2 datatype of each raw field of the model.
+        V2 datatype of each raw field of the model, or `LIST`.
     """
 
     table: Table
@@ -109,7 +104,8 @@ def open_candidates(
         If the file has no candidates. An invalid row raises only when it is read.
     """
     source, opened = stack.enter_context(open_file(file))
-    table = read_table(source, opened, list(fields), reading)
+    only_lists = set(fields.values()) == {LIST}
+    table = read_table(source, opened, list(fields), reading, only_lists=only_lists)
     table.check_names(list(fields))
     if not set(fields) & set(table.header) and not table.is_json:
         table.require(list(fields))
@@ -184,15 +180,18 @@ def _candidate(row: Row) -> Candidate:
 
 def _parse(datatype: str, table: Table, cell: object) -> object:
     """Return a cell's value in the type of its field; None for an empty cell."""
+    if datatype == "BOOL":
+        # The service describes any other value.
+        value = boolean_of(cell)
+        return value if value is not None or is_empty(cell) else cell
+    if datatype == LIST and (isinstance(cell, str) or not table.is_json):
+        return None if is_empty(cell) else elements(cell)
     if table.is_json:
         return _parse_json(datatype, cell)
     if is_empty(cell):
         return None
     if datatype == "BYTES":
         return cell.strip() if isinstance(cell, str) else _text_of_number(cell)
-    if datatype == "BOOL":
-        # The service describes any other text.
-        return _BOOLEANS.get(cell.strip().casefold(), cell) if isinstance(cell, str) else cell
     number = finite_number(cell, table.decimal)
     return int(number) if "INT" in datatype and number.is_integer() else number
 

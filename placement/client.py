@@ -24,6 +24,10 @@ MAX_ATTEMPTS = 10
 
 #: gRPC metadata of the error about an unknown model: names of those that are served, separated by commas.
 MODELS_HEADER = "x-models"
+#: Header and gRPC metadata of a model's metadata: a JSON array of the fields that are lists.
+LIST_FIELDS_HEADER = "x-list-fields"
+#: Type of such a field in `Client.fields`. Its tensor has the datatype BYTES; an element is a JSON array.
+LIST = "LIST"
 
 _URL = re.compile(r"https?://[^/\s]+(/\S*)?")
 _ADDRESS = re.compile(r"[^/\s]+:\d+")
@@ -82,7 +86,7 @@ class Client(Protocol):
     """Interface of the clients of all protocols."""
 
     async def fields(self) -> dict[str, str]:
-        """Return the V2 datatype of each raw field, from the model's metadata."""
+        """Return the V2 datatype of each raw field, from the model's metadata, or `LIST`."""
 
     async def predict(self, candidates: Sequence[Candidate]) -> Answer:
         """Send one request, and return its predictions.
@@ -129,7 +133,10 @@ class RestClient:
         self._datatypes = await self._request(
             "GET",
             f"/v2/models/{await self._name()}",
-            lambda content, _: {tensor["name"]: tensor["datatype"] for tensor in content["inputs"]},
+            lambda content, headers: _fields(
+                {tensor["name"]: tensor["datatype"] for tensor in content["inputs"]},
+                headers.get(LIST_FIELDS_HEADER),
+            ),
         )
         return self._datatypes
 
@@ -222,6 +229,10 @@ class RestClient:
                 f"{self._base}: the certificate is not trusted: {error.certificate_error}; set --ca-file, or "
                 "--header Host:NAME if it is that of another name"
             ) from error
+        except aiohttp.ClientConnectorSSLError as error:
+            raise ClientError(
+                f"{self._base}: cannot connect over TLS; if it has no TLS, write http://"
+            ) from error
         except (TimeoutError, aiohttp.ClientConnectionError) as error:
             raise ClientError(
                 f"{self._base} does not answer; start it with `make run`, or set --url"
@@ -282,8 +293,10 @@ class GrpcClient:
         from placement.v2_grpc import messages as pb
 
         request = pb.ModelMetadataRequest(name=await self._name())
-        metadata = await self._request(self._stub.ModelMetadata, request)
-        return {tensor.name: tensor.datatype for tensor in metadata.inputs}
+        trailing: dict[str, Any] = {}
+        metadata = await self._request(self._stub.ModelMetadata, request, trailing)
+        datatypes = {tensor.name: tensor.datatype for tensor in metadata.inputs}
+        return _fields(datatypes, trailing.get(LIST_FIELDS_HEADER))
 
     async def predict(self, candidates: Sequence[Candidate]) -> Answer:
         """See `Client`."""
@@ -320,11 +333,18 @@ class GrpcClient:
                 raise ClientError(f"{self._address} does not name its model; name it with --model")
         return self._model
 
-    async def _request(self, method: Any, request: Any) -> Any:  # noqa: ANN401 (gRPC has no types)
+    async def _request(
+        self,
+        method: Any,  # noqa: ANN401 (gRPC has no types)
+        request: Any,  # noqa: ANN401
+        trailing: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Return the response to a request; put the trailing metadata into `trailing`."""
         import grpc
 
         try:
-            return await method(request, timeout=TIMEOUT_S, metadata=self._metadata)
+            call = method(request, timeout=TIMEOUT_S, metadata=self._metadata)
+            response = await call
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE and not error.trailing_metadata():
                 raise ClientError(f"{self._address} does not answer over gRPC; set --url") from error
@@ -332,6 +352,9 @@ class GrpcClient:
             if MODELS_HEADER in metadata:
                 raise UnknownModel(error.details(), metadata[MODELS_HEADER].split(", ")) from error
             raise _refused(error.details() or "", metadata.get("retry-after")) from error
+        if trailing is not None:
+            trailing.update(await call.trailing_metadata())
+        return response
 
 
 def connect(url: str, model: str | None, protocol: str, gateway: Gateway = DIRECT) -> Client:
@@ -371,13 +394,23 @@ def tensors(candidates: Sequence[Candidate], datatypes: Mapping[str, str]) -> li
     return [
         {
             "name": name,
-            "datatype": datatype,
+            "datatype": "BYTES" if datatype == LIST else datatype,
             "shape": [len(candidates)],
-            "data": [candidate.get(name) for candidate in candidates],
+            "data": [_element(candidate.get(name), datatype) for candidate in candidates],
         }
         for name, datatype in datatypes.items()
         if any(candidate.get(name) is not None for candidate in candidates)
     ]
+
+
+def _element(value: object, datatype: str) -> object:
+    """Return a value as an element of its tensor."""
+    return to_json(value).decode() if datatype == LIST and value is not None else value
+
+
+def _fields(datatypes: dict[str, str], lists: str | None) -> dict[str, str]:
+    """Return the datatypes with `LIST` for the fields that the header names."""
+    return datatypes | dict.fromkeys(orjson.loads(lists or "[]"), LIST)
 
 
 def _values(contents: Any) -> list[Any]:  # noqa: ANN401 (gRPC has no types)

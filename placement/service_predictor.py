@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from placement.client import Answer, ClientError, InvalidInput, RestClient, connect_rest, until_accepted
+from placement.client import (
+    LIST,
+    Answer,
+    ClientError,
+    InvalidInput,
+    RestClient,
+    connect_rest,
+    until_accepted,
+)
 from scoring.batch import as_json
 from scoring.errors import ScoringError
 from scoring.predictor import Answers
@@ -34,7 +42,10 @@ class ServicePredictor:
             self._loop.close()
             raise ScoringError(str(error)) from error
         try:
-            self.fields: Mapping[str, str] = self._loop.run_until_complete(self._client.fields())
+            fields = self._loop.run_until_complete(self._client.fields())
+            self.fields: Mapping[str, str] = {
+                name: "BYTES" if datatype == LIST else datatype for name, datatype in fields.items()
+            }
         except ClientError as error:
             self.close()
             raise ScoringError(str(error)) from error

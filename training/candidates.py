@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from transformer.bundle.classes import Kind, Label, LabelField, check_classes, class_name
-from transformer.bundle.plain_errors import problems
+from transformer.bundle.plain_errors import problems, shown
 from transformer.bundle.signature import (
     DEFAULT_ROW_NAME,
     SEPARATOR,
@@ -105,8 +105,12 @@ class Task(BaseModel):
         kind, classes = info.data.get("kind"), info.data.get("classes")
         if kind in {"multiclass", "regression"} and positive_class is not None:
             raise ValueError(f"must be left out for the kind {kind}, got {positive_class!r}")
-        if kind == "binary" and classes and (positive_class not in classes or positive_class is None):
-            raise ValueError(f"must be one of {', '.join(map(str, classes))}, got {positive_class!r}")
+        if kind == "binary" and classes:
+            if positive_class is None:
+                raise ValueError(f"is required, expected one of {', '.join(map(class_name, classes))}")
+            if (type(positive_class), positive_class) not in ((type(one), one) for one in classes):
+                expected = ", ".join(map(class_name, classes))
+                raise ValueError(f"must be one of {expected}, got {shown(positive_class)}")
         return positive_class
 
     @property

@@ -72,4 +72,16 @@ def _rows(
         for cells in reader:
             yield reader.line_num + skipped, cells
     except csv.Error as error:
-        raise DataError(source, [f"line {reader.line_num + skipped}: {error}"]) from error
+        raise DataError(source, [f"line {reader.line_num + skipped}: {_problem(error)}"]) from error
+
+
+def _problem(error: csv.Error) -> str:
+    """Describe an error of the csv module."""
+    text = str(error)
+    if text == "unexpected end of data":
+        return "a quoted cell has no closing quote"
+    if "expected after" in text:
+        return "after a cell's closing quote, the separator or the line's end must follow"
+    if "field limit" in text:
+        return f"a cell has more than {csv.field_size_limit():,} characters; is a closing quote missing?"
+    return text

@@ -6,7 +6,6 @@ gets the field's default, if the field has one. `training.table_file` describes 
 
 import hashlib
 import io
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,9 @@ from training.table import (
     MissingColumnsError,
     Row,
     Table,
+    boolean_of,
     cell_texts,
+    elements,
     finite_number,
     got,
     is_empty,
@@ -35,12 +36,6 @@ from transformer.bundle.classes import Label, class_name
 from transformer.bundle.signature import Boolean, Category, CategoryList, Number, RawField, Signature, Value
 
 __all__ = ["DataError", "Dataset", "MissingColumnsError", "read_candidates", "read_csv"]
-
-#: Texts of booleans, in lower case.
-_BOOLEANS = {
-    **dict.fromkeys(("true", "yes", "1", "1.0"), True),
-    **dict.fromkeys(("false", "no", "0", "0.0"), False),
-}
 
 
 @dataclass(frozen=True)
@@ -217,27 +212,11 @@ def _category(cell: object, field: Category | CategoryList) -> str:
     return _one_of(cell, field.categories)
 
 
-def elements(cell: object) -> list[object]:
-    """Return the elements of a cell with several categories: an array, or texts separated by ``|``."""
-    if isinstance(cell, list | tuple):
-        return list(cell)
-    if is_empty(cell):
-        return []
-    text = str(cell).strip()
-    if text.startswith("["):
-        with suppress(ValueError):
-            found = json.loads(text)
-            if isinstance(found, list):
-                return found
-        raise ValueError(f"must be a JSON array, or texts separated by |, {got(cell)}")
-    return [one.strip() for one in text.split("|")]
-
-
 def _boolean(cell: object) -> bool:
-    for text in cell_texts(cell):
-        if (found := _BOOLEANS.get(text.casefold())) is not None:
-            return found
-    raise ValueError(f"must be true or false, {got(cell)}")
+    value = boolean_of(cell)
+    if value is None:
+        raise ValueError(f"must be true or false, {got(cell)}")
+    return value
 
 
 def _number(cell: object, field: Number, decimal: str) -> float:

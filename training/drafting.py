@@ -30,7 +30,7 @@ MAX_WHOLE_CLASSES = 20
 WIDER = 1.5
 
 _NICE = (1, 1.5, 2, 3, 4, 5, 6, 8, 10)
-MEANS_YES = {"yes", "y", "true", "t", "1", "positive", "pos"}
+MEANS_YES = {"yes", "y", "true", "t", "1", "1.0", "positive", "pos"}
 _IDENTIFIER_WORDS = {"id", "uuid", "guid", "key"}
 _NUMBER_WORDS = {*_IDENTIFIER_WORDS, "no", "nr", "number", "index", "row"}
 
@@ -162,7 +162,9 @@ class _Question:
 def _question(source: str, label: str, labels: Sequence[str]) -> _Question:
     """Return the kind of question that a label is: two texts, several, or numbers."""
     classes = Counter(labels)
-    numbers = _numbers(labels)
+    # A leading zero is a code's: 007 is no 7.
+    has_codes = any(one[:1] == "0" and one[1:].isdigit() for one in classes)
+    numbers = None if has_codes else _numbers(labels)
     is_whole = numbers is not None and all(number.is_integer() for number in numbers)
     if numbers is not None and len(classes) > 2 and (not is_whole or len(set(numbers)) > MAX_WHOLE_CLASSES):
         counts = f"{min(numbers):g} to {max(numbers):g}"

@@ -17,7 +17,7 @@ _FORMS = (
 _TABLE_KEYS = {"split": {"columns", "index", "data"}, "table": {"schema", "data"}}
 
 
-def json_content(source: str, text: bytes, known: Sequence[str] = ()) -> Content:
+def json_content(source: str, text: bytes, known: Sequence[str] = (), *, only_lists: bool = False) -> Content:
     """Read JSON.
 
     Parameters
@@ -28,6 +28,8 @@ def json_content(source: str, text: bytes, known: Sequence[str] = ()) -> Content
         The whole text in UTF-8, without a byte order mark.
     known
         Names of some fields; they tell apart a table by columns and one by rows.
+    only_lists
+        True if each field is a list of categories. An object of lists of texts is a row then, and no table.
 
     Raises
     ------
@@ -41,7 +43,7 @@ def json_content(source: str, text: bytes, known: Sequence[str] = ()) -> Content
         if objects is None:
             raise DataError(source, [f"is not JSON: {json_problem(error)}"]) from error
         return _of_objects(source, objects)
-    return _Reader(source, set(known)).read(content)
+    return _Reader(source, set(known), only_lists).read(content)
 
 
 def _json_lines(source: str, text: bytes) -> list[tuple[int | None, Any]] | None:
@@ -77,9 +79,10 @@ def _of_objects(source: str, objects: Iterable[tuple[int | None, Any]]) -> Conte
 class _Reader:
     """Recognises the form of a JSON value by its keys."""
 
-    def __init__(self, source: str, known: set[str]) -> None:
+    def __init__(self, source: str, known: set[str], only_lists: bool) -> None:
         self._source = source
         self._known = known
+        self._only_lists = only_lists
 
     def read(self, content: Any) -> Content:  # noqa: ANN401 (JSON)
         """Return the rows of a parsed file."""
@@ -112,9 +115,14 @@ class _Reader:
         """Read a list of rows, or of one object with a list for each field, as KServe's servers take it."""
         if len(objects) == 1 and isinstance(objects[0], dict) and objects[0]:
             columns = objects[0]
-            if all(isinstance(values, list) for values in columns.values()):
+            if all(map(self._is_column, columns.values())):
                 return self._read_columns(columns)
         return _of_objects(self._source, ((None, one) for one in objects))
+
+    def _is_column(self, values: object) -> bool:
+        return isinstance(values, list) and (
+            not self._only_lists or all(one is None or isinstance(one, list) for one in values)
+        )
 
     def _read_columns(self, columns: dict[str, list[Any]]) -> Content:
         lengths = {name: len(values) for name, values in columns.items()}

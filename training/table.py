@@ -6,10 +6,13 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import islice
 from typing import Any
+
+import orjson
 
 from transformer.bundle.plain_errors import describe
 from transformer.bundle.signature import same_spelling
@@ -20,6 +23,11 @@ MAX_PROBLEMS = 20
 MAX_ECHO = 40
 
 NO_ROWS = "must have a line of column names and at least one row"
+#: Texts of booleans, in lower case.
+_BOOLEANS = {
+    **dict.fromkeys(("true", "yes", "1", "1.0"), True),
+    **dict.fromkeys(("false", "no", "0", "0.0"), False),
+}
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
@@ -307,6 +315,34 @@ def got(cell: object, decimal: str = ".") -> str:
     if decimal == "." and _DECIMAL_COMMA.fullmatch(cell.strip()):
         return f"{text}; for decimal commas add --decimal ,"
     return text
+
+
+def boolean_of(cell: object) -> bool | None:
+    """Return the boolean that a cell stands for; None if it stands for none."""
+    found = (_BOOLEANS.get(text.casefold()) for text in cell_texts(cell))
+    return next((value for value in found if value is not None), None)
+
+
+def elements(cell: object) -> list[object]:
+    """Read a cell with several categories: an array, its JSON text, or texts separated by ``|``.
+
+    Raises
+    ------
+    ValueError
+        If the text begins like a JSON array, but is none.
+    """
+    if isinstance(cell, list | tuple):
+        return list(cell)
+    if is_empty(cell):
+        return []
+    text = str(cell).strip()
+    if text.startswith("["):
+        with suppress(ValueError):
+            found = orjson.loads(text)
+            if isinstance(found, list):
+                return found
+        raise ValueError(f"must be a JSON array, or texts separated by |, {got(cell)}")
+    return [one.strip() for one in text.split("|")]
 
 
 def cell_texts(cell: object) -> tuple[str, ...]:

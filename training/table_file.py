@@ -35,8 +35,19 @@ FORMATS = {
 }
 _GZIP = b"\x1f\x8b"
 _PARQUET = b"PAR1"
-#: Beginnings of ZIP files, which new spreadsheets are, and of old Excel files.
-_SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+#: Beginnings of files that are not read, with what they are and what to do.
+_OTHERS = {
+    b"PK\x03\x04": "is a spreadsheet or ZIP file; save it as CSV",
+    b"\xd0\xcf\x11\xe0": "is an old Excel file; save it as CSV",
+    b"BZh91AY&SY": "is compressed with bzip2; decompress it, or use gzip",
+    b"\xfd7zXZ": "is compressed with xz; decompress it, or use gzip",
+    b"\x28\xb5\x2f\xfd": "is compressed with Zstandard; decompress it, or use gzip",
+    _GZIP: "is compressed twice; decompress it once",
+    b"ARROW1": "is an Arrow or Feather file; save it as Parquet",
+    **dict.fromkeys(
+        (b"\x80\x03", b"\x80\x04\x95", b"\x80\x05\x95"), "is a pickle; save it as CSV or Parquet"
+    ),
+}
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",
@@ -45,6 +56,7 @@ _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 _BYTE_ORDER_MARK = "\ufeff"
+_NUL = "has a NUL character; if it is UTF-16, add --encoding utf-16-le"
 #: Bytes from which the format is found.
 _HEAD_BYTES = 4096
 
@@ -119,7 +131,12 @@ def open_file(file: str) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def read_table(
-    source: str, file: IO[bytes], known: Sequence[str] = (), reading: Reading = AUTOMATIC
+    source: str,
+    file: IO[bytes],
+    known: Sequence[str] = (),
+    reading: Reading = AUTOMATIC,
+    *,
+    only_lists: bool = False,
 ) -> Table:
     """Read the columns of an open file; a CSV or Parquet file's rows are read when they are asked for.
 
@@ -131,6 +148,8 @@ def read_table(
         Names of some columns that the file may have. They help to recognise separators and forms of JSON.
     reading
         Properties of the file that are known.
+    only_lists
+        See `json_content`.
 
     Raises
     ------
@@ -141,7 +160,7 @@ def read_table(
         opened = _peekable(file)
         if opened.peek(2)[:2] == _GZIP:
             opened = cast(io.BufferedReader, gzip.GzipFile(fileobj=opened))
-        content = _content(source, opened, known, reading)
+        content = _content(source, opened, known, reading, only_lists)
     return Table(source, replace(content, rows=_guarded(source, content)), reading.decimal)
 
 
@@ -152,10 +171,13 @@ def _peekable(file: IO[bytes]) -> io.BufferedReader:
     )
 
 
-def _content(source: str, file: io.BufferedReader, known: Sequence[str], reading: Reading) -> Content:
+def _content(
+    source: str, file: io.BufferedReader, known: Sequence[str], reading: Reading, only_lists: bool
+) -> Content:
     head = file.peek(_HEAD_BYTES)
-    if head.startswith(_SPREADSHEETS):
-        raise DataError(source, ["is a spreadsheet or ZIP file; save it as CSV"])
+    for beginning, problem in _OTHERS.items():
+        if head.startswith(beginning):
+            raise DataError(source, [problem])
     mark = next((mark for mark in _BYTE_ORDER_MARKS if head.startswith(mark)), b"")
     encoding = _BYTE_ORDER_MARKS[mark] if mark else reading.encoding or "utf-8"
     reader = FORMATS[reading.format] if reading.format else _reader(source, head, encoding)
@@ -168,7 +190,7 @@ def _content(source: str, file: io.BufferedReader, known: Sequence[str], reading
         data = data if encoding == "utf-8" else data.decode(encoding).encode()
     except ValueError as error:
         raise DataError(source, [_wrong_encoding(encoding)]) from error
-    return json_content(source, data, known)
+    return json_content(source, data, known, only_lists=only_lists)
 
 
 def _reader(source: str, head: bytes, encoding: str) -> str:
@@ -192,6 +214,8 @@ def _lines(source: str, file: io.BufferedReader, encoding: str) -> Iterator[str]
         with io.TextIOWrapper(file, encoding, errors="surrogateescape", newline="") as text:
             for number, line in enumerate(text, start=1):
                 line.encode()
+                if "\0" in line:
+                    raise DataError(source, [f"line {number}: {_NUL}"])
                 yield line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
     except UnicodeDecodeError as error:
         raise DataError(source, [f"line {number + 1}: {_wrong_encoding(encoding)}"]) from error

@@ -38,9 +38,18 @@ def json_problem(error: JSONDecodeError) -> str:
     """Return the reason why a text is not JSON; it names NaN, which Python's `json.dumps` writes."""
     found = _NOT_A_NUMBER.match(error.doc, max(error.pos - 1, 0))
     if found is None:
-        return str(error)
+        return _json_reason(error)
     place = f"line {error.lineno} column {error.colno}"
     return f"{found[1]} at {place}: JSON has no such number; send null for a missing value"
+
+
+def _json_reason(error: JSONDecodeError) -> str:
+    """Return the parser's reason, or what is wrong with the text as a whole."""
+    if error.msg.startswith("str is not valid UTF-8"):
+        return "must be UTF-8"
+    if "\0" in error.doc[:2]:
+        return "must be UTF-8, got UTF-16"
+    return str(error) if error.doc else "is empty"
 
 
 def quoted(word: str) -> str:

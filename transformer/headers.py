@@ -8,6 +8,9 @@ from transformer.errors import InvalidRequest
 AUTHORIZATION = "authorization"
 #: Response header and gRPC metadata that name the version which gave the answer.
 VERSION_HEADER = "x-model-version"
+#: Response header and gRPC metadata of a model's metadata: a JSON array with the names of the fields that are
+#: lists. Their tensors have the datatype BYTES, like those of a category.
+LIST_FIELDS_HEADER = "x-list-fields"
 BAGGAGE = "baggage"
 #: Headers that reach the predictor when a call serves one request, besides every ``x-b3-*``: those of W3C, of
 #: B3 in a single header, and those of vendors (Istio's and Envoy's documentation list them).

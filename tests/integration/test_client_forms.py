@@ -42,6 +42,10 @@ async def transformer(
         ({**EVENT, "data_base64": "?"}, "data_base64: must be base64"),
         ({**EVENT, "data_base64": 7}, "data_base64: must be base64"),
         ({**EVENT, "data_base64": "e30x"}, "data_base64: is not JSON: "),
+        (
+            {**EVENT, "data": REQUEST, "data_base64": "e30="},
+            "data: must not be in a CloudEvent together with data_base64",
+        ),
         ([EVENT], "body: must be a CloudEvent, an object with attributes, got an array"),
         ({**EVENT, "data": {"instances": []}}, 'body: must be {"instances": ['),
     ],
@@ -81,12 +85,20 @@ async def test_what_pythons_json_writes_for_no_number_is_named(transformer, numb
     assert "NaN at line 1 column" in response.json()["error"]
 
 
-async def test_a_body_in_utf_16_is_refused_as_such(transformer):
-    response = await transformer.http.post(V1_PREDICT, content=json.dumps(REQUEST).encode("utf-16"))
-    assert (response.status_code, response.json()["error"]) == (
-        400,
-        "body: is not JSON: must be UTF-8, got UTF-16",
-    )
+@pytest.mark.parametrize("path", [V1_PREDICT, V2_INFER])
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (json.dumps(REQUEST).encode("utf-16"), "must be UTF-8, got UTF-16"),
+        (json.dumps(REQUEST).encode("utf-16-le"), "must be UTF-8, got UTF-16"),
+        (json.dumps(REQUEST).encode("utf-16-be"), "must be UTF-8, got UTF-16"),
+        ('{"instances": ["Köln"]}'.encode("latin-1"), "must be UTF-8"),
+        (b"", "is empty"),
+    ],
+)
+async def test_a_body_that_is_no_utf_8_is_refused_as_such(transformer, path, body, problem):
+    response = await transformer.http.post(path, content=body)
+    assert (response.status_code, response.json()["error"]) == (400, f"body: is not JSON: {problem}")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pandas as pd
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from placement.candidate_file import open_candidates
+from placement.client import LIST, connect
 from tests.support.fake_mlserver import FakeMLServer
 from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
 from tests.support.prometheus_samples import sum_of
@@ -126,6 +129,42 @@ async def test_tensors_have_the_types_of_the_metadata_and_lists_are_json(served,
     response = await served.http.post("/v2/models/homes/infer", json={"inputs": tensors})
     assert response.status_code == 200, response.text
     assert response.json()["outputs"][1]["data"] == pytest.approx(expected(version), abs=1e-12)
+
+
+@pytest.mark.parametrize("protocol", ["v1", "v2", "grpc"])
+@pytest.mark.parametrize("name", ["homes.csv", "homes.jsonl", "texts.jsonl"])
+async def test_the_client_reads_lists_as_training_does(served, version, tmp_path, name, protocol):
+    rows: list[dict[str, Any]] = [
+        {"price": 3.5, "rooms": 2, "garden": True, "area": "1010", "agent": "ada", "tags": ["pool"]},
+        {"price": 1, "rooms": 4, "area": "8010", "agent": "eve", "tags": None},
+        {"price": 0, "rooms": 9, "garden": 1, "area": "1020", "agent": "bob", "tags": ["lift", "a", "lift"]},
+    ]  # fmt: skip
+    if name != "homes.jsonl":
+        rows = [{**row, "tags": " | ".join(row["tags"]) if row["tags"] else ""} for row in rows]
+    frame = pd.DataFrame(rows)
+    text = frame.to_csv(index=False) if name == "homes.csv" else "\n".join(map(json.dumps, rows))
+    (tmp_path / name).write_text(text)
+    address = served.grpc_address if protocol == "grpc" else str(served.http.base_url)
+    client = connect(address, "homes", protocol)
+    try:
+        with ExitStack() as stack:
+            file = open_candidates(str(tmp_path / name), await client.fields(), stack)
+            answer = await client.predict([one.candidate for one in file.candidates])
+    finally:
+        await client.close()
+    given = [one["homes_probability"] for one in answer.predictions]
+    assert given == pytest.approx(expected(version), abs=1e-12)
+
+
+async def test_a_file_of_one_object_with_only_lists_is_one_row(tmp_path):
+    fields = {"actors": LIST, "genres": LIST}
+    row = {"actors": ["A", "B"], "genres": ["x", "y"]}
+    columns = {"actors": [["A", "B"]], "genres": [["x", "y"]]}
+    for number, content in enumerate((row, [row], {"instances": [row]}, {"inputs": [row]}, columns)):
+        (tmp_path / f"{number}.json").write_text(json.dumps(content))
+        with ExitStack() as stack:
+            file = open_candidates(str(tmp_path / f"{number}.json"), fields, stack)
+            assert [one.candidate for one in file.candidates] == [row], content
 
 
 @pytest.mark.parametrize(

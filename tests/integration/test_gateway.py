@@ -159,6 +159,16 @@ async def test_grpc_goes_through_a_gateway(authority):
         await server.stop(0)
 
 
+async def test_a_port_without_tls_is_told_apart_from_one_that_does_not_answer():
+    async with TestServer(gateway_application([])) as server:
+        client = connect(str(server.make_url("")).replace("http:", "https:"), "churn", "v1", Gateway())
+        try:
+            with pytest.raises(ClientError, match="cannot connect over TLS; if it has no TLS, write http://"):
+                await client.fields()
+        finally:
+            await client.close()
+
+
 def test_a_header_is_a_name_and_a_value(capsys):
     parser = argparse.ArgumentParser()
     Gateway.add_arguments(parser)

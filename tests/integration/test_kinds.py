@@ -1,5 +1,6 @@
 """Each kind of question is trained, verified, answered over every protocol, explained, counted, described."""
 
+import html
 import json
 import shutil
 from collections.abc import AsyncIterator
@@ -246,14 +247,14 @@ def test_the_bundle_is_the_same_after_it_was_read_again_and_has_metrics_that_fit
 
 
 def test_the_report_says_what_the_model_gives(trained, question):
-    html = trained.report.read_text()
+    page = trained.report.read_text()
     headline = "Wrong by <em>" if question.kind == "regression" else "Correct for <em>"
-    assert headline in html
+    assert headline in page
     for label in question.classes:
         text = json.dumps(label) if isinstance(label, bool) else str(label)
-        assert f"is {text}" in html
+        assert f"is {html.escape(text)}" in page
     has_threshold = question.kind == "binary" and hasattr(trained.model, "predict_proba")
-    assert ("What if the threshold were different?" in html) == has_threshold
+    assert ("What if the threshold were different?" in page) == has_threshold
 
 
 def test_another_kind_of_question_is_another_model(tmp_path: Path):

@@ -225,8 +225,11 @@ def test_twenty_problems_are_listed_and_the_rest_is_counted(predict, write):
             "line 3: must be UTF-8; name its encoding, for example --encoding latin-1",
         ),
         (b"\xff\xfea\x00,", "line 1: must be UTF-16-LE"),
-        (table({**ROW, "gender": "M" * 200_000}), "line 2: field larger than field limit (131072)"),
-        (table(ROW) + '"open', "line 3: unexpected end of data"),
+        (
+            table({**ROW, "gender": "M" * 200_000}),
+            "line 2: a cell has more than 131,072 characters; is a closing quote missing?",
+        ),
+        (table(ROW) + '"open', "line 3: a quoted cell has no closing quote"),
     ],
     ids=lambda value: value if isinstance(value, str) and len(value) < 80 else "",
 )
@@ -380,7 +383,7 @@ def test_a_candidate_a_list_and_a_v1_request_are_read(predict, write):
             "is not JSON: NaN at line 1 column 12: JSON has no such number; send null for a missing value",
         ),
         (b'[{"ssc_p": 1e999}]', "is not JSON: number is infinity"),
-        (b'[{"gender": "\xff"}]', "is not JSON: str is not valid UTF-8"),
+        (b'[{"gender": "\xff"}]', "is not JSON: must be UTF-8"),
         (b"", "is not JSON: "),
         (b"7", "must be an object of fields and values, a list of them, JSON lines, "),
         (b'{"instances": 7}', "must be an object of fields and values, a list of them, JSON lines, "),

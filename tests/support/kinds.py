@@ -60,6 +60,9 @@ QUESTIONS = {
     "three whole numbers without probabilities": Question(
         "multiclass", (1, 2, 3), estimator="ridge-classifier", cuts=(7, 11)
     ),
+    "three odd texts": Question("multiclass", ('b, "c"', "true", "b\nc"), cuts=(7, 11)),
+    "negative whole numbers": Question("multiclass", (10, -1, 9), estimator="linear-svc", cuts=(7, 11)),
+    "minus one and one": Question("binary", (1, -1), -1, "linear-svc", cuts=(9,)),
     "a number": Question("regression", estimator="ridge"),
     "a number, by a forest": Question("regression", estimator="forest-50"),
 }

@@ -170,7 +170,7 @@ def test_an_empty_cell_or_a_missing_column_gets_the_default(tmp_path):
         (b"town,answer\nA,yes\n", "column 'age' is missing, found: town, answer"),
         (b"age,answer\n1,yes,more\n", r"row 1 \(line 2\): must have 2 cells, got 3"),
         (b"age,answer\n1,yes\n\xff,yes\n", "line 3: must be UTF-8"),
-        (b"age,answer\n" + b"1" * 200_000 + b",yes\n", "line 2: field larger than field limit"),
+        (b"age,answer\n" + b"1" * 200_000 + b",yes\n", "line 2: a cell has more than 131,072 characters"),
         (b'age,answer\n"1"2,yes\n', "line 2: "),
     ],
 )
@@ -215,9 +215,32 @@ def test_a_custom_task_is_a_json_file(tmp_path):
         ({"classes": [0.5, 1.5]}, "classes: must be whole numbers, as scikit-learn takes no others, got 0.5"),
         ({"kind": "regression"}, "classes: must be left out for the kind regression, got no, yes"),
         ({"kind": "regression", "classes": []}, "positive_class: must be left out for the kind regression"),
-        ({"classes": ["no", True]}, "classes: must be of one type, got bool and str"),
+        ({"classes": ["no", True]}, "classes: must be of one type, got booleans and texts"),
+        (
+            {"classes": [2**63, 1]},
+            r"classes\[0\]: must be a whole number of at most 64 bits, got 9223372036854775808",
+        ),
+        (
+            {"classes": [0, 1], "positive_class": True},
+            "positive_class: must be one of 0, 1, got true",
+        ),
+        (
+            {"classes": [0, 1], "positive_class": None},
+            "positive_class: is required, expected one of 0, 1",
+        ),
         ({"positive_class": "maybe"}, "positive_class: must be one of no, yes, got 'maybe'"),
         ({"colour": "red"}, "colour: is not known$"),
+        (
+            {
+                "signature": {
+                    "fields": [
+                        {"name": "tags", "type": "categories", "categories": ["a"], "default": "a"},
+                        {"name": "more", "type": "categories", "categories": "a"},
+                    ]
+                }
+            },
+            r"tags\.default: must be a list, got a string 'a'\n.*more\.categories: must be a list, got a st",
+        ),
     ],
 )
 def test_a_task_that_contradicts_itself_is_refused(tmp_path, change, message):

@@ -135,6 +135,7 @@ def test_other_numbers_are_fields(table, cells, name):
 @pytest.mark.parametrize(
     ("classes", "label", "positive"),
     [
+        (("0.0", "1.0"), "y", "1.0"),
         (("no", "yes"), "churn", "yes"),
         (("0", "1"), "y", "1"),
         (("False", "True"), "left", "True"),
@@ -244,3 +245,8 @@ def test_init_says_what_is_missing(init, arguments, problem):
     status, _, err = init(*arguments)
     assert status == 1
     assert err.startswith(f"placement init: {problem}")
+
+
+def test_labels_with_leading_zeros_are_texts(table):
+    task = draft(table(["1", "2"], "code", classes=("007", "08", "1")), "code").task
+    assert (task.kind, task.classes) == ("multiclass", ("007", "08", "1"))

@@ -2,10 +2,13 @@
 
 import argparse
 import base64
+import bz2
 import codecs
 import gzip
 import io
 import json
+import lzma
+import pickle
 import subprocess
 import sys
 
@@ -133,6 +136,21 @@ def test_json_in_another_encoding_is_read(read):
         (CSV.encode("latin-1"), "line 2: must be UTF-8; name its encoding, for example --encoding latin-1"),
         (CSV.encode("utf-16")[:-1], "line 3: must be UTF-16-LE"),
         (b"PK\x03\x04...", "is a spreadsheet or ZIP file; save it as CSV"),
+        (b"\xd0\xcf\x11\xe0", "is an old Excel file; save it as CSV"),
+        (bz2.compress(CSV.encode()), "is compressed with bzip2; decompress it, or use gzip"),
+        (lzma.compress(CSV.encode()), "is compressed with xz; decompress it, or use gzip"),
+        (b"\x28\xb5\x2f\xfd\0", "is compressed with Zstandard; decompress it, or use gzip"),
+        (gzip.compress(gzip.compress(CSV.encode())), "is compressed twice; decompress it once"),
+        (b"ARROW1\0\0", "is an Arrow or Feather file; save it as Parquet"),
+        (pickle.dumps(FRAME), "is a pickle; save it as CSV or Parquet"),
+        (CSV.encode("utf-16-le"), "line 1: has a NUL character; if it is UTF-16, add --encoding utf-16-le"),
+        (b"age,answer\n1,yes\0\n", "line 2: has a NUL character"),
+        (b'age,answer\n1,"yes\n', "line 2: a quoted cell has no closing quote"),
+        (b'age,answer\n1,"y"es\n', "line 2: after a cell's closing quote, the separator or the line's end"),
+        (
+            b'age,answer\n1,"' + 200_000 * b"x",
+            "line 2: a cell has more than 131,072 characters; is a closing",
+        ),
         (gzip.compress(CSV.encode(), mtime=0)[:-9], "is damaged: Compressed file ended before"),
         (b"\x1f\x8bnoise noise noise", "is damaged: Unknown compression method"),
         (b",,\n;;\n", "must have a line of column names and at least one row"),

@@ -119,7 +119,9 @@ BROKEN = [
     ),
     pytest.param((*CONTAINER, "env"), [], "STORAGE_URI must be the predictor's storageUri", id="no-version"),
     pytest.param(("metadata", "name"), REMOVED, "metadata.name: is required", id="no-name"),
-    pytest.param(("kind",), "Deployment", "must hold one InferenceService, got 0", id="another-kind"),
+    pytest.param(
+        ("kind",), "Deployment", "must hold one InferenceService, got Deployment", id="another-kind"
+    ),
 ]
 
 

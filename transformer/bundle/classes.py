@@ -7,9 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import PlainValidator, WithJsonSchema
 
-from transformer.bundle.plain_errors import describe
+from transformer.bundle.plain_errors import describe, shown
 
 Kind = Literal["binary", "multiclass", "regression"]
+#: Types of classes in errors.
+_TYPE_NAMES = {"bool": "booleans", "float": "numbers with decimals", "int": "whole numbers", "str": "texts"}
+#: Whole numbers of 64 bits, which numpy and V2 have.
+_INT64 = range(-(2**63), 2**63)
 #: A class as scikit-learn knows it. All classes of a model have one type.
 Label = str | bool | int | float
 #: The same in a pydantic model.
@@ -31,7 +35,8 @@ def check_classes(classes: Sequence[Label]) -> None:
         raise ValueError(f"must be two or more classes, got {len(classes)}")
     types = sorted({type(one).__name__ for one in classes})
     if len(types) > 1:
-        raise ValueError(f"must be of one type, got {' and '.join(types)}")
+        names = " and ".join(_TYPE_NAMES[one] for one in types)
+        raise ValueError(f"must be of one type, got {names}")
     fractions = [one for one in classes if isinstance(one, float) and not one.is_integer()]
     if fractions:
         raise ValueError(f"must be whole numbers, as scikit-learn takes no others, got {fractions[0]}")
@@ -42,4 +47,6 @@ def check_classes(classes: Sequence[Label]) -> None:
 def _checked_label(value: object) -> object:
     if not isinstance(value, str | bool | int | float) or (isinstance(value, float) and not isfinite(value)):
         raise ValueError(f"must be a text, a number or a boolean, got {describe(value)}")
+    if isinstance(value, int) and value not in _INT64:
+        raise ValueError(f"must be a whole number of at most 64 bits, got {shown(value)}")
     return value

@@ -67,16 +67,18 @@ def first_problem(error: ValidationError, where: str = "content") -> str:
 def _path(error: ErrorDetails, content: object) -> str:
     path = ""
     value: Any = content
+    previous: int | str = ""
     for part in error["loc"]:
         if isinstance(part, int):
             value = value[part] if isinstance(value, list) and part < len(value) else None
             name = value.get("name") if isinstance(value, dict) and path.endswith(_NAMED) else None
             path = name if isinstance(name, str) and name else f"{path}[{part}]"
-        elif isinstance(value, dict) and part == value.get("type") and part not in value:
-            continue  # the tag of a union, which is no part of the object
+        elif isinstance(previous, int) and isinstance(value, dict) and part == value.get("type"):
+            pass  # the tag of a union, which is no part of the object
         else:
             value = value.get(part) if isinstance(value, dict) else None
             path = f"{path}.{part}" if path else part
+        previous = part
     if error["type"].startswith("union_tag"):
         path += ".type"
     return path

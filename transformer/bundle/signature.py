@@ -158,10 +158,13 @@ class Category(_Categorical):
 
 
 class CategoryList(_Categorical):
-    """A field of any number of `categories`, as a JSON array; each occurrence counts."""
+    """A field of any number of `categories`, as a JSON array; each occurrence counts.
+
+    Without another `default`, a missing list is empty, as in DictVectorizer; with null it is required.
+    """
 
     type: Literal["categories"] = "categories"
-    default: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    default: Annotated[tuple[str, ...], Field(strict=False)] | None = ()
 
     @model_validator(mode="after")
     def _coherent(self) -> "CategoryList":

@@ -67,6 +67,8 @@ def _structured(event: object) -> tuple[object, dict[str, Any]]:
         raise InvalidRequest(f"body: must be a CloudEvent, an object with attributes, got {describe(event)}")
     attributes = {name: value for name, value in event.items() if name not in ("data", "data_base64")}
     _check_attributes(attributes)
+    if "data" in event and "data_base64" in event:
+        raise InvalidRequest("data: must not be in a CloudEvent together with data_base64")
     if "data" in event:
         return event["data"], attributes
     if "data_base64" not in event:

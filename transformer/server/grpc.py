@@ -158,10 +158,11 @@ class Servicer(InferenceServicer):  # type: ignore[misc]
         return pb.ModelReadyResponse(ready=handler.ready(request.version or None))
 
     async def ModelMetadata(  # noqa: N802
-        self, request: pb.ModelMetadataRequest, _: grpc.aio.ServicerContext
+        self, request: pb.ModelMetadataRequest, context: grpc.aio.ServicerContext
     ) -> pb.ModelMetadataResponse:
         """Return inputs, outputs and versions of the model."""
         handler = self._data_plane.handler_of(request.name)
+        context.set_trailing_metadata(tuple(handler.metadata_headers.items()))
         return pb.ModelMetadataResponse(**handler.metadata(request.version or None))
 
 

@@ -6,6 +6,7 @@ version that may answer, the metrics.
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -22,7 +23,7 @@ from transformer.bundle.prediction import Prediction, Request
 from transformer.bundle.signature import CategoryList
 from transformer.errors import ServiceError, printable
 from transformer.explanation.explainer import Explainer
-from transformer.headers import forwarded
+from transformer.headers import LIST_FIELDS_HEADER, forwarded
 from transformer.metrics import QUEUED
 from transformer.monitoring.monitor import V2_INFER, Kind, Monitor
 from transformer.protocols import grpc_messages, openapi, v1, v2
@@ -317,6 +318,12 @@ class Handler:
             explains=self._explainer.available,
             target=self._bundle.target,
         )
+
+    @property
+    def metadata_headers(self) -> dict[str, str]:
+        """Headers of the response with the model's metadata."""
+        lists = [field.name for field in self._bundle.signature.fields if isinstance(field, CategoryList)]
+        return {LIST_FIELDS_HEADER: json.dumps(lists)} if lists else {}
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI description; see `transformer.protocols.openapi.describe`."""

@@ -133,7 +133,8 @@ class RestRoutes:
     async def model_metadata(self, request: Request) -> Response:
         """V2: inputs, outputs and versions of the model."""
         handler = self._dataplane.handler_of(request.path_params["model_name"])
-        return JSONResponse(handler.metadata(request.path_params.get("version")))
+        metadata = handler.metadata(request.path_params.get("version"))
+        return JSONResponse(metadata, headers=handler.metadata_headers)
 
     async def predict(self, request: Request) -> Response:
         """V1: predictions, also for CloudEvents."""
