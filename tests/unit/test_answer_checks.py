@@ -70,15 +70,19 @@ def test_a_check_sends_only_rows_that_both_versions_accept(pair):
 async def test_a_canary_is_checked_until_both_versions_have_answered(percent, pair):
     target = InMemoryTarget(pair.old)
     seen: list[str] = []
+    sent: list[int] = []
 
     def scores(bundle: Bundle, rows: Sequence[dict[str, Any]]) -> Scores:
         seen.append(bundle.version)
+        if target.now.canary is not None:
+            sent.append(len(rows))
         return scores_of_bundle(bundle, rows)
 
     target.scores = scores
     assert await rollout(target, str(pair.new), ignore_progress, canary=percent) == "v2"
     assert set(seen) == {"v1", "v2"}
     assert len(seen) >= answer_checks.MIN_ANSWERS
+    assert set(sent) == {2}, "monitoring counts the rows: one of each version's in a request"
 
 
 @pytest.mark.parametrize(("version", "percent"), [("v2", 10), ("v1", 90)])
