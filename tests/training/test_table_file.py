@@ -140,7 +140,10 @@ def test_json_in_another_encoding_is_read(read):
         (bz2.compress(CSV.encode()), "is compressed with bzip2; decompress it, or use gzip"),
         (lzma.compress(CSV.encode()), "is compressed with xz; decompress it, or use gzip"),
         (b"\x28\xb5\x2f\xfd\0", "is compressed with Zstandard; decompress it, or use gzip"),
-        (gzip.compress(gzip.compress(CSV.encode())), "is compressed twice; decompress it once"),
+        (
+            gzip.compress(gzip.compress(CSV.encode(), mtime=0), mtime=0),
+            "is compressed twice; decompress it once",
+        ),
         (b"ARROW1\0\0", "is an Arrow or Feather file; save it as Parquet"),
         (pickle.dumps(FRAME), "is a pickle; save it as CSV or Parquet"),
         (CSV.encode("utf-16-le"), "line 1: has a NUL character; if it is UTF-16, add --encoding utf-16-le"),
