@@ -22,6 +22,8 @@ TIMEOUT_S = 120.0
 #: Seconds for which a model that the new transformer does not recognise may still answer. Connections are
 #: renewed after at most 6 s, and a terminating pod serves until its preStop pause of 10 s is over.
 UNVERIFIED_GRACE_S = 20.0
+#: Seconds for which requests may fail before the new version serves.
+CONNECTING_S = 5.0
 #: Accepted probability that a canary which does get traffic gives none of the answers.
 MISS_PROBABILITY = 1e-6
 _POLL_S = 0.2
@@ -94,7 +96,15 @@ async def wait_until_serving(target: RolloutTarget, bundle: Bundle) -> None:
     while in_a_row < MIN_ANSWERS:
         # Monitoring counts these rows as candidates: all of them in each request look like drift.
         request = all_rows if in_a_row == MIN_ANSWERS - 1 else one_row
-        scores = await target.score(request.candidates, bundle.name)
+        try:
+            scores = await target.score(request.candidates, bundle.name)
+        except TargetError:
+            # Right after a predictor that did not run was replaced, the transformer still connects.
+            if _now() - start > CONNECTING_S:
+                raise
+            in_a_row = 0
+            await asyncio.sleep(_POLL_S)
+            continue
         if scores.version == bundle.version:
             request.check(scores)
             in_a_row += 1

@@ -56,7 +56,8 @@ class VersionSwitch:
     async def change_transformer(self, uri: str, progress: Progress) -> None:
         """Replace the transformer by one with another bundle."""
         # Without a predictor that runs, no transformer gets ready. Replacing one must still be possible.
-        ready = all(one.ready for one in self.stable.processes if one.component == "transformer")
+        # The transformer notices only after some seconds that its predictor has gone.
+        ready = all(one.running and one.ready for one in self.stable.processes)
         ports = self.stable.predictor_ports
         new = await self._supervisor.start_transformer(uri, ports, progress, ready=ready)
         old = self.stable.replace_transformer(new)
