@@ -20,7 +20,7 @@ SKLEARNSERVER = "kserve-sklearnserver"
 UNMONITORED = "front-end-unmonitored"
 #: Our service with the settings for a wide vocabulary, in front of the documented transformer's predictor.
 OURS_WIDE = "ours-wide"
-#: To verify a connection takes the predictor a second for 13,000 named columns.
+#: Verifying a connection takes the predictor one second with 13,000 named columns.
 _WIDE = ("--predictor_connections=2", "--predictor_connection_age=600")
 #: Numbers of worker processes of the transformer and of MLServer, as far as this machine has cores for them.
 WORKER_COUNTS = tuple(count for count in (1, 2, 4) if count <= max(os.cpu_count() or 1, 2))

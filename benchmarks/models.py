@@ -100,12 +100,26 @@ def ensure_trained(name: str, storage: Path, progress: Progress) -> Path:
     StorageError
         If the model cannot be written.
     """
-    directory = storage / "placement" / name
+    estimator, rewrite = ESTIMATORS[name]
+
+    def fit(storage: Path) -> None:
+        train(generate(), storage=storage, version=name, estimator=estimator, rewrite=rewrite)
+
+    return ensure(storage / "placement" / name, fit, progress)
+
+
+def ensure(directory: Path, train_into: Callable[[Path], object], progress: Progress) -> Path:
+    """Train a version unless this release has trained it already; return its directory.
+
+    Parameters
+    ----------
+    train_into
+        Trains the version ``STORAGE/NAME/VERSION`` into its storage.
+    """
     if not _is_current(directory):
         shutil.rmtree(directory, ignore_errors=True)
-        progress(f"training {name} (first run only)")
-        estimator, rewrite = ESTIMATORS[name]
-        train(generate(), storage=storage, version=name, estimator=estimator, rewrite=rewrite)
+        progress(f"training {directory.name} (first run only)")
+        train_into(directory.parent.parent)
     return directory
 
 

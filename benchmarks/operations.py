@@ -1,4 +1,4 @@
-"""What monitoring costs, how long predictions wait beside explanations, and what a wide vocabulary costs.
+"""Measurements of three costs: monitoring, explanations beside predictions, and a wide vocabulary.
 
 python -m benchmarks.operations monitoring [--rounds 9] [--seconds 5]
 python -m benchmarks.operations explanations [--rounds 9] [--seconds 10]
@@ -12,7 +12,7 @@ import argparse
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -30,12 +30,12 @@ from benchmarks.models import (
     ORIGINAL_FOREST,
     ServedModel,
     candidates,
+    ensure,
     ensure_trained,
     load_served_model,
 )
-from benchmarks.server_process import Process, ServerProcess
+from benchmarks.server_process import ServerProcess
 from benchmarks.workspace import Workspace
-from storage.bundles import next_version
 from training.candidates import Candidate
 from training.train import train
 
@@ -58,19 +58,29 @@ class _Servers:
         self._stack = stack
         self._some = some
 
-    def start(self, name: str, start: Callable[[Workspace], Process], ready: str) -> ServerProcess:
-        """Start a server, and wait until a path of its answers."""
+    def start(self, name: str, ready: str) -> ServerProcess:
+        """Start a server, and wait until one of its paths answers."""
         self._workspace.progress(f"starting {name}")
-        server = ServerProcess(name, start(self._workspace))
+        server = ServerProcess(name, LAUNCHERS[name].start(self._workspace))
         self._stack.callback(server.stop)
         server.wait(partial(_is_ready, self.url(name, ready)))
         return server
+
+    @staticmethod
+    def turns(running: Mapping[str, ServerProcess], rounds: int) -> Iterator[str]:
+        """Yield the name of each server in each round, while the others are paused."""
+        for number in range(rounds):
+            # Each goes first in half of the rounds.
+            for name in sorted(running, reverse=bool(number % 2)):
+                for other, server in running.items():
+                    (server.resume if other == name else server.pause)()
+                yield name
 
     def url(self, name: str, path: str) -> str:
         return f"http://127.0.0.1:{self._workspace.port(name)}{path}"
 
     def bodies(self, count: int) -> Path:
-        """Return a file of requests for so many candidates each."""
+        """Return a file of requests with `count` candidates each."""
         file = self._workspace.scratch / f"{count}.bodies"
         if not file.exists():
             parts = [self._some[start : start + count] for start in range(0, len(self._some), count)]
@@ -88,25 +98,21 @@ def _is_ready(url: str) -> bool:
 
 def measure_monitoring(servers: _Servers, rounds: int, seconds: float) -> None:
     """Compare the transformer with one that counts nothing, in front of the stub predictor."""
-    servers.start("stub", LAUNCHERS["stub"].start, "/v2/health/live")
+    servers.start("stub", "/v2/health/live")
     ready, predict = "/v2/health/ready", "/v1/models/placement:predict"
-    running = {name: servers.start(name, LAUNCHERS[name].start, ready) for name in (MONITORED, UNMONITORED)}
+    running = {name: servers.start(name, ready) for name in (MONITORED, UNMONITORED)}
     for clients, count in _LOADS:
         rates: dict[str, list[float]] = {name: [] for name in running}
         processor_us: dict[str, list[float]] = {name: [] for name in running}
-        for number in range(rounds):
-            # Each goes first in half of the rounds.
-            for name in sorted(running, reverse=bool(number % 2)):
-                for other, server in running.items():
-                    (server.resume if other == name else server.pause)()
-                url, bodies = servers.url(name, predict), servers.bodies(count)
-                load(url, bodies, clients, _WARM_UP_S)
-                before = running[name].processor_s()
-                measured = load(url, bodies, clients, seconds)
-                used_s = running[name].processor_s() - before
-                rates[name].append(measured.per_second)
-                processor_us[name].append(1e6 * used_s / measured.requests)
-                _say(f"{clients} clients, {count} candidates, {name}: {_figures(measured)}")
+        for name in servers.turns(running, rounds):
+            url, bodies = servers.url(name, predict), servers.bodies(count)
+            load(url, bodies, clients, _WARM_UP_S)
+            before = running[name].processor_s()
+            measured = load(url, bodies, clients, seconds)
+            used_s = running[name].processor_s() - before
+            rates[name].append(measured.per_second)
+            processor_us[name].append(1e6 * used_s / measured.requests)
+            _say(f"{clients} clients, {count} candidates, {name}: {_figures(measured)}")
         _say(f"{clients} clients, {count} candidates, medians of {rounds} rounds:")
         for what, found in {"requests/s": rates, "processor time (µs) of a request": processor_us}.items():
             on, off = (statistics.median(found[name]) for name in running)
@@ -115,15 +121,13 @@ def measure_monitoring(servers: _Servers, rounds: int, seconds: float) -> None:
                 f"  {what}: {on:.1f} with, {off:.1f} without monitoring; with is "
                 f"{statistics.median(ratios):+.1%} (rounds {min(ratios):+.1%} to {max(ratios):+.1%})"
             )
-    for server in running.values():
-        server.resume()
 
 
 def measure_explanations(servers: _Servers, rounds: int, seconds: float) -> None:
     """Measure predictions of the default service, alone and beside clients that ask for explanations."""
     predictor, ours = f"{MLSERVER}/{FOREST}", our_name(MLSERVER, "v2", FOREST)
-    servers.start(predictor, LAUNCHERS[predictor].start, "/v2/health/ready")
-    servers.start(ours, LAUNCHERS[ours].start, "/v2/health/ready")
+    servers.start(predictor, "/v2/health/ready")
+    servers.start(ours, "/v2/health/ready")
     predict, explain = (servers.url(ours, f"/v1/models/placement:{verb}") for verb in ("predict", "explain"))
     found: dict[str, list[Load]] = {"alone": [], "beside explanations": []}
     load(predict, servers.bodies(1), _PREDICTING, _WARM_UP_S)
@@ -133,7 +137,7 @@ def measure_explanations(servers: _Servers, rounds: int, seconds: float) -> None
                 if name == "alone":
                     measured = load(predict, servers.bodies(1), _PREDICTING, seconds)
                 else:
-                    # They run longer, so that they are there until the end.
+                    # The explanations run 2 s longer, to last through the whole measurement.
                     others = beside.submit(load, explain, servers.bodies(1), _EXPLAINING, seconds + 2)
                     measured = load(predict, servers.bodies(1), _PREDICTING, seconds)
                     explained = others.result()
@@ -152,27 +156,19 @@ def measure_explanations(servers: _Servers, rounds: int, seconds: float) -> None
 def measure_wide(servers: _Servers, rounds: int, seconds: float) -> None:
     """Compare the service with KServe's documented transformer, at 13,000 features and one predictor."""
     predictor = f"{SKLEARNSERVER}/{ORIGINAL_FOREST}"
-    servers.start(predictor, LAUNCHERS[predictor].start, "/v1/models/placement")
-    running = {
-        name: servers.start(name, LAUNCHERS[name].start, "/v1/models/placement")
-        for name in (OURS_WIDE, "documented")
-    }
+    servers.start(predictor, "/v1/models/placement")
+    running = {name: servers.start(name, "/v1/models/placement") for name in (OURS_WIDE, "documented")}
     for count in _WIDE_CANDIDATES:
         found: dict[str, list[Load]] = {name: [] for name in running}
-        for number in range(rounds):
-            for name in sorted(running, reverse=bool(number % 2)):
-                for other, server in running.items():
-                    (server.resume if other == name else server.pause)()
-                url, bodies = servers.url(name, "/v1/models/placement:predict"), servers.bodies(count)
-                load(url, bodies, _PREDICTING, _WARM_UP_S)
-                found[name].append(load(url, bodies, _PREDICTING, seconds))
-                _say(f"{count} candidates, {name}: {_figures(found[name][-1])}")
+        for name in servers.turns(running, rounds):
+            url, bodies = servers.url(name, "/v1/models/placement:predict"), servers.bodies(count)
+            load(url, bodies, _PREDICTING, _WARM_UP_S)
+            found[name].append(load(url, bodies, _PREDICTING, seconds))
+            _say(f"{count} candidates, {name}: {_figures(found[name][-1])}")
         for name, loads in found.items():
             rate = statistics.median(one.per_second for one in loads)
             memory = running[name].memory_mb()
             _say(f"  {_PREDICTING} clients, {count} candidates, {name}: {rate:.0f}/s, {memory:.0f} MB")
-    for server in running.values():
-        server.resume()
 
 
 def _figures(one: Load) -> str:
@@ -186,17 +182,13 @@ def _say(text: str) -> None:
 
 
 def _wide_model() -> ServedModel:
-    storage = _WORK / "models"
-    if next_version(storage, "wide") == "v1":
-        train(
-            wide.dataset(500),
-            storage=storage,
-            name="wide",
-            version="v1",
-            estimator="forest-50",
-            rewrite=False,
-        )
-    return load_served_model(storage / "wide" / "v1", _WORK / "pickles" / "wide")
+    directory = ensure(_WORK / "models" / "wide" / "v1", _train_wide, _say)
+    return load_served_model(directory, _WORK / "pickles" / "wide")
+
+
+def _train_wide(storage: Path) -> None:
+    trips = wide.dataset(500)
+    train(trips, storage=storage, name="wide", version="v1", estimator="forest-50", rewrite=False)
 
 
 MEASUREMENTS = {

@@ -42,7 +42,7 @@ class ReferenceRequest:
     Parameters
     ----------
     row
-        Number of the only row of each version, counted round and round; None for all rows.
+        Index of the one row to send for each version, modulo its number of rows; None for all rows.
     """
 
     def __init__(self, versions: Sequence[Version], row: int | None = None) -> None:
@@ -94,12 +94,12 @@ async def wait_until_serving(target: RolloutTarget, bundle: Bundle) -> None:
     start = _now()
     in_a_row = 0
     while in_a_row < MIN_ANSWERS:
-        # Monitoring counts these rows as candidates: all of them in each request look like drift.
+        # Monitoring counts these rows as candidates: all of them in every request would look like drift.
         request = all_rows if in_a_row == MIN_ANSWERS - 1 else one_row
         try:
             scores = await target.score(request.candidates, bundle.name)
         except TargetError:
-            # Right after a predictor that did not run was replaced, the transformer still connects.
+            # After a stopped predictor is replaced, the transformer needs a moment to connect.
             if _now() - start > CONNECTING_S:
                 raise
             in_a_row = 0
@@ -136,7 +136,7 @@ async def check_canary_answers(
     all_rows = ReferenceRequest(versions)
     if not all_rows.candidates:
         return all_rows.unchecked_versions
-    # Monitoring counts these rows as candidates: all of them in each request look like drift.
+    # Monitoring counts these rows as candidates: all of them in every request would look like drift.
     longest = max(len(version.reference.candidates) for version in versions)
     single = [ReferenceRequest(versions, row) for row in range(longest)]
     unchecked = all_rows.unchecked_versions

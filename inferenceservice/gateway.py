@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-#: A header with these characters only is one header; see RFC 9110.
+#: One header. Other characters could begin a second one; see RFC 9110.
 _HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
 _HOST = "host"
 
@@ -21,7 +21,7 @@ class GatewayError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """How to reach a service behind a gateway.
+    """Headers and certificates for a service behind a gateway.
 
     Attributes
     ----------
@@ -63,6 +63,11 @@ class Gateway:
     def host(self) -> str | None:
         """Value of the header ``Host``."""
         return next((value for name, value in self.headers if name.lower() == _HOST), None)
+
+    @property
+    def metadata(self) -> list[tuple[str, str]]:
+        """The headers as gRPC metadata: names in lower case, without ``Host``."""
+        return [(name.lower(), value) for name, value in self.headers if name.lower() != _HOST]
 
     def session(self, timeout_s: float, **options: Any) -> aiohttp.ClientSession:  # noqa: ANN401 (aiohttp's)
         """Return a session that sends the headers and checks the certificate.

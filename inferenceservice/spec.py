@@ -86,6 +86,13 @@ class _Spec(_Part):
     predictor: _Predictor
     transformer: _Transformer | None = None
 
+    @property
+    def transformer_container(self) -> _Container | None:
+        """The transformer's container: the component's first, or the one in the predictor's pod."""
+        if self.transformer is not None:
+            return self.transformer.containers[0]
+        return next((one for one in self.predictor.containers if one.name == COLLOCATED_CONTAINER), None)
+
 
 class _Metadata(_Part):
     name: str
@@ -224,8 +231,9 @@ def _with_model(content: Mapping[str, Any], path: str | Path) -> Mapping[str, An
 
 
 def _missing(document: _Document) -> Iterator[str]:
-    """Yield what a spec that KServe takes lacks to serve raw fields."""
+    """Yield each problem of a spec that KServe accepts, but that cannot serve raw fields."""
     model, transformer = document.spec.predictor.model, document.spec.transformer
+    container = document.spec.transformer_container
     name = "spec.predictor.model"
     if model.storageUri is None and model.storage is not None:
         yield (
@@ -234,15 +242,14 @@ def _missing(document: _Document) -> Iterator[str]:
         )
     elif not model.storageUri:
         yield f"{name}.storageUri: is required"
-    collocated = any(one.name == COLLOCATED_CONTAINER for one in document.spec.predictor.containers)
-    if transformer is None and not collocated:
+    if container is None:
         yield (
             f"spec.transformer: is required, or {COLLOCATED_CONTAINER} in the predictor's pod: it makes the "
             "numbers that the model server takes of raw fields; `placement spec --model URI` prints a whole "
             "spec"
         )
     elif transformer is not None and model.storageUri:
-        own = _environment(transformer.containers[0].env).get("STORAGE_URI")
+        own = _environment(container.env).get("STORAGE_URI")
         if serving_uri(own or "") != serving_uri(model.storageUri):
             yield (
                 "spec.transformer.containers[0].env: STORAGE_URI must be the predictor's storageUri, "
@@ -261,8 +268,8 @@ def _service(document: _Document, path: str | Path) -> InferenceService:
         problems.insert(0, f"spec.predictor.model.storageUri: {unreadable}")
     if problems:
         raise SpecError("\n".join(f"{path}: {problem}" for problem in problems))
-    collocated = [one for one in predictor.containers if one.name == COLLOCATED_CONTAINER]
-    container = collocated[0] if transformer is None else transformer.containers[0]
+    container = document.spec.transformer_container
+    assert container is not None  # noqa: S101 (see _missing)
     return InferenceService(
         name=document.metadata.name,
         namespace=document.metadata.namespace,

@@ -1,4 +1,4 @@
-"""Open the notebook in JupyterLab, in an environment of its own: `python -m notebooks`."""
+"""Install JupyterLab into a separate environment, and open the notebook: `python -m notebooks`."""
 
 import os
 import sys

@@ -8,14 +8,14 @@ a default: if the service requires a field without a column, the message names t
 
 import argparse
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from placement.client import LIST, Candidate
+from placement.client import LIST, Answer, Candidate, ClientError, Refused, until_accepted
 from training.table import Row, Table, boolean_of, elements, finite_number, is_empty
 from training.table_file import AUTOMATIC, STANDARD_INPUT, Reading, open_file, read_table
 
@@ -121,6 +121,23 @@ def open_candidates(
     )
     total = _count_rows(Path(file)) if table.total is None else table.total
     return CandidateFile(table, rows, total, fields)
+
+
+async def ask(
+    send: Callable[[list[Candidate]], Awaitable[Answer]], chunk: list[LocatedCandidate], file: CandidateFile
+) -> Answer:
+    """Send candidates, and return the answer.
+
+    Raises
+    ------
+    ClientError
+        If the service rejects them; the message names their places in the file.
+    """
+    candidates = [located.candidate for located in chunk]
+    try:
+        return await until_accepted(lambda: send(candidates))
+    except Refused as error:
+        raise ClientError(locate_problems(str(error), chunk, file)) from error
 
 
 def locate_problems(message: str, chunk: list[LocatedCandidate], file: CandidateFile) -> str:

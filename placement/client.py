@@ -285,7 +285,7 @@ class GrpcClient:
             if certificates is None
             else grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(certificates), options)
         )
-        self._metadata = [(name.lower(), value) for name, value in gateway.headers if name.lower() != "host"]
+        self._metadata = gateway.metadata
         self._stub = services.GRPCInferenceServiceStub(self._channel)
 
     async def fields(self) -> dict[str, str]:
@@ -293,10 +293,9 @@ class GrpcClient:
         from placement.v2_grpc import messages as pb
 
         request = pb.ModelMetadataRequest(name=await self._name())
-        trailing: dict[str, Any] = {}
-        metadata = await self._request(self._stub.ModelMetadata, request, trailing)
-        datatypes = {tensor.name: tensor.datatype for tensor in metadata.inputs}
-        return _fields(datatypes, trailing.get(LIST_FIELDS_HEADER))
+        model, metadata = await self._request(self._stub.ModelMetadata, request)
+        datatypes = {tensor.name: tensor.datatype for tensor in model.inputs}
+        return _fields(datatypes, metadata.get(LIST_FIELDS_HEADER))
 
     async def predict(self, candidates: Sequence[Candidate]) -> Answer:
         """See `Client`."""
@@ -305,7 +304,7 @@ class GrpcClient:
         request = pb.ModelInferRequest(model_name=await self._name())
         tensor = request.inputs.add(name="candidates", datatype="BYTES", shape=[len(candidates)])
         tensor.contents.bytes_contents.extend(to_json(candidate) for candidate in candidates)
-        answer = await self._request(self._stub.ModelInfer, request)
+        answer, _ = await self._request(self._stub.ModelInfer, request)
         outputs = [
             Output(
                 output.name,
@@ -337,14 +336,13 @@ class GrpcClient:
         self,
         method: Any,  # noqa: ANN401 (gRPC has no types)
         request: Any,  # noqa: ANN401
-        trailing: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        """Return the response to a request; put the trailing metadata into `trailing`."""
+    ) -> tuple[Any, dict[str, Any]]:
+        """Return the response to a request, and its trailing metadata."""
         import grpc
 
         try:
             call = method(request, timeout=TIMEOUT_S, metadata=self._metadata)
-            response = await call
+            return await call, dict(await call.trailing_metadata())
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE and not error.trailing_metadata():
                 raise ClientError(f"{self._address} does not answer over gRPC; set --url") from error
@@ -352,9 +350,6 @@ class GrpcClient:
             if MODELS_HEADER in metadata:
                 raise UnknownModel(error.details(), metadata[MODELS_HEADER].split(", ")) from error
             raise _refused(error.details() or "", metadata.get("retry-after")) from error
-        if trailing is not None:
-            trailing.update(await call.trailing_metadata())
-        return response
 
 
 def connect(url: str, model: str | None, protocol: str, gateway: Gateway = DIRECT) -> Client:

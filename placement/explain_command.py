@@ -9,21 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from inferenceservice.gateway import Gateway, GatewayError
-from placement.candidate_file import (
-    CandidateFile,
-    LocatedCandidate,
-    add_file_arguments,
-    locate_problems,
-    open_candidates,
-)
-from placement.client import (
-    DEFAULT_REST_URL,
-    ClientError,
-    Refused,
-    RestClient,
-    connect_rest,
-    until_accepted,
-)
+from placement.candidate_file import add_file_arguments, ask, open_candidates
+from placement.client import DEFAULT_REST_URL, ClientError, connect_rest
 from placement.command import Command
 from placement.explained import Explained
 from placement.predictions_file import OutputError
@@ -75,21 +62,15 @@ async def _explain(options: argparse.Namespace) -> list[Explained]:
             file = open_candidates(options.file, fields, stack, Reading.of(options))
             advance = stack.enter_context(progress_bar("explaining", file.total))
             for number, located in enumerate(file.candidates, start=1):
-                explained.append(await _ask(client, number, located, file))
+                answer = await ask(client.explain, [located], file)
+                explanation = answer.predictions[0]
+                explained.append(Explained(number, located.candidate, explanation, answer.version))
                 advance(1)
             if file.passed_over:
                 print(file.passed_over, file=sys.stderr)
     finally:
         await client.close()
     return explained
-
-
-async def _ask(client: RestClient, number: int, located: LocatedCandidate, file: CandidateFile) -> Explained:
-    try:
-        answer = await until_accepted(lambda: client.explain([located.candidate]))
-    except Refused as error:
-        raise ClientError(locate_problems(str(error), [located], file)) from error
-    return Explained(number, located.candidate, answer.predictions[0], answer.version)
 
 
 def _lines(one: Explained) -> Iterator[str]:

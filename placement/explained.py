@@ -1,11 +1,11 @@
 """A candidate with its explanation, as the command `placement explain` and its page show it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from placement.client import Candidate
+from transformer.bundle.classes import class_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,7 @@ class Explained:
         """The score that the baseline and all contributions add up to."""
         for value in self._probabilities:
             if isinstance(value, Mapping):
-                answer = self.explanation[self.output]
-                return float(value[answer if isinstance(answer, str) else json.dumps(answer)])
+                return float(value[class_name(self.explanation[self.output])])
             return float(value)
         return float(self.explanation[self.output]) if self._is_number else float(not self.is_negative)
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transformer.bundle.classes import class_name
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -15,7 +17,7 @@ class Output:
     values
         Its values, row by row.
     classes
-        The parameter ``classes``: what its columns stand for, as JSON; None for one value per row.
+        The parameter ``classes``: the class of each column, as a JSON array; None for one value per row.
     """
 
     name: str
@@ -26,7 +28,7 @@ class Output:
         """Return the value of each row; with classes, a dict of them."""
         if self.classes is None:
             return self.values
-        names = [one if isinstance(one, str) else json.dumps(one) for one in json.loads(self.classes)]
+        names = list(map(class_name, json.loads(self.classes)))
         starts = range(0, len(self.values), len(names))
         return [dict(zip(names, self.values[start : start + len(names)], strict=True)) for start in starts]
 

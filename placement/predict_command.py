@@ -15,10 +15,10 @@ from placement.candidate_file import (
     CandidateFile,
     LocatedCandidate,
     add_file_arguments,
-    locate_problems,
+    ask,
     open_candidates,
 )
-from placement.client import DEFAULT_REST_URL, Answer, Client, ClientError, Refused, connect, until_accepted
+from placement.client import DEFAULT_REST_URL, Answer, Client, ClientError, connect
 from placement.command import Command
 from placement.predictions_file import OutputError, PredictionsFile
 from placement.progress import progress_bar
@@ -101,7 +101,7 @@ async def _answers(
         while True:
             chunk = list(islice(file.candidates, CHUNK_SIZE))
             if chunk:
-                in_flight.append((chunk, asyncio.create_task(_send(client, chunk, file))))
+                in_flight.append((chunk, asyncio.create_task(ask(client.predict, chunk, file))))
             if in_flight and (not chunk or len(in_flight) == IN_FLIGHT):
                 sent, task = in_flight.pop(0)
                 yield sent, await task
@@ -112,14 +112,6 @@ async def _answers(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _send(client: Client, chunk: list[LocatedCandidate], file: CandidateFile) -> Answer:
-    candidates = [located.candidate for located in chunk]
-    try:
-        return await until_accepted(lambda: client.predict(candidates))
-    except Refused as error:
-        raise ClientError(locate_problems(str(error), chunk, file)) from error
 
 
 class _Writer(Protocol):

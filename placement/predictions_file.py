@@ -36,10 +36,10 @@ class PredictionsFile:
     """
 
     def __init__(self, path: Path, header: Sequence[str]) -> None:
-        self._check_free(path, header, ("prediction", "probability", VERSION))
         self._path = path
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         self._header = header
+        self._check_free(("prediction", "probability", VERSION))
+        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         self._has_header = False
         self._stack = ExitStack()
         try:
@@ -54,20 +54,19 @@ class PredictionsFile:
         added = dict(answer_cells(prediction))
         try:
             if not self._has_header:
-                self._check_free(self._path, self._header, added)
+                self._check_free(added)
                 self._writer.writerow([*self._header, *added, VERSION])
                 self._has_header = True
             self._writer.writerow([*map(_text, cells), *map(_text, added.values()), version])
         except OSError as error:
             raise self._error(error) from error
 
-    @staticmethod
-    def _check_free(path: Path, header: Sequence[str], added: Iterable[str]) -> None:
+    def _check_free(self, added: Iterable[str]) -> None:
         """Check that the input has no column with the name of an added one."""
         for name in added:
-            if name in header:
+            if name in self._header:
                 raise OutputError(
-                    f"{path}: the input has the column {name!r} already; rename it or leave it out"
+                    f"{self._path}: the input has the column {name!r} already; rename it or leave it out"
                 )
 
     def end(self) -> None:

@@ -37,18 +37,13 @@ class ServicePredictor:
     def __init__(self, url: str, model: str | None) -> None:
         self._loop = asyncio.new_event_loop()
         try:
-            self._client = self._loop.run_until_complete(_connected(url, model))
+            self._client, fields = self._loop.run_until_complete(_connected(url, model))
         except ClientError as error:
             self._loop.close()
             raise ScoringError(str(error)) from error
-        try:
-            fields = self._loop.run_until_complete(self._client.fields())
-            self.fields: Mapping[str, str] = {
-                name: "BYTES" if datatype == LIST else datatype for name, datatype in fields.items()
-            }
-        except ClientError as error:
-            self.close()
-            raise ScoringError(str(error)) from error
+        self.fields: Mapping[str, str] = {
+            name: "BYTES" if datatype == LIST else datatype for name, datatype in fields.items()
+        }
 
     def predict(self, candidates: Candidates) -> Answers:
         """See `scoring.predictor.Predictor`."""
@@ -67,9 +62,14 @@ class ServicePredictor:
         self._loop.close()
 
 
-async def _connected(url: str, model: str | None) -> RestClient:
-    """Return a client; it must be made inside its event loop."""
-    return connect_rest(url, model)
+async def _connected(url: str, model: str | None) -> tuple[RestClient, dict[str, str]]:
+    """Return a client, which must be made inside its event loop, and the fields of the model."""
+    client = connect_rest(url, model)
+    try:
+        return client, await client.fields()
+    except ClientError:
+        await client.close()
+        raise
 
 
 def _answers(answer: Answer) -> Answers:

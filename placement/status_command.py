@@ -1,6 +1,6 @@
 """Show versions, traffic, connections to the predictor and, in a cluster, the status that KServe reports.
 
-With --url alone, show what the service at that address tells: its models, and their versions.
+With --url alone, show the models and versions that the service at that address reports.
 With --drift, show how the candidates that were answered differ from those of the training, too.
 """
 
@@ -15,14 +15,20 @@ from inferenceservice.gateway import Gateway
 from placement.client import ClientError, connect_rest
 from placement.command import Command
 from placement.status_text import status_lines
-from placement.target_arguments import add_target_arguments, connect_target, run_steps, target_errors
+from placement.target_arguments import (
+    add_target_arguments,
+    connect_target,
+    is_local,
+    run_steps,
+    target_errors,
+)
 
 if TYPE_CHECKING:
     from inferenceservice.rollout_target import RolloutTarget
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.url is not None and options.context is None and options.namespace is None:
+    if options.url is not None and is_local(options):
         return _run_by_url(options)
     content = run_steps(lambda _: _read_status(connect_target(options), drift=options.drift))
     if options.json:
@@ -33,7 +39,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _run_by_url(options: argparse.Namespace) -> int:
-    """Print what the service itself tells, through whatever gateway is in front of it."""
+    """Print what the service at `--url` reports."""
     models = asyncio.run(_read_models(options))
     if options.json:
         print(json.dumps({"url": options.url, "models": models}))

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from inferenceservice.gateway import Gateway
+from inferenceservice.gateway import Gateway, GatewayError
 from placement.progress import StepPrinter
 
 if TYPE_CHECKING:
@@ -36,8 +36,7 @@ def add_run_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_target_arguments(
     parser: argparse.ArgumentParser,
-    name_help: str = "name of the InferenceService",
-    name_default: str | None = DEFAULT_NAME,
+    name_help: str = f"name of the InferenceService (default: {DEFAULT_NAME})",
 ) -> None:
     """Add the options that find the InferenceService."""
     add_run_argument(parser)
@@ -46,7 +45,7 @@ def add_target_arguments(
     )
     cluster.add_argument("--context", help="kubeconfig context")
     cluster.add_argument("--namespace", help="namespace (default: that of the context)")
-    cluster.add_argument("--name", default=name_default, help=name_help)
+    cluster.add_argument("--name", help=name_help)
     cluster.add_argument(
         "--bundle",
         action="append",
@@ -66,7 +65,6 @@ def add_target_arguments(
 
 def target_errors() -> tuple[type[Exception], ...]:
     """Return the errors of these commands that are printed in one line."""
-    from inferenceservice.gateway import GatewayError
     from inferenceservice.rollout import RolloutError
     from inferenceservice.rollout_target import TargetError
     from inferenceservice.spec import SpecError
@@ -74,9 +72,14 @@ def target_errors() -> tuple[type[Exception], ...]:
     return (GatewayError, RolloutError, SpecError, TargetError)
 
 
+def is_local(options: argparse.Namespace) -> bool:
+    """Return True if the options name the local service, not one in a cluster."""
+    return options.context is None and options.namespace is None
+
+
 def connect_target(options: argparse.Namespace) -> "RolloutTarget":
     """Return the InferenceService that the options name."""
-    if options.context is None and options.namespace is None:
+    if is_local(options):
         return connect_local_target(options)
     from inferenceservice.cluster.api_server import ApiServer
     from inferenceservice.cluster.cluster_target import ClusterTarget
@@ -95,7 +98,7 @@ def connect_target(options: argparse.Namespace) -> "RolloutTarget":
 def bundle_uri(options: argparse.Namespace) -> str:
     """Return the URI of a bundle that the options name, as the target's state shows it."""
     uri: str = options.uri
-    if options.context is not None or options.namespace is not None:
+    if not is_local(options):
         return uri
     from storage.uris import shown
 

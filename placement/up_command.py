@@ -125,8 +125,9 @@ async def _serve(options: argparse.Namespace) -> int:
     print_step = StepPrinter()
     rolled_out = options.run / ROLLED_OUT_FILE
     again = last_started(rolled_out) if options.file is None and options.model is None else None
+    named = options.model or again
     try:
-        service = await _find(options.file, options.model or again, again=again is not None)
+        service = await _find(options.file, named, again=again is not None)
         async with run_local_service(
             service,
             model=options.model,
@@ -142,7 +143,7 @@ async def _serve(options: argparse.Namespace) -> int:
             sample = SAMPLE if bundle.signature == SIGNATURE else dict(bundle.reference.candidates[0])
             prediction = (await local.predict([sample]))["predictions"][0]
             print_step("ready")
-            own_spec = options.file is not None or service.storage_uri != (options.model or again)
+            own_spec = options.file is not None or service.storage_uri != named
             with contextlib.suppress(OSError):
                 record_start(rolled_out, None if own_spec else service.storage_uri)
             _print_ready(options, local, bundle, sample, prediction)

@@ -55,20 +55,16 @@ def local_path(uri: str | os.PathLike[str]) -> Path | None:
         return Path(parts.netloc, unquote(parts.path).lstrip("/"))
     if parts.scheme == "s3":
         return None
-    raise StorageError(f"{text}: {_unsupported(parts.scheme)}")
+    raise StorageError(f"{text}: scheme {parts.scheme!r} is not supported, expected a path, file, pvc or s3")
 
 
 def unsupported_scheme(uri: str) -> str | None:
-    """Return why no storage here has a URI, if its scheme is not supported."""
+    """Return an error message if the scheme of a URI is not supported, else None."""
     try:
         local_path(uri)
-    except StorageError:
-        return f"{uri}: {_unsupported(urlsplit(uri).scheme)}; copy the bundle there, or name one with --model"
+    except StorageError as error:
+        return f"{error}; copy the bundle there, or name one with --model"
     return None
-
-
-def _unsupported(scheme: str) -> str:
-    return f"scheme {scheme!r} is not supported, expected a path, file, pvc or s3"
 
 
 def version_uri(storage: str | os.PathLike[str], name: str, version: str) -> str:

@@ -53,7 +53,7 @@ class _Content(BaseModel):
     Attributes
     ----------
     started
-        Bundle that the last start named, if its InferenceService has no spec of its own.
+        Bundle of the last start; None if a spec file named it.
     """
 
     services: dict[str, RolledOut] = Field(default_factory=dict)
@@ -108,13 +108,13 @@ class RolledOutFile:
 
 
 def last_started(path: Path) -> str | None:
-    """Return the bundle that the last start named, if its InferenceService has no spec of its own."""
+    """Return the bundle of the last start; None if a spec file named it."""
     uri = _readable(path).started
     return None if uri is None else shown(uri)
 
 
 def record_start(path: Path, uri: str | None) -> None:
-    """Record the bundle that a start named, or None if its InferenceService has a spec of its own.
+    """Record the bundle of a start; None if a spec file named it.
 
     Raises
     ------
