@@ -333,6 +333,17 @@ def test_a_category_of_the_newest_version_is_never_ignored(size):
         encoder.encode(rows_of([{"a": "x"}] * (size - 1) + [{"a": "y"}], old))
 
 
+@pytest.mark.parametrize("size", [1, MAX_ONE_BY_ONE + 1])
+def test_a_default_that_only_the_newest_version_lists_is_refused_like_a_value(size):
+    old, new = (
+        Signature(fields=(Category(name="a", categories=listed, open=True, default="y"),))
+        for listed in (("x",), ("x", "y"))
+    )
+    encoder = encoder_of(old, newest=new)
+    with pytest.raises(InvalidCandidates):
+        encoder.encode(rows_of([{"a": "x"}] * (size - 1) + [{}], old))
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_fields_with_a_default_may_be_missing_on_the_fast_path(size, monkeypatch):
     signature = Signature(

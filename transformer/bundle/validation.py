@@ -78,10 +78,11 @@ def validate(
         is_ignored = _ignored_categories(field, unknown_category, newest)
         wrong_names = {name for name, meant in misspelled.items() if meant == field.name}
         misspelled_rows = _misspelled_rows(candidates, raw, wrong_names)
-        column = None if misspelled_rows else _valid_column(raw, field, is_ignored)
+        values = _with_default(raw, field)
+        column = None if misspelled_rows else _valid_column(values, field, is_ignored)
         if column is None:
-            values = invalid[field.name] = as_list(raw)
-            rows = sorted({*_invalid_rows(values, field, is_ignored), *misspelled_rows})
+            invalid[field.name] = as_list(raw)
+            rows = sorted({*_invalid_rows(as_list(values), field, is_ignored), *misspelled_rows})
             total += len(rows)
             problems += ((row, order) for row in rows[:MAX_PROBLEMS])
         elif isinstance(column, np.ndarray):
@@ -117,12 +118,19 @@ def _ignored_categories(
     return lambda value: value not in newer
 
 
+def _with_default(raw: RawColumn, field: RawField) -> RawColumn:
+    """Return a field's values, its default in place of missing ones."""
+    if field.default is None or isinstance(raw, np.ndarray):
+        return raw
+    return [field.default if value is MISSING else value for value in raw]
+
+
 def _valid_column(raw: RawColumn, field: RawField, is_ignored: IsIgnored) -> Any:  # noqa: ANN401
     """Return a field's values in its type, see `ValidCandidates`, or None if one is invalid."""
     if isinstance(field, Number):
         return _valid_numbers(raw, field)
     if isinstance(field, Boolean):
-        values = [field.default if value is MISSING else value for value in as_list(raw)]
+        values = as_list(raw)
         return np.array(values, np.float64) if all(map(_is_boolean, values)) else None
     if isinstance(field, CategoryList):
         rows = [_valid_list(value, field, is_ignored) for value in as_list(raw)]
@@ -136,8 +144,6 @@ def _is_boolean(value: object) -> bool:
 
 def _valid_list(value: object, field: CategoryList, is_ignored: IsIgnored) -> list[str] | None:
     """Return one candidate's known categories, or None if a value is invalid."""
-    if value is MISSING:
-        value = field.default
     if isinstance(value, str):
         # An element of a V2 tensor.
         with suppress(ValueError):
@@ -162,8 +168,6 @@ def _valid_numbers(raw: RawColumn, field: Number) -> npt.NDArray[np.float64] | N
             return None
         column = raw.astype(np.float64)
     else:
-        if field.default is not None:
-            raw = [field.default if value is MISSING else value for value in raw]
         if not all(_is_number(kind) for kind in set(map(type, raw))):
             return None
         try:
@@ -185,8 +189,6 @@ def _is_number(kind: type) -> bool:
 def _valid_categories(raw: RawColumn, field: Category, is_ignored: IsIgnored) -> list[str | None] | None:
     """Return the column as strings, or None if a value is invalid."""
     values = as_list(raw)
-    if field.default is not None:
-        values = [field.default if value is MISSING else value for value in values]
     if field.codes:
         values = [_category_text(value, field) for value in values]
     if not all(issubclass(kind, str) for kind in set(map(type, values))):
@@ -201,37 +203,26 @@ def _valid_categories(raw: RawColumn, field: Category, is_ignored: IsIgnored) ->
 
 def _invalid_rows(values: list[Any], field: RawField, is_ignored: IsIgnored) -> list[int]:
     """Return the rows with an invalid value. There may be 100,000, so no text is built here."""
-    optional = field.default is not None
     if isinstance(field, Number):
         least, most = field.range
         return [
             row
             for row, value in enumerate(values)
             if not (
-                optional
-                if value is MISSING
-                else _is_number(type(value))
+                _is_number(type(value))
                 and least <= value <= most
                 and not (field.is_whole and value != int(value))
             )
         ]
     if isinstance(field, Boolean):
-        return [
-            row
-            for row, value in enumerate(values)
-            if not (optional if value is MISSING else _is_boolean(value))
-        ]
+        return [row for row, value in enumerate(values) if not _is_boolean(value)]
     if isinstance(field, CategoryList):
         return [row for row, value in enumerate(values) if _valid_list(value, field, is_ignored) is None]
-    values = [_category_text(value, field) for value in values]
+    texts = [_category_text(value, field) for value in values]
     return [
         row
-        for row, value in enumerate(values)
-        if not (
-            optional
-            if value is MISSING
-            else isinstance(value, str) and (value in field.categories or is_ignored(value))
-        )
+        for row, text in enumerate(texts)
+        if not (isinstance(text, str) and (text in field.categories or is_ignored(text)))
     ]
 
 
