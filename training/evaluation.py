@@ -27,7 +27,7 @@ from training.data import Dataset
 from training.encoding import categories_of, has_category
 from training.estimators import SEED, Classifier, scores_of
 from training.selection import Floats, Trial, folds, losses, task_target, truth_of
-from transformer.bundle.signature import SEPARATOR, Number, Signature
+from transformer.bundle.signature import SEPARATOR, Number, features_of
 from transformer.bundle.target import Target
 
 #: Number of equal intervals of probability in the calibration.
@@ -143,13 +143,7 @@ def evaluate(
 
 def drift_scores(target: Target, scores: Floats) -> Floats | None:
     """Return the score of each row whose distribution shows drift; None for a model without probabilities."""
-    values, probabilities = target.answers(scores)
-    if target.kind == "regression":
-        return values
-    if probabilities is None or probabilities.ndim == 1:
-        return probabilities
-    highest: Floats = probabilities.max(axis=1)
-    return highest
+    return target.ordered_scores(*target.answers(scores))
 
 
 def metrics_of(target: Target, truth: npt.NDArray[Any], scores: Floats) -> dict[str, float]:
@@ -216,7 +210,7 @@ def _importances(
         unseen, true = features.iloc[held_out], truth[held_out]
         before = _error(model, unseen, true, target)
         for field in fields:
-            columns = list(Signature(fields=(field,)).feature_names(SEPARATOR))
+            columns = list(features_of(field, SEPARATOR))
             for _ in range(SHUFFLES):
                 shuffled = _shuffled(unseen, columns, random)
                 lost[field.name].append(_error(model, shuffled, true, target) - before)

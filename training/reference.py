@@ -18,7 +18,7 @@ from training.estimators import SEED, Classifier, scores_of
 from training.selection import Floats
 from transformer.bundle.format import Reference
 from transformer.bundle.signature import Boolean, Category, Number, RawField, Signature, Value
-from transformer.bundle.target import Scores, Target
+from transformer.bundle.target import Target
 
 #: Number of reference rows, before rows are added for missing categories.
 ROWS = 32
@@ -43,8 +43,9 @@ def make_reference(
     """Choose artificial candidates that spread over the scores and cover every category."""
     pool = _artificial_candidates(signature, candidates)
     features = encode(vectorizer, pool)
-    if target.kind == "regression" or target.has_probabilities:
-        order = np.argsort(_score(target, scores_of(model, features, target)), kind="stable")
+    scores = target.ordered_scores(*target.answers(scores_of(model, features, target)))
+    if scores is not None:
+        order = np.argsort(scores, kind="stable")
         chosen = [pool[index] for index in _spread(order, ROWS)]
     else:
         order = np.argsort(_margins(model, features), kind="stable")
@@ -72,14 +73,6 @@ def _spread(order: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.intp]:
     """Return items at equal distances."""
     chosen = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
     return order.take(chosen)
-
-
-def _score(target: Target, scores: Scores) -> Floats:
-    """Return the number that a model's scores are sorted by: for many classes, the highest probability."""
-    _, probabilities = target.answers(scores)
-    if probabilities is None:
-        return scores[:, 0]
-    return probabilities if probabilities.ndim == 1 else probabilities.max(axis=1)
 
 
 def _margins(model: Any, features: pd.DataFrame) -> Floats:  # noqa: ANN401 (scikit-learn has no types)

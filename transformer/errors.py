@@ -196,7 +196,7 @@ class UnexplainedError(PredictorUnavailable):
 
 
 class InvalidPredictorResponse(ServiceError):
-    """A response of the predictor that is not one probability per class and candidate."""
+    """A response of the predictor that does not hold its model's scores of these rows."""
 
     status = HTTPStatus.BAD_GATEWAY
     grpc_code = "INTERNAL"

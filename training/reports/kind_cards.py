@@ -137,7 +137,7 @@ def output(fitted: Fitted) -> str:
     target = fitted.evaluation.target
     if target.kind == "regression":
         return f"number, {escape(fitted.dataset.task.label)}"
-    names = escape(", ".join(map(class_name, target.classes)))
+    names = escape(", ".join(target.class_names))
     if target.kind == "multiclass":
         return f"one of {names}" + (", and the probability of each" if target.has_probabilities else "")
     positive = escape(fitted.dataset.task.positive_name)

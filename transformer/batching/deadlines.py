@@ -6,7 +6,7 @@ A timer for each job took 3 % of the time of a small request.
 import asyncio
 from typing import Protocol
 
-#: Seconds between two timers; a job fails so much after its deadline at most.
+#: Seconds between two timers; a job fails at most this long after its deadline.
 STEP_S = 0.05
 
 

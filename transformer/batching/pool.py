@@ -83,8 +83,9 @@ class Pool:
         self._down = False
         self._going_down: asyncio.TimerHandle | None = None
         self._may_sleep = by_request
-        #: When the last job came, or this pool was made, and until when the predictor may be starting for it.
+        #: Time of the last job, at first of the pool's start.
         self._last_job = self.loop.time()
+        #: Time until which the predictor may be starting for it.
         self._waking_until = 0.0
         workers = [
             ConnectionWorker(context, searches=number == 0 and not by_request)

@@ -82,16 +82,12 @@ class Encoder:
         #: Column of each numeric field, and of each value of each category.
         self._numbers = {name: index[name] for name in numbers}
         self._categories = {
-            field.name: {
-                value: index[f"{field.name}{vectorizer.separator}{value}"] for value in field.categories
-            }
+            field.name: dict(zip(field.categories, vectorizer.columns_of(field), strict=True))
             for field in signature.fields
             if isinstance(field, Category)
         }
         self._lists = {
-            field.name: {
-                value: index[f"{field.name}{vectorizer.separator}{value}"] for value in field.categories
-            }
+            field.name: dict(zip(field.categories, vectorizer.columns_of(field), strict=True))
             for field in signature.fields
             if isinstance(field, CategoryList)
         }

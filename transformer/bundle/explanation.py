@@ -15,16 +15,16 @@ Changes = Sequence[Mapping[str, str | bool | float]]
 
 @dataclass(frozen=True, slots=True)
 class Contributions:
-    """Contribution of each field to each candidate's probability.
+    """Contribution of each field to each candidate's score; see `Target.explained`.
 
     Attributes
     ----------
     fields
         Names of the fields, in the order of the arrays.
     baseline : ndarray of float64, shape (candidates,)
-        Weighted mean of the probabilities of the background rows.
+        Weighted mean of the background rows' scores.
     values : ndarray of float64, shape (candidates, fields)
-        Shapley values. The baseline and all contributions add up to the probability.
+        Shapley values. The baseline and all contributions add up to the score.
     standard_errors : ndarray of float64, shape (candidates, fields)
         Standard error of each contribution; 0 where it is exact.
     exact : ndarray of bool, shape (candidates,)

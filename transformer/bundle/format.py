@@ -23,10 +23,12 @@ from transformer.bundle.signature import (
     DEFAULT_ROW_NAME,
     SEPARATOR,
     STRICT,
+    RawField,
     RowName,
     Signature,
     Value,
     check_unique,
+    features_of,
 )
 from transformer.bundle.target import AnswerScore, Target
 from transformer.bundle.validation import validate
@@ -85,6 +87,10 @@ class Vectorizer(BaseModel):
         """Column of each feature name."""
         return {name: column for column, name in enumerate(self.feature_names)}
 
+    def columns_of(self, field: RawField) -> tuple[int, ...]:
+        """Return the columns of one field's features, in the order of its categories."""
+        return tuple(self.index[name] for name in features_of(field, self.separator))
+
 
 class Reference(BaseModel):
     """Reference rows: raw candidates, and this version's answers to them.
@@ -121,7 +127,7 @@ class Reference(BaseModel):
 class Background(BaseModel):
     """Background rows of explanations: artificial candidates, and the weight of each.
 
-    The weighted mean of the model's probabilities for them is the baseline of each explanation.
+    The weighted mean of the model's scores for them is the baseline of each explanation.
     """
 
     model_config = STRICT
@@ -194,14 +200,14 @@ class Version(BaseModel):
 
     @cached_property
     def target(self) -> Target:
-        """What the model predicts."""
+        """Target of the model."""
         return Target.of(
             self.classes, self.positive_class, self.threshold, has_probabilities=self.has_probabilities
         )
 
     @property
     def expected(self) -> npt.NDArray[np.float64]:
-        """What identifies the model; see `Target.fingerprint`."""
+        """Fingerprint of the model; see `Target.fingerprint`."""
         return self.target.fingerprint_of(self.reference.answers)
 
     def is_matched_by(self, answers: Sequence[AnswerScore]) -> bool:

@@ -107,7 +107,7 @@ class Boolean(BaseModel):
 
 
 class _Categorical(BaseModel):
-    """What a field of one category and a field of several have in common.
+    """Common part of a field of one category and a field of several.
 
     Attributes
     ----------
@@ -234,6 +234,16 @@ class Signature(BaseModel):
         """Names of the fields, in order."""
         return tuple(field.name for field in self.fields)
 
+    @cached_property
+    def datatypes(self) -> dict[str, str]:
+        """V2 datatype of each field."""
+        return {field.name: field.datatype for field in self.fields}
+
+    @cached_property
+    def required(self) -> tuple[str, ...]:
+        """Names of the fields without a default."""
+        return tuple(field.name for field in self.fields if field.default is None)
+
     def misspelled(self, names: Iterable[str]) -> dict[str, str]:
         """Return the names that differ from a field's only in case, blanks or separators, with that field."""
         return same_spelling(names, self.names)
@@ -248,7 +258,7 @@ class Signature(BaseModel):
         """
         owner: dict[str, str] = {}
         for field in self.fields:
-            for feature in Signature(fields=(field,)).feature_names(separator):
+            for feature in features_of(field, separator):
                 if feature in owner:
                     raise ValueError(
                         f"fields {owner[feature]!r} and {field.name!r} have a feature of the same name, "

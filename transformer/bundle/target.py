@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from transformer.bundle.classes import Kind, Label, check_classes
+from transformer.bundle.classes import Kind, Label, check_classes, class_name
 
 Floats = npt.NDArray[np.float64]
 #: The predictor's output: shape (rows, classes) for probabilities; else (rows, 1) with the number, or with
@@ -139,6 +139,16 @@ class Target:
     def _places(self) -> dict[Label, int]:
         return {label: place for place, label in enumerate(self.classes)}
 
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes as texts."""
+        return tuple(map(class_name, self.classes))
+
+    @property
+    def has_threshold(self) -> bool:
+        """True if a threshold of the probability decides the answer."""
+        return self.kind == "binary" and self.has_probabilities
+
     @property
     def score_name(self) -> str:
         """Name of the score that an explanation is about; see `explained`."""
@@ -147,10 +157,6 @@ class Target:
         if not self.has_probabilities:
             return "score, 1 for this answer and 0 for another"
         return "probability" if self.kind == "binary" else "probability of the class"
-
-    @property
-    def _records_booleans(self) -> bool:
-        return self.kind == "binary" and not self.has_probabilities
 
     @property
     def expected(self) -> str:
@@ -246,8 +252,9 @@ class Target:
         rows = np.array([one if isinstance(one, tuple) else (one,) for one in answers])
         if rows.shape != (len(answers), columns):
             raise ValueError("wrong shape")
-        if rows.dtype.kind not in "fiub" or (rows.dtype.kind == "b") != self._records_booleans:
-            raise ValueError(f"not {'booleans' if self._records_booleans else 'numbers'}")
+        booleans = self.kind == "binary" and not self.has_probabilities
+        if rows.dtype.kind not in "fiub" or (rows.dtype.kind == "b") != booleans:
+            raise ValueError(f"not {'booleans' if booleans else 'numbers'}")
         return rows.astype(np.float64)
 
     def recorded(self, scores: Scores) -> list[AnswerScore]:
@@ -298,6 +305,17 @@ class Target:
             return scores.argmax(axis=1), np.ascontiguousarray(scores)
         positive = np.ascontiguousarray(scores[:, self.positive_column])
         return positive >= self.threshold, positive
+
+    def ordered_scores(self, values: npt.NDArray[Any], probabilities: Floats | None) -> Floats | None:
+        """Return one number for each answer; None for a class without probabilities.
+
+        It is the number of a regression, or the probability of the positive class, or of many classes that
+        of the likeliest one.
+        """
+        if probabilities is None:
+            return values if self.kind == "regression" else None
+        highest: Floats = probabilities if probabilities.ndim == 1 else probabilities.max(axis=1)
+        return highest
 
     def labels(self, values: npt.NDArray[Any]) -> list[Label]:
         """Return each answer as JSON has it: a boolean, a class or a number."""

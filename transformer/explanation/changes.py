@@ -13,7 +13,7 @@ from math import isqrt
 import numpy as np
 
 from transformer.bundle.encoder import Matrix
-from transformer.bundle.signature import Boolean, Category, CategoryList, Number, RawField
+from transformer.bundle.signature import Boolean, CategoryList, Number, RawField
 from transformer.explanation.game import Game, Scores, Scoring, score_in_blocks
 
 #: Steps of the grid over a number's range.
@@ -37,7 +37,7 @@ class _Value:
     size
         Size of the change.
     columns, encoded
-        The field's columns, and what the value puts into them.
+        The columns that the value changes, and what it puts into them.
     """
 
     field: RawField
@@ -103,28 +103,22 @@ class _Search:
         if isinstance(one, Number):
             return self._numbers(one, np.linspace(*self._range(one), STEPS + 1))
         if isinstance(one, CategoryList):
-            # Nobody says how far one list is from another.
+            # There is no distance between two lists.
             return []
+        columns = self._game.columns(one)
         if isinstance(one, Boolean):
-            columns = self._columns(one)
             other = not self._row[columns[0]]
             return [_Value(one, bool(other), 1.0, columns, (float(other),))]
+        own = [column for column in columns if self._row[column]]
         return [
-            self._category(one, number)
-            for number, column in enumerate(self._columns(one))
+            _Value(one, value, 1.0, (*own, column), (*(0.0 for _ in own), 1.0))
+            for value, column in zip(one.categories, columns, strict=True)
             if not self._row[column]
         ]
 
-    def _columns(self, one: RawField) -> tuple[int, ...]:
-        return tuple(self._game.columns(one).values())
-
-    def _category(self, one: Category, chosen: int) -> _Value:
-        encoded = tuple(float(number == chosen) for number in range(len(one.categories)))
-        return _Value(one, one.categories[chosen], 1.0, self._columns(one), encoded)
-
     def _numbers(self, one: Number, values: Scores) -> list[_Value]:
         """Return different values of a number in their order, rounded and inside its range."""
-        columns = self._columns(one)
+        columns = self._game.columns(one)
         own, (least, most) = float(self._row[columns[0]]), self._range(one)
         # Adding 0 turns -0 into 0, as in the encoding.
         digits = (round(value) if one.is_whole else float(f"{value:.{DIGITS}g}") for value in values.tolist())
@@ -136,7 +130,7 @@ class _Search:
         ]
 
     def _range(self, one: Number) -> tuple[float, float]:
-        (column,) = self._columns(one)
+        (column,) = self._game.columns(one)
         known = [float(self._row[column]), *self._game.background[:, column].tolist()]
         return (
             min(known) if one.minimum is None else one.minimum,

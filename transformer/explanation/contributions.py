@@ -48,10 +48,11 @@ def contributions(game: Game, row: Scores, max_rows: int) -> Scoring[Contributio
         _Part(np.flatnonzero(fields), pairs, random)
         for fields, pairs in zip(differing, _pairs(differing.sum(axis=1), max_rows), strict=True)
     ]
-    background = np.repeat(np.arange(len(parts)), [part.rows for part in parts])
+    sizes = [part.rows for part in parts]
+    background = np.repeat(np.arange(len(parts)), sizes)
     coalitions = np.zeros((len(background), len(game.fields)), np.bool_)
-    ends = np.cumsum([part.rows for part in parts])
-    starts = ends - [part.rows for part in parts]
+    ends = np.cumsum(sizes)
+    starts = ends - sizes
     for start, end, part in zip(starts, ends, parts, strict=True):
         coalitions[start:end, part.fields] = part.coalitions
     scores = yield from score_in_blocks(
@@ -106,7 +107,11 @@ def _pairs(counts: npt.NDArray[np.intp], max_rows: int) -> list[int]:
 
 
 def _cost(count: int, pairs: int) -> int:
-    """Return the rows of one background row: all coalitions; or no field, all, and what is between."""
+    """Return the number of rows to score for one background row.
+
+    Without pairs, these are all coalitions. With pairs, they are no field, all fields, and those along the
+    permutations.
+    """
     return 2 + 2 * pairs * (count - 1) if pairs else 2**count
 
 
@@ -151,7 +156,7 @@ class _Part:
         return np.concatenate([ranks, len(self.fields) - 1 - ranks])
 
     def _between(self) -> _Bools:
-        """Return no field, the first fields of each permutation in growing numbers, and all fields."""
+        """Return no field, the growing beginnings of each permutation, and all fields."""
         sizes = np.arange(1, len(self.fields))[:, np.newaxis]
         first = self._ranks[:, np.newaxis, :] < sizes
         ends = np.zeros((2, len(self.fields)), np.bool_)

@@ -14,7 +14,7 @@ from transformer.bundle.candidates import Candidates
 from transformer.bundle.encoder import Matrix
 from transformer.bundle.explanation import Changes, Contributions, Explanation, ExplanationPart
 from transformer.bundle.prediction import Prediction
-from transformer.bundle.signature import DEFAULT_ROW_NAME, plural
+from transformer.bundle.signature import plural
 from transformer.errors import NotImplementedHere, PredictorTooSlow, QueueFull, TooLarge
 from transformer.explanation.changes import changes
 from transformer.explanation.contributions import contributions, join, rows_to_score
@@ -46,13 +46,11 @@ class Explainer:
         Scores the candidates, and the rows that their explanations need.
     settings
         The settings of the process.
-    row_name
-        The bundle's word for a candidate.
     """
 
-    def __init__(self, scorer: Scorer, settings: Settings, row_name: str = DEFAULT_ROW_NAME) -> None:
+    def __init__(self, scorer: Scorer, settings: Settings) -> None:
         self._scorer = scorer
-        self._row_names = plural(row_name)
+        self._row_names = plural(scorer.bundle.row_name)
         self._settings = settings
         versions = scorer.bundle.versions
         self._games = {

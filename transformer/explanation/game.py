@@ -17,7 +17,7 @@ import numpy.typing as npt
 from transformer.bundle.candidates import Candidates, Rows
 from transformer.bundle.encoder import Matrix
 from transformer.bundle.format import Background, Version
-from transformer.bundle.signature import Category, CategoryList, RawField
+from transformer.bundle.signature import RawField
 
 Scores = npt.NDArray[np.float64]
 #: Rows that are put together at once: as many as one call carries, so that nothing else waits long.
@@ -67,19 +67,16 @@ class Game:
     ) -> None:
         self.fields = version.signature.fields
         self.names = version.signature.names
-        self._separator = version.vectorizer.separator
-        self._index = version.vectorizer.index
-        self.field_of = np.empty(len(self._index), np.intp)
-        for number, field in enumerate(self.fields):
-            self.field_of[list(self.columns(field).values())] = number
+        self._columns = {field.name: version.vectorizer.columns_of(field) for field in self.fields}
+        self.field_of = np.empty(len(version.vectorizer.feature_names), np.intp)
+        for number, columns in enumerate(self._columns.values()):
+            self.field_of[list(columns)] = number
         self.background = encode(Rows(list(background.candidates), "background"))
         self.weights = np.array(background.weights) / sum(background.weights)
 
-    def columns(self, field: RawField) -> dict[str | None, int]:
-        """Return the column of each category; of a number or a boolean, its one column by None."""
-        if isinstance(field, Category | CategoryList):
-            return {value: self._index[f"{field.name}{self._separator}{value}"] for value in field.categories}
-        return {None: self._index[field.name]}
+    def columns(self, field: RawField) -> tuple[int, ...]:
+        """Return the columns of a field, in the order of its categories."""
+        return self._columns[field.name]
 
     def differing(self, row: Scores) -> npt.NDArray[np.bool_]:
         """Return True for each background row and field in which an encoded candidate differs from it."""

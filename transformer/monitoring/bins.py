@@ -52,7 +52,7 @@ class _CategoryBins:
         self._is_list = isinstance(field, CategoryList)
 
     def count(self, matrix: Matrix) -> list[int]:
-        # A row has one category, or of several in a list some.
+        # A row has one category; a row of a list field has any number.
         known = [int(np.count_nonzero(matrix[:, column])) for column in self._columns]
         with_some = sum(known)
         if self._is_list:
@@ -105,13 +105,12 @@ class Bins:
 
 def _bins(version: Version) -> Iterator[_NumberBins | _CategoryBins | _BooleanBins]:
     vectorizer, distribution = version.vectorizer, version.distribution
+    categories = {} if distribution is None else distribution.categories
     for field in version.signature.fields:
+        columns, training = vectorizer.columns_of(field), categories.get(field.name, {})
         if isinstance(field, Boolean):
-            training = {} if distribution is None else distribution.categories[field.name]
-            yield _BooleanBins(field, vectorizer.index[field.name], training)
+            yield _BooleanBins(field, columns[0], training)
         elif isinstance(field, Category | CategoryList):
-            names = [f"{field.name}{vectorizer.separator}{value}" for value in field.categories]
-            training = {} if distribution is None else distribution.categories[field.name]
-            yield _CategoryBins(field, [vectorizer.index[name] for name in names], training)
+            yield _CategoryBins(field, columns, training)
         elif distribution is not None:
-            yield _NumberBins(field.name, vectorizer.index[field.name], distribution.numbers[field.name])
+            yield _NumberBins(field.name, columns[0], distribution.numbers[field.name])

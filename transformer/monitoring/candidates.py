@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 from prometheus_client.utils import floatToGoString
 
-from transformer.bundle.classes import class_name
 from transformer.bundle.distribution import SCORE_BOUNDS
 from transformer.bundle.encoder import Matrix
 from transformer.bundle.format import Version
@@ -26,7 +25,7 @@ from transformer.metrics import (
 from transformer.monitoring.bins import Bins
 
 _POSITIVE, _NEGATIVE = "positive", "negative"
-#: Decision of a regression, which decides nothing: its answers are counted all the same.
+#: Label of a regression's answers, which are counted although they decide nothing.
 _NUMBER = "number"
 
 
@@ -121,18 +120,17 @@ def drift_scores(
     It is the probability of the positive class, that of the likeliest class, or for a regression the upper
     bound of the tenth of the training candidates' numbers that the number falls into.
     """
-    if probabilities is not None:
-        return probabilities if probabilities.ndim == 1 else probabilities.max(axis=1)
+    scores = version.target.ordered_scores(values, probabilities)
+    if scores is None or version.target.kind != "regression":
+        return scores
     edges = () if version.distribution is None else version.distribution.number_edges
-    if version.target.kind != "regression" or not edges:
-        return None
-    return np.array(SCORE_BOUNDS)[np.searchsorted(edges, values)]
+    return np.array(SCORE_BOUNDS)[np.searchsorted(edges, scores)] if edges else None
 
 
 def _decisions(target: Target) -> tuple[str, ...]:
     if target.kind == "binary":
         return _POSITIVE, _NEGATIVE
-    return tuple(map(class_name, target.classes)) or (_NUMBER,)
+    return target.class_names or (_NUMBER,)
 
 
 def _by_decision(target: Target, values: npt.NDArray[Any]) -> list[npt.NDArray[np.bool_]]:

@@ -138,7 +138,7 @@ class Monitor:
             self._seconds[kind].observe(durations.sum(axis=1))
             self._rows[kind].observe([one.rows for one in predictions])
             self._requests[kind, version] += len(some)
-            # Who asks for an explanation has usually asked for the prediction before.
+            # Explained candidates do not count: callers have usually asked for their prediction before.
             if not explained:
                 _count_candidates(self._counts_of(encoding, version), predictions)
 

@@ -50,8 +50,13 @@ def check_values(*texts: bytes) -> None:
             raise TooLarge(f"body: too many JSON values: limit {limit}, got {values}", limit="values")
 
 
-def parse_json(body: bytes | str) -> object:
+def parse_json(body: bytes | str, where: str = "body") -> object:
     """Parse a JSON text.
+
+    Parameters
+    ----------
+    where
+        Its place in the request, for messages.
 
     Raises
     ------
@@ -68,7 +73,7 @@ def parse_json(body: bytes | str) -> object:
     except orjson.JSONDecodeError as error:
         text = body.encode() if isinstance(body, str) else body
         if text.startswith(codecs.BOM_UTF8):
-            return parse_json(text.removeprefix(codecs.BOM_UTF8))
+            return parse_json(text.removeprefix(codecs.BOM_UTF8), where)
         if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise InvalidRequest("body: is not JSON: must be UTF-8, got UTF-16") from error
-        raise InvalidRequest(f"body: is not JSON: {json_problem(error)}") from error
+            raise InvalidRequest(f"{where}: is not JSON: must be UTF-8, got UTF-16") from error
+        raise InvalidRequest(f"{where}: is not JSON: {json_problem(error)}") from error

@@ -11,7 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transformer.bundle.classes import class_name
 from transformer.bundle.signature import (
     DEFAULT_ROW_NAME,
     Boolean,
@@ -170,16 +169,16 @@ def _input_tensors(
 def _datatypes(field: RawField) -> list[str]:
     if isinstance(field, Number):
         return _NUMERIC
-    codes = _NUMERIC if not isinstance(field, Boolean) and field.codes else []
-    return ["BOOL", *_NUMERIC] if isinstance(field, Boolean) else ["BYTES", *codes]
+    if isinstance(field, Boolean):
+        return ["BOOL", *_NUMERIC]
+    return ["BYTES", *(_NUMERIC if field.codes else [])]
 
 
 def _tensor_value(field: RawField, unknown_category: UnknownCategory) -> Part:
     """Return the schema of an element; a list of categories is JSON in a string."""
-    schema = _value_schema(field, unknown_category)
     if isinstance(field, CategoryList):
         return {"type": ["string", "null"], "contentMediaType": "application/json"}
-    return schema
+    return _value_schema(field, unknown_category)
 
 
 def _answers(target: Target) -> dict[str, Part]:
@@ -189,7 +188,7 @@ def _answers(target: Target) -> dict[str, Part]:
         return {"": {"type": "boolean"}} | ({"_probability": probability} if target.has_probabilities else {})
     if target.kind == "regression":
         return {"": {"type": "number"}}
-    names = [class_name(label) for label in target.classes]
+    names = list(target.class_names)
     by_class = {
         "title": "Probabilities",
         "type": "object",

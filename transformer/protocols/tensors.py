@@ -280,6 +280,7 @@ def _json_objects(tensor: Tensor) -> Candidates:
     for number, value in enumerate(tensor.values):
         if not isinstance(value, (bytes, str)):
             raise InvalidRequest(f"{path}[{number}]: must be a JSON object as a string")
+        # The place is only built for an error: there may be thousands of rows.
         try:
             rows.append(parse_json(value))
         except InvalidRequest as error:

@@ -9,7 +9,6 @@ import numpy.typing as npt
 import orjson
 
 from transformer.bundle.candidates import Candidates, Rows
-from transformer.bundle.classes import class_name
 from transformer.bundle.explanation import Contributions, ExplanationPart
 from transformer.bundle.prediction import Prediction
 from transformer.bundle.signature import DEFAULT_ROW_NAME
@@ -64,7 +63,7 @@ def answers(name: str, prediction: Prediction) -> list[dict[str, Any]]:
     if prediction.target.kind == "binary":
         probability = f"{name}_probability"
         return [{name: label, probability: value} for label, value in zip(labels, found, strict=True)]
-    classes = [class_name(label) for label in prediction.target.classes]
+    classes = prediction.target.class_names
     return [
         {name: label, f"{name}_probabilities": dict(zip(classes, values, strict=True))}
         for label, values in zip(labels, found, strict=True)
@@ -136,8 +135,8 @@ def decode(
     request
         The kind of request: `V1Request` or `V1ExplainRequest`.
     only_lists
-        True if each field of a candidate is a list of categories. An object of lists is a candidate then, and
-        no table.
+        True if each field of a candidate is a list of categories. An object of lists is then a candidate, not
+        a table.
 
     Raises
     ------

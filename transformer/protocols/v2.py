@@ -109,7 +109,7 @@ class V2Request:
         answers = answer_tensors(self.output_name, prediction)
         requested = self.outputs or dict.fromkeys(answers, self.binary)
         outputs = tuple(
-            replace(answers[name], binary=binary)
+            (replace(answers[name], binary=True) if binary else answers[name])
             if name in answers
             else _explanation_tensor(self.output_name, name, binary, prediction.explanation)
             for name, binary in requested.items()
@@ -286,6 +286,8 @@ def check_outputs(name: str, requested: Mapping[str, bool], target: Target = BIN
     InvalidRequest
         If the model does not have one of them.
     """
+    if not requested:
+        return requested
     known = output_types(name, target) | explanation_outputs(name, target)
     for output in requested:
         if output not in known:

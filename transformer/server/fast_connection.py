@@ -35,7 +35,7 @@ class FastConnection(ClientConnection):
         super().__init__(*args, **kwargs)
         self._fast_path = fast_path
         self._known_heads = known_heads
-        #: The present data, if the next head begins with them.
+        #: The data just received, if the next head is at their start.
         self._first_data = b""
 
     def data_received(self, data: bytes) -> None:
@@ -75,7 +75,7 @@ class FastConnection(ClientConnection):
                 self._known_heads.add(self._first_data, head)
             cycle = PlainCycle(self, self._fast_path, head, keep_alive=not self._ending)
             self.cycle = self._answering = self._task = cycle
-        # It does not begin with them.
+        # The next head is not at their start.
         self._first_data = b""
 
     def _plain_head(self, by_name: HeaderDict) -> PlainHead | None:

@@ -106,7 +106,7 @@ class FastPath:
         self._max_bytes = min(max_request_bytes, MAX_UNREAD)
         self._routes = {
             f"/v1/models/{handler.name}:predict".encode(): _Route(V1_PREDICT, _JSON, self._decode_v1),
-            f"/v2/models/{handler.name}/infer".encode(): _Route(V2_INFER, _V2_TYPES, self._decode_v2),
+            f"/v2/models/{handler.name}/infer".encode(): _Route(V2_INFER, _V2_TYPES, handler.decode_v2),
         }
         self._default_headers: _ResponseHeaders = []
         #: Heads of JSON responses with these headers, by version, up to the length.
@@ -173,9 +173,6 @@ class FastPath:
         if isinstance(payload, dict) and _CLOUD_EVENT in payload:
             raise Unusual
         return self.handler.decode_v1(payload)
-
-    def _decode_v2(self, body: bytes, json_length: str | None) -> v2.V2Request:
-        return self.handler.decode_v2(body, json_length)
 
 
 def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -102,7 +102,7 @@ class Handler:
         self.scorer = Scorer(bundle, settings, self.name)
         max_bytes = BUDGET_IN_MAX_REQUESTS * settings.max_request_bytes
         self.reader = FairReader(max_bytes)
-        self._explainer = Explainer(self.scorer, settings, bundle.row_name)
+        self._explainer = Explainer(self.scorer, settings)
         self._settings = settings
         self._bundle = bundle
         self._fields = self.scorer.fields

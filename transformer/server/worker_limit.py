@@ -62,7 +62,7 @@ def _cores(cgroup: Path) -> float:
 def _memory_mib(cgroup: Path) -> float:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [int(text) for file in _MEMORY_FILES if (text := _read(cgroup / file)).isdecimal()]
-    return min(total, *limits[:1]) / _MIB if limits else total / _MIB
+    return min([total, *limits[:1]]) / _MIB
 
 
 def _read(file: Path) -> str:

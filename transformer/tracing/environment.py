@@ -1,4 +1,4 @@
-"""The environment's answer to: which traces are exported, and how? The names are OpenTelemetry's own."""
+"""Reads from the environment which traces are exported, and how. The names are OpenTelemetry's own."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
     from transformer.tracing.spans import Tracing
 
-#: Variables of which one turns tracing on. OpenTelemetry's own default is on, even if nobody set a variable.
+#: Each of these variables turns tracing on. OpenTelemetry itself traces without any of them.
 EXPORTER = "OTEL_TRACES_EXPORTER"
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-#: Turns tracing off, whatever the others say.
+#: Turns tracing off, also if others turn it on.
 DISABLED = "OTEL_SDK_DISABLED"
 #: Entry points under which OpenTelemetry's packages offer exporters, and those of the exporter ``otlp``.
 _GROUP = "opentelemetry_traces_exporter"

@@ -1,4 +1,4 @@
-"""How a request's trace reaches the calls to the predictor: with the headers that they forward."""
+"""Headers that carry a request's trace to the calls to the predictor."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
