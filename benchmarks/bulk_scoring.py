@@ -71,8 +71,7 @@ def main() -> None:
 
 def _plan(uri: str, inputs: Path, output: Path) -> tuple[Job, list[Part]]:
     bundle = read_bundle(uri)
-    fields = {field.name: field.datatype for field in bundle.signature.fields}
-    return plan(BundleSource(uri, bundle.version, bundle.model.sha256), fields, inputs, output)
+    return plan(BundleSource.of(uri, bundle), bundle.signature.datatypes, inputs, output)
 
 
 def _baselines(

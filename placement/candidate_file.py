@@ -115,9 +115,9 @@ def open_candidates(
     if table.is_json:
         # The service's message about a missing field lists the unknown names.
         parsers |= {name: lambda value: value for name in table.foreign(list(fields))}
-    noun = "field" if table.is_json else "column"
     rows = (
-        LocatedCandidate(f"{row.place}, {noun}", _candidate(row), row.cells) for row in table.rows(parsers)
+        LocatedCandidate(f"{row.place}, {table.noun}", _candidate(row), row.cells)
+        for row in table.rows(parsers)
     )
     total = _count_rows(Path(file)) if table.total is None else table.total
     return CandidateFile(table, rows, total, fields)

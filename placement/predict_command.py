@@ -22,7 +22,7 @@ from placement.client import DEFAULT_REST_URL, Answer, Client, ClientError, conn
 from placement.command import Command
 from placement.predictions_file import OutputError, PredictionsFile
 from placement.progress import progress_bar
-from training.table import DataError
+from training.table import EMPTY, DataError
 from training.table_file import Reading
 
 #: Candidates per request, and requests in flight: enough to keep the service busy, with little memory here.
@@ -78,7 +78,7 @@ async def _predict(options: argparse.Namespace) -> None:
                     count += len(chunk)
                     advance(len(chunk))
             if not count:
-                raise DataError(file.name, ["must have at least one row, got none"])
+                raise DataError(file.name, [EMPTY])
             writer.end()
             if file.passed_over:
                 print(file.passed_over, file=sys.stderr)

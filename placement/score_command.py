@@ -158,12 +158,8 @@ def _source(options: argparse.Namespace) -> "tuple[Source, dict[str, str], list[
             "--model: is required, expected the URI of a version that `placement train` printed"
         )
     bundle = read_bundle(options.model)
-    raw = bundle.signature.fields
-    return (
-        BundleSource(options.model, bundle.version, bundle.model.sha256),
-        {one.name: one.datatype for one in raw},
-        [one.name for one in raw if one.default is None],
-    )
+    signature = bundle.signature
+    return BundleSource.of(options.model, bundle), signature.datatypes, list(signature.required)
 
 
 def _default_workers(engine: str) -> int:

@@ -14,7 +14,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scoring.columns import ADDED, ERROR
+from scoring.columns import ADDED, ERROR, check_free
 from scoring.errors import ScoringError
 from scoring.predictor import BundlePredictor, Predictor
 from transformer.bundle.candidates import Candidates, Columns, RawColumn, Rows
@@ -61,9 +61,7 @@ def answer(batch: pa.RecordBatch | pa.Table, predictor: Predictor) -> pa.RecordB
     ScoringError
         If a column has values that no request could have, or the name of an added one.
     """
-    for name in (*ADDED, ERROR):
-        if name in batch.schema.names:
-            raise ScoringError(f"the input has the column {name!r} already; rename it or leave it out")
+    check_free(batch.schema.names, "the input has the column")
     answers = _Answers(batch.num_rows)
     if batch.num_rows:
         answers.fill(batch, 0, predictor)
@@ -142,9 +140,7 @@ def _parsed(row: int, text: str | bytes | None) -> object:
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"{_INSTANCES}[{row}]: is not JSON: {error}") from error
     if isinstance(candidate, dict):
-        for name in (*ADDED, ERROR):
-            if name in candidate:
-                raise ScoringError(f"a candidate has the key {name!r} already; rename it or leave it out")
+        check_free(candidate, "a candidate has the key")
     return candidate
 
 

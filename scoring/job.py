@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from scoring.columns import ADDED, ERROR
+from scoring.columns import check_free
 from scoring.errors import ScoringError
 from scoring.formats import FORMATS, Format
 from scoring.predictor import Source
@@ -132,9 +132,7 @@ def _check_columns(
     file: Path, columns: Sequence[str], fields: Mapping[str, str], required: Sequence[str]
 ) -> None:
     """Refuse a table in which each row would have the same problem."""
-    for name in (*ADDED, ERROR):
-        if name in columns:
-            raise ScoringError(f"{file}: has the column {name!r} already; rename it or leave it out")
+    check_free(columns, f"{file}: has the column")
     if not columns or not set(fields).intersection(columns):
         # JSON objects, in lines or in one column.
         return

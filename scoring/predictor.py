@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import joblib
 import numpy as np
@@ -18,7 +18,8 @@ from scoring.errors import ScoringError
 from storage.bundles import fetch
 from transformer.bundle.candidates import Candidates, Rows
 from transformer.bundle.encoder import Encoder, Matrix
-from transformer.bundle.format import MODEL_FILE
+from transformer.bundle.format import MODEL_FILE, Bundle
+from transformer.bundle.target import Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +110,11 @@ class BundlePredictor:
                     "was replaced while the job was running; start the job again with an empty output"
                 )
             self._model: Any = joblib.load(copy / MODEL_FILE)
-        if bundle.target.kind != "binary" or not bundle.target.has_probabilities:
+        if not bundle.target.has_threshold:
             raise ScoringError(
                 f"{uri}: is a {bundle.target} model; bulk scoring needs a binary one with probabilities"
             )
-        self.fields = {field.name: field.datatype for field in bundle.signature.fields}
+        self.fields = bundle.signature.datatypes
         self._bundle = bundle
         self._encoder = Encoder(bundle.vectorizer, bundle.signature)
         self._threads = ThreadpoolController()
@@ -121,24 +122,24 @@ class BundlePredictor:
         # As in the service, columns have names once, so that scikit-learn refuses another model's encoding.
         # In every call that would take a fifth of a fast forest's time.
         named = pd.DataFrame(reference, columns=list(bundle.vectorizer.feature_names))
-        if not bundle.is_matched_by(self._probabilities(named).tolist()):
-            fitted = ", ".join(f"{name} {version}" for name, version in bundle.model.libraries.items())
+        if not bundle.is_matched_by(bundle.target.recorded(self._scores(named))):
             raise ScoringError(
                 f"{uri}: the model scores its reference rows differently from its bundle; use the libraries "
-                f"that fitted it: {fitted}"
+                f"that fitted it: {bundle.model.library_versions}"
             )
 
     def predict(self, candidates: Candidates) -> Answers:
         """See `Predictor`."""
-        probabilities = self._probabilities(self._encoder.encode(candidates))
-        return Answers(probabilities >= self._bundle.target.threshold, probabilities, self._bundle.version)
+        positive, probabilities = self._bundle.target.answers(self._scores(self._encoder.encode(candidates)))
+        assert probabilities is not None  # noqa: S101 (checked at the start)
+        return Answers(positive, probabilities, self._bundle.version)
 
-    def _probabilities(self, features: Matrix | pd.DataFrame) -> npt.NDArray[np.float64]:
+    def _scores(self, features: Matrix | pd.DataFrame) -> Scores:
         # A worker uses one core.
         with self._threads.limit(limits=1), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "X does not have valid feature names", UserWarning)
-            columns = self._model.predict_proba(features)
-        return np.ascontiguousarray(columns[:, self._bundle.target.positive_column])
+            scores: Scores = self._model.predict_proba(features)
+        return scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,11 @@ class BundleSource:
     uri: str
     version: str
     digest: str
+
+    @classmethod
+    def of(cls, uri: str, bundle: Bundle) -> Self:
+        """Return the source of a version whose bundle was read."""
+        return cls(uri, bundle.version, bundle.model.sha256)
 
     @property
     def identity(self) -> dict[str, str]:

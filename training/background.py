@@ -44,16 +44,16 @@ def make_background(
         The training data, raw and encoded.
     """
     random = np.random.default_rng(SEED)
-    mean = background_scores(model, features, target).mean()
+    mean = _background_scores(model, features, target).mean()
     draws = [_draw(signature, candidates, random) for _ in range(DRAWS)]
     draws = [rows for rows in draws if not any(are_real(signature, candidates, rows))] or draws
-    scores = [background_scores(model, encode(vectorizer, rows), target) for rows in draws]
+    scores = [_background_scores(model, encode(vectorizer, rows), target) for rows in draws]
     nearest = min(range(len(draws)), key=lambda number: abs(scores[number].mean() - mean))
     weights = tilted_weights(scores[nearest], mean)
     return Background(candidates=tuple(draws[nearest]), weights=tuple(weights.tolist()))
 
 
-def background_scores(model: Classifier, features: pd.DataFrame, target: Target) -> Floats:
+def _background_scores(model: Classifier, features: pd.DataFrame, target: Target) -> Floats:
     """Return the score whose mean the background rows keep.
 
     For many classes it is the probability of the first class or, without probabilities, whether it is the

@@ -19,7 +19,7 @@ from training.candidates import Candidate, Task
 from training.encoding import categories_of, has_category
 from training.estimators import Classifier
 from training.served import Served
-from transformer.bundle.classes import Kind, Label
+from transformer.bundle.classes import Kind
 from transformer.bundle.distribution import SCORE_BOUNDS, Distribution, NumberBins
 from transformer.bundle.format import (
     Background,
@@ -33,6 +33,7 @@ from transformer.bundle.format import (
     Version,
 )
 from transformer.bundle.signature import Number, Signature
+from transformer.bundle.target import Target
 
 #: Number of bins of a number's histogram, each with about the same number of candidates.
 HISTOGRAM_BINS = 10
@@ -44,18 +45,14 @@ class FittedModel:
 
     Attributes
     ----------
-    classes
-        The model's classes, in the order of its `predict_proba`.
+    target
+        What the model predicts, with its classes and threshold.
     served
         The model in the form in which it is served.
-    threshold
-        Lowest probability of a positive prediction; None for other kinds of question.
     reference
         Reference rows with the model's probabilities.
     metrics
         Quality on rows that the model was not fitted on.
-    has_probabilities
-        True if the model gives the probability of each class.
     distribution, background
         Bins for drift and background rows of explanations; None without a sample of rows.
     recipe, training_data
@@ -65,14 +62,12 @@ class FittedModel:
     """
 
     task: Task
-    classes: tuple[Label, ...]
+    target: Target
     vectorizer: DictVectorizer
     model: Classifier
     served: Served
-    threshold: float | None
     reference: Reference
     metrics: dict[str, float]
-    has_probabilities: bool = True
     distribution: Distribution | None = None
     background: Background | None = None
     recipe: Recipe | None = None
@@ -99,15 +94,15 @@ def make_bundle(
     previous
         Earlier versions that the bundle describes, newest first.
     """
-    task = fitted.task
+    task, target = fitted.task, fitted.target
     return Bundle(
         version=version,
         signature=task.signature,
         vectorizer=describe_vectorizer(fitted.vectorizer),
-        classes=fitted.classes,
+        classes=target.classes,
         positive_class=task.positive_class,
-        threshold=fitted.threshold,
-        has_probabilities=fitted.has_probabilities,
+        threshold=target.threshold if target.has_threshold else None,
+        has_probabilities=target.has_probabilities,
         reference=fitted.reference,
         distribution=fitted.distribution,
         background=fitted.background,

@@ -5,7 +5,6 @@ gets the field's default, if the field has one. `training.table_file` describes 
 """
 
 import hashlib
-import io
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ from training.table import (
     got,
     is_empty,
 )
-from training.table_file import AUTOMATIC, Reading, open_file, read_table
+from training.table_file import AUTOMATIC, Reading, read_whole
 from transformer.bundle.classes import Label, class_name
 from transformer.bundle.signature import Boolean, Category, CategoryList, Number, RawField, Signature, Value
 
@@ -103,7 +102,7 @@ def read_csv(path: str | os.PathLike[str], task: Task, reading: Reading = AUTOMA
         ``row 3 (line 4), column 'ssc_p': must be 0 to 100, got '710'``.
     """
     columns = [*task.signature.names, task.label]
-    table, content = _read(path, columns, reading)
+    table, content = read_whole(path, columns, reading)
     label = {task.label: label_parser(task, table.decimal)}
     candidates: list[Candidate] = []
     labels: list[Label] = []
@@ -134,18 +133,8 @@ def read_candidates(
     DataError
         See `read_csv`.
     """
-    table, _ = _read(path, signature.names, reading)
+    table, _ = read_whole(path, signature.names, reading)
     return [candidate for _, candidate in _rows(table, signature, {})]
-
-
-def _read(path: str | os.PathLike[str], columns: Sequence[str], reading: Reading) -> tuple[Table, bytes]:
-    """Return the table of a file, and the file's content."""
-    with open_file(os.fspath(path)) as (source, file):
-        try:
-            content = file.read()
-        except OSError as error:
-            raise DataError(source, [str(error.strerror)]) from error
-    return read_table(source, io.BytesIO(content), columns, reading), content
 
 
 def label_parser(task: Task, decimal: str = ".") -> Callable[[Any], Label]:
@@ -175,7 +164,7 @@ def _rows(
 ) -> Iterator[tuple[Row, Candidate]]:
     """Yield each row with its candidate; the row has the values of the columns in `more`, too."""
     table.check_names([*signature.names, *more])
-    table.require([*(field.name for field in signature.fields if field.default is None), *more])
+    table.require([*signature.required, *more])
     parsers = {
         field.name: partial(_value, field, decimal=table.decimal)
         for field in signature.fields
@@ -224,8 +213,7 @@ def _number(cell: object, field: Number, decimal: str) -> float:
         value = finite_number(cell, decimal)
     except ValueError:
         value = math.nan
-    least, most = field.range
-    if not least <= value <= most or (field.is_whole and not value.is_integer()):
+    if not field.accepts(value):
         raise ValueError(f"must be {field.expected}, {got(cell, decimal)}")
     return value
 

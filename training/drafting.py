@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from training.candidates import Task
-from training.table import DataError, cell_texts, finite_number, is_empty
+from training.table import EMPTY, DataError, cell_texts, finite_number, is_empty
 from training.table_file import AUTOMATIC, Reading, open_file, read_table
 from transformer.bundle.signature import DEFAULT_ROW_NAME, same_spelling
 
@@ -129,7 +129,7 @@ def _read(
         named = {name: partial(_cell_text, decimal=table.decimal) for name in table.foreign(repeated)}
         rows = list(table.rows(named))
     if not rows:
-        raise DataError(table.source, ["must have at least one row, got none"])
+        raise DataError(table.source, [EMPTY])
     empty = [row.place for row in rows if not row.values[label]]
     if empty:
         raise DataError(

@@ -9,6 +9,7 @@ below reach 95 to 96 %. A forest's serving form is such an estimator, too, but w
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import joblib
@@ -148,22 +149,22 @@ def _support_vectors(_: Kind) -> Classifier:
     return _scaled(SVC(C=10, probability=True, random_state=SEED))
 
 
-def _forest(trees: int, max_depth: int | None = None) -> Callable[[Kind], Classifier]:
+def _trees(
+    classifier: Any,  # noqa: ANN401 (scikit-learn has no types)
+    regressor: Any,  # noqa: ANN401
+    count: int,
+    **more: int,
+) -> Callable[[Kind], Classifier]:
     def make(kind: Kind) -> Classifier:
-        forest = RandomForestRegressor if kind == "regression" else RandomForestClassifier
-        made: Classifier = forest(n_estimators=trees, max_depth=max_depth, random_state=SEED)
+        trees = regressor if kind == "regression" else classifier
+        made: Classifier = trees(n_estimators=count, random_state=SEED, **more)
         return made
 
     return make
 
 
-def _extra_trees(trees: int) -> Callable[[Kind], Classifier]:
-    def make(kind: Kind) -> Classifier:
-        forest = ExtraTreesRegressor if kind == "regression" else ExtraTreesClassifier
-        made: Classifier = forest(n_estimators=trees, random_state=SEED)
-        return made
-
-    return make
+_forest = partial(_trees, RandomForestClassifier, RandomForestRegressor)
+_extra_trees = partial(_trees, ExtraTreesClassifier, ExtraTreesRegressor)
 
 
 # The times are fixed, not measured at each training, so that the same data always give the same bundle. They

@@ -164,10 +164,14 @@ def metrics_of(target: Target, truth: npt.NDArray[Any], scores: Floats) -> dict[
             "r2": r2_score(truth, values),
         }
         return {name: float(value) for name, value in metrics.items()}
-    if probabilities is not None and target.kind == "binary":
-        return measure(truth, probabilities, values)
     metrics = {"accuracy": accuracy_score(truth, values)}
-    if probabilities is not None:
+    if probabilities is not None and target.kind == "binary":
+        metrics |= {
+            "roc_auc": roc_auc_score(truth, probabilities),
+            "brier": brier_score_loss(truth, probabilities),
+            "log_loss": log_loss(truth, probabilities),
+        }
+    elif probabilities is not None:
         metrics |= {
             "brier": losses(target, truth, scores).mean(),
             "log_loss": log_loss(truth, probabilities, labels=list(range(len(target.classes)))),
@@ -238,17 +242,3 @@ def _groups(dataset: Dataset, errors: Floats) -> Iterator[Group]:
                     mean = float(rows.mean())
                     quality = mean if dataset.task.kind == "regression" else 1 - mean
                     yield Group(field.name, category, len(rows), quality)
-
-
-def measure(positive: Bools, probabilities: Floats, predicted: Bools) -> dict[str, float]:
-    """Return the metrics of predictions for rows of both classes, each array of shape (rows,)."""
-    metrics = {
-        "accuracy": accuracy_score(positive, predicted),
-        "roc_auc": roc_auc_score(positive, probabilities),
-        "brier": brier_score_loss(positive, probabilities),
-        "log_loss": log_loss(positive, probabilities),
-        "f1": f1_score(positive, predicted, zero_division=0.0),
-        "precision": precision_score(positive, predicted, zero_division=0.0),
-        "recall": recall_score(positive, predicted),
-    }
-    return {name: float(value) for name, value in metrics.items()}

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import pandas as pd
-
 from training import threshold as threshold_rules
 from training.background import make_background
 from training.bundling import FittedModel, make_distribution
@@ -12,7 +10,7 @@ from training.encoding import encode, fit_vectorizer
 from training.evaluation import Evaluation, drift_scores, evaluate
 from training.reference import make_reference
 from training.selection import AUTO, Progress, Trial, can_group_equal_rows, select, truth_of
-from training.served import serve
+from training.served import serve_checked
 from transformer.bundle.format import Recipe, TrainingData
 
 #: Names of the serving forms in a recipe, without and with rewriting.
@@ -91,26 +89,20 @@ def fit(
     reference = make_reference(task.signature, dataset.candidates, vectorizer, model, target)
     background = make_background(task.signature, dataset.candidates, features, vectorizer, model, target)
     made = [*reference.candidates, *background.candidates]
-    rows = pd.concat([features, encode(vectorizer, made)], ignore_index=True)
-    column = target.positive_column if target.kind == "binary" else None
-    served = serve(model, rows, column, rewrite=rewrite)
-    if served.rows or served.reason:
-        progress(str(served))
+    served = serve_checked(model, features, vectorizer, made, target, progress, rewrite=rewrite)
     recipe = Recipe(
         label=task.label,
         estimator=estimator,
         serving_form=SERVING_FORMS[rewrite],
-        threshold=threshold if target.kind == "binary" and target.has_probabilities else None,
+        threshold=threshold if target.has_threshold else None,
         seed=dataset.seed,
     )
     return Fitted(
         task=task,
-        classes=task.classes,
+        target=target,
         vectorizer=vectorizer,
         model=model,
         served=served,
-        threshold=evaluation.threshold if target.kind == "binary" and target.has_probabilities else None,
-        has_probabilities=target.has_probabilities,
         reference=reference,
         metrics=evaluation.metrics,
         distribution=make_distribution(

@@ -61,7 +61,7 @@ class Place:
             If the storage cannot be written, or `previous` cannot be read.
         """
         _check_storage(storage, name, version)
-        earlier = previous_versions(previous, name)
+        earlier = _previous_versions(previous, name)
         if version in {one.version for one in earlier}:
             raise TrainingError(f"version {version!r} is the name of an earlier version, expected a new one")
         return cls(storage, name, version, earlier)
@@ -92,7 +92,7 @@ class Place:
                 # Another writer has used this number.
 
 
-def previous_versions(uri: str | None, name: str) -> tuple[Version, ...]:
+def _previous_versions(uri: str | None, name: str) -> tuple[Version, ...]:
     """Return the `previous` versions of a new bundle: the version at `uri`, then those in its bundle.
 
     Raises

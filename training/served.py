@@ -1,16 +1,20 @@
 """Choose the form in which a model is served: a serving form with equal results, else the model itself."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.feature_extraction import DictVectorizer
 from sklearn.pipeline import Pipeline
 
+from training.candidates import Candidate
+from training.encoding import encode
 from training.estimators import SEED, Classifier
-from training.selection import Floats
+from training.selection import Floats, Progress
 from training.serving_form import NotRewritableError, forest_of, forms
+from transformer.bundle.target import Target
 
 #: Largest difference that rounding makes for a class that no caller gets: 1 - p beside a sum of many shares.
 ROUNDING = 1e-12
@@ -49,6 +53,33 @@ class Served:
 
 class UnequalError(Exception):
     """A serving form whose results differ from the model's; the message says how."""
+
+
+def serve_checked(
+    model: Classifier,
+    features: pd.DataFrame,
+    vectorizer: DictVectorizer,
+    made: Sequence[Candidate],
+    target: Target,
+    progress: Progress,
+    *,
+    rewrite: bool = True,
+) -> Served:
+    """Choose the form of a model, compared on these features and on further candidates; see `serve`.
+
+    Parameters
+    ----------
+    made
+        The artificial candidates of the bundle.
+    progress
+        Called with a line about a forest.
+    """
+    rows = pd.concat([features, encode(vectorizer, made)], ignore_index=True)
+    column = target.positive_column if target.kind == "binary" else None
+    served = serve(model, rows, column, rewrite=rewrite)
+    if served.rows or served.reason:
+        progress(str(served))
+    return served
 
 
 def serve(

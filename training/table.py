@@ -22,6 +22,7 @@ MAX_PROBLEMS = 20
 #: Maximum length of a cell's text in an error.
 MAX_ECHO = 40
 
+EMPTY = "must have at least one row, got none"
 NO_ROWS = "must have a line of column names and at least one row"
 #: Texts of booleans, in lower case.
 _BOOLEANS = {
@@ -137,6 +138,8 @@ class Table:
         Names of the columns, without blanks around them; empty for a column without a name.
     total, is_json
         See `Content`.
+    noun
+        Word for a column in messages.
     empty_rows
         Number of rows without any value that were passed over until now.
     """
@@ -149,7 +152,7 @@ class Table:
         self.empty_rows = 0
         self._rows = content.rows
         self.decimal = decimal
-        self._noun = "field" if content.is_json else "column"
+        self.noun = "field" if content.is_json else "column"
         self._misspelled: dict[str, str] = {}
 
     def check_names(self, columns: Sequence[str]) -> None:
@@ -164,11 +167,11 @@ class Table:
         """
         self._misspelled = same_spelling(self.header, columns)
         problems = [
-            f"{self._noun} {name!r} must be spelled {meant!r}"
+            f"{self.noun} {name!r} must be spelled {meant!r}"
             for name, meant in self._misspelled.items()
             if meant not in self.header
         ]
-        problems += [f"duplicate {self._noun} {name!r}" for name in columns if self.header.count(name) > 1]
+        problems += [f"duplicate {self.noun} {name!r}" for name in columns if self.header.count(name) > 1]
         if problems:
             raise DataError(self.source, problems)
 
@@ -181,7 +184,7 @@ class Table:
     def missing(self, *columns: str) -> str:
         """Error message for missing columns."""
         names = shortened_list(map(repr, columns))
-        are = f"{self._noun} {{}} is" if len(columns) == 1 else f"{self._noun}s {{}} are"
+        are = f"{self.noun} {{}} is" if len(columns) == 1 else f"{self.noun}s {{}} are"
         return f"{are.format(names)} missing, found: {shortened_list(filter(None, self.header)) or 'none'}"
 
     def foreign(self, columns: Sequence[str]) -> tuple[str, ...]:
@@ -193,7 +196,7 @@ class Table:
         unnamed, foreign = self.header.count(""), self.foreign(columns)
         counts = [
             (unnamed, "column without a name", "columns without a name"),
-            (len(foreign), f"other {self._noun}", f"other {self._noun}s"),
+            (len(foreign), f"other {self.noun}", f"other {self.noun}s"),
             (self.empty_rows, "empty row", "empty rows"),
         ]
         parts = [f"{count:,} {one if count == 1 else many}" for count, one, many in counts if count]
@@ -262,7 +265,7 @@ class Table:
             try:
                 row.values[name] = parse(row.cells[index])
             except ValueError as error:
-                problems.append((index, f"{row.place}, {self._noun} {name!r}: {error}"))
+                problems.append((index, f"{row.place}, {self.noun} {name!r}: {error}"))
         return [text for _, text in sorted(problems)]
 
 

@@ -8,6 +8,7 @@ import argparse
 import codecs
 import gzip
 import io
+import os
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -162,6 +163,15 @@ def read_table(
             opened = cast(io.BufferedReader, gzip.GzipFile(fileobj=opened))
         content = _content(source, opened, known, reading, only_lists)
     return Table(source, replace(content, rows=_guarded(source, content)), reading.decimal)
+
+
+def read_whole(
+    path: str | os.PathLike[str], known: Sequence[str] = (), reading: Reading = AUTOMATIC
+) -> tuple[Table, bytes]:
+    """Return the table of a file, and the file's content, for example for its digest; see `read_table`."""
+    with open_file(os.fspath(path)) as (source, file), _reading_errors(source):
+        content = file.read()
+    return read_table(source, io.BytesIO(content), known, reading), content
 
 
 def _peekable(file: IO[bytes]) -> io.BufferedReader:

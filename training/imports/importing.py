@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from sklearn.feature_extraction import DictVectorizer
 
 from training.background import make_background
@@ -24,7 +23,7 @@ from training.imports.servable import NotServableError, check_loadable, leave_ou
 from training.publishing import Place, check_names
 from training.reference import make_reference
 from training.selection import Progress, truth_of
-from training.served import serve
+from training.served import serve_checked
 from training.serving_form import SCIKIT_LEARN
 from transformer.bundle.classes import Label
 from transformer.bundle.format import Bundle, Imported, TrainingData
@@ -111,7 +110,7 @@ def import_model(
 
 def _with_threshold(target: Target, positive_class: Label | None, threshold: float | None) -> Target:
     """Return what the model predicts, with the positive class and the threshold."""
-    if target.kind == "binary" and target.has_probabilities:
+    if target.has_threshold:
         threshold = DEFAULT_THRESHOLD if threshold is None else threshold
     elif threshold is not None:
         raise TaskError(f"threshold: needs the probabilities of two classes, and this is a {target} model")
@@ -143,10 +142,7 @@ def _fitted(
     if sample is not None:
         background = make_background(signature, rows.candidates, features, vectorizer, model, target)
     made = [*reference.candidates, *(background.candidates if background else ())]
-    column = target.positive_column if target.kind == "binary" else None
-    served = serve(model, pd.concat([features, encode(vectorizer, made)], ignore_index=True), column)
-    if served.rows or served.reason:
-        progress(str(served))
+    served = serve_checked(model, features, vectorizer, made, target, progress)
     content = dump(served.model)
     check_loadable(content)
     compared = [*rows.candidates, *made]
@@ -160,12 +156,10 @@ def _fitted(
         )
     return FittedModel(
         task=found.task,
-        classes=target.classes,
+        target=target,
         vectorizer=vectorizer,
         model=pair.model,
         served=served,
-        threshold=target.threshold if target.kind == "binary" and target.has_probabilities else None,
-        has_probabilities=target.has_probabilities,
         reference=reference,
         metrics=_metrics(found, rows, scores, target),
         distribution=distribution,

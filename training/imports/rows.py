@@ -94,10 +94,8 @@ def _value(field: RawField, value: Any, known: Mapping[Spelling, str]) -> Value:
     if isinstance(field, Boolean):
         if number in {0, 1}:
             return bool(number)
-    else:
-        least, most = field.range
-        if least <= number <= most and (number.is_integer() or not field.is_whole):
-            return number
+    elif field.accepts(number):
+        return number
     raise ValueError(f"{field.name} is not {field.expected}")
 
 

@@ -1,7 +1,6 @@
 """Sample of an imported model: rows as they come from a file, for the types and ranges of the fields."""
 
 import hashlib
-import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from training.table import DataError, cell_texts, finite_number, is_empty
-from training.table_file import AUTOMATIC, Reading, open_file, read_table
+from training.table import EMPTY, DataError, cell_texts, finite_number, is_empty
+from training.table_file import AUTOMATIC, Reading, read_whole
 from transformer.bundle.signature import same_spelling, spelling
 
 #: A number, or a text without case, blanks and separators.
@@ -57,16 +56,14 @@ def read_sample(path: str | os.PathLike[str], reading: Reading = AUTOMATIC) -> S
     DataError
         If the file is no table, or has no rows.
     """
-    with open_file(os.fspath(path)) as (source, file):
-        content = file.read()
-    table = read_table(source, io.BytesIO(content), reading=reading)
+    table, content = read_whole(path, reading=reading)
     columns = table.foreign(())
     parse = partial(_cell, decimal=reading.decimal)
     rows = [row.values for row in table.rows(dict.fromkeys(columns, parse))]
     if not rows:
-        raise DataError(source, ["must have at least one row, got none"])
+        raise DataError(table.source, [EMPTY])
     present = [{name: value for name, value in row.items() if not is_empty(value)} for row in rows]
-    return Sample(Path(source).name, hashlib.sha256(content).hexdigest(), columns, present)
+    return Sample(Path(table.source).name, hashlib.sha256(content).hexdigest(), columns, present)
 
 
 def _cell(cell: object, decimal: str) -> object:

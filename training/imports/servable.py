@@ -45,6 +45,8 @@ def make_servable(
 
     Parameters
     ----------
+    model
+        A model after `leave_out`.
     features
         Rows with the features' names, which the model can score.
 
@@ -54,7 +56,7 @@ def make_servable(
         If the model cannot score them, gives something else than the target's answers, or accepts other names
         all the same.
     """
-    servable = leave_out(copy.deepcopy(model))
+    servable = copy.deepcopy(model)
     for part in _parts(servable):
         if isinstance(classes := vars(part).get("classes_"), np.ndarray):
             # The stock servers cannot send classes that are objects, as pandas' columns of texts.
@@ -76,13 +78,12 @@ def make_servable(
     return servable
 
 
-def leave_out(model: Any) -> Any:  # noqa: ANN401
-    """Remove what no prediction needs from a model, in place, and return it."""
+def leave_out(model: Any) -> None:  # noqa: ANN401
+    """Remove what no prediction needs from a model, in place."""
     for part in _parts(model):
         for name, value in list(vars(part).items()):
             if isinstance(value, _RANDOM) or (name in _LEFT_OUT and value is not None):
                 setattr(part, name, None)
-    return model
 
 
 def _parts(model: Any) -> Iterator[Any]:  # noqa: ANN401

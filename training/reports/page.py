@@ -158,9 +158,7 @@ def _facts(bundle: Bundle, fitted: Fitted) -> str:
         "Output": f"{output(fitted)}{_rule(bundle)}",
         "Input": f"{len(bundle.signature.fields)} fields, "
         f"encoded as {len(bundle.vectorizer.feature_names)} features",
-        "Libraries": escape(
-            ", ".join(f"{name} {version}" for name, version in bundle.model.libraries.items())
-        ),
+        "Libraries": escape(bundle.model.library_versions),
         "Earlier versions in the bundle": escape(
             ", ".join(version.version for version in bundle.previous) or "none"
         ),

@@ -95,7 +95,7 @@ def write_again(
     rewrite = recipe.serving_form == SERVING_FORMS[True]
     fitted = fit(dataset, recipe.estimator, progress, rewrite=rewrite, threshold=recipe.threshold or DEFAULT)
     if sha256(dump(fitted.served.model)).hexdigest() != bundle.model.sha256:
-        wanted = ", ".join(f"{name} {version}" for name, version in bundle.model.libraries.items())
+        wanted = bundle.model.library_versions
         raise ReportError(f"{uri}: the fit gave another model; it needs the same libraries: {wanted}")
     earlier = version_uri_beside(uri, bundle.previous[0].version) if bundle.previous else None
     return write_report(uri, render(bundle, fitted, compare_with(earlier, fitted, progress)), progress)

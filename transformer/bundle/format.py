@@ -229,6 +229,11 @@ class Model(BaseModel):
     #: Versions of Python, scikit-learn, numpy and joblib that fitted and wrote the model.
     libraries: dict[str, str]
 
+    @property
+    def library_versions(self) -> str:
+        """These versions as text."""
+        return ", ".join(f"{name} {version}" for name, version in self.libraries.items())
+
 
 class TrainingData(BaseModel):
     """Origin of the training data."""

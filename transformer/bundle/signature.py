@@ -71,6 +71,11 @@ class Number(BaseModel):
         """True if only whole numbers are valid."""
         return self.type == "integer"
 
+    def accepts(self, value: float) -> bool:
+        """Return True for a valid number; NaN is none."""
+        least, most = self.range
+        return least <= value <= most and (value.is_integer() or not self.is_whole)
+
     @property
     def range(self) -> tuple[float, float]:
         """The least and the largest valid value. Both are finite, so that no infinity is valid."""
