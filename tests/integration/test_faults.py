@@ -212,6 +212,16 @@ async def test_the_transformer_notices_that_the_predictor_stops_and_starts_again
         await check_recovery(transformer, faulty)
 
 
+async def test_a_lost_request_checks_the_idle_connections(trained_bundle, predictor, monkeypatch):
+    monkeypatch.setattr(connection_worker, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(pool, "GRACE_S", 0.2)
+    async with connected_transformer(predictor, trained_bundle, "v2 by request") as transformer:
+        await predictor.stop()
+        async with asyncio.timeout(10):  # The deadline is 30 s.
+            assert (await v1_outcome(transformer, SAMPLE))[0] == "503"
+        assert not usable_connections()
+
+
 ONCE = [hangs_up, breaks_off, has_status(503, text="moving"), has_status(500, text="Internal Server Error")]
 
 

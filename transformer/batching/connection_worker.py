@@ -178,8 +178,8 @@ class ConnectionWorker:
     ) -> None:
         """Carry batches over a verified connection until it should be renewed.
 
-        Where each call is verified, a connection without batches makes no calls: they would keep a predictor
-        from scaling to zero, or wake it.
+        Where each call is verified, a connection without batches makes no calls while no request waits: they
+        would keep a predictor from scaling to zero, or wake it.
         """
         start = self._now()
         end = start + seconds
@@ -198,7 +198,8 @@ class ConnectionWorker:
                     await self._carry(client, *ready, None if self._by_request else model, metrics)
                     last_use = self._now()
                     idles = False
-                elif not idles and self._now() - last_use >= HEARTBEAT_S:
+                elif (not idles or self._queue) and self._now() - last_use >= HEARTBEAT_S:
+                    # Also if idle: a request that another connection has lost waits until none is usable.
                     await self._check_health(client)
                     last_use = self._now()
                 if self._searches and self._queue.waits_for_version and self._now() - start >= SEARCH_S:
