@@ -8,7 +8,7 @@ QUICK_WORKERS ?= 6
 # Each process that tests start would otherwise compile all modules, where the environment turns bytecode off.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(VENV)/python -m pytest
 
-.PHONY: help setup run engines test test-cluster quick fuzz soak attacks notebook bench check lint lock audit clean
+.PHONY: help setup run engines test test-cluster quick fuzz soak attacks notebook pipeline bench check lint lock audit clean
 
 help:  ## List the commands.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/ /' | sort | awk '{printf "make %-12s %s\n", $$1, substr($$0, index($$0, $$2))}'
@@ -52,6 +52,9 @@ attacks: .venv/dev.stamp  ## Attack a transformer and print its peak memory and 
 
 notebook: setup  ## Open the lesson, from the candidates to the service, in JupyterLab (ARGS go to it).
 	@$(VENV)/python -m notebooks $(ARGS)
+
+pipeline: setup  ## Train, gate and roll out a version with Kubeflow Pipelines on this machine (ARGS go to it).
+	@$(VENV)/python -m pipelines $(ARGS)
 
 bench: setup  ## Compare with other systems and write docs/benchmarks.md (ARGS=--quick takes five minutes).
 	@command -v wrk > /dev/null || echo "bench: better numbers with wrk (Debian: apt-get install wrk)" >&2

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -105,6 +105,24 @@ def read_drift(texts: Iterable[str]) -> list[VersionDrift]:
     return [_version(counters.of_version(name), name) for name in sorted(versions)]
 
 
+def stability_index(shares: Iterable[tuple[float, float]]) -> float:
+    """Return the population stability index of each bin's shares, now and in training."""
+    floored = ((max(now, MIN_SHARE), max(before, MIN_SHARE)) for now, before in shares)
+    return sum((now - before) * math.log(now / before) for now, before in floored)
+
+
+def impacts(groups: Iterable[GroupRate]) -> Iterator[Impact]:
+    """Yield the impact of each field with positive decisions."""
+    rates: dict[str, list[float]] = defaultdict(list)
+    for one in groups:
+        if one.candidates >= MIN_GROUP:
+            rates[one.field].append(one.selection_rate)
+    for field, some in rates.items():
+        if max(some):
+            ratio = min(some) / max(some)
+            yield Impact(field, ratio, ratio < IMPACT_LIMIT)
+
+
 class _Totals:
     """Samples of all transformers: counters added up, gauges (the same everywhere) once."""
 
@@ -158,7 +176,7 @@ def _version(counts: _Totals, version: str) -> VersionDrift:
         score_alert=distance is not None and distance > SCORE_LIMIT and total >= MIN_CANDIDATES,
         fields=tuple(_fields(counts, shares, total, training)) if training else (),
         groups=groups,
-        impacts=tuple(_impacts(groups)),
+        impacts=tuple(impacts(groups)),
     )
 
 
@@ -176,11 +194,7 @@ def _fields(
         of_fields[key.partition("\0")[0]].append((values.get(key, 0) / total, share))
     for field, pairs in of_fields.items():
         used = sum(1 for _, before in pairs if before)
-        psi = sum(
-            (max(now, MIN_SHARE) - max(before, MIN_SHARE))
-            * math.log(max(now, MIN_SHARE) / max(before, MIN_SHARE))
-            for now, before in pairs
-        )
+        psi = stability_index(pairs)
         alert = psi > PSI_LIMIT and total >= MIN_CANDIDATES
         yield FieldDrift(field, psi, (used - 1) * (1 / total + 1 / training), alert)
 
@@ -200,14 +214,3 @@ def _groups(counts: _Totals) -> Iterable[GroupRate]:
         if total:
             field, _, group = key.partition("\0")
             yield GroupRate(field, group, round(total), positive.get(key, 0) / total)
-
-
-def _impacts(groups: Iterable[GroupRate]) -> Iterable[Impact]:
-    rates: dict[str, list[float]] = defaultdict(list)
-    for one in groups:
-        if one.candidates >= MIN_GROUP:
-            rates[one.field].append(one.selection_rate)
-    for field, some in rates.items():
-        if max(some):
-            ratio = min(some) / max(some)
-            yield Impact(field, ratio, ratio < IMPACT_LIMIT)

@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def lock_files() -> list[Path]:
     """Return all files with pinned versions and hashes, the probe first."""
-    patterns = ("requirements/*.txt", "predictor/environments/*.txt", "benchmarks/*.txt", "notebooks/*.txt")
+    directories = ("requirements", "predictor/environments", "benchmarks", "notebooks", "pipelines")
+    patterns = [f"{directory}/*.txt" for directory in directories]
     found = {path for pattern in patterns for path in ROOT.glob(pattern)}
     return [PROBE, *sorted(found - {PROBE})]
 

@@ -27,6 +27,7 @@ from training.data import Dataset
 from training.encoding import categories_of, has_category
 from training.estimators import SEED, Classifier, scores_of
 from training.selection import Floats, Trial, folds, losses, task_target, truth_of
+from training.stored import StoredVersion
 from transformer.bundle.signature import SEPARATOR, Number, features_of
 from transformer.bundle.target import Target
 
@@ -137,6 +138,26 @@ def evaluate(
         probabilities=probabilities,
         metrics=metrics_of(target, truth, trial.scores),
         importances=sorted(_importances(dataset, features, trial, truth, target), key=lambda i: -i.mean),
+        groups=list(_groups(dataset, _errors(target, truth, values))),
+    )
+
+
+def evaluate_version(version: StoredVersion, dataset: Dataset) -> Evaluation:
+    """Evaluate a version on candidates that it was not fitted on and accepts all of.
+
+    Fields' importances are left out.
+    """
+    target = version.bundle.target
+    truth = truth_of(dataset.labels, target)
+    _, scores = version.score(dataset.candidates)
+    values, probabilities = target.answers(scores)
+    return Evaluation(
+        target=target,
+        truth=truth,
+        values=values,
+        probabilities=probabilities,
+        metrics=metrics_of(target, truth, scores),
+        importances=[],
         groups=list(_groups(dataset, _errors(target, truth, values))),
     )
 

@@ -66,6 +66,10 @@ class Place:
             raise TrainingError(f"version {version!r} is the name of an earlier version, expected a new one")
         return cls(storage, name, version, earlier)
 
+    def next_version(self) -> str:
+        """Return the name of the version: the given one, or the next number that is free."""
+        return self.version or _next_version(self.storage, self.name, self.earlier)
+
     def publish(self, fitted: FittedModel) -> tuple[str, Bundle]:
         """Write the version, and return its URI and its bundle.
 
@@ -78,7 +82,7 @@ class Place:
         """
         model = dump(fitted.served.model)
         while True:
-            version = self.version or _next_version(self.storage, self.name, self.earlier)
+            version = self.next_version()
             try:
                 bundle = make_bundle(fitted, self.name, version, model, self.earlier)
             except ValidationError as error:

@@ -131,8 +131,14 @@ def can_group_equal_rows(truth: npt.NDArray[Any], first_rows: Sequence[int]) -> 
     return all(np.sum(different == one) >= FOLDS for one in np.unique(truth))
 
 
-def truth_of(labels: Sequence[Label], task: Task) -> npt.NDArray[Any]:
-    """Return the true answers in the form of `Target.answers`: booleans, places of classes, or numbers."""
+def truth_of(labels: Sequence[Label], task: Task | Target) -> npt.NDArray[Any]:
+    """Return the true answers in the form of `Target.answers`: booleans, places of classes, or numbers.
+
+    Parameters
+    ----------
+    task
+        The task, or a model's target, whose classes may have other places.
+    """
     if task.kind == "regression":
         return np.array(labels, np.float64)
     places = {label: place for place, label in enumerate(task.classes)}

@@ -40,6 +40,15 @@ ALLOWED = {
         "transformer.bundle",
         "transformer.errors",
     },
+    "pipelines": {
+        "inferenceservice",
+        "placement.drift",
+        "predictor",
+        "storage",
+        "training",
+        "transformer.bundle",
+        "transformer.monitoring.bins",
+    },
 }
 _OURS = {*ALLOWED, "benchmarks", "tests"}
 

@@ -1,25 +1,18 @@
 """Comparison of a new model with the version that it replaces: the metrics, and the rows that change side."""
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import joblib
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
 
-from storage.bundles import fetch
-from training.candidates import Candidate
+from storage.bundles import StorageError
 from training.encoding import encode
 from training.estimators import scores_of
 from training.fitting import Fitted
-from transformer.bundle.candidates import Rows
+from training.stored import ModelFileError, StoredVersion
 from transformer.bundle.classes import Label
-from transformer.bundle.encoder import Encoder
-from transformer.bundle.format import Bundle
-from transformer.errors import InvalidCandidates
+from transformer.bundle.format import Bundle, BundleError
 
 
 class ComparisonError(Exception):
@@ -86,24 +79,18 @@ def compare(uri: str | os.PathLike[str], fitted: Fitted) -> Comparison:
         If the version or its model cannot be read.
     """
     dataset = fitted.dataset
-    with tempfile.TemporaryDirectory() as directory:
-        try:
-            bundle = fetch(uri, directory)
-            model = joblib.load(f"{directory}/{bundle.model.file}")
-        except Exception as error:
-            raise ComparisonError(str(error) or repr(error)) from error
-    encoder = Encoder(bundle.vectorizer, bundle.signature)
-    encoded = [_encode(encoder, candidate) for candidate in dataset.candidates]
-    accepted = np.array([row is not None for row in encoded])
+    try:
+        stored = StoredVersion.load(uri)
+    except (BundleError, ModelFileError, StorageError) as error:
+        raise ComparisonError(str(error)) from error
+    bundle = stored.bundle
+    accepted, scores = stored.score(dataset.candidates)
     if not accepted.any():
         return Comparison(bundle, 0, ())
-    features = pd.DataFrame(
-        np.vstack([row for row in encoded if row is not None]), columns=encoder.feature_names
-    )
     target, now_target = bundle.target, fitted.evaluation.target
     if target.outputs != now_target.outputs:
         raise ComparisonError(f"{bundle.version} answers another kind of question")
-    before, _ = target.answers(scores_of(model, features, target))
+    before, _ = target.answers(scores)
     encoded_now = encode(fitted.vectorizer, dataset.candidates)
     now, _ = now_target.answers(scores_of(fitted.served.model, encoded_now, now_target))
     numbers = np.flatnonzero(accepted)
@@ -119,11 +106,3 @@ def compare(uri: str | os.PathLike[str], fitted: Fitted) -> Comparison:
         len(numbers),
         [Change(row + 1, labels[row], bool(now[row] == truth[row])) for row in changed],
     )
-
-
-def _encode(encoder: Encoder, candidate: Candidate) -> npt.NDArray[np.float64] | None:
-    """Return the features of a candidate, or None if the earlier version does not accept it."""
-    try:
-        return encoder.encode(Rows([candidate], "row"))
-    except InvalidCandidates:
-        return None

@@ -1,0 +1,91 @@
+"""Run the pipeline on this machine, one process for each step, or compile it for Kubeflow.
+
+Belongs into the environment of `make pipeline`.
+"""
+
+import argparse
+import inspect
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from kfp import compiler, local
+
+from pipelines.components import IMAGE
+from pipelines.pipeline import CLAIM, make_pipeline
+
+COMPILED = Path(__file__).with_name("placement.yaml")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compile the pipeline or run it, and return the exit status."""
+    options = vars(_parser().parse_args(arguments))
+    compiled, artifacts = options.pop("compile"), options.pop("artifacts")
+    pipeline = make_pipeline(options.pop("image"), None if options.pop("s3") else CLAIM)
+    if compiled is not None:
+        compiler.Compiler().compile(pipeline, str(compiled))
+        print(f"wrote {compiled}")
+        return 0
+    # The image's name does not matter here, and needs no "python" in it.
+    warnings.filterwarnings("ignore", "You may be attemping", RuntimeWarning)
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=artifacts)
+    try:
+        pipeline(**options)
+    except RuntimeError as error:
+        print(f"{error} Its reason is above.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="make pipeline", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--compile",
+        type=Path,
+        nargs="?",
+        const=COMPILED,
+        metavar="FILE",
+        help="write the pipeline for Kubeflow instead of running it",
+    )
+    parser.add_argument("--image", default=IMAGE, help="image of the compiled steps")
+    parser.add_argument(
+        "--s3", action="store_true", help="compile for versions in S3 instead of a PersistentVolumeClaim"
+    )
+    parser.add_argument(
+        "--artifacts",
+        default=".run/pipeline",
+        metavar="DIR",
+        help="directory for the artifacts of a run here",
+    )
+    parameters = parser.add_argument_group("parameters of a run; lists and objects are JSON, as in Kubeflow")
+    for name, parameter in inspect.signature(make_pipeline().pipeline_func).parameters.items():
+        default = parameter.default
+        parameters.add_argument(f"--{name}", type=_reader(default), default=default, help=" ")
+    return parser
+
+
+def _reader(default: object) -> Callable[[str], Any]:
+    return _json(type(default)) if isinstance(default, list | dict) else type(default)
+
+
+def _json(kind: type) -> Callable[[str], Any]:
+    def read(text: str) -> Any:  # noqa: ANN401 (JSON)
+        expected = "a list" if kind is list else "an object"
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise argparse.ArgumentTypeError(f"must be {expected} in JSON, got {text}") from error
+        if not isinstance(value, kind):
+            raise argparse.ArgumentTypeError(f"must be {expected} in JSON, got {text}")
+        return value
+
+    return read
+
+
+if __name__ == "__main__":
+    sys.exit(main())

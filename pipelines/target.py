@@ -1,0 +1,66 @@
+"""The InferenceService of a pipeline, local or in a cluster, and the version that it serves."""
+
+from pathlib import Path
+
+from inferenceservice.local.control_client import LocalTarget, NotRunningError
+from inferenceservice.local.control_file import CONTROL_FILE
+from inferenceservice.rollout_target import RolloutTarget, TargetError
+from pipelines.errors import PipelineError
+from storage.bundles import local_path
+
+
+def connect(name: str, namespace: str, run: str, storage: str) -> RolloutTarget:
+    """Return an InferenceService.
+
+    Parameters
+    ----------
+    name
+        Its name, which is the model's.
+    namespace
+        Its namespace in the cluster; empty for the local service.
+    run
+        Directory in which the local service runs.
+    storage
+        Storage of the versions. In the cluster, the claim of ``pvc://claim`` is mounted as ``./claim``.
+
+    Raises
+    ------
+    TargetError
+        If no local service is running there, or no cluster is known.
+    """
+    if not namespace:
+        return LocalTarget(Path(run) / CONTROL_FILE)
+    # The Kubernetes client takes a second to import.
+    from inferenceservice.cluster.api_server import ApiServer
+    from inferenceservice.cluster.cluster_target import ClusterTarget
+
+    path = local_path(storage)
+    copies = {storage: str(path)} if path is not None else {}
+    return ClusterTarget(ApiServer.connect(), name, namespace=namespace, bundle_copies=copies)
+
+
+async def serving_uri(name: str, namespace: str, run: str, storage: str) -> str:
+    """Return the URI of the version that serves; empty if there is no InferenceService yet.
+
+    Raises
+    ------
+    PipelineError
+        If a canary or a rollout is in progress.
+    TargetError
+        If the InferenceService cannot be read.
+    """
+    try:
+        state = await connect(name, namespace, run, storage).state()
+    except NotRunningError:
+        return ""
+    except TargetError as error:
+        if getattr(error, "status", None) == 404:  # of an ApiServerError
+            return ""
+        raise
+    if state.canary is not None or state.transformer_uri != state.predictor_uri:
+        other = state.canary.uri if state.canary is not None else state.transformer_uri
+        raise PipelineError(
+            f"a rollout of {other} is in progress; finish it with `placement rollout {other}`, or undo it "
+            "with `placement rollback`, and start the pipeline again"
+        )
+    return state.predictor_uri

@@ -1,0 +1,99 @@
+"""A version from storage, to score labelled candidates as its callers would see them."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import joblib
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from storage.bundles import fetch
+from training.candidates import Candidate
+from training.estimators import Classifier, scores_of
+from transformer.bundle.candidates import Rows
+from transformer.bundle.encoder import Encoder, Matrix
+from transformer.bundle.format import MODEL_FILE, Bundle
+from transformer.bundle.target import Scores
+from transformer.bundle.validation import UnknownCategory
+from transformer.errors import InvalidCandidates
+
+
+class ModelFileError(Exception):
+    """A model file that cannot be loaded; the message says why."""
+
+
+@dataclass(frozen=True)
+class StoredVersion:
+    """A version's bundle and its model."""
+
+    bundle: Bundle
+    model: Classifier
+
+    @classmethod
+    def load(cls, uri: str | os.PathLike[str]) -> Self:
+        """Load a version. Its model is a pickle: the storage must be trusted, as for serving.
+
+        Raises
+        ------
+        storage.bundles.StorageError, transformer.bundle.format.BundleError
+            If the version cannot be read.
+        ModelFileError
+            If its model cannot be loaded.
+        """
+        with tempfile.TemporaryDirectory() as directory:
+            bundle = fetch(uri, directory)
+            try:
+                model = joblib.load(Path(directory) / MODEL_FILE)
+            except Exception as error:
+                raise ModelFileError(f"{uri}: {error or repr(error)}") from error
+        return cls(bundle, model)
+
+    def encode(
+        self, candidates: Sequence[Candidate], unknown_category: UnknownCategory = "refuse"
+    ) -> tuple[npt.NDArray[np.bool_], Matrix]:
+        """Encode the candidates that the version accepts.
+
+        Parameters
+        ----------
+        unknown_category
+            ``ignore`` to accept categories that the signature does not list.
+
+        Returns
+        -------
+        accepted : ndarray of bool, shape (candidates,)
+            True for each candidate that is valid for the version's signature.
+        matrix : ndarray of float64, shape (accepted candidates, feature names)
+        """
+        encoder = Encoder(self.bundle.vectorizer, self.bundle.signature, unknown_category)
+        encoded = [_encode(encoder, candidate) for candidate in candidates]
+        rows = [row for row in encoded if row is not None]
+        accepted = np.array([row is not None for row in encoded], np.bool_)
+        return accepted, np.vstack(rows) if rows else np.empty((0, len(encoder.feature_names)))
+
+    def score(self, candidates: Sequence[Candidate]) -> tuple[npt.NDArray[np.bool_], Scores]:
+        """Score the candidates that the version accepts.
+
+        Returns
+        -------
+        accepted : ndarray of bool, shape (candidates,)
+        scores : ndarray of float64, shape (accepted candidates, `target.columns`)
+        """
+        accepted, matrix = self.encode(candidates)
+        target = self.bundle.target
+        if not len(matrix):
+            return accepted, np.empty((0, target.columns))
+        features = pd.DataFrame(matrix, columns=self.bundle.vectorizer.feature_names)
+        return accepted, scores_of(self.model, features, target)
+
+
+def _encode(encoder: Encoder, candidate: Candidate) -> Matrix | None:
+    """Return the features of a candidate, or None if the version does not accept it."""
+    try:
+        return encoder.encode(Rows([candidate], "row"))
+    except InvalidCandidates:
+        return None
