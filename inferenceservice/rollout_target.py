@@ -15,6 +15,10 @@ class TargetError(Exception):
     """A step of a rollout that failed on the target; the message says why."""
 
 
+class NoInferenceServiceError(TargetError):
+    """There is no InferenceService of this name."""
+
+
 class ForeignChange(TargetError):
     """A change by another client during the rollout, which then leaves the target as it is."""
 

@@ -38,7 +38,7 @@ def split(dataset: Dataset, share: float) -> tuple[Dataset, Dataset]:
         If the share is not between 0 and 1, or too few candidates are held out.
     """
     if not 0 < share < 1:
-        raise PipelineError(f"held_out: must be more than 0 and less than 1, got {share:g}")
+        raise PipelineError(f"held_out_share: must be more than 0 and less than 1, got {share:g}")
     is_held_out = [_place(candidate) < share for candidate in dataset.candidates]
     training, held_out = (
         dataclasses.replace(
@@ -70,7 +70,7 @@ def _check(held_out: Dataset) -> None:
         if count < MIN_HELD_OUT:
             raise PipelineError(
                 f"{held_out.source}: must have at least {MIN_HELD_OUT} {held_out.task.row_names}{of_class}, "
-                f"got {count}; use more data, or a larger share held_out"
+                f"got {count}; use more data, or a larger held_out_share"
             )
 
 

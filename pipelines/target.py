@@ -4,7 +4,7 @@ from pathlib import Path
 
 from inferenceservice.local.control_client import LocalTarget, NotRunningError
 from inferenceservice.local.control_file import CONTROL_FILE
-from inferenceservice.rollout_target import RolloutTarget, TargetError
+from inferenceservice.rollout_target import NoInferenceServiceError, RolloutTarget, State
 from pipelines.errors import PipelineError
 from storage.bundles import local_path
 
@@ -50,17 +50,27 @@ async def serving_uri(name: str, namespace: str, run: str, storage: str) -> str:
         If the InferenceService cannot be read.
     """
     try:
-        state = await connect(name, namespace, run, storage).state()
+        target = connect(name, namespace, run, storage)
     except NotRunningError:
         return ""
-    except TargetError as error:
-        if getattr(error, "status", None) == 404:  # of an ApiServerError
-            return ""
-        raise
-    if state.canary is not None or state.transformer_uri != state.predictor_uri:
-        other = state.canary.uri if state.canary is not None else state.transformer_uri
-        raise PipelineError(
-            f"a rollout of {other} is in progress; finish it with `placement rollout {other}`, or undo it "
-            "with `placement rollback`, and start the pipeline again"
-        )
-    return state.predictor_uri
+    try:
+        return stable_uri(await target.state())
+    except NoInferenceServiceError:
+        return ""
+
+
+def stable_uri(state: State) -> str:
+    """Return the URI of the only version that serves.
+
+    Raises
+    ------
+    PipelineError
+        If a canary or a rollout is in progress.
+    """
+    if state.canary is None and state.transformer_uri == state.predictor_uri:
+        return state.predictor_uri
+    other = state.transformer_uri if state.canary is None else state.canary.uri
+    raise PipelineError(
+        f"a rollout of {other} is in progress; finish it with `placement rollout {other}`, or undo it "
+        "with `placement rollback`, and start the pipeline again"
+    )

@@ -17,7 +17,7 @@ from inferenceservice.cluster.workloads import (
     history_of_revisions,
     revision_uri,
 )
-from inferenceservice.rollout_target import TargetError
+from inferenceservice.rollout_target import NoInferenceServiceError
 
 
 class Namespace:
@@ -32,8 +32,10 @@ class Namespace:
 
         Raises
         ------
-        TargetError
-            If there is none with that name, or a rollout does not support it.
+        NoInferenceServiceError
+            If there is none with that name.
+        inferenceservice.rollout_target.TargetError
+            If a rollout does not support it.
         """
         try:
             return InferenceServiceObject(self._api.get(self._inference_service(name)))
@@ -42,7 +44,7 @@ class Namespace:
                 raise
             if (plain := self._plain_service(name)) is not None:
                 return plain
-            raise TargetError(
+            raise NoInferenceServiceError(
                 f"{self._api.address} has no InferenceService {name} in namespace {self.name} ({error}); "
                 "check --context, --namespace and --name"
             ) from error

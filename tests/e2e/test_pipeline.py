@@ -1,0 +1,154 @@
+"""The pipeline runs, a process for each step, and ends in a version that the local service serves."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from pipelines.__main__ import ENVIRONMENT, HERE, VARIABLES
+from placement.cli import main
+from predictor.environment import installed
+from tests.support.paths import ROOT
+from tests.support.placement_command import PlacementUp
+from training.candidates import PLACEMENT, SAMPLE
+from training.generator import generate
+
+PYTHON = installed(ENVIRONMENT)
+TIMEOUT_S = 300
+
+pytestmark = pytest.mark.skipif(
+    PYTHON is None, reason="Kubeflow Pipelines: run `make pipeline ARGS=--install`"
+)
+
+
+def run(*arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [str(PYTHON), "-m", "pipelines.run", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=os.environ | VARIABLES, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+
+
+def test_the_compiled_pipeline_is_current(tmp_path):
+    done = run("--compile", tmp_path / "compiled.yaml")
+    assert done.returncode == 0, done.stderr
+    compiled, checked_in = (
+        list(yaml.safe_load_all(path.read_text()))
+        for path in (tmp_path / "compiled.yaml", HERE / "placement.yaml")
+    )
+    assert checked_in == compiled, "run `make pipeline ARGS=--compile`"
+
+
+def containers(path: Path) -> tuple[set[str], list[dict]]:
+    """Return the images of a compiled pipeline, and what Kubernetes gives each step."""
+    spec, platform = yaml.safe_load_all(path.read_text())
+    executors = spec["deploymentSpec"]["executors"]
+    steps = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert steps.keys() == executors.keys()
+    assert len(steps) == 8
+    return {one["container"]["image"] for one in executors.values()}, list(steps.values())
+
+
+def test_each_step_mounts_the_claim_where_its_uri_is_found():
+    images, steps = containers(HERE / "placement.yaml")
+    assert images == {"placement-training:0.1.0"}
+    mounts = [(mount["constant"], mount["mountPath"]) for step in steps for mount in step["pvcMount"]]
+    assert mounts == [("models", "/work/models")] * 8
+    assert "\nWORKDIR /work\n" in (ROOT / "Dockerfile.training").read_text()
+
+
+def test_a_pipeline_for_s3_has_the_keys_and_no_claim(tmp_path):
+    file = tmp_path / "pipeline.yaml"
+    done = run("--compile", file, "--s3", "--image", "registry.example/training:7")
+    assert done.returncode == 0, done.stderr
+    images, steps = containers(file)
+    assert images == {"registry.example/training:7"}
+    for step in steps:
+        assert [secret["secretName"] for secret in step["secretAsEnv"]] == ["placement-s3"]
+        assert "pvcMount" not in step
+
+
+def write_csv(path: Path, rows: int, seed: int, more: float = 0.0) -> None:
+    """Write labelled candidates, with more per cent in the secondary school."""
+    dataset = generate(rows, seed)
+    header = [*PLACEMENT.signature.names, PLACEMENT.label]
+    lines = [
+        ",".join(map(str, [*{**one, "ssc_p": min(one["ssc_p"] + more, 100.0)}.values(), label]))
+        for one, label in zip(dataset.candidates, dataset.labels, strict=True)
+    ]
+    path.write_text("\n".join([",".join(header), *lines]))
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A directory with a first version."""
+    directory = tmp_path_factory.mktemp("checkout")
+    options = ["--estimator", "logistic-regression", "--rows", "600"]
+    assert main(["train", "--storage", str(directory / "models"), *options]) == 0
+    return directory
+
+
+@pytest.fixture(scope="module")
+def up(checkout):
+    with PlacementUp(Path("models/placement/v1"), checkout / ".run", cwd=checkout) as running:
+        running.wait_for("ready")
+        yield running
+
+
+def serving(up: PlacementUp) -> str:
+    url = f"http://127.0.0.1:{up.port}/v1/models/placement:predict"
+    return httpx.post(url, json={"instances": [SAMPLE]}, timeout=60).headers["x-model-version"]
+
+
+def documented(number: int) -> list[str]:
+    """Return the arguments of a command in docs/pipelines.md, with a fast estimator."""
+    page = (ROOT / "docs/pipelines.md").read_text()
+    commands = re.findall(r"<!-- runs -->\n```bash\nmake pipeline ARGS='(.*)'\n```", page)
+    assert len(commands) == 2
+    return [*shlex.split(commands[number]), "--estimator", "logistic-regression"]
+
+
+def test_a_version_that_breaks_a_bound_is_neither_published_nor_rolled_out(checkout, up):
+    write_csv(checkout / "candidates.csv", 600, 5, more=12.0)
+    done = run(*documented(0), cwd=checkout)
+    assert done.returncode == 1
+    reasons = [line.strip() for line in done.stdout.splitlines() if "must not serve" in line]
+    assert any(
+        one.startswith("v2 must not serve: ssc_p has drifted from the data of v1: its stability index is ")
+        and one.endswith(", max_psi 0.25")
+        for one in reasons
+    ), done.stdout[-3000:]
+    assert "Inner task failed" in done.stderr
+    assert serving(up) == "v1"
+    assert {path.name for path in (checkout / "models/placement").iterdir()} == {"v1", "v1.html"}
+
+
+def test_a_version_that_passes_the_gate_serves_in_the_end(checkout, up):
+    assert serving(up) == "v1"
+    done = run(*documented(1), cwd=checkout)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    assert "100 predictions for held-out candidates are those of the evaluation" in done.stdout
+    assert serving(up) == "v2"
+    assert "What changes against v1?" in (checkout / "models/placement/v2.html").read_text()
+    *_, evaluated = sorted(checkout.glob(".run/pipeline/*/evaluate-model/executor_output.json"))
+    logged = json.loads(evaluated.read_text())["artifacts"]["classification"]["artifacts"][0]["metadata"]
+    assert logged.keys() == {"confusionMatrix", "confidenceMetrics"}
+
+
+def test_errors_name_the_step_and_the_value(checkout):
+    """Here no service runs in the directory, and the data are invalid."""
+    (checkout / "bad.csv").write_text((checkout / "candidates.csv").read_text().replace("\nM,", "\nX,", 1))
+    done = run("--data", "bad.csv", "--run", "elsewhere", cwd=checkout)
+    assert done.returncode == 1
+    assert "there is no InferenceService placement yet: this is its first version" in done.stdout
+    assert "validate-data: bad.csv: row " in done.stdout
+    assert "column 'gender': must be one of M, F, got 'X'" in done.stdout
+    assert "Traceback" not in done.stdout
+    wrong = run("--groups", "gender", cwd=checkout)
+    assert wrong.returncode == 2
+    assert "argument --groups: must be a list in JSON, got gender" in wrong.stderr
