@@ -78,7 +78,7 @@ def write_csv(path: Path, rows: int, seed: int, more: float = 0.0) -> None:
     dataset = generate(rows, seed)
     header = [*PLACEMENT.signature.names, PLACEMENT.label]
     lines = [
-        ",".join(map(str, [*{**one, "ssc_p": min(one["ssc_p"] + more, 100.0)}.values(), label]))
+        ",".join(map(str, [*{**one, "ssc_p": min(float(str(one["ssc_p"])) + more, 100.0)}.values(), label]))
         for one, label in zip(dataset.candidates, dataset.labels, strict=True)
     ]
     path.write_text("\n".join([",".join(header), *lines]))

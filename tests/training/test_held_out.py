@@ -1,6 +1,7 @@
 """Held-out candidates are the same in each run, and never among those that a version is fitted on."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 
@@ -9,7 +10,7 @@ from pipelines.errors import PipelineError
 from pipelines.held_out import read, split, write
 from storage.bundles import StorageError
 from tests.support.kinds import QUESTIONS, dataset_of
-from training.candidates import PLACEMENT
+from training.candidates import PLACEMENT, Candidate
 from training.data import DataError
 from training.generator import generate
 from transformer.bundle.signature import Boolean, Category, CategoryList, Number, Signature
@@ -71,7 +72,7 @@ def test_a_file_has_the_same_values_again(tmp_path):
         )
     )
     task = PLACEMENT.model_copy(update={"signature": signature, "classes": (0, 1), "positive_class": 1})
-    candidates = [
+    candidates: list[Candidate] = [
         {"x": 0.1 + 0.2, "b": True, "c": "1", "l": ("p|q", "r")},
         {"x": -1e-300, "b": False, "c": 'é, "', "l": ()},
         {"x": 3.0, "b": False, "c": "1.0", "l": ("r",)},
@@ -85,19 +86,20 @@ def test_a_file_has_the_same_values_again(tmp_path):
 
 
 def test_data_and_groups_are_checked_before_the_training(tmp_path):
-    given = {"rows": 300, "seed": 0, "share": 0.2, "groups": ["gender"]}
+    check = partial(validate, rows=300, seed=0, share=0.2)
     with pytest.raises(PipelineError, match=r"groups: 'sex' is unknown, expected .*: gender, "):
-        validate("", PLACEMENT, **{**given, "groups": ["sex"]})
+        check("", PLACEMENT, groups=["sex"])
     with pytest.raises(PipelineError, match="groups: 'ssc_p' is unknown"):
-        validate("", PLACEMENT, **{**given, "groups": ["ssc_p"]})
+        check("", PLACEMENT, groups=["ssc_p"])
     (tmp_path / "bad.csv").write_text("gender,status\nF,Placed\n")
     with pytest.raises(DataError, match="missing"):
-        validate(str(tmp_path / "bad.csv"), PLACEMENT, **given)
+        check(str(tmp_path / "bad.csv"), PLACEMENT, groups=[])
     with pytest.raises(PipelineError, match=r"s3://b/data.csv: must be a path, file:// or pvc://"):
-        validate("s3://b/data.csv", PLACEMENT, **given)
+        check("s3://b/data.csv", PLACEMENT, groups=[])
     with pytest.raises(StorageError, match="scheme 'http' is not supported"):
         read_task("http://host/task.json")
     other = dataset_of(QUESTIONS["a number"]).task
     with pytest.raises(PipelineError, match="data: is required with a task"):
-        validate("", other, **{**given, "groups": []})
-    assert sum(len(part.labels) for part in validate("", PLACEMENT, **given)) == 300
+        check("", other, groups=[])
+    training, held_out = check("", PLACEMENT, groups=["gender"])
+    assert len(training.labels) + len(held_out.labels) == 300

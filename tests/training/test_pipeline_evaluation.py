@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
@@ -12,17 +13,31 @@ from pipelines.evaluation import ROC_POINTS, evaluate, roc
 from pipelines.gate import Bounds, reasons
 from pipelines.held_out import split
 from pipelines.publish import publish_version
-from pipelines.summary import Summary
+from pipelines.summary import Comparison, Summary
 from placement.drift import PSI_LIMIT
 from storage.bundles import VersionExistsError, read_bundle
 from tests.support.kinds import NAME, QUESTIONS, Trained, dataset_of
-from training.candidates import Task
+from training.candidates import Candidate, Task
+from training.data import Dataset
 from training.train import train
 from transformer.bundle.signature import Category, Number, Signature
 
 #: Enough rows for drift and groups to count.
 ROWS = 1000
 BINARY = "1 and 0"
+
+
+def changed(parts: Iterable[Dataset], change: Callable[[Candidate], Candidate]) -> tuple[Dataset, Dataset]:
+    """Return the training and the held-out part with each candidate changed."""
+    training, held_out = (
+        dataclasses.replace(part, candidates=[change(one) for one in part.candidates]) for part in parts
+    )
+    return training, held_out
+
+
+def comparison_of(summary: Summary) -> Comparison:
+    assert summary.comparison is not None
+    return summary.comparison
 
 
 def trained(dataset, storage, question):
@@ -58,6 +73,7 @@ def test_the_metrics_are_those_of_scikit_learn_on_the_held_out_candidates(served
         probabilities = evaluation.positive_probabilities
         assert summary.metrics["roc_auc"] == pytest.approx(roc_auc_score(evaluation.truth, probabilities))
         curve = roc(evaluation)
+        assert curve is not None
         assert len(curve.thresholds) <= ROC_POINTS
         assert max(curve.thresholds) <= 1
         exact = roc_curve(evaluation.truth, probabilities)
@@ -74,9 +90,10 @@ def test_the_metrics_are_those_of_scikit_learn_on_the_held_out_candidates(served
 def test_a_version_passes_beside_itself_and_its_summary_is_read_as_written(served, tmp_path):
     _, training, held_out, version = served
     _, summary = evaluate(version.uri, training, held_out, version.uri, [])
-    assert summary.comparison.metrics == summary.comparison.serving_metrics == summary.metrics
-    assert summary.comparison.rows == summary.rows == len(held_out.labels)
-    assert summary.comparison.psi_rows == ROWS
+    comparison = comparison_of(summary)
+    assert comparison.metrics == comparison.serving_metrics == summary.metrics
+    assert comparison.rows == summary.rows == len(held_out.labels)
+    assert comparison.psi_rows == ROWS
     assert reasons(summary) == []
     (tmp_path / "summary").write_text(summary.model_dump_json())
     assert Summary.read(tmp_path / "summary") == summary
@@ -99,12 +116,9 @@ def binary(tmp_path_factory):
 
 def test_drift_is_that_of_the_new_candidates_against_the_version_that_serves(binary):
     training, held_out, version = binary
-    older = [
-        dataclasses.replace(part, candidates=[{**one, "age": one["age"] + 3} for one in part.candidates])
-        for part in (training, held_out)
-    ]
+    older = changed((training, held_out), lambda one: {**one, "age": float(str(one["age"])) + 3})
     _, summary = evaluate(version.uri, *older, version.uri, [])
-    psi = summary.comparison.psi
+    psi = comparison_of(summary).psi
     assert psi.keys() == {"size", "age", "town"}
     assert psi["age"] > PSI_LIMIT > max(psi["size"], psi["town"])
     assert "age has drifted from the data of v1" in "\n".join(reasons(summary))
@@ -125,25 +139,16 @@ def test_an_unknown_category_counts_as_drift_and_is_not_compared(binary, tmp_pat
             ),
         }
     )
-    moved = [
-        dataclasses.replace(
-            part,
-            task=task,
-            candidates=[{**one, "town": "Trier"} if one["town"] == "Ulm" else one for one in part.candidates],
-        )
-        for part in (training, held_out)
-    ]
+    wider = [dataclasses.replace(part, task=task) for part in (training, held_out)]
+    moved = changed(wider, lambda one: {**one, "town": "Trier"} if one["town"] == "Ulm" else one)
     new = trained(moved[0], tmp_path, BINARY)
     _, summary = evaluate(new.uri, *moved, version.uri, [])
     known = sum(one["town"] != "Ulm" for one in held_out.candidates)
-    assert summary.comparison.rows == known < summary.rows
-    assert summary.comparison.psi["town"] > PSI_LIMIT
-    all_moved = [
-        dataclasses.replace(part, candidates=[{**one, "town": "Trier"} for one in part.candidates])
-        for part in moved
-    ]
+    assert comparison_of(summary).rows == known < summary.rows
+    assert comparison_of(summary).psi["town"] > PSI_LIMIT
+    all_moved = changed(wider, lambda one: {**one, "town": "Trier"})
     _, summary = evaluate(new.uri, *all_moved, version.uri, [])
-    assert (summary.comparison.rows, summary.comparison.metrics) == (0, {})
+    assert (comparison_of(summary).rows, comparison_of(summary).metrics) == (0, {})
     assert "v1 accepts 0 of" in reasons(summary, Bounds(max_psi=99))[0]
 
 

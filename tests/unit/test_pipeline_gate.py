@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+from typing import Any
 
 import pytest
 
@@ -113,7 +114,7 @@ def test_each_bound_can_stop_a_version(bound):
     fair = by_gender((100, 0.7, 0.3), (300, 0.9, 0.6))
     bad = compared({**GOOD, "accuracy": 0.5}, psi={"ssc_p": 1.0})
     everything = bad.model_copy(update={"groups": fair.groups})
-    loose = {
+    loose: dict[str, Any] = {
         "max_worse": {"accuracy": 1.0},
         "min_comparable": 0.0,
         "max_psi": 2.0,
