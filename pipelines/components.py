@@ -4,7 +4,6 @@ Kubeflow copies the source of each function into the compiled pipeline, so a fun
 """
 
 from functools import partial
-from typing import Dict, List  # noqa: UP035 (names that Kubeflow knows)
 
 from kfp import dsl
 from kfp.dsl import HTML, Artifact, ClassificationMetrics, Dataset, Input, Metrics, Model, Output
@@ -25,7 +24,7 @@ def find_serving(name: str, namespace: str, run: str, storage: str) -> str:
 
     with exit_on_error("find-serving"):
         uri = asyncio.run(serving_uri(name, namespace, run, storage))
-    print(f"{uri} serves" if uri else f"there is no InferenceService {name} yet: this is its first version")
+    print(f"{uri} serves" if uri else f"no {name} in {namespace or run}: the version will not be rolled out")
     return uri
 
 
@@ -36,7 +35,7 @@ def validate_data(
     rows: int,
     seed: int,
     held_out_share: float,
-    groups: List[str],  # noqa: UP006
+    groups: list[str],
     training: Output[Dataset],
     held_out: Output[Dataset],
 ) -> None:
@@ -98,7 +97,7 @@ def train_model(
 def evaluate_model(
     task: str,
     serving: str,
-    groups: List[str],  # noqa: UP006
+    groups: list[str],
     training: Input[Dataset],
     held_out: Input[Dataset],
     model: Input[Model],
@@ -139,7 +138,7 @@ def evaluate_model(
 
 @_component
 def check_gate(
-    max_worse: Dict[str, float],  # noqa: UP006
+    max_worse: dict[str, float],
     min_comparable: float,
     max_psi: float,
     min_impact: float,

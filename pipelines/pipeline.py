@@ -1,6 +1,6 @@
 """The pipeline: which step follows which, and the parameters of a run."""
 
-from typing import Any, Dict, List  # noqa: UP035 (names that Kubeflow knows)
+from typing import Any
 
 from kfp import dsl, kubernetes
 
@@ -42,7 +42,7 @@ def make_pipeline(image: str = components.IMAGE, claim: str | None = CLAIM) -> A
         rows: int = 2000,
         seed: int = 0,
         held_out_share: float = 0.2,
-        groups: List[str] = [],  # noqa: B006, UP006
+        groups: list[str] = [],  # noqa: B006
         name: str = "placement",
         version: str = "",
         storage: str = f"pvc://{CLAIM}",
@@ -50,7 +50,7 @@ def make_pipeline(image: str = components.IMAGE, claim: str | None = CLAIM) -> A
         threshold: str = "0.5",
         namespace: str = "",
         run: str = ".run",
-        max_worse: Dict[str, float] = dict(DEFAULT.max_worse),  # noqa: B006, UP006
+        max_worse: dict[str, float] = dict(DEFAULT.max_worse),  # noqa: B006
         min_comparable: float = DEFAULT.min_comparable,
         max_psi: float = DEFAULT.max_psi,
         min_impact: float = DEFAULT.min_impact,

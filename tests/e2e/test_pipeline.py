@@ -145,7 +145,7 @@ def test_errors_name_the_step_and_the_value(checkout):
     (checkout / "bad.csv").write_text((checkout / "candidates.csv").read_text().replace("\nM,", "\nX,", 1))
     done = run("--data", "bad.csv", "--run", "elsewhere", cwd=checkout)
     assert done.returncode == 1
-    assert "there is no InferenceService placement yet: this is its first version" in done.stdout
+    assert "no placement in elsewhere: the version will not be rolled out" in done.stdout
     assert "validate-data: bad.csv: row " in done.stdout
     assert "column 'gender': must be one of M, F, got 'X'" in done.stdout
     assert "Traceback" not in done.stdout
