@@ -102,6 +102,7 @@ def _describe(uri: str, bundle: "Bundle", roles: list[str]) -> dict[str, Any]:
         "created": bundle.created.isoformat(),
         "rows": bundle.training_data.rows if bundle.training_data else None,
         "estimator": bundle.model.estimator,
+        "tuned": bundle.recipe.tuned.model_dump() if bundle.recipe and bundle.recipe.tuned else None,
         "threshold": bundle.threshold,
         "metrics": bundle.metrics,
         "serves": roles,
