@@ -65,7 +65,15 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="lowest probability of a positive prediction: a number, or a rule that chooses it: f1, "
         "recall=0.9, or cost=1:5 (of a false positive and of a false negative)",
     )
-    parser.add_argument(
+    parameters = parser.add_mutually_exclusive_group()
+    parameters.add_argument(
+        "--parameter",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="parameter of the one --estimator by scikit-learn's name, as --tune prints it",
+    )
+    parameters.add_argument(
         "--tune",
         type=int,
         metavar="N",
@@ -105,7 +113,7 @@ def _errors() -> tuple[type[Exception], ...]:
     from training.candidates import TaskError
     from training.data import DataError
     from training.publishing import TrainingError
-    from training.selection import UnknownEstimatorError
+    from training.selection import ParameterError, UnknownEstimatorError
     from training.threshold import ThresholdError
     from training.tuning import TuningError
     from transformer.bundle.format import BundleError
@@ -114,6 +122,7 @@ def _errors() -> tuple[type[Exception], ...]:
         BackendError,
         BundleError,
         DataError,
+        ParameterError,
         StorageError,
         TaskError,
         ThresholdError,
@@ -141,6 +150,7 @@ def _run(options: argparse.Namespace) -> int:
             estimator=options.estimator,
             rewrite=options.serving_form == "auto",
             threshold=options.threshold,
+            parameters=_parameters(options),
             tuning=tuning,
             run=run,
             progress=print_step,
@@ -162,6 +172,29 @@ def _run(options: argparse.Namespace) -> int:
     print(f"next      {command_line('up', '--model', shlex.quote(trained.uri))}")
     sys.stdout.flush()
     return 0
+
+
+def _parameters(options: argparse.Namespace) -> dict[str, float]:
+    """Return the parameters that were set.
+
+    Raises
+    ------
+    ParameterError
+        If one is no name and number, or is set twice.
+    """
+    from training.selection import ParameterError
+
+    parameters: dict[str, float] = {}
+    for text in options.parameter:
+        name, _, value = text.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            raise ParameterError(f"--parameter: must be NAME=NUMBER, got {text!r}") from None
+        if name in parameters:
+            raise ParameterError(f"--parameter {name}: is set twice")
+        parameters[name] = number
+    return parameters
 
 
 def _tuning(options: argparse.Namespace) -> "Tuning | None":

@@ -94,7 +94,8 @@ def _on_workers(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) 
     return results
 
 
-@dataclass(frozen=True)
+# Hashed by identity, because joblib counts the functions.
+@dataclass(frozen=True, eq=False)
 class _OnWorker:
     """A function that a worker with the same libraries calls.
 

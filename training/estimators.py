@@ -10,6 +10,7 @@ below reach 95 to 96 %. A forest's serving form is such an estimator, too, but w
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import joblib
@@ -62,12 +63,25 @@ class Classifier(Protocol):
         """Set parameters, and return the classifier."""
 
 
+#: Values of parameters by name.
+Parameters = Mapping[str, float]
+NO_PARAMETERS: Parameters = MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class Range:
-    """Values of a parameter that tuning tries, on a logarithmic scale; integers if both limits are."""
+    """Values of a parameter, which tuning tries on a logarithmic scale; integers if both limits are."""
 
     low: float
     high: float
+
+    @property
+    def is_integer(self) -> bool:
+        """True if only integers are valid."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def __str__(self) -> str:
+        return f"{'an integer from ' if self.is_integer else ''}{self.low:g} to {self.high:g}"
 
 
 @dataclass(frozen=True)
@@ -100,17 +114,19 @@ class Estimator:
     automatic: bool = True
     kinds: tuple[Kind, ...] = CLASSIFICATION
     space: Mapping[str, Range] = field(default_factory=dict)
-    parameters: Mapping[str, float] = field(default_factory=dict)
+    parameters: Parameters = field(default_factory=dict)
 
     def __str__(self) -> str:
-        values = ", ".join(
-            f"{name.rpartition('__')[2]}={value:.4g}" for name, value in self.parameters.items()
-        )
+        values = ", ".join(f"{name}={value:.4g}" for name, value in self.parameters.items())
         return f"{self.name} ({values})" if values else self.name
 
-    def with_parameters(self, parameters: Mapping[str, float]) -> "Estimator":
-        """Return this estimator with values of the parameters in `space`."""
-        return replace(self, parameters=dict(parameters))
+    def with_parameters(self, parameters: Parameters) -> "Estimator":
+        """Return this estimator with values of parameters in `space`."""
+        typed = {
+            name: int(value) if self.space[name].is_integer else float(value)
+            for name, value in parameters.items()
+        }
+        return replace(self, parameters=typed)
 
     def milliseconds(self, *, rewrite: bool) -> float:
         """Return the time to predict 64 rows.

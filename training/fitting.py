@@ -9,6 +9,7 @@ from training.bundling import FittedModel, make_distribution
 from training.cross_validation import Progress, ScoredTrial, Trial, can_group_equal_rows, truth_of
 from training.data import Dataset
 from training.encoding import encode, fit_vectorizer
+from training.estimators import NO_PARAMETERS, Parameters
 from training.evaluation import Evaluation, drift_scores, evaluate
 from training.reference import make_reference
 from training.selection import AUTO, select
@@ -43,6 +44,7 @@ def fit(
     *,
     rewrite: bool = True,
     threshold: str = threshold_rules.DEFAULT,
+    parameters: Parameters = NO_PARAMETERS,
     tuning: Tuning | None = None,
     run: Run = LOCAL,
 ) -> Fitted:
@@ -56,6 +58,8 @@ def fit(
         False to serve a forest as it was fitted.
     threshold
         Lowest probability of a positive prediction, or a rule that chooses it; see `training.threshold`.
+    parameters
+        Parameters of the one estimator, by their names in its `space`.
     tuning
         Search for better parameters of the estimators.
     run
@@ -91,6 +95,7 @@ def fit(
         task,
         progress,
         rewrite=rewrite,
+        parameters=parameters,
         first_rows=dataset.first_rows,
         tuning=tuning,
         run=run,
@@ -109,6 +114,7 @@ def fit(
         serving_form=SERVING_FORMS[rewrite],
         threshold=threshold if target.has_threshold else None,
         seed=dataset.seed,
+        parameters=dict(chosen.estimator.parameters) if parameters else {},
         tuned=tuning.result(chosen.estimator) if tuning else None,
     )
     return Fitted(

@@ -11,7 +11,7 @@ import pandas as pd
 from training.backends import LOCAL, Run
 from training.candidates import Task
 from training.cross_validation import CrossValidation, Progress, ScoredTrial, Trial
-from training.estimators import ESTIMATORS, Estimator
+from training.estimators import ESTIMATORS, NO_PARAMETERS, Estimator, Parameters
 from training.tuning import Tuning, tune
 from transformer.bundle.classes import Kind, Label
 
@@ -30,25 +30,51 @@ class UnknownEstimatorError(Exception):
         super().__init__(f"estimator {name!r} {problem}, expected {', '.join(names)}")
 
 
-def estimators_for(name: str, rows: int, *, rewrite: bool = True, kind: Kind = "binary") -> list[Estimator]:
+class ParameterError(Exception):
+    """Parameters that an estimator does not have, or values outside their ranges."""
+
+
+def estimators_for(
+    name: str,
+    rows: int,
+    *,
+    rewrite: bool = True,
+    kind: Kind = "binary",
+    parameters: Parameters = NO_PARAMETERS,
+) -> list[Estimator]:
     """Return the estimators of a name, fastest prediction first; ``auto`` stands for several.
 
     Parameters
     ----------
     rewrite
         False if forests are served as they were fitted.
+    parameters
+        Parameters of the one estimator, by their names in its `space`.
 
     Raises
     ------
     UnknownEstimatorError
         If the name is unknown, or is that of an estimator for other kinds of question.
+    ParameterError
+        If a parameter is unknown or out of range, or the name stands for several estimators.
     """
     if name == AUTO:
+        if parameters:
+            raise ParameterError("--parameter needs the name of one --estimator")
         automatic = [e for e in ESTIMATORS.values() if e.automatic and kind in e.kinds and rows <= e.max_rows]
         return sorted(automatic, key=lambda e: e.milliseconds(rewrite=rewrite))
     if name not in ESTIMATORS or kind not in ESTIMATORS[name].kinds:
         raise UnknownEstimatorError(name, kind)
-    return [ESTIMATORS[name]]
+    estimator = ESTIMATORS[name]
+    for parameter, value in parameters.items():
+        limits = estimator.space.get(parameter)
+        if limits is None:
+            raise ParameterError(
+                f"--parameter {parameter}: is not known for {name}, expected {', '.join(estimator.space)}"
+            )
+        if not limits.low <= value <= limits.high or (limits.is_integer and value != int(value)):
+            raise ParameterError(f"--parameter {parameter}: must be {limits}, got {value:g}")
+    return [estimator.with_parameters(parameters)]
 
 
 def choose(trials: Sequence[Trial], *, rewrite: bool = True) -> Trial:
@@ -74,6 +100,7 @@ def select(
     progress: Progress = lambda _: None,
     *,
     rewrite: bool = True,
+    parameters: Parameters = NO_PARAMETERS,
     first_rows: Sequence[int] | None = None,
     tuning: Tuning | None = None,
     run: Run = LOCAL,
@@ -86,6 +113,8 @@ def select(
         A name of `ESTIMATORS`, or ``auto`` for the automatic choice.
     rewrite
         False if forests are served as they were fitted.
+    parameters
+        See `estimators_for`.
     first_rows
         See `training.cross_validation.folds`.
     tuning
@@ -93,7 +122,7 @@ def select(
     run
         Runs the fits, here or on a cluster.
     """
-    estimators = estimators_for(name, len(labels), rewrite=rewrite, kind=task.kind)
+    estimators = estimators_for(name, len(labels), rewrite=rewrite, kind=task.kind, parameters=parameters)
     validation = CrossValidation(features, labels, task, first_rows)
     trials: list[Trial] = []
     for trial in validation.trials(estimators, run):

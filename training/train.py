@@ -8,6 +8,7 @@ from storage.bundles import StorageError
 from training.backends import LOCAL, Run
 from training.cross_validation import FOLDS, Progress
 from training.data import DataError, Dataset
+from training.estimators import NO_PARAMETERS, Parameters
 from training.fitting import fit
 from training.publishing import Place, check_names
 from training.reports.comparison import Comparison
@@ -53,6 +54,7 @@ def train(
     estimator: str = AUTO,
     rewrite: bool = True,
     threshold: str = DEFAULT_THRESHOLD,
+    parameters: Parameters = NO_PARAMETERS,
     tuning: Tuning | None = None,
     run: Run = LOCAL,
     progress: Progress = lambda _: None,
@@ -76,6 +78,8 @@ def train(
         False to serve a forest as it was fitted, see `training.serving_form`.
     threshold
         Lowest probability of a positive prediction, or a rule that chooses it; see `training.threshold`.
+    parameters
+        Parameters of the one estimator, by their names in `training.estimators`.
     tuning
         Search for better parameters of the estimators, see `training.tuning`.
     run
@@ -93,15 +97,25 @@ def train(
         If the threshold is neither a probability nor a rule.
     TuningError, training.backends.BackendError
         If the file of a search cannot be used, or a cluster's workers cannot.
-    UnknownEstimatorError, storage.bundles.StorageError, transformer.bundle.BundleError
-        For an unknown estimator, for storage that cannot be used, and for a `previous` that cannot be read.
+    UnknownEstimatorError, ParameterError, storage.bundles.StorageError, transformer.bundle.BundleError
+        For an unknown estimator or parameter, for storage that cannot be used, and for a `previous` that
+        cannot be read.
     """
     check_names(name, version)
-    estimators_for(estimator, len(dataset.labels), kind=dataset.task.kind)
+    estimators_for(estimator, len(dataset.labels), kind=dataset.task.kind, parameters=parameters)
     parse_threshold(threshold)
     _check_classes(dataset)
     place = Place.checked(storage, name, version, previous)
-    fitted = fit(dataset, estimator, progress, rewrite=rewrite, threshold=threshold, tuning=tuning, run=run)
+    fitted = fit(
+        dataset,
+        estimator,
+        progress,
+        rewrite=rewrite,
+        threshold=threshold,
+        parameters=parameters,
+        tuning=tuning,
+        run=run,
+    )
     comparison = compare_with(previous, fitted, progress)
     uri, bundle = place.publish(fitted)
     progress(f"wrote {uri}")

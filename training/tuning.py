@@ -129,8 +129,8 @@ def _suggest(asked: "Asked", estimators: Sequence[Estimator]) -> Estimator:
     values: dict[str, float] = {}
     for name, limits in chosen.space.items():
         parameter = f"{chosen.name}.{name}"
-        if isinstance(limits.low, int) and isinstance(limits.high, int):
-            values[name] = asked.suggest_int(parameter, limits.low, limits.high, log=True)
+        if limits.is_integer:
+            values[name] = asked.suggest_int(parameter, int(limits.low), int(limits.high), log=True)
         else:
             values[name] = asked.suggest_float(parameter, limits.low, limits.high, log=True)
     return chosen.with_parameters(values)

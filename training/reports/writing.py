@@ -104,6 +104,7 @@ def write_again(
         progress,
         rewrite=rewrite,
         threshold=recipe.threshold or DEFAULT,
+        parameters=recipe.parameters,
         tuning=Tuning(tuned.trials, tuned.seed, tune_storage) if tuned else None,
     )
     if sha256(dump(fitted.served.model)).hexdigest() != bundle.model.sha256:

@@ -272,6 +272,8 @@ class Recipe(BaseModel):
     threshold: str | None = None
     #: Seed of generated data; None for a file.
     seed: int | None = None
+    #: Parameters of the estimator that were set by hand.
+    parameters: dict[str, int | FiniteFloat] = Field(default_factory=dict)
     #: Search for parameters; None if there was none.
     tuned: Tuned | None = None
 
