@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import starmap
 from typing import Any
 
@@ -18,6 +19,8 @@ LOCAL: Run = starmap
 #: Packages of the backends, and the extras that install them.
 _PACKAGES = {"dask": "distributed", "ray": "ray"}
 BACKENDS = tuple(_PACKAGES)
+#: Options of joblib's backends. Dask replaces dead workers by itself; Ray does so if it is asked to.
+_OPTIONS = {"dask": {}, "ray": {"ray_remote_args": {"max_restarts": -1, "max_task_retries": -1}}}
 
 
 class BackendError(Exception):
@@ -43,12 +46,12 @@ def connect(backend: str | None, cluster: str | None = None) -> Iterator[Run]:
     BackendError
         If the backend is not installed, does not answer, or its workers have other libraries.
     """
+    if backend is None:
+        if cluster is not None:
+            raise BackendError(f"--cluster needs --backend {' or '.join(BACKENDS)}")
+        yield LOCAL
+        return
     with ExitStack() as stack:
-        if backend is None:
-            if cluster is not None:
-                raise BackendError(f"--cluster needs --backend {' or '.join(BACKENDS)}")
-            yield LOCAL
-            return
         try:
             stack.enter_context(_dask(cluster) if backend == "dask" else _ray(cluster))
         except ModuleNotFoundError as error:
@@ -57,9 +60,9 @@ def connect(backend: str | None, cluster: str | None = None) -> Iterator[Run]:
                 "`make engines`, then .runtimes/engines/bin/placement train …; elsewhere install "
                 f"placement[{backend}]"
             ) from error
-        except (OSError, ConnectionError) as error:
+        except OSError as error:
             raise BackendError(f"--backend {backend}: no cluster answers at {cluster}: {error}") from error
-        yield _on_workers
+        yield partial(_run_on_workers, backend)
 
 
 @contextmanager
@@ -69,7 +72,6 @@ def _dask(cluster: str | None) -> Iterator[None]:
     with ExitStack() as stack:
         address = cluster or stack.enter_context(LocalCluster(threads_per_worker=1, dashboard_address=None))
         stack.enter_context(Client(address))
-        stack.enter_context(joblib.parallel_config("dask"))
         yield
 
 
@@ -81,21 +83,22 @@ def _ray(cluster: str | None) -> Iterator[None]:
     register_ray()
     ray.init(cluster, logging_level=logging.WARNING)
     try:
-        restarts = {"max_restarts": -1, "max_task_retries": -1}
-        with joblib.parallel_config("ray", n_jobs=-1, ray_remote_args=restarts):
-            yield
+        yield
     finally:
         ray.shutdown()
 
 
-def _on_workers(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterable[Any]:
+def _run_on_workers(
+    backend: str, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]
+) -> Iterable[Any]:
     call = joblib.delayed(_OnWorker(function, _libraries()))
-    results: list[Any] = joblib.Parallel()(call(*arguments) for arguments in calls)
+    with joblib.parallel_config(backend, n_jobs=-1, **_OPTIONS[backend]):
+        results: list[Any] = joblib.Parallel()(call(*arguments) for arguments in calls)
     return results
 
 
-# Hashed by identity, because joblib counts the functions.
-@dataclass(frozen=True, eq=False)
+# Dask's backend hashes the function, and names tasks by its representation, which would contain the data.
+@dataclass(frozen=True, eq=False, repr=False)
 class _OnWorker:
     """A function that a worker with the same libraries calls.
 

@@ -133,7 +133,8 @@ def select(
         trials.append(tuned)
     chosen = choose(trials, rewrite=rewrite)
     if not isinstance(chosen, ScoredTrial):
-        # The scores of all tuned trials would fill the memory, and a file does not have them.
+        # It comes from the file of an earlier run, which has no scores.
         place = trials.index(chosen)
-        (trials[place],) = (chosen,) = validation.trials([chosen.estimator], run)
+        (chosen,) = validation.trials([chosen.estimator], run)
+        trials[place] = chosen
     return chosen, trials

@@ -18,6 +18,7 @@ from training.tuning import BATCH
 
 ENGINES = ROOT / ".runtimes" / "engines" / "bin" / "python"
 SCRIPT = ROOT / "tests" / "support" / "dying_fit.py"
+PLACEMENT = Path(sys.prefix) / "bin" / "placement"
 TIMEOUT_S = 400
 PAGE = (ROOT / "docs" / "tuning.md").read_text()
 #: A search with several batches.
@@ -114,3 +115,11 @@ def test_the_documented_search_keeps_its_trials_and_shows_them_in_the_report(che
     uri = run_documented(documented("tunes"), checkout)
     assert trials_in(checkout / "trials.db") == 10
     assert "10 trials of other parameters" in Path(f"{uri}.html").read_text()
+    recipe = read_bundle(uri).recipe
+    assert recipe is not None
+    tuned = recipe.tuned
+    assert tuned is not None
+    assert (tuned.trials, tuned.seed) == (10, 7)
+    versions = [PLACEMENT, "versions", "--storage", checkout / "models"]
+    assert f" {tuned.estimator}" in run(versions, checkout).stdout
+    assert json.loads(run([*versions, "--json"], checkout).stdout)[0]["tuned"] == tuned.model_dump()

@@ -27,5 +27,5 @@ def test_an_address_needs_a_backend():
 
 def test_workers_with_other_libraries_are_refused():
     call = _OnWorker(len, {"numpy": "1.0"})
-    with pytest.raises(BackendError, match=r"a worker has .*'scikit-learn': .*, expected .*1\.0"):
+    with pytest.raises(BackendError, match=r"a worker has .*'sklearn': .*, expected .*1\.0"):
         call([])

@@ -112,36 +112,36 @@ def test_a_file_keeps_searches_on_other_data_apart(tmp_path):
 
 def test_tuned_estimators_join_the_others_and_the_cheapest_within_the_error_is_chosen():
     arguments = (FEATURES, DATASET.labels, PLACEMENT)
-    _, plain = select("forest-50", *arguments)
-    chosen, trials = select("forest-50", *arguments, tuning=Tuning(4))
+    _, plain = select("logistic-regression", *arguments)
+    chosen, trials = select("logistic-regression", *arguments, tuning=Tuning(8))
     assert [str(trial) for trial in trials[:1]] == [str(trial) for trial in plain]
-    assert len(trials) == 5
+    assert len(trials) == 9
     # All take the same time, so the best one is chosen.
     assert chosen.loss == min(trial.loss for trial in trials) < plain[0].loss
     assert chosen in trials
     assert isinstance(chosen, ScoredTrial)
-    again, _ = select("forest-50", *arguments, parameters=chosen.estimator.parameters)
+    again, _ = select("logistic-regression", *arguments, parameters=chosen.estimator.parameters)
     np.testing.assert_array_equal(again.scores, chosen.scores)
 
 
 def test_a_tuned_bundle_says_what_was_chosen_and_gives_its_report_again(tmp_path):
     def trained(**more):
-        return train(DATASET, storage=tmp_path, estimator="forest-50", **more)
+        return train(DATASET, storage=tmp_path, estimator="logistic-regression", **more)
 
-    first = trained(tuning=Tuning(4, seed=1, storage=tmp_path / "trials.db"))
-    again = trained(tuning=Tuning(4, seed=1))
+    first = trained(tuning=Tuning(8, seed=0, storage=tmp_path / "trials.db"))
+    again = trained(tuning=Tuning(8, seed=0))
     recipe = read_bundle(first.uri).recipe
     assert recipe is not None
     assert recipe.tuned is not None
     assert recipe == read_bundle(again.uri).recipe
-    assert (recipe.tuned.trials, recipe.tuned.seed, recipe.tuned.estimator) == (4, 1, "forest-50")
-    assert set(recipe.tuned.parameters) == set(ESTIMATORS["forest-50"].space)
+    assert (recipe.tuned.trials, recipe.tuned.seed, recipe.tuned.estimator) == (8, 0, "logistic-regression")
+    assert set(recipe.tuned.parameters) == set(ESTIMATORS["logistic-regression"].space)
     by_hand = trained(parameters=recipe.tuned.parameters)
     models = {read_bundle(one.uri).model.sha256 for one in (first, again, by_hand)}
     assert len(models) == 1
     for one in (first, by_hand):
         report = Path(write_again(one.uri, tune_storage=tmp_path / "trials.db")).read_text()
-        assert ("4 trials of other parameters" in report) == (one is first)
+        assert ("8 trials of other parameters" in report) == (one is first)
 
 
 @pytest.mark.parametrize("end", ["low", "high"])
