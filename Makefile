@@ -22,7 +22,7 @@ run: setup models/placement/v1/bundle.json  ## Train a first version if there is
 models/placement/v1/bundle.json: | .venv/service.stamp
 	@$(VENV)/placement train --storage models --version v1
 
-engines: .runtimes/engines/engines.stamp  ## Install Ray, Spark and Dask for `placement score`, in .runtimes/engines.
+engines: .runtimes/engines/engines.stamp  ## Install Ray, Spark and Dask for `placement score` and `train --backend`, in .runtimes/engines.
 
 test: .venv/dev.stamp  ## Run all tests (ARGS go to pytest).
 	@$(VENV)/python -m predictor install kserve-mlserver kserve-sklearnserver

@@ -61,6 +61,8 @@ def train_model(
     serving: str,
     estimator: str,
     threshold: str,
+    tune: int,
+    seed: int,
     training: Input[Dataset],
     model: Output[Model],
     report: Output[HTML],
@@ -82,6 +84,8 @@ def train_model(
             previous=serving,
             estimator=estimator,
             threshold=threshold,
+            tune=tune,
+            seed=seed,
         )
     bundle = trained.bundle
     model.metadata.update(

@@ -30,6 +30,7 @@ def _expected() -> tuple[type[Exception], ...]:
     from training.stored import ModelFileError
     from training.table import DataError
     from training.threshold import ThresholdError
+    from training.tuning import TuningError
     from transformer.bundle.format import BundleError
 
     return (
@@ -43,5 +44,6 @@ def _expected() -> tuple[type[Exception], ...]:
         TaskError,
         ThresholdError,
         TrainingError,
+        TuningError,
         UnknownEstimatorError,
     )

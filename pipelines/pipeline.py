@@ -48,6 +48,7 @@ def make_pipeline(image: str = components.IMAGE, claim: str | None = CLAIM) -> A
         storage: str = f"pvc://{CLAIM}",
         estimator: str = "auto",
         threshold: str = "0.5",
+        tune: int = 0,
         namespace: str = "",
         run: str = ".run",
         max_worse: dict[str, float] = dict(DEFAULT.max_worse),  # noqa: B006
@@ -72,6 +73,8 @@ def make_pipeline(image: str = components.IMAGE, claim: str | None = CLAIM) -> A
                 serving=serving.output,
                 estimator=estimator,
                 threshold=threshold,
+                tune=tune,
+                seed=seed,
                 training=parts["training"],
             )
         ).outputs

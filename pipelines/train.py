@@ -6,6 +6,7 @@ from pipelines.errors import PipelineError
 from training.data import Dataset
 from training.publishing import Place, check_names
 from training.train import Trained, train
+from training.tuning import Tuning
 
 
 def train_version(
@@ -19,6 +20,8 @@ def train_version(
     previous: str,
     estimator: str,
     threshold: str,
+    tune: int,
+    seed: int,
 ) -> Trained:
     """Train the next version of a model into a directory.
 
@@ -30,6 +33,8 @@ def train_version(
         Name of the version; empty for the next number in the storage.
     previous
         URI of the version that serves; empty if none does.
+    tune, seed
+        Number of trials of a search for better parameters, 0 for none, and its seed.
 
     Raises
     ------
@@ -46,6 +51,7 @@ def train_version(
         previous=previous or None,
         estimator=estimator,
         threshold=threshold,
+        tuning=Tuning(tune, seed) if tune else None,
         progress=print,
     )
     if trained.report is None:

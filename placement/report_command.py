@@ -13,15 +13,21 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", metavar="FILE", help="its training data (default: the file of that name, here)"
     )
     Reading.add_arguments(parser)
+    parser.add_argument(
+        "--tune-storage",
+        metavar="FILE",
+        help="the file of trials that --tune wrote (default: repeat the search, if there was one)",
+    )
 
 
 def _errors() -> tuple[type[Exception], ...]:
     from storage.bundles import StorageError
     from training.data import DataError
     from training.reports.writing import ReportError
+    from training.tuning import TuningError
     from transformer.bundle.format import BundleError
 
-    return (BundleError, DataError, ReportError, StorageError)
+    return (BundleError, DataError, ReportError, StorageError, TuningError)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -29,7 +35,9 @@ def _run(options: argparse.Namespace) -> int:
     print_step("loading scikit-learn")
     from training.reports.writing import write_again
 
-    print(f"report    {write_again(options.uri, options.data, print_step, Reading.of(options))}")
+    reading = Reading.of(options)
+    report = write_again(options.uri, options.data, print_step, reading, options.tune_storage)
+    print(f"report    {report}")
     return 0
 
 

@@ -13,6 +13,7 @@ from training.table_file import Reading
 
 if TYPE_CHECKING:
     from training.data import Dataset
+    from training.tuning import Tuning
 
 #: Share of the default task's columns that other data lack.
 _OTHER_DATA = 0.5
@@ -36,7 +37,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--row_name", "--row-name", metavar="WORD", help="word for one row of data (default: the task's)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the generated candidates")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the generated candidates, and of --tune")
     parser.add_argument(
         "--storage", metavar="URI", default="models", help="directory or s3://bucket/prefix to write to"
     )
@@ -64,6 +65,36 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="lowest probability of a positive prediction: a number, or a rule that chooses it: f1, "
         "recall=0.9, or cost=1:5 (of a false positive and of a false negative)",
     )
+    parameters = parser.add_mutually_exclusive_group()
+    parameters.add_argument(
+        "--parameter",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="parameter of the one --estimator by scikit-learn's name, as --tune prints it",
+    )
+    parameters.add_argument(
+        "--tune",
+        type=int,
+        metavar="N",
+        help="also try N sets of parameters of the estimators, which Optuna searches",
+    )
+    parser.add_argument(
+        "--tune-storage",
+        metavar="FILE",
+        help="keep the trials of --tune in this SQLite file; after an interruption, the same command goes on "
+        "(default: keep none)",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("dask", "ray"),
+        help="cross-validate and tune on a cluster (default: in this process)",
+    )
+    parser.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="existing cluster for --backend: Dask's scheduler, or Ray (default: a new one on this machine)",
+    )
     parser.add_argument("--json", action="store_true", help="print URI, version and metrics as JSON")
 
 
@@ -78,20 +109,25 @@ class _EstimatorNames:
 
 def _errors() -> tuple[type[Exception], ...]:
     from storage.bundles import StorageError
+    from training.backends import BackendError
     from training.candidates import TaskError
     from training.data import DataError
     from training.publishing import TrainingError
-    from training.selection import UnknownEstimatorError
+    from training.selection import ParameterError, UnknownEstimatorError
     from training.threshold import ThresholdError
+    from training.tuning import TuningError
     from transformer.bundle.format import BundleError
 
     return (
+        BackendError,
         BundleError,
         DataError,
+        ParameterError,
         StorageError,
         TaskError,
         ThresholdError,
         TrainingError,
+        TuningError,
         UnknownEstimatorError,
     )
 
@@ -99,20 +135,26 @@ def _errors() -> tuple[type[Exception], ...]:
 def _run(options: argparse.Namespace) -> int:
     print_step = StepPrinter()
     print_step("loading scikit-learn")
+    from training.backends import connect
     from training.train import train
 
+    tuning = _tuning(options)
     dataset = _dataset(options)
-    trained = train(
-        dataset,
-        storage=options.storage,
-        name=options.name,
-        version=options.version,
-        previous=options.previous,
-        estimator=options.estimator,
-        rewrite=options.serving_form == "auto",
-        threshold=options.threshold,
-        progress=print_step,
-    )
+    with connect(options.backend, options.cluster) as run:
+        trained = train(
+            dataset,
+            storage=options.storage,
+            name=options.name,
+            version=options.version,
+            previous=options.previous,
+            estimator=options.estimator,
+            rewrite=options.serving_form == "auto",
+            threshold=options.threshold,
+            parameters=_parameters(options),
+            tuning=tuning,
+            run=run,
+            progress=print_step,
+        )
     bundle = trained.bundle
     if options.json:
         content = {"uri": trained.uri, "version": bundle.version, "metrics": bundle.metrics}
@@ -130,6 +172,46 @@ def _run(options: argparse.Namespace) -> int:
     print(f"next      {command_line('up', '--model', shlex.quote(trained.uri))}")
     sys.stdout.flush()
     return 0
+
+
+def _parameters(options: argparse.Namespace) -> dict[str, float]:
+    """Return the parameters that were set.
+
+    Raises
+    ------
+    ParameterError
+        If one is no name and number, or is set twice.
+    """
+    from training.selection import ParameterError
+
+    parameters: dict[str, float] = {}
+    for text in options.parameter:
+        name, _, value = text.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            raise ParameterError(f"--parameter: must be NAME=NUMBER, got {text!r}") from None
+        if name in parameters:
+            raise ParameterError(f"--parameter {name}: is set twice")
+        parameters[name] = number
+    return parameters
+
+
+def _tuning(options: argparse.Namespace) -> "Tuning | None":
+    """Return the search that was asked for.
+
+    Raises
+    ------
+    TuningError
+        If an argument is invalid, or Optuna is not installed.
+    """
+    from training.tuning import Tuning, TuningError
+
+    if options.tune is None:
+        if options.tune_storage is not None:
+            raise TuningError("--tune-storage needs --tune N, the number of trials")
+        return None
+    return Tuning(options.tune, options.seed, options.tune_storage)
 
 
 def _dataset(options: argparse.Namespace) -> "Dataset":

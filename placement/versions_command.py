@@ -102,6 +102,7 @@ def _describe(uri: str, bundle: "Bundle", roles: list[str]) -> dict[str, Any]:
         "created": bundle.created.isoformat(),
         "rows": bundle.training_data.rows if bundle.training_data else None,
         "estimator": bundle.model.estimator,
+        "tuned": bundle.recipe.tuned.model_dump() if bundle.recipe and bundle.recipe.tuned else None,
         "threshold": bundle.threshold,
         "metrics": bundle.metrics,
         "serves": roles,
@@ -110,7 +111,8 @@ def _describe(uri: str, bundle: "Bundle", roles: list[str]) -> dict[str, Any]:
 
 def _rows(content: list[dict[str, Any]]) -> Iterator[list[str]]:
     used = [name for name in _METRICS if any(name in one["metrics"] for one in content)][:_MAX_METRICS]
-    yield ["version", "created", "rows", *used, "threshold", ""]
+    tuned = ["tuned"] if any(one["tuned"] for one in content) else []
+    yield ["version", "created", "rows", *used, "threshold", *tuned, ""]
     for one in content:
         metrics = (one["metrics"].get(name) for name in used)
         yield [
@@ -119,8 +121,16 @@ def _rows(content: list[dict[str, Any]]) -> Iterator[list[str]]:
             "" if one["rows"] is None else f"{one['rows']:,}",
             *("" if value is None else f"{value:.4f}" for value in metrics),
             "" if one["threshold"] is None else f"{one['threshold']:g}",
+            *(_tuned(one["tuned"]) for _ in tuned),
             ", ".join(one["serves"]),
         ]
+
+
+def _tuned(search: dict[str, Any] | None) -> str:
+    if search is None:
+        return ""
+    parameters = [f"{name}={value:.4g}" for name, value in search["parameters"].items()]
+    return " ".join([search["estimator"], *parameters])
 
 
 COMMAND = Command(

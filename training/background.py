@@ -12,10 +12,10 @@ import pandas as pd
 from sklearn.feature_extraction import DictVectorizer
 
 from training.candidates import Candidate
+from training.cross_validation import Floats
 from training.encoding import encode
 from training.estimators import SEED, Classifier, scores_of
 from training.reference import are_real, rounded
-from training.selection import Floats
 from transformer.bundle.format import Background
 from transformer.bundle.signature import Signature
 from transformer.bundle.target import Target

@@ -23,10 +23,10 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
+from training.cross_validation import Floats, ScoredTrial, folds, losses, task_target, truth_of
 from training.data import Dataset
 from training.encoding import categories_of, has_category
 from training.estimators import SEED, Classifier, scores_of
-from training.selection import Floats, Trial, folds, losses, task_target, truth_of
 from training.stored import StoredVersion
 from transformer.bundle.signature import SEPARATOR, Number, features_of
 from transformer.bundle.target import Target
@@ -118,12 +118,12 @@ class Evaluation:
 
 
 def evaluate(
-    dataset: Dataset, features: pd.DataFrame, trial: Trial, choose_threshold: ChooseThreshold
+    dataset: Dataset, features: pd.DataFrame, trial: ScoredTrial, choose_threshold: ChooseThreshold
 ) -> Evaluation:
     """Evaluate the chosen estimator with the out-of-fold scores of its trial.
 
-    The estimator was chosen on the same folds. With so few estimators, this bias is smaller than the standard
-    error.
+    The estimator was chosen on the same folds. With few estimators, this bias is smaller than the standard
+    error; a search of many trials raises it (docs/tuning.md measures it).
     """
     truth = truth_of(dataset.labels, dataset.task)
     target = trial.target
@@ -173,7 +173,7 @@ def metrics_of(target: Target, truth: npt.NDArray[Any], scores: Floats) -> dict[
     Parameters
     ----------
     truth
-        True answers, see `training.selection.truth_of`.
+        True answers, see `training.cross_validation.truth_of`.
     scores : ndarray of float64, shape (rows, `target.columns`)
         The model's scores.
     """
@@ -223,7 +223,7 @@ def _calibration(positive: Bools, probabilities: Floats) -> tuple[Floats, Floats
 
 
 def _importances(
-    dataset: Dataset, features: pd.DataFrame, trial: Trial, truth: npt.NDArray[Any], target: Target
+    dataset: Dataset, features: pd.DataFrame, trial: ScoredTrial, truth: npt.NDArray[Any], target: Target
 ) -> Iterator[Importance]:
     """Shuffle all features of a raw field together, since one at a time would make impossible candidates."""
     random, labels = np.random.default_rng(SEED), np.array(dataset.labels)

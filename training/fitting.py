@@ -3,14 +3,18 @@
 from dataclasses import dataclass
 
 from training import threshold as threshold_rules
+from training.backends import LOCAL, Run
 from training.background import make_background
 from training.bundling import FittedModel, make_distribution
+from training.cross_validation import Progress, ScoredTrial, Trial, can_group_equal_rows, truth_of
 from training.data import Dataset
 from training.encoding import encode, fit_vectorizer
+from training.estimators import NO_PARAMETERS, Parameters
 from training.evaluation import Evaluation, drift_scores, evaluate
 from training.reference import make_reference
-from training.selection import AUTO, Progress, Trial, can_group_equal_rows, select, truth_of
+from training.selection import AUTO, select
 from training.served import serve_checked
+from training.tuning import Tuning
 from transformer.bundle.format import Recipe, TrainingData
 
 #: Names of the serving forms in a recipe, without and with rewriting.
@@ -24,11 +28,11 @@ class Fitted(FittedModel):
     Attributes
     ----------
     chosen, trials
-        The trial of the chosen estimator, and all trials, fastest estimator first.
+        The trial of the chosen estimator, and all trials: fastest estimator first, then the tuned ones.
     """
 
     dataset: Dataset
-    chosen: Trial
+    chosen: ScoredTrial
     trials: list[Trial]
     evaluation: Evaluation
 
@@ -40,6 +44,9 @@ def fit(
     *,
     rewrite: bool = True,
     threshold: str = threshold_rules.DEFAULT,
+    parameters: Parameters = NO_PARAMETERS,
+    tuning: Tuning | None = None,
+    run: Run = LOCAL,
 ) -> Fitted:
     """Choose an estimator, evaluate it, fit it on all candidates, and rewrite a forest into its serving form.
 
@@ -51,11 +58,19 @@ def fit(
         False to serve a forest as it was fitted.
     threshold
         Lowest probability of a positive prediction, or a rule that chooses it; see `training.threshold`.
+    parameters
+        Parameters of the one estimator, by their names in its `space`.
+    tuning
+        Search for better parameters of the estimators.
+    run
+        Runs the fits of the cross-validation, here or on a cluster, see `training.backends`.
 
     Raises
     ------
     ThresholdError
         If the threshold is neither.
+    training.tuning.TuningError, training.backends.BackendError
+        If the file of the search cannot be used; if workers of a cluster cannot.
     """
     task = dataset.task
     choose_threshold = threshold_rules.parse(threshold).choose
@@ -80,9 +95,12 @@ def fit(
         task,
         progress,
         rewrite=rewrite,
+        parameters=parameters,
         first_rows=dataset.first_rows,
+        tuning=tuning,
+        run=run,
     )
-    progress(f"chose {chosen.estimator.name}" + (", fast and among the best" if len(trials) > 1 else ""))
+    progress(f"chose {chosen.estimator}" + (", fast and among the best" if len(trials) > 1 else ""))
     evaluation = evaluate(dataset, features, chosen, choose_threshold)
     model = chosen.estimator.fit(features, dataset.labels, task.kind)
     target = evaluation.target
@@ -96,6 +114,8 @@ def fit(
         serving_form=SERVING_FORMS[rewrite],
         threshold=threshold if target.has_threshold else None,
         seed=dataset.seed,
+        parameters=dict(chosen.estimator.parameters) if parameters else {},
+        tuned=tuning.result(chosen.estimator) if tuning else None,
     )
     return Fitted(
         task=task,

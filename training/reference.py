@@ -13,9 +13,9 @@ import pandas as pd
 from sklearn.feature_extraction import DictVectorizer
 
 from training.candidates import Candidate
+from training.cross_validation import Floats
 from training.encoding import encode
 from training.estimators import SEED, Classifier, scores_of
-from training.selection import Floats
 from transformer.bundle.format import Reference
 from transformer.bundle.signature import Boolean, Category, Number, RawField, Signature, Value
 from transformer.bundle.target import Target

@@ -10,9 +10,9 @@ from sklearn.feature_extraction import DictVectorizer
 from sklearn.pipeline import Pipeline
 
 from training.candidates import Candidate
+from training.cross_validation import Floats, Progress
 from training.encoding import encode
 from training.estimators import SEED, Classifier
-from training.selection import Floats, Progress
 from training.serving_form import NotRewritableError, forest_of, forms
 from transformer.bundle.target import Target
 

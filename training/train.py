@@ -5,15 +5,19 @@ from collections import Counter
 from dataclasses import dataclass
 
 from storage.bundles import StorageError
+from training.backends import LOCAL, Run
+from training.cross_validation import FOLDS, Progress
 from training.data import DataError, Dataset
+from training.estimators import NO_PARAMETERS, Parameters
 from training.fitting import fit
 from training.publishing import Place, check_names
 from training.reports.comparison import Comparison
 from training.reports.page import render
 from training.reports.writing import compare_with, write_report
-from training.selection import AUTO, FOLDS, Progress, estimators_for
+from training.selection import AUTO, estimators_for
 from training.threshold import DEFAULT as DEFAULT_THRESHOLD
 from training.threshold import parse as parse_threshold
+from training.tuning import Tuning
 from transformer.bundle.format import Bundle
 
 #: Minimum number of candidates per class, so that each fold has at least two.
@@ -50,11 +54,14 @@ def train(
     estimator: str = AUTO,
     rewrite: bool = True,
     threshold: str = DEFAULT_THRESHOLD,
+    parameters: Parameters = NO_PARAMETERS,
+    tuning: Tuning | None = None,
+    run: Run = LOCAL,
     progress: Progress = lambda _: None,
 ) -> Trained:
     """Train on a dataset and write the version with its report.
 
-    The same data and estimator give the same files, except for the creation time.
+    The same data and arguments give the same files, except for the creation time.
 
     Parameters
     ----------
@@ -71,6 +78,12 @@ def train(
         False to serve a forest as it was fitted, see `training.serving_form`.
     threshold
         Lowest probability of a positive prediction, or a rule that chooses it; see `training.threshold`.
+    parameters
+        Parameters of the one estimator, by their names in `training.estimators`.
+    tuning
+        Search for better parameters of the estimators, see `training.tuning`.
+    run
+        Runs the fits of the cross-validation, here or on a cluster, see `training.backends`.
     progress
         Called with one line for each step.
 
@@ -82,15 +95,27 @@ def train(
         If one class has too few candidates.
     ThresholdError
         If the threshold is neither a probability nor a rule.
-    UnknownEstimatorError, storage.bundles.StorageError, transformer.bundle.BundleError
-        For an unknown estimator, for storage that cannot be used, and for a `previous` that cannot be read.
+    TuningError, training.backends.BackendError
+        If the file of a search cannot be used, or a cluster's workers cannot.
+    UnknownEstimatorError, ParameterError, storage.bundles.StorageError, transformer.bundle.BundleError
+        For an unknown estimator or parameter, for storage that cannot be used, and for a `previous` that
+        cannot be read.
     """
     check_names(name, version)
-    estimators_for(estimator, len(dataset.labels), kind=dataset.task.kind)
+    estimators_for(estimator, len(dataset.labels), kind=dataset.task.kind, parameters=parameters)
     parse_threshold(threshold)
     _check_classes(dataset)
     place = Place.checked(storage, name, version, previous)
-    fitted = fit(dataset, estimator, progress, rewrite=rewrite, threshold=threshold)
+    fitted = fit(
+        dataset,
+        estimator,
+        progress,
+        rewrite=rewrite,
+        threshold=threshold,
+        parameters=parameters,
+        tuning=tuning,
+        run=run,
+    )
     comparison = compare_with(previous, fitted, progress)
     uri, bundle = place.publish(fitted)
     progress(f"wrote {uri}")

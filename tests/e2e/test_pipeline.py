@@ -110,7 +110,7 @@ def documented(number: int) -> list[str]:
     page = (ROOT / "docs/pipelines.md").read_text()
     commands = re.findall(r"<!-- runs -->\n```bash\nmake pipeline ARGS='(.*)'\n```", page)
     assert len(commands) == 2
-    return [*shlex.split(commands[number]), "--estimator", "logistic-regression"]
+    return [*shlex.split(commands[number]), "--estimator", "logistic-regression", "--tune", "1"]
 
 
 def test_a_version_that_breaks_a_bound_is_neither_published_nor_rolled_out(checkout, up):

@@ -40,6 +40,7 @@ from placement.cli import main
 from storage.bundles import read_bundle
 from tests.support.placement_command import error_of, run_placement
 from training.candidates import Task, TaskError
+from training.cross_validation import truth_of
 from training.data import DataError
 from training.estimators import output_of
 from training.evaluation import metrics_of
@@ -51,7 +52,6 @@ from training.imports.model_file import ModelFileError
 from training.imports.pickles import scan
 from training.imports.servable import NotServableError
 from training.publishing import TrainingError
-from training.selection import truth_of
 from training.table_file import Reading
 from transformer.bundle.candidates import Rows
 from transformer.bundle.encoder import Encoder

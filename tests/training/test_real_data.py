@@ -8,11 +8,12 @@ import pytest
 
 from tests.support.paths import ROOT
 from training.candidates import PLACEMENT, SAMPLE, SIGNATURE
+from training.cross_validation import CrossValidation
 from training.data import Dataset, read_candidates, read_csv
 from training.encoding import encode, fit_vectorizer
 from training.estimators import ESTIMATORS
 from training.generator import generate
-from training.selection import cross_validate, select
+from training.selection import select
 from training.statistics import Statistics, describe
 
 DATA = Path(os.environ.get("PLACEMENT_DATA", ROOT.parent / "shared" / "data"))
@@ -58,7 +59,8 @@ def test_the_chosen_model_is_right_about_95_percent_of_unseen_candidates(real):
     for seed in range(4):
         order = np.random.default_rng(seed).permutation(len(real.labels))
         labels = np.array(real.labels)[order].tolist()
-        accuracies.append(cross_validate(chosen.estimator, features.iloc[order], labels, PLACEMENT).accuracy)
+        validation = CrossValidation(features.iloc[order], labels, PLACEMENT)
+        accuracies += [trial.accuracy for trial in validation.trials([chosen.estimator])]
     assert np.mean([one for one in accuracies if one is not None]) >= 0.95
 
 

@@ -17,11 +17,12 @@ from sklearn.ensemble import (
 
 from training.bundling import dump
 from training.candidates import PLACEMENT, SIGNATURE
+from training.cross_validation import ScoredTrial, Trial, folds
 from training.encoding import encode, fit_vectorizer
 from training.estimators import ESTIMATORS, Classifier
 from training.fitting import fit
 from training.generator import generate
-from training.selection import Trial, UnknownEstimatorError, choose, estimators_for, folds, select
+from training.selection import UnknownEstimatorError, choose, estimators_for, select
 from training.served import serve
 from transformer.bundle.classes import Kind, Label
 from transformer.bundle.target import BINARY
@@ -37,7 +38,7 @@ NAMES_AND_KINDS = [(name, kind) for name, one in ESTIMATORS.items() for kind in 
 
 
 def trial(name: str, brier: float, error: float = 0.01) -> Trial:
-    return Trial(ESTIMATORS[name], BINARY, np.empty((0, 2)), brier, error, 0.9)
+    return Trial(ESTIMATORS[name], BINARY, brier, error, 0.9)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +110,7 @@ def test_the_same_data_lead_to_the_same_choice():
     first, trials = select("auto", FEATURES, DATASET.labels, PLACEMENT, lines.append)
     for trial in trials[:3]:
         again, _ = select(trial.estimator.name, FEATURES, DATASET.labels, PLACEMENT)
+        assert isinstance(trial, ScoredTrial)
         np.testing.assert_array_equal(again.scores, trial.scores)
         assert (again.loss, again.loss_error) == (trial.loss, trial.loss_error)
     assert first is choose(trials)

@@ -11,6 +11,7 @@ from sklearn.feature_extraction import DictVectorizer
 from training.background import make_background
 from training.bundling import FittedModel, describe_vectorizer, dump, make_distribution
 from training.candidates import TaskError
+from training.cross_validation import Progress, truth_of
 from training.encoding import encode
 from training.evaluation import drift_scores, metrics_of
 from training.imports.equality import answered_otherwise, compare
@@ -22,7 +23,6 @@ from training.imports.sample import Sample, read_sample
 from training.imports.servable import NotServableError, check_loadable, leave_out, make_servable
 from training.publishing import Place, check_names
 from training.reference import make_reference
-from training.selection import Progress, truth_of
 from training.served import serve_checked
 from training.serving_form import SCIKIT_LEARN
 from transformer.bundle.classes import Label

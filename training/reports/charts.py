@@ -8,11 +8,11 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from training.cross_validation import Floats, Trial, loss_name
 from training.data import Dataset
 from training.encoding import categories_of, has_category
 from training.evaluation import Evaluation, Group
 from training.reports.svg import ACCENT, INK, LINE, MUTED, NEGATIVE, POSITIVE, figure, inline
-from training.selection import Floats, Trial, loss_name
 from transformer.bundle.signature import Number, RawField
 
 #: Size of most charts, in inches.
@@ -164,8 +164,8 @@ def errors(evaluation: Evaluation) -> str:
 
 
 def choice(trials: Sequence[Trial], chosen: Trial) -> str:
-    """Draw the mean loss of each estimator with its standard error."""
-    ranked = list(trials)[::-1]
+    """Draw the mean loss of each estimator with its standard error; of tuned ones, the best of each name."""
+    ranked = _best_of_each(trials)[::-1]
     drawn = figure(WIDTH, max(1.6, 0.29 * len(ranked) + 0.5))
     axes = drawn.add_subplot()
     best = min(trials, key=lambda trial: trial.loss)
@@ -177,7 +177,7 @@ def choice(trials: Sequence[Trial], chosen: Trial) -> str:
         colour = ACCENT if trial is chosen else MUTED
         axes.errorbar(
             trial.loss,
-            trial.estimator.name,
+            _name(trial),
             xerr=trial.loss_error,
             fmt="o",
             color=colour,
@@ -189,7 +189,37 @@ def choice(trials: Sequence[Trial], chosen: Trial) -> str:
     _names_at_left(axes)
     axes.get_yticklabels()[ranked.index(chosen)].set_color(ACCENT)
     axes.get_yticklabels()[ranked.index(chosen)].set_fontweight("bold")
-    return inline(drawn, "choice", f"{name} of {len(trials)} estimators; chosen: {chosen.estimator.name}")
+    return inline(drawn, "choice", f"{name} of {len(ranked)} estimators; chosen: {chosen.estimator}")
+
+
+def _best_of_each(trials: Sequence[Trial]) -> list[Trial]:
+    best: dict[str, Trial] = {}
+    for trial in trials:
+        name = _name(trial)
+        if name not in best or trial.loss < best[name].loss:
+            best[name] = trial
+    return list(best.values())
+
+
+def _name(trial: Trial) -> str:
+    return f"{trial.estimator.name}, tuned" if trial.estimator.parameters else trial.estimator.name
+
+
+def search(tuned: Sequence[Trial], chosen: Trial) -> str:
+    """Draw the loss of each tuned trial in the order of the search, and the lowest loss until then."""
+    drawn = figure(WIDTH, HEIGHT)
+    axes = drawn.add_subplot()
+    numbers, losses = np.arange(1, len(tuned) + 1), np.array([trial.loss for trial in tuned])
+    axes.scatter(numbers, losses, s=16, color=MUTED, linewidths=0, clip_on=True)
+    axes.plot(numbers, np.minimum.accumulate(losses), color=INK, linewidth=1, drawstyle="steps-post")
+    is_chosen = np.array([trial is chosen for trial in tuned])
+    axes.scatter(numbers[is_chosen], losses[is_chosen], s=50, color=ACCENT, zorder=3)
+    name = loss_name(chosen.target)
+    axes.set(xlabel="trial of the search", ylabel=f"{name} (lower is better)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return inline(
+        drawn, "search", f"{name} of {len(tuned)} trials of the search; the lowest: {losses.min():.4g}"
+    )
 
 
 def worst_group(evaluation: Evaluation) -> Group:

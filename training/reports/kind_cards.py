@@ -8,11 +8,11 @@ import numpy.typing as npt
 from sklearn.metrics import precision_recall_fscore_support
 
 from training.candidates import Task
+from training.cross_validation import truth_of
 from training.data import Dataset
 from training.evaluation import Evaluation
 from training.fitting import Fitted
 from training.reports import charts
-from training.selection import truth_of
 from transformer.bundle.classes import class_name
 
 #: Classes of a confusion matrix; of more, the most frequent ones are shown.

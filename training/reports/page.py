@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from training.candidates import Task
+from training.cross_validation import Trial
 from training.encoding import encode
 from training.estimators import scores_of
 from training.evaluation import Evaluation
@@ -66,7 +67,7 @@ def _header(bundle: Bundle, fitted: Fitted) -> str:
     return f"""<header>
 <p class="eyebrow">{escape(bundle.name)} {escape(bundle.version)} · {bundle.created:%-d %B %Y}</p>
 <h1>{headline(fitted)}</h1>
-<p class="lead">{escape(fitted.chosen.estimator.name)}, fitted on {count(data.rows)}
+<p class="lead">{escape(str(fitted.chosen.estimator))}, fitted on {count(data.rows)}
 {rows} ({escape(data.source)}). All figures below come from cross-validation: each
 {row} is predicted by a model that was fitted on other {rows}.</p>
 </header>"""
@@ -85,6 +86,9 @@ def _cards(fitted: Fitted) -> Iterator[str]:
     yield from _fields_cards(fitted)
     yield from last_cards(fitted)
     yield _choice(fitted)
+    tuned = [trial for trial in fitted.trials if trial.estimator.parameters]
+    if tuned:
+        yield _search(fitted, tuned)
 
 
 def _fields_cards(fitted: Fitted) -> Iterator[str]:
@@ -114,6 +118,16 @@ def _choice(fitted: Fitted) -> str:
         f"chooses the fastest one in it, or a better one that takes at most {NEGLIGIBLE_MS} ms longer for 64 "
         f"{fitted.dataset.task.row_names}.",
         charts.choice(fitted.trials, fitted.chosen),
+    )
+
+
+def _search(fitted: Fitted, tuned: Sequence[Trial]) -> str:
+    chosen = fitted.chosen.estimator
+    return card(
+        "What did the search find?",
+        f"{len(tuned)} trials of other parameters. The line is the lowest loss so far. Training chose "
+        f"{chosen}{'' if chosen.parameters else ' as it is'}.",
+        charts.search(tuned, fitted.chosen),
     )
 
 

@@ -7,14 +7,15 @@ from hashlib import sha256
 from storage.bundles import read_bundle, version_uri_beside, write_beside
 from training.bundling import dump
 from training.candidates import Task
+from training.cross_validation import Progress
 from training.data import DataError, Dataset, read_csv
 from training.fitting import SERVING_FORMS, Fitted, fit
 from training.generator import generate
 from training.reports.comparison import Comparison, ComparisonError, compare
 from training.reports.page import render
-from training.selection import Progress
 from training.table_file import AUTOMATIC, Reading
 from training.threshold import DEFAULT
+from training.tuning import Tuning
 
 
 class ReportError(Exception):
@@ -46,6 +47,7 @@ def write_again(
     data: str | os.PathLike[str] | None = None,
     progress: Progress = lambda _: None,
     reading: Reading = AUTOMATIC,
+    tune_storage: str | os.PathLike[str] | None = None,
 ) -> str:
     """Write the report of a version again, from the data that it was trained on; return the report's URI.
 
@@ -59,6 +61,8 @@ def write_again(
         The training data; by default the file of that name in the working directory. Not for generated data.
     reading
         Properties of its file that are known.
+    tune_storage
+        File with the trials of its search; by default, the search is repeated.
 
     Raises
     ------
@@ -93,7 +97,16 @@ def write_again(
             "name the training data with --data"
         )
     rewrite = recipe.serving_form == SERVING_FORMS[True]
-    fitted = fit(dataset, recipe.estimator, progress, rewrite=rewrite, threshold=recipe.threshold or DEFAULT)
+    tuned = recipe.tuned
+    fitted = fit(
+        dataset,
+        recipe.estimator,
+        progress,
+        rewrite=rewrite,
+        threshold=recipe.threshold or DEFAULT,
+        parameters=recipe.parameters,
+        tuning=Tuning(tuned.trials, tuned.seed, tune_storage) if tuned else None,
+    )
     if sha256(dump(fitted.served.model)).hexdigest() != bundle.model.sha256:
         wanted = bundle.model.library_versions
         raise ReportError(f"{uri}: the fit gave another model; it needs the same libraries: {wanted}")

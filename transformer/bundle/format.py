@@ -247,6 +247,18 @@ class TrainingData(BaseModel):
     histograms: dict[str, dict[str, Any]] | None = None
 
 
+class Tuned(BaseModel):
+    """Search for parameters, and the estimator that was chosen."""
+
+    model_config = STRICT
+
+    trials: int = Field(ge=1)
+    seed: int
+    estimator: str
+    #: Parameters that the search has set; empty if the estimator was chosen as it is.
+    parameters: dict[str, int | FiniteFloat]
+
+
 class Recipe(BaseModel):
     """Arguments of the training, with which the same data give the same version again."""
 
@@ -260,6 +272,10 @@ class Recipe(BaseModel):
     threshold: str | None = None
     #: Seed of generated data; None for a file.
     seed: int | None = None
+    #: Parameters of the estimator that were set by hand.
+    parameters: dict[str, int | FiniteFloat] = Field(default_factory=dict)
+    #: Search for parameters; None if there was none.
+    tuned: Tuned | None = None
 
 
 class Imported(BaseModel):
