@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scoring.batch import answer
-from scoring.columns import ADDED, ERROR
+from scoring.columns import ERROR
 from scoring.errors import ScoringError
 from scoring.formats import Format, Writer
 from scoring.job import Job, Part
@@ -68,7 +68,7 @@ def score_part(job: Job, part: Part) -> PartResult:
             ):
                 answers = answer(candidates, predictor)
                 is_valid = pc.is_null(answers[ERROR])
-                answered.write(_beside(batch, answers.select(ADDED)).filter(is_valid))
+                answered.write(_beside(batch, answers.drop_columns([ERROR])).filter(is_valid))
                 refused.write(_beside(batch, answers.select([ERROR])).filter(pc.invert(is_valid)))
                 valid += is_valid.true_count
                 invalid += is_valid.false_count
