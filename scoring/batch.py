@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 import orjson
 import pyarrow as pa
@@ -17,7 +16,7 @@ import pyarrow.compute as pc
 from scoring.columns import ERROR, PREDICTION, PROBABILITY, VERSION, check_free
 from scoring.errors import ScoringError
 from scoring.predictor import AnswerType, BundlePredictor, Predictor
-from transformer.bundle.candidates import Candidates, Columns, RawColumn, Rows
+from transformer.bundle.candidates import Candidates, CodedColumn, Columns, RawColumn, Rows
 from transformer.bundle.signature import same_spelling
 from transformer.errors import InvalidRequest
 
@@ -25,6 +24,8 @@ from transformer.errors import InvalidRequest
 CANDIDATES = "candidates"
 #: Path of a candidate in errors, as in V1.
 _INSTANCES = "instances"
+#: Types whose values become codes.
+_CODED_TYPES = (pa.string(), pa.large_string(), pa.bool_())
 #: Type of the predictions, by the V2 datatype of the answers.
 _ARROW_TYPES = {"BOOL": pa.bool_(), "INT64": pa.int64(), "FP64": pa.float64(), "BYTES": pa.string()}
 
@@ -150,18 +151,20 @@ def _raw_column(name: str, column: Any) -> RawColumn:  # noqa: ANN401 (Arrow has
     if (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and not column.null_count:
         numbers: npt.NDArray[Any] = column.to_numpy()
         return numbers
-    if pa.types.is_dictionary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return _texts(column)
+    if pa.types.is_dictionary(kind) or kind in _CODED_TYPES:
+        return _coded(column)
     if (pa.types.is_primitive(kind) and not pa.types.is_temporal(kind)) or pa.types.is_null(kind):
         values: list[Any] = column.to_pylist()
         return values
     raise ScoringError(f"column {name!r}: must hold numbers or strings, got the Arrow type {kind}")
 
 
-def _texts(column: Any) -> list[Any]:  # noqa: ANN401
-    """Return texts as Python strings, one object for equal ones: ten times as fast as `to_pylist`."""
+def _coded(column: Any) -> CodedColumn:  # noqa: ANN401
+    """Return texts or booleans as codes, without the values of a dictionary that belong to other rows."""
+    if pa.types.is_dictionary(column.type) and len(column.dictionary) > len(column):
+        column = column.dictionary_decode()
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    values = np.array([*encoded.dictionary.to_pylist(), None], object)
-    indices = pc.fill_null(encoded.indices.cast(pa.int64()), len(values) - 1)
-    texts: list[Any] = values[indices.to_numpy()].tolist()
-    return texts
+    values, codes = encoded.dictionary.to_pylist(), encoded.indices
+    if codes.null_count:
+        values, codes = [*values, None], pc.fill_null(codes.cast(pa.int64()), len(values))
+    return CodedColumn(values, codes.to_numpy())

@@ -21,6 +21,12 @@ from transformer.bundle.encoder import Encoder, Matrix
 from transformer.bundle.format import MODEL_FILE, Bundle
 from transformer.bundle.target import Floats, Scores
 
+#: Maximum candidates per call of a model. A forest is then as fast as with all rows at once; with 4,096 it
+#: takes a sixth longer, measured on a virtual machine with two cores.
+MAX_BATCH_ROWS = 1 << 14
+#: Maximum bytes of features per call, so that a wide vocabulary takes no more memory.
+MAX_BATCH_BYTES = 32 * 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class Answers:
@@ -118,9 +124,6 @@ class BundlePredictor:
         If the version cannot be read, or its model is another one.
     """
 
-    #: With 4096 rows a forest is as fast as with all rows at once, and the batch fits into a core's cache.
-    batch_rows = 4096
-
     def __init__(self, uri: str, digest: str | None = None) -> None:
         with tempfile.TemporaryDirectory() as directory:
             copy = Path(directory) / "version"
@@ -132,6 +135,9 @@ class BundlePredictor:
                 )
             self._model: Any = joblib.load(copy / MODEL_FILE)
         self.fields = bundle.signature.datatypes
+        self.batch_rows = max(
+            1, min(MAX_BATCH_ROWS, MAX_BATCH_BYTES // (8 * len(bundle.vectorizer.feature_names)))
+        )
         self.answer_type = AnswerType(bundle.target.datatype, bundle.target.has_probabilities)
         self._uri = uri
         self._bundle = bundle

@@ -143,6 +143,17 @@ def test_arrow_types_of_warehouses_are_read_as_their_values(scorer):
     assert scored["probability"].equals(scorer(plain)["probability"])
 
 
+def test_a_slice_of_many_rows_is_scored_without_the_dictionary_of_the_others(scorer):
+    """Parquet gives each batch the dictionary of its row group."""
+    batch = as_columns(CANDIDATES_HERE)
+    place = batch.schema.get_field_index("gender")
+    coded = batch["gender"].dictionary_encode()
+    wide = pa.array([*coded.dictionary.to_pylist(), *map(str, range(1000)), None])
+    dictionary = pa.DictionaryArray.from_arrays(coded.indices, wide)
+    scored = scorer(batch.set_column(place, "gender", dictionary))
+    assert scored["probability"].equals(scorer(batch)["probability"])
+
+
 def test_a_column_of_dates_is_refused_by_its_name(scorer):
     batch = as_columns(CANDIDATES_HERE).drop_columns(["ssc_p"])
     batch = batch.append_column("ssc_p", pa.array(np.full(batch.num_rows, "2026-11-30", "datetime64[D]")))
