@@ -1,6 +1,7 @@
 """Where fits run: in this process, or on a Dask or Ray cluster through joblib's backends."""
 
 import logging
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ _PACKAGES = {"dask": "distributed", "ray": "ray"}
 BACKENDS = tuple(_PACKAGES)
 #: Options of joblib's backends. Dask replaces dead workers by itself; Ray does so if it is asked to.
 _OPTIONS = {"dask": {}, "ray": {"ray_remote_args": {"max_restarts": -1, "max_task_retries": -1}}}
+
+
+#: Seconds to connect to Ray.
+CONNECT_S = 10
 
 
 class BackendError(Exception):
@@ -60,7 +65,7 @@ def connect(backend: str | None, cluster: str | None = None) -> Iterator[Run]:
                 "`make engines`, then .runtimes/engines/bin/placement train …; elsewhere install "
                 f"placement[{backend}]"
             ) from error
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise BackendError(f"--backend {backend}: no cluster answers at {cluster}: {error}") from error
         yield partial(_run_on_workers, backend)
 
@@ -80,6 +85,10 @@ def _ray(cluster: str | None) -> Iterator[None]:
     import ray
     from ray.util.joblib import register_ray
 
+    host, _, port = (cluster or "").rpartition("/")[2].rpartition(":")
+    if host:
+        # Ray itself would try for more than ten minutes.
+        socket.create_connection((host, int(port)), CONNECT_S).close()
     register_ray()
     ray.init(cluster, logging_level=logging.WARNING)
     try:

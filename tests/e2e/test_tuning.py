@@ -123,3 +123,23 @@ def test_the_documented_search_keeps_its_trials_and_shows_them_in_the_report(che
     versions = [PLACEMENT, "versions", "--storage", checkout / "models"]
     assert f" {tuned.estimator}" in run(versions, checkout).stdout
     assert json.loads(run([*versions, "--json"], checkout).stdout)[0]["tuned"] == tuned.model_dump()
+
+
+@needs_engines
+@pytest.mark.parametrize(
+    ("backend", "address"), [("dask", "tcp://127.0.0.1:1"), ("ray", "127.0.0.1:1"), ("ray", "127.0.0.1:port")]
+)
+def test_a_cluster_that_does_not_answer_is_named(backend, address):
+    arguments = ["train", "--rows=100", f"--backend={backend}", f"--cluster={address}"]
+    done = subprocess.run(
+        [ENGINES, "-m", "placement.cli", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "1s"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"placement train: --backend {backend}: no cluster answers at {address}: " in done.stderr
+    assert "Traceback" not in done.stderr

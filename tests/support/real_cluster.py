@@ -100,8 +100,11 @@ class ClusterNamespace:
             self.kubectl("rollout", "status", f"deployment/{name}", f"--timeout={READY_S}s")
 
     def delete_service(self) -> None:
-        """Delete the InferenceService, and wait until its pods have gone."""
-        self.kubectl("delete", "inferenceservice", "placement", "--ignore-not-found")
+        """Delete the InferenceService, and wait until its Services and pods have gone.
+
+        KServe would give a new one the old Services, which are deleted a moment later.
+        """
+        self.kubectl("delete", "inferenceservice", "placement", "--cascade=foreground", "--ignore-not-found")
         wait_until_sync(lambda: not self._all_pods(), timeout_s=READY_S, poll_s=0.5)
 
     def address(self, service: str = "placement-transformer") -> Address:

@@ -135,3 +135,23 @@ def test_a_number_with_few_whole_values_has_one_bar_for_each(values, ticks, draw
     else:
         assert [label.get_text() for label in axes.get_xticklabels()] == ticks
         assert [len(bars) for bars in axes.containers] == [len(values)] * 2
+
+
+def test_the_choice_shows_the_best_tuned_trial_of_each_estimator_once(drawn):
+    (plain,) = fit(generate(200), "logistic-regression").trials
+    tuned = [
+        dataclasses.replace(
+            plain, estimator=plain.estimator.with_parameters({"logisticregression__C": c}), loss=loss
+        )
+        for c, loss in ((1.5, plain.loss - 0.001), (2.0, plain.loss - 0.002), (3.0, plain.loss + 0.1))
+    ]
+    charts.choice([plain, *tuned], tuned[1])
+    charts.search(tuned, tuned[1])
+    of_choice, of_search = (figure.axes[0] for figure in drawn)
+    labels = {label.get_text(): label.get_fontweight() for label in of_choice.get_yticklabels()}
+    assert labels == {"logistic-regression, tuned": "bold", "logistic-regression": "normal"}
+    every, chosen = (dots.get_offsets().tolist() for dots in of_search.collections)
+    assert every == [[number, trial.loss] for number, trial in enumerate(tuned, 1)]
+    assert chosen == [[2, tuned[1].loss]]
+    (line,) = of_search.lines
+    assert list(line.get_ydata()) == [tuned[0].loss, tuned[1].loss, tuned[1].loss]
