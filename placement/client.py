@@ -140,6 +140,14 @@ class RestClient:
         )
         return self._datatypes
 
+    async def outputs(self) -> dict[str, str]:
+        """Return the V2 datatype of each output, from the model's metadata; the first is the answer."""
+        return await self._request(
+            "GET",
+            f"/v2/models/{await self._name()}",
+            lambda content, _: {tensor["name"]: tensor["datatype"] for tensor in content["outputs"]},
+        )
+
     async def predict(self, candidates: Sequence[Candidate]) -> Answer:
         """See `Client`."""
         if self._v2:

@@ -17,7 +17,7 @@ from placement.client import (
 )
 from scoring.batch import as_json
 from scoring.errors import ScoringError
-from scoring.predictor import Answers
+from scoring.predictor import Answers, AnswerType
 from transformer.bundle.candidates import Candidates
 from transformer.errors import InvalidRequest
 
@@ -37,7 +37,7 @@ class ServicePredictor:
     def __init__(self, url: str, model: str | None) -> None:
         self._loop = asyncio.new_event_loop()
         try:
-            self._client, fields = self._loop.run_until_complete(_connected(url, model))
+            self._client, fields, self.answer_type = self._loop.run_until_complete(_connected(url, model))
         except ClientError as error:
             self._loop.close()
             raise ScoringError(str(error)) from error
@@ -54,7 +54,7 @@ class ServicePredictor:
             raise InvalidRequest(str(error)) from error
         except ClientError as error:
             raise ScoringError(str(error)) from error
-        return _answers(answer)
+        return _answers(answer, self.answer_type)
 
     def close(self) -> None:
         """Close the connection."""
@@ -62,20 +62,28 @@ class ServicePredictor:
         self._loop.close()
 
 
-async def _connected(url: str, model: str | None) -> tuple[RestClient, dict[str, str]]:
-    """Return a client, which must be made inside its event loop, and the fields of the model."""
+async def _connected(url: str, model: str | None) -> tuple[RestClient, dict[str, str], AnswerType]:
+    """Return a client, which must be made inside its event loop, the model's fields and its answers' type."""
     client = connect_rest(url, model)
     try:
-        return client, await client.fields()
+        fields, outputs = await client.fields(), await client.outputs()
     except ClientError:
         await client.close()
         raise
+    name, datatype = next(iter(outputs.items()))
+    has_probabilities = any(output.startswith(f"{name}_probabilit") for output in outputs)
+    return client, fields, AnswerType(datatype, has_probabilities)
 
 
-def _answers(answer: Answer) -> Answers:
+def _answers(answer: Answer, answer_type: AnswerType) -> Answers:
     rows = [tuple(prediction.values()) for prediction in answer.predictions]
-    positive, probabilities = zip(*rows, strict=True)
-    return Answers(np.array(positive, np.bool_), np.array(probabilities, np.float64), answer.version)
+    probabilities = np.array([_likeliest(row[1]) for row in rows]) if answer_type.has_probabilities else None
+    return Answers([row[0] for row in rows], probabilities, answer.version)
+
+
+def _likeliest(probability: float | Mapping[str, float]) -> float:
+    """Return the probability of the positive class, or the highest of many classes."""
+    return max(probability.values()) if isinstance(probability, Mapping) else probability
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,19 +5,18 @@ A batch has candidates in one of the two forms of the V2 protocol: a column per 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scoring.columns import ADDED, ERROR, check_free
+from scoring.columns import ERROR, PREDICTION, PROBABILITY, VERSION, check_free
 from scoring.errors import ScoringError
-from scoring.predictor import BundlePredictor, Predictor
-from transformer.bundle.candidates import Candidates, Columns, RawColumn, Rows
+from scoring.predictor import AnswerType, BundlePredictor, Predictor
+from transformer.bundle.candidates import Candidates, CodedColumn, Columns, RawColumn, Rows
 from transformer.bundle.signature import same_spelling
 from transformer.errors import InvalidRequest
 
@@ -25,6 +24,10 @@ from transformer.errors import InvalidRequest
 CANDIDATES = "candidates"
 #: Path of a candidate in errors, as in V1.
 _INSTANCES = "instances"
+#: Types whose values become codes.
+_CODED_TYPES = (pa.string(), pa.large_string(), pa.bool_())
+#: Type of the predictions, by the V2 datatype of the answers.
+_ARROW_TYPES = {"BOOL": pa.bool_(), "INT64": pa.int64(), "FP64": pa.float64(), "BYTES": pa.string()}
 
 Batch = TypeVar("Batch", pa.RecordBatch, pa.Table)
 
@@ -52,9 +55,10 @@ def answer(batch: pa.RecordBatch | pa.Table, predictor: Predictor) -> pa.RecordB
     Returns
     -------
     RecordBatch with one row per candidate
-        ``prediction`` (bool), ``probability`` (double), ``version`` (string) and ``error`` (string). The
-        first three are null for an invalid candidate, and ``error`` is the service's text for a V1 request
-        with this candidate only; else it is null.
+        ``prediction`` (bool, string, int64 or double), ``probability`` (double) if the model gives
+        probabilities, ``version`` (string) and ``error`` (string). All but ``error`` are null for an invalid
+        candidate, and ``error`` is the service's text for a V1 request with this candidate only; else it is
+        null.
 
     Raises
     ------
@@ -62,48 +66,41 @@ def answer(batch: pa.RecordBatch | pa.Table, predictor: Predictor) -> pa.RecordB
         If a column has values that no request could have, or the name of an added one.
     """
     check_free(batch.schema.names, "the input has the column")
-    answers = _Answers(batch.num_rows)
-    if batch.num_rows:
-        answers.fill(batch, 0, predictor)
-    return answers.batch()
+    schema = _answer_schema(predictor.answer_type)
+    if not batch.num_rows:
+        return pa.RecordBatch.from_pylist([], schema)
+    pieces = _pieces(batch, predictor, schema)
+    return pa.Table.from_batches(pieces, schema).combine_chunks().to_batches()[0]
 
 
-class _Answers:
-    """The answers to a batch, filled in ranges of rows."""
+def _answer_schema(kind: AnswerType) -> pa.Schema:
+    types = {PREDICTION: _ARROW_TYPES[kind.datatype]}
+    if kind.has_probabilities:
+        types[PROBABILITY] = pa.float64()
+    return pa.schema(types | {VERSION: pa.string(), ERROR: pa.string()})
 
-    def __init__(self, rows: int) -> None:
-        self._positive = np.zeros(rows, np.bool_)
-        self._probabilities = np.zeros(rows)
-        self._versions = np.full(rows, None, object)
-        self._errors = np.full(rows, None, object)
 
-    def fill(self, batch: pa.RecordBatch | pa.Table, first: int, predictor: Predictor) -> None:
-        """Score the candidates from row `first` on; halve them until the invalid ones are alone."""
-        rows = slice(first, first + batch.num_rows)
-        try:
-            answers = predictor.predict(_candidates(batch, predictor.fields))
-        except InvalidRequest as error:
-            if batch.num_rows == 1:
-                self._errors[rows] = str(error)
-                return
-            half = batch.num_rows // 2
-            self.fill(batch.slice(0, half), first, predictor)
-            self.fill(batch.slice(half), first + half, predictor)
-        else:
-            self._positive[rows] = answers.positive
-            self._probabilities[rows] = answers.probabilities
-            self._versions[rows] = answers.version
-
-    def batch(self) -> pa.RecordBatch:
-        """Return the columns of `answer`."""
-        invalid = self._errors != None  # noqa: E711 (elementwise)
-        columns = [
-            pa.array(self._positive, pa.bool_(), mask=invalid),
-            pa.array(self._probabilities, pa.float64(), mask=invalid),
-            pa.array(self._versions, pa.string()),
-            pa.array(self._errors, pa.string()),
-        ]
-        return pa.RecordBatch.from_arrays(columns, [*ADDED, ERROR])
+def _pieces(
+    batch: pa.RecordBatch | pa.Table, predictor: Predictor, schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
+    """Yield the answers in pieces; the candidates are halved until the invalid ones are alone."""
+    rows = batch.num_rows
+    try:
+        answers = predictor.predict(_candidates(batch, predictor.fields))
+    except InvalidRequest as error:
+        if rows == 1:
+            yield pa.RecordBatch.from_pylist([{ERROR: str(error)}], schema)
+            return
+        yield from _pieces(batch.slice(0, rows // 2), predictor, schema)
+        yield from _pieces(batch.slice(rows // 2), predictor, schema)
+    else:
+        columns = {
+            PREDICTION: answers.labels,
+            PROBABILITY: answers.probabilities,
+            VERSION: pa.repeat(answers.version, rows),
+            ERROR: pa.nulls(rows),
+        }
+        yield pa.RecordBatch.from_pydict({name: columns[name] for name in schema.names}, schema)
 
 
 def _candidates(batch: pa.RecordBatch | pa.Table, fields: Mapping[str, str]) -> Candidates:
@@ -154,18 +151,20 @@ def _raw_column(name: str, column: Any) -> RawColumn:  # noqa: ANN401 (Arrow has
     if (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and not column.null_count:
         numbers: npt.NDArray[Any] = column.to_numpy()
         return numbers
-    if pa.types.is_dictionary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return _texts(column)
+    if pa.types.is_dictionary(kind) or kind in _CODED_TYPES:
+        return _coded(column)
     if (pa.types.is_primitive(kind) and not pa.types.is_temporal(kind)) or pa.types.is_null(kind):
         values: list[Any] = column.to_pylist()
         return values
     raise ScoringError(f"column {name!r}: must hold numbers or strings, got the Arrow type {kind}")
 
 
-def _texts(column: Any) -> list[Any]:  # noqa: ANN401
-    """Return texts as Python strings, one object for equal ones: ten times as fast as `to_pylist`."""
+def _coded(column: Any) -> CodedColumn:  # noqa: ANN401
+    """Return texts or booleans as codes, without the values of a dictionary that belong to other rows."""
+    if pa.types.is_dictionary(column.type) and len(column.dictionary) > len(column):
+        column = column.dictionary_decode()
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    values = np.array([*encoded.dictionary.to_pylist(), None], object)
-    indices = pc.fill_null(encoded.indices.cast(pa.int64()), len(values) - 1)
-    texts: list[Any] = values[indices.to_numpy()].tolist()
-    return texts
+    values, codes = encoded.dictionary.to_pylist(), encoded.indices
+    if codes.null_count:
+        values, codes = [*values, None], pc.fill_null(codes.cast(pa.int64()), len(values))
+    return CodedColumn(values, codes.to_numpy())

@@ -4,8 +4,10 @@ from collections.abc import Container
 
 from scoring.errors import ScoringError
 
-#: Columns beside those of the input.
-ADDED = ("prediction", "probability", "version")
+#: Columns beside those of the input; without `PROBABILITY` if the model gives none.
+PREDICTION = "prediction"
+PROBABILITY = "probability"
+VERSION = "version"
 #: Column that rows with invalid candidates have instead.
 ERROR = "error"
 
@@ -18,6 +20,6 @@ def check_free(names: Container[str], what: str) -> None:
     ScoringError
         If it is.
     """
-    for name in (*ADDED, ERROR):
+    for name in (PREDICTION, PROBABILITY, VERSION, ERROR):
         if name in names:
             raise ScoringError(f"{what} {name!r} already; rename it or leave it out")

@@ -16,7 +16,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from scoring.batch import CANDIDATES
-from scoring.columns import ERROR
+from scoring.columns import ERROR, PROBABILITY
 from scoring.errors import ScoringError
 from training.table import finite_number
 
@@ -78,9 +78,12 @@ class Parquet(Format):
 
     def read(self, path: Path, part: tuple[int, int], rows: int, fields: Mapping[str, str]) -> Iterator[Read]:
         """See `Format`."""
-        file = pq.ParquetFile(path)
-        for batch in file.iter_batches(rows, row_groups=range(*part), use_threads=False):
-            yield batch, batch
+        schema = pq.read_schema(path)
+        texts = [one.name for one in schema if one.name in fields and pa.types.is_string(one.type)]
+        # The file has texts as codes already, and so the encoder takes them.
+        with pq.ParquetFile(path, read_dictionary=texts) as file:
+            for batch in file.iter_batches(rows, row_groups=range(*part), use_threads=False):
+                yield batch.cast(schema), batch
 
     def writer(self, file: IO[bytes], schema: pa.Schema) -> Writer:
         """See `Format`."""
@@ -92,7 +95,9 @@ class _ParquetWriter(Writer):
 
     def __init__(self, file: IO[bytes], schema: pa.Schema) -> None:
         self._schema = schema
-        self._writer = pq.ParquetWriter(file, schema)
+        # Probabilities hardly repeat: a dictionary of them takes time and space.
+        repeating = [name for name in schema.names if name != PROBABILITY]
+        self._writer = pq.ParquetWriter(file, schema, use_dictionary=repeating)
         self._batches: list[pa.RecordBatch] = []
         self._rows = 0
 

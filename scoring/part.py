@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scoring.batch import answer
-from scoring.columns import ADDED, ERROR
+from scoring.columns import ERROR
 from scoring.errors import ScoringError
 from scoring.formats import Format, Writer
 from scoring.job import Job, Part
@@ -67,11 +67,14 @@ def score_part(job: Job, part: Part) -> PartResult:
                 file, part.range, predictor.batch_rows, predictor.fields
             ):
                 answers = answer(candidates, predictor)
-                is_valid = pc.is_null(answers[ERROR])
-                answered.write(_beside(batch, answers.select(ADDED)).filter(is_valid))
-                refused.write(_beside(batch, answers.select([ERROR])).filter(pc.invert(is_valid)))
-                valid += is_valid.true_count
-                invalid += is_valid.false_count
+                scored = _beside(batch, answers.drop_columns([ERROR]))
+                valid += answers[ERROR].null_count
+                if answers[ERROR].null_count < batch.num_rows:
+                    is_valid = pc.is_null(answers[ERROR])
+                    scored = scored.filter(is_valid)
+                    refused.write(_beside(batch, answers.select([ERROR])).filter(pc.invert(is_valid)))
+                    invalid += is_valid.false_count
+                answered.write(scored)
             refused.keep = invalid > 0
             _write(job.counts_of(part), {"valid": valid, "invalid": invalid})
     except (OSError, pa.ArrowException, ScoringError) as error:

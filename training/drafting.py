@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from training.candidates import Task
-from training.table import EMPTY, DataError, cell_texts, finite_number, is_empty
+from training.table import EMPTY, DataError, cell_texts, finite_number, with_decimal_point
 from training.table_file import AUTOMATIC, Reading, open_file, read_table
 from transformer.bundle.signature import DEFAULT_ROW_NAME, same_spelling
 
@@ -141,13 +141,7 @@ def _read(
 
 def _cell_text(cell: object, decimal: str) -> str:
     """Return the text of a cell, a number with a decimal point."""
-    text = cell_texts(cell)[0].strip()
-    if decimal != "." and not is_empty(text):
-        try:
-            return cell_texts(finite_number(text, decimal))[0]
-        except ValueError:
-            pass
-    return text
+    return cell_texts(with_decimal_point(cell, decimal))[0].strip()
 
 
 @dataclass(frozen=True)

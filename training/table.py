@@ -301,6 +301,19 @@ def finite_number(cell: object, decimal: str = ".") -> float:
     return value
 
 
+def with_decimal_point(cell: object, decimal: str) -> object:
+    """Return a text with a decimal comma as a number, and another text without the blanks around it.
+
+    A text without the comma stays a text, because it may be a code: 007 is no 7. Other values are unchanged.
+    """
+    if not isinstance(cell, str):
+        return cell
+    if decimal != "." and decimal in cell:
+        with suppress(ValueError):
+            return finite_number(cell, decimal)
+    return cell.strip()
+
+
 def _float(value: str | float | Decimal) -> float:
     try:
         return float(value)

@@ -1,10 +1,13 @@
-"""Fixtures: transformers in front of faulty predictors."""
+"""Fixtures: transformers in front of faulty predictors, and `placement predict` without a service."""
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from placement import cli, predict_command
 from tests.support.connected_transformer import (
     ConnectedTransformer,
     connected_transformer,
@@ -13,6 +16,15 @@ from tests.support.faulty_predictor import (
     FaultyGrpcPredictor,
 )
 from tests.support.raw_http_server import make_certificate
+from tests.support.validating_client import ValidatingClient
+from training.candidates import SIGNATURE
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    """A stack of what a test starts; all of it ends with the test."""
+    async with AsyncExitStack() as entered:
+        yield entered
 
 
 @pytest.fixture
@@ -54,3 +66,31 @@ async def grpc_transformer(
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_certificate(tmp_path_factory.mktemp("tls"), "localhost")
+
+
+@pytest.fixture
+def predict(monkeypatch, capsys):
+    """Run the command; return its exit status, output and errors without the command's name."""
+
+    def run(file, *options, protocol="v1", signature=SIGNATURE):
+        client = ValidatingClient(protocol, signature)
+        monkeypatch.setattr(predict_command, "connect", lambda *_: client)
+        status = cli.main(["predict", str(file), *map(str, options)])
+        out, err = capsys.readouterr()
+        return SimpleNamespace(
+            status=status, out=out, err=err.removeprefix("placement predict: ").strip(), asked=client.asked
+        )
+
+    return run
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a file, and return its path."""
+
+    def write(content, name="a.csv"):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -13,7 +12,8 @@ import pytest
 from placement.client import Busy, connect
 from tests.support.endpoints import V1_PREDICT
 from tests.support.fake_mlserver import FakeMLServer
-from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
+from tests.support.fake_service import start_fake_service
+from tests.support.in_process_transformer import InProcessTransformer
 from tests.support.sklearn_reference import SklearnReference
 from tests.support.version_pairs import VersionPair
 from tests.support.waiting import wait_until
@@ -35,19 +35,9 @@ def sklearn_reference(pair) -> SklearnReference:
 
 
 @pytest.fixture
-async def stack() -> AsyncIterator[AsyncExitStack]:
-    async with AsyncExitStack() as entered:
-        yield entered
-
-
-@pytest.fixture
 def start(stack, pair, sklearn_reference):
     async def start(*arguments: str) -> tuple[InProcessTransformer, FakeMLServer]:
-        predictor = await stack.enter_async_context(FakeMLServer(sklearn_reference).running())
-        transformer = await stack.enter_async_context(
-            in_process_transformer(pair.new, predictor.address, "--predictor_protocol=v2", *arguments)
-        )
-        return transformer, predictor
+        return await start_fake_service(stack, pair.new, sklearn_reference, *arguments)
 
     return start
 
@@ -306,12 +296,12 @@ async def test_with_verification_by_request_a_large_request_is_answered_by_one_m
 async def canary_transformer(stack: AsyncExitStack, pair: VersionPair, share: float) -> InProcessTransformer:
     """Start a transformer whose calls reach the new version with a given probability."""
     dice = random.Random(0)
-    predictor = await stack.enter_async_context(
-        FakeMLServer(lambda: pair.references["v2" if dice.random() < share else "v1"]).running()
-    )
-    return await stack.enter_async_context(
-        in_process_transformer(pair.new, predictor.address, "--predictor_protocol=v2", "--verify=request")
-    )
+
+    def chosen() -> SklearnReference:
+        return pair.references["v2" if dice.random() < share else "v1"]
+
+    transformer, _ = await start_fake_service(stack, pair.new, chosen, "--verify=request")
+    return transformer
 
 
 async def test_with_verification_by_request_a_canary_gives_its_share_of_the_answers(stack, version_pair):
@@ -346,9 +336,8 @@ async def test_with_verification_by_request_thousands_of_candidates_are_answered
 async def test_requests_that_wait_for_a_newer_version_do_not_block_others(stack, version_pair):
     pair = version_pair("category_added")
     references = pair.references
-    predictor = await stack.enter_async_context(FakeMLServer(references["v1"]).running())
-    transformer = await stack.enter_async_context(
-        in_process_transformer(pair.new, predictor.address, "--predictor_protocol=v2", "--max_waiting_rows=4")
+    transformer, predictor = await start_fake_service(
+        stack, pair.new, references["v1"], "--max_waiting_rows=4"
     )
     waiting = [send(transformer, [one]) for one in pair.new_only_candidates[:3]]
     await asyncio.sleep(0.1)

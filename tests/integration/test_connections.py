@@ -3,11 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
@@ -15,6 +11,7 @@ from prometheus_client import REGISTRY
 from inferenceservice.local.forwarder import Backend
 from tests.support.endpoints import READINESS, V1_PREDICT
 from tests.support.fake_mlserver import FakeMLServer
+from tests.support.fake_service import ask, start_fake_service
 from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
 from tests.support.load_balancers import balanced_by_connection
 from tests.support.sklearn_reference import SklearnReference
@@ -39,31 +36,6 @@ def new_reference(pair) -> SklearnReference:
     return SklearnReference(pair.new)
 
 
-@pytest.fixture
-async def stack() -> AsyncIterator[AsyncExitStack]:
-    async with AsyncExitStack() as entered:
-        yield entered
-
-
-async def start(
-    stack: AsyncExitStack, bundle: Path, behind: SklearnReference | None, *arguments: str, ready: bool = True
-) -> tuple[InProcessTransformer, FakeMLServer]:
-    predictor = await stack.enter_async_context(FakeMLServer(behind).running())
-    transformer = await stack.enter_async_context(
-        in_process_transformer(bundle, predictor.address, "--predictor_protocol=v2", *arguments, ready=ready)
-    )
-    return transformer, predictor
-
-
-async def ask(transformer: InProcessTransformer, *rows: dict[str, Any]) -> tuple[str, list[float]]:
-    response = await transformer.http.post(V1_PREDICT, json={"instances": list(rows)})
-    assert response.status_code == 200, response.text
-    return (
-        response.headers["x-model-version"],
-        [one["placement_probability"] for one in response.json()["predictions"]],
-    )
-
-
 def sample(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(name, labels) or 0.0
 
@@ -71,7 +43,7 @@ def sample(name: str, **labels: str) -> float:
 @pytest.mark.parametrize("behind", ["old_reference", "new_reference"])
 async def test_requests_are_encoded_for_the_version_behind_the_connection(behind, stack, pair, request):
     sklearn_reference = request.getfixturevalue(behind)
-    transformer, _ = await start(stack, pair.new, sklearn_reference)
+    transformer, _ = await start_fake_service(stack, pair.new, sklearn_reference)
     rows = pair.candidates[:5]
     assert await ask(transformer, *rows) == (
         sklearn_reference.bundle.version,
@@ -82,7 +54,7 @@ async def test_requests_are_encoded_for_the_version_behind_the_connection(behind
 async def test_a_swap_during_requests_gives_no_answer_through_the_other_encoding(
     stack, pair, old_reference, new_reference
 ):
-    transformer, predictor = await start(stack, pair.new, old_reference)
+    transformer, predictor = await start_fake_service(stack, pair.new, old_reference)
     references = {"v1": old_reference, "v2": new_reference}
     seen = set()
     for swap in (new_reference, old_reference, new_reference):
@@ -98,7 +70,7 @@ async def test_a_swap_during_requests_gives_no_answer_through_the_other_encoding
 async def test_a_candidate_that_an_older_version_cannot_express_waits_for_a_newer_predictor(
     stack, pair, old_reference, new_reference
 ):
-    transformer, predictor = await start(stack, pair.new, old_reference)
+    transformer, predictor = await start_fake_service(stack, pair.new, old_reference)
     row = {**pair.candidates[0], "hsc_s": "Humanities"}
     waiting = asyncio.create_task(ask(transformer, row))
     # Other requests do not wait behind it.
@@ -111,7 +83,9 @@ async def test_a_candidate_that_an_older_version_cannot_express_waits_for_a_newe
 async def test_a_request_that_no_version_can_express_in_time_gets_503_with_retry_after(
     stack, pair, old_reference
 ):
-    transformer, _ = await start(stack, pair.new, old_reference, "--predictor_request_timeout_seconds=1")
+    transformer, _ = await start_fake_service(
+        stack, pair.new, old_reference, "--predictor_request_timeout_seconds=1"
+    )
     row = {**pair.candidates[0], "hsc_s": "Humanities"}
     response = await transformer.http.post(V1_PREDICT, json={"instances": [row]})
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
@@ -120,7 +94,7 @@ async def test_a_request_that_no_version_can_express_in_time_gets_503_with_retry
 async def test_an_unknown_model_is_served_as_unverified(stack, version_pair):
     pair = version_pair("retrained")
     unknown = SklearnReference(pair.new)
-    transformer, _ = await start(stack, pair.old, unknown)
+    transformer, _ = await start_fake_service(stack, pair.old, unknown)
     rows = pair.candidates[:3]
     assert await ask(transformer, *rows) == (
         "unverified",
@@ -130,7 +104,7 @@ async def test_an_unknown_model_is_served_as_unverified(stack, version_pair):
 
 async def test_an_unknown_model_is_refused_with_unknown_model_refuse(stack, version_pair):
     pair = version_pair("retrained")
-    transformer, _ = await start(
+    transformer, _ = await start_fake_service(
         stack, pair.old, SklearnReference(pair.new), "--unknown_model=refuse", ready=False
     )
     response = await transformer.http.post(V1_PREDICT, json={"instances": pair.candidates[:1]})
@@ -139,7 +113,7 @@ async def test_an_unknown_model_is_refused_with_unknown_model_refuse(stack, vers
 
 async def test_versions_with_the_same_encoding_are_told_apart_by_their_scores(stack, version_pair):
     pair = version_pair("retrained")
-    transformer, predictor = await start(stack, pair.new, SklearnReference(pair.old))
+    transformer, predictor = await start_fake_service(stack, pair.new, SklearnReference(pair.old))
     assert (await ask(transformer, pair.candidates[0]))[0] == "v1"
     predictor.swap(SklearnReference(pair.new))
     assert (await ask(transformer, pair.candidates[0]))[0] == "v2"
@@ -149,7 +123,7 @@ async def test_a_predictor_that_refuses_all_known_encodings_is_not_used_and_the_
     stack, pair, new_reference, caplog
 ):
     with caplog.at_level(logging.WARNING, "kserve.transformer"):
-        transformer, _ = await start(stack, pair.old, new_reference, ready=False)
+        transformer, _ = await start_fake_service(stack, pair.old, new_reference, ready=False)
         for path in READINESS:
             assert (await transformer.http.get(path)).status_code == 503
         assert (await transformer.http.get("/v2/health/live")).status_code == 200
@@ -167,7 +141,7 @@ async def answers(transformer: InProcessTransformer, path: str, status: int) -> 
 
 async def test_readiness_follows_the_connections(stack, pair, old_reference, monkeypatch):
     monkeypatch.setattr(connection_worker, "HEARTBEAT_S", 0.05)
-    transformer, predictor = await start(stack, pair.old, old_reference)
+    transformer, predictor = await start_fake_service(stack, pair.old, old_reference)
     for path in READINESS:
         assert (await transformer.http.get(path)).status_code == 200
     predictor.swap(None)
@@ -179,7 +153,7 @@ async def test_readiness_follows_the_connections(stack, pair, old_reference, mon
 
 
 async def test_requests_wait_while_there_is_no_connection_for_a_moment(stack, pair, old_reference):
-    transformer, predictor = await start(stack, pair.old, old_reference)
+    transformer, predictor = await start_fake_service(stack, pair.old, old_reference)
     predictor.swap(None)
     waiting = [asyncio.create_task(ask(transformer, row)) for row in pair.candidates[:8]]
     await asyncio.sleep(0.1)
@@ -190,7 +164,7 @@ async def test_requests_wait_while_there_is_no_connection_for_a_moment(stack, pa
 async def test_the_pool_keeps_the_configured_number_of_connections_and_renews_old_ones(
     stack, pair, old_reference
 ):
-    _, predictor = await start(
+    _, predictor = await start_fake_service(
         stack, pair.old, old_reference, "--predictor_connections=3", "--predictor_connection_age=0.1"
     )
     await wait_until(lambda: sample(CONNECTIONS, version="v1", state="usable") == 3)
@@ -236,7 +210,9 @@ async def test_metrics_count_connections_verifications_and_requests_by_version(
         "v1": sample("transformer_requests_total", **ANSWERED, version="v1"),
         "v2": sample("transformer_requests_total", **ANSWERED, version="v2"),
     }
-    transformer, predictor = await start(stack, pair.new, old_reference, "--predictor_connections=2")
+    transformer, predictor = await start_fake_service(
+        stack, pair.new, old_reference, "--predictor_connections=2"
+    )
     await wait_until(lambda: sample(CONNECTIONS, version="v1", state="usable") == 2)
     await ask(transformer, pair.candidates[0])
     predictor.swap(new_reference)
@@ -254,7 +230,7 @@ async def test_metrics_count_connections_verifications_and_requests_by_version(
 async def test_with_verification_by_request_each_answer_names_its_version(name, stack, version_pair):
     pair = version_pair(name)
     references = pair.references
-    transformer, predictor = await start(stack, pair.new, references["v1"], "--verify=request")
+    transformer, predictor = await start_fake_service(stack, pair.new, references["v1"], "--verify=request")
     seen = set()
     for number in range(40):
         # A proxy would send each call to another version over the same connection.
@@ -294,7 +270,7 @@ async def test_with_verification_by_request_each_version_uses_its_own_defaults(s
         field["default"] = default
     (tmp_path / BUNDLE_FILE).write_text(json.dumps(content))
     references = pair.references
-    transformer, predictor = await start(stack, tmp_path, references["v1"], "--verify=request")
+    transformer, predictor = await start_fake_service(stack, tmp_path, references["v1"], "--verify=request")
     row = {name: value for name, value in pair.candidates[0].items() if name != "ssc_p"}
     for version, default in (("v1", 40.0), ("v2", 90.0), ("v1", 40.0)):
         predictor.served = references[version]
@@ -307,7 +283,7 @@ async def test_with_verification_by_request_each_version_uses_its_own_defaults(s
 async def test_with_verification_by_request_requests_for_a_newer_version_do_not_block_others(
     stack, pair, old_reference, new_reference
 ):
-    transformer, predictor = await start(
+    transformer, predictor = await start_fake_service(
         stack, pair.new, old_reference, "--verify=request", "--predictor_connections=1"
     )
     row = {**pair.candidates[0], "hsc_s": "Humanities"}

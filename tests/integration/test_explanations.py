@@ -3,8 +3,6 @@
 import asyncio
 import gc
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,8 @@ import pytest
 from tests.support.endpoints import V1_EXPLAIN, V1_PREDICT, V2_INFER
 from tests.support.expected_explanation import ExpectedExplanation
 from tests.support.fake_mlserver import FakeMLServer
-from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
+from tests.support.fake_service import Start, start_fake_service
+from tests.support.in_process_transformer import InProcessTransformer
 from tests.support.request_bodies import binary_request, field_tensors, grpc_objects, grpc_tensors, v2_objects
 from tests.support.waiting import wait_until
 from training.candidates import SAMPLE
@@ -32,23 +31,11 @@ BASELINE, CONTRIBUTIONS, ERRORS, CHANGES = (
     f"placement_{name}" for name in ("baseline", "contributions", "standard_errors", "changes")
 )
 
-Start = Callable[..., Awaitable[tuple[InProcessTransformer, FakeMLServer]]]
-
-
-@pytest.fixture
-async def stack() -> AsyncIterator[AsyncExitStack]:
-    async with AsyncExitStack() as entered:
-        yield entered
-
 
 @pytest.fixture
 def start(stack, trained_bundle, sklearn_reference) -> Start:
     async def start(*arguments: str, bundle: Path = trained_bundle) -> Any:
-        predictor = await stack.enter_async_context(FakeMLServer(sklearn_reference).running())
-        transformer = await stack.enter_async_context(
-            in_process_transformer(bundle, predictor.address, "--predictor_protocol=v2", *arguments)
-        )
-        return transformer, predictor
+        return await start_fake_service(stack, bundle, sklearn_reference, *arguments)
 
     return start
 

@@ -12,7 +12,6 @@ import pytest
 from placement import cli, explain_command
 from placement.candidate_file import open_candidates
 from placement.client import Answer
-from tests.integration.test_predict_input import predict, write  # noqa: F401 (fixtures)
 from training.candidates import SAMPLE
 from training.generator import generate
 
@@ -42,7 +41,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_predict_reads_every_format(predict, write, name, monkeypatch):  # noqa: F811
+def test_predict_reads_every_format(predict, write, name, monkeypatch):
     content, options = FILES[name]
     done = predict(write(content, name), "--json", *options)
     assert (done.status, done.asked) == (0, 2), done.err
@@ -52,7 +51,7 @@ def test_predict_reads_every_format(predict, write, name, monkeypatch):  # noqa:
     assert (done.status, done.asked) == (0, 2), done.err
 
 
-def test_predict_counts_what_it_passes_over(predict, write):  # noqa: F811
+def test_predict_counts_what_it_passes_over(predict, write):
     path = write(FRAME.assign(id=1, note="x").to_csv() + ",,,,,,,,,,,,,,\n" * 3)
     assert (
         predict(path).err
@@ -60,7 +59,7 @@ def test_predict_counts_what_it_passes_over(predict, write):  # noqa: F811
     )
 
 
-def test_explain_reads_every_format(write, monkeypatch, capsys):  # noqa: F811
+def test_explain_reads_every_format(write, monkeypatch, capsys):
     class Client:
         async def fields(self):
             return {name: "FP64" if isinstance(value, float) else "BYTES" for name, value in SAMPLE.items()}
@@ -94,7 +93,7 @@ def test_train_reads_a_spreadsheets_file_and_report_reads_it_again(tmp_path, cap
     assert cli.main(["report", str(tmp_path / "placement/v1"), *reading]) == 0
 
 
-def test_a_cell_is_read_in_the_datatype_of_its_field(write):  # noqa: F811
+def test_a_cell_is_read_in_the_datatype_of_its_field(write):
     fields = {"flag": "BOOL", "count": "INT64", "size": "FP64", "code": "BYTES"}
     path = write("flag,count,size,code\nTrue,3,3,7\nno,4.0,0.5, x \nmaybe,,1e3,\n")
     with ExitStack() as stack:

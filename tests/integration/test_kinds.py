@@ -1,19 +1,25 @@
 """Each kind of question is trained, verified, answered over every protocol, explained, counted, described."""
 
+import asyncio
 import html
 import json
 import shutil
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 import numpy as np
+import pyarrow as pa
 import pytest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from placement.drift import read_drift
 from placement.outputs import Output, predictions
+from placement.service_predictor import ServicePredictor
+from scoring.batch import answer as answer_batch
+from scoring.predictor import BundlePredictor
 from tests.support.fake_mlserver import FakeMLServer
 from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
 from tests.support.kinds import NAME, QUESTIONS, Question, Trained, train_question
@@ -121,6 +127,24 @@ async def test_every_protocol_gives_scikit_learns_answers(served, trained):
     else:
         dtype = {"BOOL": "?", "INT64": "<i8", "FP64": "<f8"}[first["datatype"]]
         np.testing.assert_allclose(np.frombuffer(data, dtype), answers, rtol=1e-12)
+
+
+async def test_bulk_scoring_gives_the_services_answers_bit_for_bit(served, trained):
+    candidates = trained.dataset.candidates[:50]
+    batch = pa.RecordBatch.from_pylist(candidates)
+
+    def through_the_service() -> pa.RecordBatch:
+        with closing(ServicePredictor(str(served.http.base_url), NAME)) as predictor:
+            return answer_batch(batch, predictor)
+
+    scored = answer_batch(batch, BundlePredictor(str(trained.directory)))
+    assert scored.equals(await asyncio.to_thread(through_the_service))
+    for row, expected in zip(scored.to_pylist(), trained.answers(candidates), strict=True):
+        label, *scores = expected.values()
+        assert type(row["prediction"]) is type(label)
+        assert (row["prediction"], row["version"], row["error"]) == (label, "v1", None)
+        highest = [max(one.values()) if isinstance(one, dict) else one for one in scores]
+        assert [row[name] for name in row if name == "probability"] == pytest.approx(highest, rel=1e-12)
 
 
 async def test_the_metadata_has_the_datatypes_and_shapes_of_the_outputs(served, question, trained):

@@ -34,12 +34,6 @@ def references(pair) -> dict[str, SklearnReference]:
     return {"v1": SklearnReference(pair.old), "v2": SklearnReference(pair.new)}
 
 
-@pytest.fixture
-async def stack() -> AsyncIterator[AsyncExitStack]:
-    async with AsyncExitStack() as entered:
-        yield entered
-
-
 async def predictor_of(
     stack: AsyncExitStack, served: SklearnReference | Callable[[], SklearnReference]
 ) -> FakeMLServer:

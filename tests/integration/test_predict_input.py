@@ -13,8 +13,6 @@ import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import orjson
 import pytest
@@ -22,15 +20,13 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from inferenceservice.gateway import GatewayError
-from placement import candidate_file, cli, predict_command
-from placement.client import Answer, Busy, ClientError, Refused, connect, tensors, to_json
+from placement import candidate_file, predict_command
+from placement.client import Busy, ClientError, Refused, connect
 from placement.predictions_file import OutputError
+from tests.support.validating_client import ValidatingClient
 from training.candidates import SAMPLE, SIGNATURE
 from training.table import Content, DataError, Table
 from transformer.bundle.signature import Number, Signature
-from transformer.bundle.validation import validate
-from transformer.errors import ServiceError
-from transformer.protocols import v1, v2
 
 FIELDS = {field.name: field.datatype for field in SIGNATURE.fields}
 ROW = {name: str(value) for name, value in SAMPLE.items()}
@@ -43,67 +39,9 @@ WITH_DEFAULT = Signature(
 )
 
 
-class ValidatingClient:
-    """A client that decodes and validates candidates in this process instead of sending them."""
-
-    def __init__(self, protocol: str, signature: Signature) -> None:
-        self._protocol = protocol
-        self._signature = signature
-        self.asked = 0
-
-    async def fields(self):
-        return {field.name: field.datatype for field in self._signature.fields}
-
-    async def predict(self, candidates):
-        await asyncio.sleep(0)
-        self.asked += len(candidates)
-        try:
-            validate(self._decoded(candidates), self._signature)
-        except ServiceError as error:
-            raise Refused(str(error)) from error
-        prediction = {"placement": True, "placement_probability": 0.5}
-        return Answer([prediction] * len(candidates), "v1")
-
-    async def close(self):
-        pass
-
-    def _decoded(self, candidates):
-        if self._protocol == "v1":
-            return v1.decode(to_json({"instances": candidates}), "placement", 10_000).candidates
-        inputs = tensors(candidates, {field.name: field.datatype for field in self._signature.fields})
-        if self._protocol == "grpc":
-            objects = [to_json(candidate).decode() for candidate in candidates]
-            inputs = [
-                {"name": "candidates", "datatype": "BYTES", "shape": [len(objects)], "data": objects},
-            ]
-        body = to_json({"inputs": inputs})
-        named: dict[str, Any] = {
-            "model_name": "placement",
-            "output_name": "placement",
-            "fields": self._signature.names,
-        }
-        return v2.decode(body, None, **named, max_candidates=10_000).candidates
-
-
 @pytest.fixture(params=["v1", "v2", "grpc"])
 def protocol(request):
     return request.param
-
-
-@pytest.fixture
-def predict(monkeypatch, capsys):
-    """Run the command; return its exit status, output and errors without the command's name."""
-
-    def run(file, *options, protocol="v1", signature=SIGNATURE):
-        client = ValidatingClient(protocol, signature)
-        monkeypatch.setattr(predict_command, "connect", lambda *_: client)
-        status = cli.main(["predict", str(file), *map(str, options)])
-        out, err = capsys.readouterr()
-        return SimpleNamespace(
-            status=status, out=out, err=err.removeprefix("placement predict: ").strip(), asked=client.asked
-        )
-
-    return run
 
 
 def table(*rows, columns=None, separator=","):
@@ -112,16 +50,6 @@ def table(*rows, columns=None, separator=","):
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(content, name="a.csv"):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
-
-    return write
 
 
 def test_each_row_gets_its_prediction(predict, write, protocol):

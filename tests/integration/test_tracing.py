@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -16,9 +15,9 @@ from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_tra
 
 from tests.support.connected_transformer import connected_transformer
 from tests.support.endpoints import V1_EXPLAIN, V1_PREDICT, V2_INFER
-from tests.support.fake_mlserver import FakeMLServer
+from tests.support.fake_service import Start, start_fake_service
 from tests.support.faulty_predictor import GOOD, has_status
-from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
+from tests.support.in_process_transformer import InProcessTransformer
 from tests.support.marked_candidates import FAULTS, ask_malformed, ask_over_every_protocol, traces_in
 from tests.support.request_bodies import grpc_objects, v2_objects
 from tests.support.waiting import wait_until
@@ -43,30 +42,13 @@ def exported(monkeypatch) -> InMemorySpanExporter:
 
 
 @pytest.fixture
-async def stack() -> AsyncIterator[AsyncExitStack]:
-    async with AsyncExitStack() as entered:
-        yield entered
-
-
-Start = Callable[..., Awaitable[tuple[InProcessTransformer, FakeMLServer]]]
-
-
-@pytest.fixture
 def start(stack, exported, trained_bundle, sklearn_reference) -> Start:
     """Start a traced transformer in front of one connection."""
 
     async def start(*arguments: str) -> Any:
-        predictor = await stack.enter_async_context(FakeMLServer(sklearn_reference).running())
-        transformer = await stack.enter_async_context(
-            in_process_transformer(
-                trained_bundle,
-                predictor.address,
-                "--predictor_protocol=v2",
-                "--predictor_connections=1",
-                *arguments,
-            )
+        return await start_fake_service(
+            stack, trained_bundle, sklearn_reference, "--predictor_connections=1", *arguments
         )
-        return transformer, predictor
 
     return start
 

@@ -5,51 +5,23 @@ An error means "not this version" and never verifies a connection.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
 
 from tests.support.endpoints import READINESS, V1_PREDICT
-from tests.support.fake_mlserver import FakeMLServer
-from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
+from tests.support.fake_service import ask, start_fake_service
+from tests.support.in_process_transformer import InProcessTransformer
 from tests.support.sklearn_reference import SklearnReference
 from tests.support.version_pairs import VersionPair
 from tests.support.waiting import wait_until
 from transformer.batching import pool
 from transformer.batching.balanced_upstream import MAX_CALLS
 
-Served = SklearnReference | Callable[[], SklearnReference] | None
-
-
-@pytest.fixture
-async def stack() -> AsyncIterator[AsyncExitStack]:
-    async with AsyncExitStack() as entered:
-        yield entered
-
-
-async def start(
-    stack: AsyncExitStack, bundle: Path, served: Served, *arguments: str, ready: bool = True
-) -> tuple[InProcessTransformer, FakeMLServer]:
-    predictor = await stack.enter_async_context(FakeMLServer(served).running())
-    predictor.explains = False
-    transformer = await stack.enter_async_context(
-        in_process_transformer(bundle, predictor.address, "--predictor_protocol=v2", *arguments, ready=ready)
-    )
-    return transformer, predictor
-
-
-async def ask(transformer: InProcessTransformer, *rows: dict[str, Any]) -> tuple[str, list[float]]:
-    response = await transformer.http.post(V1_PREDICT, json={"instances": list(rows)})
-    assert response.status_code == 200, response.text
-    return (
-        response.headers["x-model-version"],
-        [one["placement_probability"] for one in response.json()["predictions"]],
-    )
+#: Starts a service whose predictor gives no reasons.
+start = partial(start_fake_service, explains=False)
 
 
 async def answers(transformer: InProcessTransformer, path: str, status: int) -> bool:

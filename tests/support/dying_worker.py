@@ -22,10 +22,9 @@ WORKERS = 2
 class DyingPredictor(BundlePredictor):
     """Scores in small batches, and kills its process at the second one if no other process has died."""
 
-    batch_rows = 20
-
     def __init__(self, source: BundleSource, marker: str) -> None:
         super().__init__(source.uri, source.digest)
+        self.batch_rows = 20
         self._calls = 0
         self._marker = marker
 

@@ -12,6 +12,7 @@ from training.data import DataError, read_csv
 from training.drafting import draft, model_name
 from training.example import ROWS, example_csv
 from training.generator import generate
+from training.table_file import Reading
 from transformer.bundle.signature import Category, Number
 
 
@@ -247,6 +248,8 @@ def test_init_says_what_is_missing(init, arguments, problem):
     assert err.startswith(f"placement init: {problem}")
 
 
-def test_labels_with_leading_zeros_are_texts(table):
-    task = draft(table(["1", "2"], "code", classes=("007", "08", "1")), "code").task
+@pytest.mark.parametrize("decimal", [".", ","])
+def test_labels_with_leading_zeros_are_texts(table, decimal):
+    path = table(["1", "2"], "code", classes=("007", "08", "1"))
+    task = draft(path, "code", reading=Reading(decimal=decimal)).task
     assert (task.kind, task.classes) == ("multiclass", ("007", "08", "1"))

@@ -18,7 +18,7 @@ import pytest
 from training.candidates import Task
 from training.data import read_candidates, read_csv
 from training.drafting import draft
-from training.table import DataError
+from training.table import DataError, with_decimal_point
 from training.table_file import Reading
 from transformer.bundle.signature import Category, Number, Signature
 
@@ -93,6 +93,26 @@ def test_separators_are_recognised(read, separator):
 def test_a_separator_is_the_one_that_gives_the_known_names(read):
     check(read("age;town;answer;a,b,c,d,e,f\n30.5;Zürich;yes;1\n31;Bern;no;\n"))
     check(read("town,age,answer,a;b;c;d;e;f\nZürich,30.5,yes,1\nBern,31,no,\n"))
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("30,5", 30.5),
+        (" -0,5 ", -0.5),
+        ("3,0", 3.0),
+        ("007", "007"),
+        ("12345678901234567890", "12345678901234567890"),
+        (" 7 ", "7"),
+        ("1.234,5", "1.234,5"),
+        ("Ulm, Neu-Ulm", "Ulm, Neu-Ulm"),
+        (30.5, 30.5),
+        (None, None),
+    ],
+)
+def test_only_a_text_with_a_decimal_comma_becomes_a_number(cell, expected):
+    found = with_decimal_point(cell, ",")
+    assert (type(found), found) == (type(expected), expected)
 
 
 def test_decimal_commas_are_read_where_an_option_says_so(read):

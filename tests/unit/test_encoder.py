@@ -20,6 +20,7 @@ from transformer.bundle.candidates import (
     MIN_ROWS_FOR_OWN_KEYS,
     NEEDS_FULL_VALIDATION,
     Candidates,
+    CodedColumn,
     Columns,
     Rows,
 )
@@ -177,6 +178,20 @@ def columns_of(rows: list[dict], signature: Signature) -> Candidates:
     return Columns(len(rows), {name: [row.get(name) for row in rows] for name in signature.names})
 
 
+def coded_of(rows: list[dict], signature: Signature) -> Candidates:
+    """Return columns of codes, with a value that no row has, where all values are texts or booleans."""
+    columns: dict[str, Any] = {}
+    for name in signature.names:
+        column = columns[name] = [row.get(name) for row in rows]
+        if set(map(type, column)) <= {str, bool, type(None)}:
+            distinct = ["nobody's", *dict.fromkeys(column)]
+            columns[name] = CodedColumn(distinct, np.array([*map(distinct.index, column)], np.int32))
+    return Columns(len(rows), columns)
+
+
+FORMS = [rows_of, columns_of, coded_of]
+
+
 def expected(rows: list[dict], signature: Signature) -> np.ndarray:
     """Return DictVectorizer's encoding of the rows with defaults filled in."""
     defaults = {field.name: field.default for field in signature.fields}
@@ -204,7 +219,7 @@ def outcome(encode: Any, candidates: Candidates) -> np.ndarray | str:
         return str(error)
 
 
-@pytest.mark.parametrize("form", [rows_of, columns_of])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("size", SIZES)
 @settings(deadline=None, max_examples=15)
 @given(data=st.data())
@@ -216,7 +231,7 @@ def test_every_valid_candidate_is_encoded_bit_for_bit_as_dictvectorizer_does(siz
     assert_same(encoded, expected(rows, signature))
 
 
-@pytest.mark.parametrize("form", [rows_of, columns_of])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("size", SIZES)
 def test_valid_placement_candidates_are_encoded_without_the_slow_path(size, form, monkeypatch):
     rows = generate(size, seed=5).candidates
@@ -272,7 +287,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("form", [rows_of, columns_of])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("size", [1, MAX_ONE_BY_ONE + 1, BLOCK_SIZE + 1])
 @pytest.mark.parametrize("field", ["ssc_p", "gender"])
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
@@ -313,7 +328,7 @@ def test_the_order_of_a_candidates_keys_does_not_matter(size):
     )
 
 
-@pytest.mark.parametrize("form", [rows_of, columns_of])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("size", SIZES)
 def test_an_ignored_category_sets_no_column_as_in_dictvectorizer(size, form):
     signature = Signature(
@@ -430,7 +445,7 @@ SMALLEST = math.nextafter(0, 1)
 AROUND_0_AND_1 = [-2.0, -SMALLEST, -0.0, 0, SMALLEST, 0.5, math.nextafter(1, 0), 1, math.nextafter(1, 2), 2.0]
 
 
-@pytest.mark.parametrize("form", [rows_of, columns_of])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("size", [1, MAX_ONE_BY_ONE + 1])
 @pytest.mark.parametrize(("minimum", "maximum"), [*combinations_with_replacement(AROUND_0_AND_1, 2)])
 def test_booleans_are_told_from_numbers_in_every_range(minimum, maximum, size, form, monkeypatch):

@@ -1,33 +1,24 @@
 """The RayJob of bulk scoring is valid, and runs the command and the Ray that the project has."""
 
-import os
 import re
 import shlex
 import tomllib
-from pathlib import Path
 
 import jsonschema_rs
 import pytest
 import yaml
 
 from placement.cli import parser
-from tests.support.open_inference_protocol import closed
+from tests.support.custom_resources import spec_schema
 from tests.support.paths import ROOT
 
-#: Directory of other projects' CustomResourceDefinitions.
-CRDS = Path(os.environ.get("CRDS", ROOT.parent / "shared" / "crds"))
 MANIFEST = yaml.safe_load((ROOT / "scoring" / "rayjob.yaml").read_text())
 GROUPS = [MANIFEST["spec"]["rayClusterSpec"][name] for name in ("headGroupSpec", "workerGroupSpecs")]
 HEAD, (WORKER,) = GROUPS
 
 
 def test_kuberays_schema_knows_every_field():
-    path = CRDS / "rayjobs.crd.yaml"
-    if not path.is_file():
-        pytest.skip(f"KubeRay's schema is not at {CRDS}; CRDS names its directory")
-    versions = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)["spec"]["versions"]
-    (version,) = (one for one in versions if one["name"] == "v1")
-    schema = jsonschema_rs.Draft4Validator(closed(version["schema"]["openAPIV3Schema"]["properties"]["spec"]))
+    schema = spec_schema("rayjobs.crd.yaml")
     schema.validate(MANIFEST["spec"])
     with pytest.raises(jsonschema_rs.ValidationError):
         schema.validate({**MANIFEST["spec"], "misspelt": "x"})

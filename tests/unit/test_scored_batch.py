@@ -6,10 +6,12 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pytest
+from sklearn.dummy import DummyClassifier
 
-from scoring.batch import CANDIDATES, BatchScorer
+from scoring import predictor
+from scoring.batch import CANDIDATES, BatchScorer, answer
 from scoring.errors import ScoringError
-from scoring.predictor import BundlePredictor
+from scoring.predictor import MAX_BATCH_ROWS, BundlePredictor
 from training.generator import generate
 from transformer.bundle.candidates import Rows
 from transformer.bundle.encoder import Encoder
@@ -143,6 +145,17 @@ def test_arrow_types_of_warehouses_are_read_as_their_values(scorer):
     assert scored["probability"].equals(scorer(plain)["probability"])
 
 
+def test_a_slice_of_many_rows_is_scored_without_the_dictionary_of_the_others(scorer):
+    """Parquet gives each batch the dictionary of its row group."""
+    batch = as_columns(CANDIDATES_HERE)
+    place = batch.schema.get_field_index("gender")
+    coded = batch["gender"].dictionary_encode()
+    wide = pa.array([*coded.dictionary.to_pylist(), *map(str, range(1000)), None])
+    dictionary = pa.DictionaryArray.from_arrays(coded.indices, wide)
+    scored = scorer(batch.set_column(place, "gender", dictionary))
+    assert scored["probability"].equals(scorer(batch)["probability"])
+
+
 def test_a_column_of_dates_is_refused_by_its_name(scorer):
     batch = as_columns(CANDIDATES_HERE).drop_columns(["ssc_p"])
     batch = batch.append_column("ssc_p", pa.array(np.full(batch.num_rows, "2026-11-30", "datetime64[D]")))
@@ -178,3 +191,20 @@ def test_a_worker_refuses_a_model_that_scores_its_reference_rows_differently(tra
     changed_bundle(trained_bundle, tmp_path, reference=reference)
     with pytest.raises(ScoringError, match="scores its reference rows differently from its bundle"):
         BundlePredictor(str(tmp_path))
+
+
+def test_an_output_that_the_service_would_refuse_stops_the_job(trained_bundle):
+    opened = BundlePredictor(str(trained_bundle))
+    opened._model = DummyClassifier().fit(np.zeros((3, 1)), [0, 1, 2])
+    expected = f"{trained_bundle}: invalid output of the model: wrong shape; expected the probabilities of 2"
+    with pytest.raises(ScoringError, match=expected):
+        answer(as_columns(CANDIDATES_HERE), opened)
+
+
+@pytest.mark.parametrize(("rows_of_features", "rows"), [(10, 10), (0, 1), (10**9, MAX_BATCH_ROWS)])
+def test_a_call_of_a_model_has_limits_of_rows_and_of_bytes(
+    trained_bundle, monkeypatch, rows_of_features, rows
+):
+    row = 8 * len(load_bundle(trained_bundle).vectorizer.feature_names)
+    monkeypatch.setattr(predictor, "MAX_BATCH_BYTES", row * rows_of_features)
+    assert BundlePredictor(str(trained_bundle)).batch_rows == rows

@@ -3,6 +3,8 @@
 import csv
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from scoring import formats
@@ -51,6 +53,24 @@ def test_parts_hold_all_rows_once_and_in_order(tmp_path, trained_bundle, sklearn
     fields = [{name: one[name] for name in one if name != "id"} for one in candidates]
     assert [float(row["probability"]) for row in rows] == sklearn_reference.probabilities(fields)
     assert total_counts(tmp_path / "out") == {"valid": 250, "invalid": 0}
+
+
+def test_parquet_columns_keep_their_types_and_metadata(tmp_path, trained_bundle):
+    table = pa.Table.from_pylist(numbered_candidates(50)).replace_schema_metadata({"owner": "sales"})
+    for name, kind in (
+        ("id", pa.int16()),
+        ("gender", pa.dictionary(pa.int32(), pa.string())),
+        ("hsc_s", pa.large_string()),
+    ):
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, name, table[name].cast(kind))
+    pq.write_table(table, tmp_path / "in.parquet")
+    (part,) = score(tmp_path / "in.parquet", tmp_path / "out", trained_bundle)
+    scored = pq.read_table(tmp_path / "out" / f"{part.name}.parquet")
+    added = [("prediction", pa.bool_()), ("probability", pa.float64()), ("version", pa.string())]
+    assert scored.schema == pa.schema([*table.schema, *added])
+    assert scored.schema.metadata == table.schema.metadata
+    assert scored.select(table.column_names).equals(table)
 
 
 def test_a_line_end_inside_quotes_ends_no_row(tmp_path, trained_bundle):

@@ -4,13 +4,12 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from training.table import EMPTY, DataError, cell_texts, finite_number, is_empty
+from training.table import EMPTY, DataError, cell_texts, finite_number, is_empty, with_decimal_point
 from training.table_file import AUTOMATIC, Reading, read_whole
 from transformer.bundle.signature import same_spelling, spelling
 
@@ -58,22 +57,12 @@ def read_sample(path: str | os.PathLike[str], reading: Reading = AUTOMATIC) -> S
     """
     table, content = read_whole(path, reading=reading)
     columns = table.foreign(())
-    parse = partial(_cell, decimal=reading.decimal)
+    parse = partial(with_decimal_point, decimal=reading.decimal)
     rows = [row.values for row in table.rows(dict.fromkeys(columns, parse))]
     if not rows:
         raise DataError(table.source, [EMPTY])
     present = [{name: value for name, value in row.items() if not is_empty(value)} for row in rows]
     return Sample(Path(table.source).name, hashlib.sha256(content).hexdigest(), columns, present)
-
-
-def _cell(cell: object, decimal: str) -> object:
-    """Return a cell without blanks around a text, and a number with a decimal comma as a number."""
-    if not isinstance(cell, str):
-        return cell
-    if decimal != "." and decimal in cell:
-        with suppress(ValueError):
-            return finite_number(cell, decimal)
-    return cell.strip()
 
 
 def as_number(value: object) -> float:

@@ -98,6 +98,35 @@ class NumericFields(FieldGroup):
         return struct.Struct(self._row_format * rows).pack
 
 
+class CodedColumn(Sequence[Any]):
+    """One field's values as codes of distinct values, which the encoder reads without a loop.
+
+    Parameters
+    ----------
+    values
+        The distinct values, and perhaps others.
+    codes : ndarray of integers, shape (candidates,)
+        Place of each candidate's value in `values`.
+    """
+
+    __slots__ = ("codes", "values")
+
+    def __init__(self, values: Sequence[Any], codes: npt.NDArray[np.integer[Any]]) -> None:
+        self.values = values
+        self.codes = codes
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, place: Any) -> Any:  # noqa: ANN401 (an index or a slice)
+        if isinstance(place, slice):
+            return CodedColumn(self.values, self.codes[place])
+        return self.values[self.codes[place]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.values.__getitem__, self.codes.tolist())
+
+
 class Candidates(Protocol):
     """Candidates of one request, in the form that the request has. Fields are read only on demand."""
 
@@ -130,6 +159,15 @@ class Candidates(Protocol):
         ------
         one of NEEDS_FULL_VALIDATION
             If a value is missing; also during iteration.
+        """
+
+    def coded(self, fields: FieldGroup) -> list[CodedColumn] | None:
+        """Return one column per field; None if not all have codes, or there are no fields.
+
+        Raises
+        ------
+        one of NEEDS_FULL_VALIDATION
+            If a field is missing.
         """
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> "Candidates":
@@ -206,6 +244,9 @@ class Rows:
         """See `Candidates.tuples`."""
         few = self.rows < MIN_ROWS_FOR_OWN_KEYS
         return map(fields.read if few else fields.read_with_keys_of(self._objects[0]), self._objects)
+
+    def coded(self, fields: FieldGroup) -> None:
+        """See `Candidates.coded`."""
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> "Rows":
         """See `Candidates.with_defaults`."""
@@ -285,6 +326,12 @@ class Columns:
         if not fields.names:
             return repeat((), self.rows)
         return zip(*(as_list(self._columns[name]) for name in fields.names), strict=True)
+
+    def coded(self, fields: FieldGroup) -> list[CodedColumn] | None:
+        """See `Candidates.coded`."""
+        columns = [self._columns[name] for name in fields.names]
+        found = [column for column in columns if isinstance(column, CodedColumn)]
+        return found if found and len(found) == len(columns) else None
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> "Columns":
         """See `Candidates.with_defaults`."""

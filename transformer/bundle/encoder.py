@@ -8,6 +8,7 @@ import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from itertools import chain, product
 from typing import Any
 
@@ -39,6 +40,8 @@ BLOCK_SIZE = 512
 MAX_REPEATED_WIDTH = 64
 #: Maximum numbers in the table of category combinations.
 MAX_TABLE_SIZE = 1 << 16
+#: Stands for a value of no combination: a sum with it is negative.
+_UNKNOWN = -MAX_TABLE_SIZE
 
 
 class Encoder:
@@ -316,6 +319,16 @@ class _CombinationTable:
             for name, value in zip(fields, combination, strict=True):
                 row[columns[name][value]] = 0.0 if value is False else 1.0
             self._rows[combination] = row.tobytes()
+        #: For each field, what its values add to the place of a combination in `_rows`.
+        self._steps: list[dict[_Choice, int]] = []
+        step = len(self._rows)
+        for name in fields:
+            step //= len(columns[name])
+            self._steps.append({value: place * step for place, value in enumerate(columns[name])})
+
+    @cached_property
+    def _matrix(self) -> Matrix:
+        return np.ndarray((len(self._rows), self._width), _FLOAT64, b"".join(self._rows.values()))
 
     def row(self, candidate: Mapping[str, str]) -> "array[float]":
         """Return one candidate's features; raise one of NEEDS_FULL_VALIDATION for an unknown combination."""
@@ -323,5 +336,14 @@ class _CombinationTable:
 
     def rows(self, candidates: Candidates) -> Matrix:
         """Return the candidates' features; raise one of NEEDS_FULL_VALIDATION for an unknown combination."""
+        if (coded := candidates.coded(self.fields)) is not None:
+            places = sum(
+                np.array([steps.get(value, _UNKNOWN) for value in column.values])[column.codes]
+                for steps, column in zip(self._steps, coded, strict=True)
+            )
+            if np.any(places < 0):
+                raise NeedsFullValidation
+            matrix: Matrix = self._matrix[places]
+            return matrix
         rows = b"".join(map(self._rows.__getitem__, candidates.tuples(self.fields)))
         return np.ndarray((candidates.rows, self._width), _FLOAT64, rows)
