@@ -1,6 +1,6 @@
 """Run the pipeline on this machine, one process for each step, or compile it for Kubeflow.
 
-Belongs into the environment of `make pipeline`.
+Runs in the environment that `make pipeline` installs.
 """
 
 import argparse
