@@ -21,8 +21,9 @@ from tests.support.trained_versions import TrainedVersions, digest_of_sources
 from tests.support.version_pairs import VersionPair
 
 # Hypothesis tries the same examples in every run, so that failures are repeatable.
-# HYPOTHESIS_PROFILE=default tries others.
-settings.register_profile("repeatable", derandomize=True, database=None)
+# HYPOTHESIS_PROFILE=random tries others. No example fails by its time.
+settings.register_profile("random", deadline=None)
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 keep_ports_apart()

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from uvicorn import Config, Server
 from uvicorn.server import ServerState
@@ -276,7 +276,6 @@ async def answers_to_pieces(pieces: Iterable[bytes]) -> bytes:
         return answer
 
 
-@settings(deadline=None)
 @given(pipelines())
 def test_requests_in_any_fragments_are_answered_in_order(pipeline):
     pieces, expected = pipeline

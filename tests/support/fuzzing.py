@@ -13,6 +13,5 @@ def fuzz(few: int) -> settings:
         max_examples=int(MANY or few),
         derandomize=MANY is None,
         database=None,
-        deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     )

@@ -13,7 +13,7 @@ from training.statistics import Statistics, describe
 from transformer.bundle.signature import Category, Number, Signature
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(rows=st.integers(1, 200), seed=st.integers(0, 2**32))
 def test_generated_candidates_are_repeatable_and_valid(rows, seed):
     dataset = generate(rows, seed)

@@ -221,7 +221,7 @@ def outcome(encode: Any, candidates: Candidates) -> np.ndarray | str:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("size", SIZES)
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_every_valid_candidate_is_encoded_bit_for_bit_as_dictvectorizer_does(size, form, data):
     signature = data.draw(signatures())
@@ -250,7 +250,7 @@ def test_special_numbers_are_encoded_as_by_dictvectorizer(value, size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_fast_and_slow_paths_give_the_same_result_or_error(size, data):
     signature = data.draw(signatures())
