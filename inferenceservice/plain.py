@@ -204,6 +204,8 @@ def _initializer(uri: str, image: str, documents: Sequence[Json]) -> tuple[Json,
         "name": INITIALIZER,
         "args": [source_of(uri), MODEL_MOUNT],
         "resources": _INITIALIZER_RESOURCES,
+        # `placement rollout` and `status` show the last line of its log.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
     }
     mounts: list[Json] = [{"name": "bundle", "mountPath": MODEL_MOUNT}]
     if (claim := claim_of(uri)) is not None:

@@ -243,7 +243,8 @@ class RestClient:
             ) from error
         except (TimeoutError, aiohttp.ClientConnectionError) as error:
             raise ClientError(
-                f"{self._base} does not answer; start it with `make run`, or set --url"
+                f"{self._base} does not answer; start it with `make run`, start `kubectl port-forward` "
+                "again, or set --url"
             ) from error
         except (aiohttp.ClientError, KeyError, TypeError, ValueError) as error:
             # The content is left out of the message: it may be long.

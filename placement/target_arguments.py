@@ -58,7 +58,11 @@ def add_target_arguments(
     cluster.add_argument("--url", help="address for predictions (default: through the API server)")
     Gateway.add_arguments(cluster)
     cluster.add_argument(
-        "--timeout", type=float, default=900, help="seconds until a component must serve its new bundle"
+        "--timeout",
+        type=_seconds,
+        default=900.0,
+        metavar="SECONDS",
+        help="seconds until a component must serve its new bundle, at least 1 (default: %(default)g)",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -160,6 +164,16 @@ async def _run_interruptible(steps: Callable[["Progress"], Awaitable[_Result]]) 
 def print_result(options: argparse.Namespace, content: object, text: str) -> None:
     """Print the result: as JSON with `--json`, else as text."""
     print(json.dumps(content) if options.json else text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, at least 1, got {text}")
+    return seconds
 
 
 def _bundle_copy(text: str) -> tuple[str, str]:

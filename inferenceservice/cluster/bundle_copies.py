@@ -27,7 +27,8 @@ async def read_bundle(uri: str, copies: Mapping[str, str]) -> Bundle:
     except TimeoutError as error:
         raise TargetError(f"{source}: {error.strerror}; check that the storage answers") from error
     except (bundles.StorageError, BundleError) as error:
-        raise TargetError(str(error)) from error
+        where = "" if source == uri else f"{uri}: its copy cannot be used: "
+        raise TargetError(f"{where}{error}") from error
 
 
 def _readable_uri(uri: str, copies: Mapping[str, str]) -> str:

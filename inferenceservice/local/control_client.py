@@ -42,7 +42,8 @@ class LocalTarget:
             self._control = ControlFile.read(file)
         except (OSError, ValueError) as error:
             raise NotRunningError(
-                f"nothing runs here ({file} is missing); start it with `make run`, or with `placement up`"
+                f"nothing runs here ({file} is missing); start it with `make run`, or with `placement up`. "
+                "For a service in a cluster, add --namespace or --context"
             ) from error
 
     @contextlib.asynccontextmanager

@@ -67,6 +67,7 @@ async def test_a_missing_version_is_undone_and_creates_nothing_in_the_claim(plai
     done = await plain.placement("rollout", missing, f"--bundle={missing}={plain.pair.new}")
     assert done.returncode == 1
     assert "the previous state is restored" in done.stderr
+    assert "placement/v91/.': No such file or directory" in done.stderr
     plain.namespace.wait_for_deployments(plain.old)
     listed = plain.namespace.kubectl("exec", "models", "--", "ls", "/models/placement").split()
     assert "v91" not in listed

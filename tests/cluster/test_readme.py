@@ -65,7 +65,9 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 
 def test_the_steps_lead_to_a_prediction_a_rollout_and_a_rollback(shell: Shell) -> None:
-    copy, serve, roll_out = blocks("in a cluster")
+    copy, serve, roll_out, apply = blocks("in a cluster")
+    # A second copy changes nothing.
+    shell.run(copy)
     shell.run(copy)
     shell.run(serve)
     [forward], [ask] = blocks("in a cluster, until stopped"), blocks("in a cluster, with forwarded ports")
@@ -82,6 +84,8 @@ def test_the_steps_lead_to_a_prediction_a_rollout_and_a_rollback(shell: Shell) -
     output = shell.run(roll_out)
     assert "v2 serves" in output
     assert output.endswith("v1 serves\n")
+    shell.run(apply)
+    shell.namespace.wait_until_serving("pvc://models/placement/v2")
 
 
 def test_the_plain_way_serves(shell: Shell) -> None:

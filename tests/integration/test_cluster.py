@@ -463,6 +463,9 @@ async def test_a_bundle_is_read_from_its_copy_and_checked_against_its_digest(
     assert (await target().read_bundle(V2)).version == "v2"
     one = target(bundle_copies={V2: f"{tmp_path}/models/placement/v3", "pvc://mod": "elsewhere"})
     assert (await one.read_bundle(V2)).version == "v3"
+    missing = target(bundle_copies={V2: f"{tmp_path}/none"})
+    with pytest.raises(TargetError, match=rf"^{V2}: its copy cannot be used: .*/none: no version here"):
+        await missing.read_bundle(V2)
     (tmp_path / "models/placement/v2/model.joblib").write_bytes(b"another model")
     with pytest.raises(TargetError, match=r"SHA-256 is .*, expected"):
         await target().read_bundle(V2)

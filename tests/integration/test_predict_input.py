@@ -459,7 +459,9 @@ async def test_another_http_service_is_reported(content, status):
 async def test_an_address_without_a_server_is_reported():
     async with answering(b"") as address:
         pass
-    assert "does not answer; start it with `make run`, or set --url" in await refusal(f"http://{address}")
+    assert "does not answer; start it with `make run`, start `kubectl port-forward` again" in await refusal(
+        f"http://{address}"
+    )
     assert await refusal(address, "grpc") == f"{address} does not answer over gRPC; set --url"
 
 
