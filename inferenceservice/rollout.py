@@ -26,7 +26,13 @@ _Step = tuple[str, str, Callable[[str, Progress], Awaitable[None]]]
 
 
 async def rollout(
-    target: RolloutTarget, uri: str, progress: Progress, *, canary: int | None = None, force: bool = False
+    target: RolloutTarget,
+    uri: str,
+    progress: Progress,
+    *,
+    canary: int | None = None,
+    force: bool = False,
+    replaces: str | None = None,
 ) -> str:
     """Roll a version out, and return its name.
 
@@ -38,6 +44,9 @@ async def rollout(
         Percent of the traffic for the version. A later call without it completes the rollout.
     force
         Continue although the new bundle and the one that serves now do not recognise each other.
+    replaces
+        Bundle that the version was compared with: refuse the rollout if another one serves now, unless it is
+        the version itself.
 
     Raises
     ------
@@ -50,6 +59,11 @@ async def rollout(
         if canary is not None:
             await target.require_canary_support()
         plan = await plan_rollout(target, uri, progress, canary=canary is not None, force=force)
+        now = plan.before.predictor_uri
+        if replaces is not None and now not in (replaces, uri):
+            raise RolloutError(
+                f"{uri} was compared with {replaces}, but {now} serves now; start the comparison again"
+            )
         try:
             if canary is None:
                 await _roll_out_fully(target, plan, progress)

@@ -15,6 +15,22 @@ _component = partial(dsl.component, base_image=IMAGE, install_kfp_package=False)
 
 
 @_component
+def check_bounds(
+    max_worse: dict[str, float],
+    min_comparable: float,
+    max_psi: float,
+    min_impact: float,
+    max_accuracy_gap: float,
+) -> None:
+    """Check the bounds of the gate before anything is trained."""
+    from pipelines.errors import exit_on_error
+    from pipelines.gate import Bounds
+
+    with exit_on_error("check-bounds"):
+        Bounds(max_worse, min_comparable, max_psi, min_impact, max_accuracy_gap)
+
+
+@_component
 def find_serving(name: str, namespace: str, run: str, storage: str) -> str:
     """Find the version that serves; the output is its URI, empty if there is no InferenceService yet."""
     import asyncio
@@ -152,11 +168,14 @@ def check_gate(
     """Fail if the version is worse than the one that serves, its data have drifted, or it is unfair."""
     import sys
 
+    from pipelines.errors import exit_on_error
     from pipelines.gate import Bounds, reasons
     from pipelines.summary import Summary
 
+    with exit_on_error("check-gate"):
+        bounds = Bounds(max_worse, min_comparable, max_psi, min_impact, max_accuracy_gap)
     found = Summary.read(summary.path)
-    broken = reasons(found, Bounds(max_worse, min_comparable, max_psi, min_impact, max_accuracy_gap))
+    broken = reasons(found, bounds)
     if broken:
         sys.exit("\n".join(f"{found.version} must not serve: {reason}" for reason in broken))
     print(f"{found.version} may serve")
@@ -175,8 +194,8 @@ def publish_model(storage: str, model: Input[Model], report: Input[HTML]) -> str
 
 
 @_component
-def roll_out(uri: str, name: str, namespace: str, run: str, storage: str) -> str:
-    """Roll the version out on the InferenceService; the output is the version that serves."""
+def roll_out(uri: str, serving: str, name: str, namespace: str, run: str, storage: str) -> str:
+    """Roll the version out if the one it was compared with still serves; the output is its name."""
     import asyncio
 
     from inferenceservice.rollout import rollout
@@ -184,7 +203,8 @@ def roll_out(uri: str, name: str, namespace: str, run: str, storage: str) -> str
     from pipelines.target import connect
 
     with exit_on_error("roll-out"):
-        return asyncio.run(rollout(connect(name, namespace, run, storage), uri, print))
+        target = connect(name, namespace, run, storage)
+        return asyncio.run(rollout(target, uri, print, replaces=serving))
 
 
 @_component

@@ -1,9 +1,11 @@
 """The gate before a rollout: reasons why a version must not serve."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from pipelines.errors import PipelineError
 from pipelines.summary import Comparison, Summary
 from placement.drift import (
     IMPACT_LIMIT,
@@ -13,6 +15,7 @@ from placement.drift import (
     GroupRate,
     impacts,
 )
+from training.metric_names import METRICS
 
 #: Metrics of which less is better; of all others, more is.
 LESS_IS_BETTER = frozenset({"brier", "log_loss", "mae", "rmse"})
@@ -25,8 +28,8 @@ class Bounds:
     Attributes
     ----------
     max_worse
-        How much worse than the version that serves a metric may be. Metrics that a kind of question does not
-        have are passed over.
+        How much worse than the version that serves a metric may be; below 0, how much better it must be.
+        Metrics that a kind of question does not have are passed over.
     min_comparable
         Minimum share of the held-out candidates that the version that serves accepts. With 0, a version that
         accepts none is not compared.
@@ -37,6 +40,11 @@ class Bounds:
         candidates, as in the alert on impact.
     max_accuracy_gap
         Maximum difference between the accuracies of such groups of one field.
+
+    Raises
+    ------
+    PipelineError
+        If a metric is unknown, or a bound is no finite number or out of its range.
     """
 
     max_worse: Mapping[str, float] = field(
@@ -48,6 +56,29 @@ class Bounds:
     max_psi: float = PSI_LIMIT
     min_impact: float = IMPACT_LIMIT
     max_accuracy_gap: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, bound in self.max_worse.items():
+            if name not in METRICS:
+                raise PipelineError(
+                    f"max_worse: {name!r} is no metric, expected some of {', '.join(METRICS)}"
+                )
+            _check_number(f"max_worse: {name}", bound)
+        _check_number("min_comparable", self.min_comparable, 0, 1)
+        _check_number("max_psi", self.max_psi, 0)
+        _check_number("min_impact", self.min_impact, 0, 1)
+        _check_number("max_accuracy_gap", self.max_accuracy_gap, 0, 1)
+
+
+def _check_number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and least <= value <= most):  # type: ignore[arg-type,operator]
+        limits = (
+            f", {word} {limit}"
+            for word, limit in (("minimum", least), ("maximum", most))
+            if math.isfinite(limit)
+        )
+        raise PipelineError(f"{name}: must be a finite number{''.join(limits)}, got {value!r}")
 
 
 #: The bounds of a run that sets no others.

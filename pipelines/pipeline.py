@@ -14,6 +14,9 @@ CLAIM = "models"
 #: Secret with keys of S3, as in inferenceservice/overlays/s3/credentials.yaml.
 S3_SECRET = "placement-s3"  # noqa: S105 (a name)
 _S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+#: Seed of generated candidates. Another one than that of `make run`, whose version was fitted on all of its
+#: candidates, also on those that the pipeline would hold out.
+SEED = 1
 DESCRIPTION = "Train a version, and roll it out if it passes the gate."
 
 
@@ -40,7 +43,7 @@ def make_pipeline(image: str = components.IMAGE, claim: str | None = CLAIM) -> A
         data: str = "",
         task: str = "",
         rows: int = 2000,
-        seed: int = 0,
+        seed: int = SEED,
         held_out_share: float = 0.2,
         groups: list[str] = [],  # noqa: B006
         name: str = "placement",
@@ -57,8 +60,59 @@ def make_pipeline(image: str = components.IMAGE, claim: str | None = CLAIM) -> A
         min_impact: float = DEFAULT.min_impact,
         max_accuracy_gap: float = DEFAULT.max_accuracy_gap,
     ) -> None:
+        """Take labelled candidates to a version that serves.
+
+        Parameters
+        ----------
+        data
+            URI of the labelled candidates; without it, candidates of placement are generated
+        task
+            URI of the task file; without it, the task is placement's
+        rows
+            number of candidates to generate
+        seed
+            seed of the generated candidates, and of tune
+        held_out_share
+            share of the candidates to hold out, more than 0 and less than 1
+        groups
+            fields whose groups the gate compares: ["gender"]
+        name
+            name of the model and of its InferenceService
+        version
+            name of the version; without it, the next number in the storage
+        storage
+            storage of the versions: a directory, pvc:// or s3://
+        estimator
+            auto or one of those of `placement train --estimator`
+        threshold
+            lowest probability of a positive prediction, or a rule as in `placement train --threshold`
+        tune
+            trials of a search for better parameters; 0 for none
+        namespace
+            namespace of the InferenceService; without it, the local service
+        run
+            directory in which the local service runs
+        max_worse
+            how much worse than the version that serves each metric may be
+        min_comparable
+            lowest share of the held-out candidates that the version that serves must accept
+        max_psi
+            highest stability index of a field
+        min_impact
+            lowest selection rate of a group divided by the highest one
+        max_accuracy_gap
+            highest difference between the accuracies of groups of one field
+        """
+        bounds = {
+            "max_worse": max_worse,
+            "min_comparable": min_comparable,
+            "max_psi": max_psi,
+            "min_impact": min_impact,
+            "max_accuracy_gap": max_accuracy_gap,
+        }
+        checked = step(components.check_bounds(**bounds))
         target = {"name": name, "namespace": namespace, "run": run, "storage": storage}
-        serving = step(components.find_serving(**target))
+        serving = step(components.find_serving(**target)).after(checked)
         parts = step(
             components.validate_data(
                 data=data, task=task, rows=rows, seed=seed, held_out_share=held_out_share, groups=groups
@@ -83,19 +137,10 @@ def make_pipeline(image: str = components.IMAGE, claim: str | None = CLAIM) -> A
                 task=task, serving=serving.output, groups=groups, model=trained["model"], **parts
             )
         ).outputs
-        gate = step(
-            components.check_gate(
-                max_worse=max_worse,
-                min_comparable=min_comparable,
-                max_psi=max_psi,
-                min_impact=min_impact,
-                max_accuracy_gap=max_accuracy_gap,
-                summary=evaluated["summary"],
-            )
-        )
+        gate = step(components.check_gate(summary=evaluated["summary"], **bounds))
         published = step(components.publish_model(storage=storage, **trained)).after(gate)
         with dsl.If(serving.output != "", name="there-is-a-service"):
-            rolled_out = step(components.roll_out(uri=published.output, **target))
+            rolled_out = step(components.roll_out(uri=published.output, serving=serving.output, **target))
             step(
                 components.check_predictions(
                     uri=published.output, task=task, held_out=parts["held_out"], **target

@@ -26,7 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     compiled, artifacts = options.pop("compile"), options.pop("artifacts")
     pipeline = make_pipeline(options.pop("image"), None if options.pop("s3") else CLAIM)
     if compiled is not None:
-        compiler.Compiler().compile(pipeline, str(compiled))
+        try:
+            compiler.Compiler().compile(pipeline, str(compiled))
+        except (OSError, ValueError) as error:
+            print(f"--compile: cannot write {compiled}: {error}", file=sys.stderr)
+            return 2
         print(f"wrote {compiled}")
         return 0
     # The image's name does not matter here, and needs no "python" in it.
@@ -41,9 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="make pipeline", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="make pipeline", description=__doc__)
     parser.add_argument(
         "--compile",
         type=Path,
@@ -52,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write the pipeline for Kubeflow instead of running it",
     )
-    parser.add_argument("--image", default=IMAGE, help="image of the compiled steps")
+    parser.add_argument("--image", default=IMAGE, help=f"image of the compiled steps (default: {IMAGE})")
     parser.add_argument(
         "--s3", action="store_true", help="compile for versions in S3 instead of a PersistentVolumeClaim"
     )
@@ -60,13 +62,21 @@ def _parser() -> argparse.ArgumentParser:
         "--artifacts",
         default=".run/pipeline",
         metavar="DIR",
-        help="directory for the artifacts of a run here",
+        help="directory for the artifacts of a run here (default: .run/pipeline)",
     )
     parameters = parser.add_argument_group("parameters of a run; lists and objects are JSON, as in Kubeflow")
-    for name, parameter in inspect.signature(make_pipeline().pipeline_func).parameters.items():
-        default = parameter.default
-        parameters.add_argument(f"--{name}", type=_reader(default), default=default, help=" ")
+    pipeline = make_pipeline()
+    for name, parameter in inspect.signature(pipeline.pipeline_func).parameters.items():
+        default, described = parameter.default, pipeline.component_spec.inputs[name].description
+        shown = "" if default == "" else f" (default: {_text(default)})"
+        parameters.add_argument(
+            f"--{name}", type=_reader(default), default=default, help=described + shown, metavar="VALUE"
+        )
     return parser
+
+
+def _text(default: object) -> str:
+    return json.dumps(default) if isinstance(default, list | dict) else str(default)
 
 
 def _reader(default: object) -> Callable[[str], Any]:

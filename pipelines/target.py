@@ -45,7 +45,7 @@ async def serving_uri(name: str, namespace: str, run: str, storage: str) -> str:
     Raises
     ------
     PipelineError
-        If a canary or a rollout is in progress.
+        If another model serves, or a canary or a rollout is in progress.
     TargetError
         If the InferenceService cannot be read.
     """
@@ -54,9 +54,34 @@ async def serving_uri(name: str, namespace: str, run: str, storage: str) -> str:
     except NotRunningError:
         return ""
     try:
-        return stable_uri(await target.state())
+        uri = stable_uri(await target.state())
     except NoInferenceServiceError:
         return ""
+    await check_name(target, uri, name, namespace or run)
+    return uri
+
+
+async def check_name(target: RolloutTarget, uri: str, name: str, place: str) -> None:
+    """Check that the version that serves is one of the pipeline's model.
+
+    Parameters
+    ----------
+    place
+        Namespace of the InferenceService, or directory of the local service.
+
+    Raises
+    ------
+    PipelineError
+        If it is another model.
+    TargetError
+        If its bundle cannot be read.
+    """
+    served = (await target.read_bundle(uri)).name
+    if served != name:
+        raise PipelineError(
+            f"name: {served!r} serves in {place} ({uri}), expected {name!r}; name the directory of its "
+            "service with run, or stop the other service to only publish a version"
+        )
 
 
 def stable_uri(state: State) -> str:

@@ -14,15 +14,12 @@ from placement.target_arguments import (
     run_steps,
     target_errors,
 )
+from training.metric_names import METRICS
 
 if TYPE_CHECKING:
     from inferenceservice.rollout_target import State
     from transformer.bundle.format import Bundle
 
-#: Metrics in the table, in this order.
-_METRICS = (
-    "accuracy", "roc_auc", "brier", "f1", "precision", "recall", "log_loss", "macro_f1", "mae", "rmse", "r2",
-)  # fmt: skip
 #: Maximum metrics that the table shows.
 _MAX_METRICS = 6
 
@@ -110,7 +107,7 @@ def _describe(uri: str, bundle: "Bundle", roles: list[str]) -> dict[str, Any]:
 
 
 def _rows(content: list[dict[str, Any]]) -> Iterator[list[str]]:
-    used = [name for name in _METRICS if any(name in one["metrics"] for one in content)][:_MAX_METRICS]
+    used = [name for name in METRICS if any(name in one["metrics"] for one in content)][:_MAX_METRICS]
     tuned = ["tuned"] if any(one["tuned"] for one in content) else []
     yield ["version", "created", "rows", *used, "threshold", *tuned, ""]
     for one in content:

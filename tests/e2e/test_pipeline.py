@@ -21,6 +21,7 @@ from training.generator import generate
 
 PYTHON = installed(ENVIRONMENT)
 TIMEOUT_S = 300
+STEPS = 9
 
 pytestmark = pytest.mark.skipif(
     PYTHON is None, reason="Kubeflow Pipelines: run `make pipeline ARGS=--install`"
@@ -50,7 +51,7 @@ def containers(path: Path) -> tuple[set[str], list[dict]]:
     executors = spec["deploymentSpec"]["executors"]
     steps = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert steps.keys() == executors.keys()
-    assert len(steps) == 8
+    assert len(steps) == STEPS
     return {one["container"]["image"] for one in executors.values()}, list(steps.values())
 
 
@@ -58,7 +59,7 @@ def test_each_step_mounts_the_claim_where_its_uri_is_found():
     images, steps = containers(HERE / "placement.yaml")
     assert images == {"placement-training:0.1.0"}
     mounts = [(mount["constant"], mount["mountPath"]) for step in steps for mount in step["pvcMount"]]
-    assert mounts == [("models", "/work/models")] * 8
+    assert mounts == [("models", "/work/models")] * STEPS
     assert "\nWORKDIR /work\n" in (ROOT / "Dockerfile.training").read_text()
 
 

@@ -21,6 +21,7 @@ from tests.support.bundle_copies import MODEL, bundle_copy
 from tests.support.kinds import NAME, QUESTIONS, Trained, dataset_of
 from training.candidates import Candidate, Task
 from training.data import Dataset
+from training.metric_names import METRICS
 from training.stored import ModelFileError
 from training.train import train
 from transformer.bundle.signature import Category, Number, Signature
@@ -72,6 +73,7 @@ def test_the_metrics_are_those_of_scikit_learn_on_the_held_out_candidates(served
             assert (group.rows, group.accuracy) == (rows.sum(), pytest.approx(right[rows].mean()))
     assert [one.group for one in summary.groups] == ["Ulm", "Köln", "Bonn"]
     assert summary.comparison is None
+    assert set(summary.metrics) <= set(METRICS)
     if question == BINARY:
         probabilities = evaluation.positive_probabilities
         assert summary.metrics["roc_auc"] == pytest.approx(roc_auc_score(evaluation.truth, probabilities))

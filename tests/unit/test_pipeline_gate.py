@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.errors import PipelineError
 from pipelines.gate import DEFAULT, Bounds, reasons
 from pipelines.summary import Comparison, GroupResult, Summary
 from placement.drift import MIN_CANDIDATES, MIN_GROUP
@@ -66,9 +67,9 @@ def test_a_metric_that_is_no_number_does_not_pass():
 
 
 def test_bounds_that_compare_nothing_do_not_pass():
-    (reason,) = reasons(compared(), Bounds(max_worse={"acuracy": 0.02}))
+    (reason,) = reasons(compared(), Bounds(max_worse={"r2": 0.02}))
     assert reason == (
-        "no metric in max_worse (acuracy) can be compared; there are: accuracy, roc_auc, brier, recall"
+        "no metric in max_worse (r2) can be compared; there are: accuracy, roc_auc, brier, recall"
     )
 
 
@@ -126,6 +127,38 @@ def test_each_bound_can_stop_a_version(bound):
         everything = compared({}, {}, rows=1).model_copy(update={"groups": fair.groups})
     strict = {name: value for name, value in loose.items() if name != bound}
     assert any(bound in reason for reason in reasons(everything, Bounds(**strict)))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        (
+            {"max_worse": {"accuracy": 0.02, "roc_acu": 0.02}},
+            "max_worse: 'roc_acu' is no metric, expected some of accuracy, roc_auc, ",
+        ),
+        ({"max_worse": {"accuracy": "x"}}, "max_worse: accuracy: must be a finite number, got 'x'"),
+        ({"max_worse": {"accuracy": True}}, "max_worse: accuracy: must be a finite number, got True"),
+        ({"max_worse": {"accuracy": math.inf}}, "max_worse: accuracy: must be a finite number, got inf"),
+        (
+            {"min_comparable": 1.5},
+            "min_comparable: must be a finite number, minimum 0, maximum 1, got 1.5",
+        ),
+        ({"max_psi": math.nan}, "max_psi: must be a finite number, minimum 0, got nan"),
+        ({"min_impact": -0.1}, "min_impact: must be a finite number, minimum 0, maximum 1, got -0.1"),
+        (
+            {"max_accuracy_gap": 10},
+            "max_accuracy_gap: must be a finite number, minimum 0, maximum 1, got 10",
+        ),
+    ],
+)
+def test_a_wrong_bound_is_an_error(bounds, message):
+    with pytest.raises(PipelineError, match=re.escape(message)):
+        Bounds(**bounds)
+
+
+def test_a_metric_must_be_better_by_a_bound_below_0():
+    (reason,) = reasons(compared(), Bounds(max_worse={"accuracy": -0.01}))
+    assert reason.endswith("0.0000 worse, max_worse -0.01")
 
 
 def test_the_documented_defaults_are_those_of_the_gate():

@@ -1,13 +1,14 @@
 """A pipeline finds the version that serves, and checks the answers of the service."""
 
 import dataclasses
+import re
 
 import pytest
 
 from inferenceservice.rollout_target import Canary, Scores, State
 from pipelines.answers import CHECKED_ROWS, check_answers
 from pipelines.errors import PipelineError, exit_on_error
-from pipelines.target import serving_uri, stable_uri
+from pipelines.target import check_name, serving_uri, stable_uri
 from tests.support.in_memory_target import InMemoryTarget
 from training.generator import generate
 from training.stored import StoredVersion
@@ -49,6 +50,14 @@ def test_a_pipeline_does_not_start_beside_a_rollout():
         stable_uri(canary)
     with pytest.raises(PipelineError, match="finish it with `placement rollout models/placement/v3`"):
         stable_uri(dataclasses.replace(stable, transformer_uri="models/placement/v3"))
+
+
+async def test_a_pipeline_stops_beside_the_service_of_another_model(trained_bundle):
+    target, uri = InMemoryTarget(trained_bundle), str(trained_bundle)
+    await check_name(target, uri, "placement", ".run")
+    expected = f"name: 'placement' serves in .run ({uri}), expected 'churn'; name the directory"
+    with pytest.raises(PipelineError, match=re.escape(expected)):
+        await check_name(target, uri, "churn", ".run")
 
 
 async def test_nothing_serves_where_no_service_runs(tmp_path):

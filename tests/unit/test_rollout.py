@@ -168,6 +168,19 @@ async def test_a_canary_of_a_collocated_service_is_a_second_pod(pair):
     assert target.steps[2:] == ["both v2"]
 
 
+async def test_a_version_replaces_only_the_one_that_it_was_compared_with(pair, tmp_path):
+    v1, v2 = str(pair.old), str(pair.new)
+    other = str(unrelated_version(pair.old, tmp_path / "v7", "v7"))
+    target = InMemoryTarget(other)
+    with pytest.raises(RolloutError, match=f"{v2} was compared with {v1}, but {other} serves now; start"):
+        await rollout(target, v2, ignore_progress, replaces=v1, force=True)
+    assert target.steps == []
+    target = InMemoryTarget(v1)
+    # The second call is a step that Kubeflow starts again.
+    for _ in range(2):
+        assert await rollout(target, v2, ignore_progress, replaces=v1) == "v2"
+
+
 async def test_a_bundle_that_cannot_be_read_changes_nothing(pair, tmp_path):
     target = InMemoryTarget(str(pair.old))
     with pytest.raises(TargetError, match=r"bundle\.json"):
