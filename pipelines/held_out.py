@@ -1,7 +1,8 @@
 """Held-out candidates: those that no version of the pipeline is fitted on.
 
-A candidate's own content decides on which side it is. It is the same in every run, so the version that serves
-was not fitted on the held-out candidates either, and equal candidates are on one side.
+A candidate's own content decides on which side it is, so equal candidates are on one side. With the same
+fields and share it is the same side in every run, so no version of an earlier run was fitted on held-out
+candidates.
 """
 
 import dataclasses

@@ -5,6 +5,7 @@ from typing import Any
 from kfp import dsl, kubernetes
 
 from pipelines import components
+from pipelines.data import SEED
 from pipelines.gate import DEFAULT
 
 #: Directory in which Dockerfile.training starts a step; ``pvc://claim`` is ``./claim`` there.
@@ -14,9 +15,6 @@ CLAIM = "models"
 #: Secret with keys of S3, as in inferenceservice/overlays/s3/credentials.yaml.
 S3_SECRET = "placement-s3"  # noqa: S105 (a name)
 _S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-#: Seed of generated candidates. Another one than that of `make run`, whose version was fitted on all of its
-#: candidates, also on those that the pipeline would hold out.
-SEED = 1
 DESCRIPTION = "Train a version, and roll it out if it passes the gate."
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from pipelines.__main__ import ENVIRONMENT, HERE, VARIABLES
+from pipelines.data import SEED
 from placement.cli import main
 from predictor.environment import installed
 from tests.support.paths import ROOT
@@ -89,7 +90,8 @@ def write_csv(path: Path, rows: int, seed: int, more: float = 0.0) -> None:
 def checkout(tmp_path_factory):
     """A directory with a first version."""
     directory = tmp_path_factory.mktemp("checkout")
-    options = ["--estimator", "logistic-regression", "--rows", "600"]
+    # As `make run` does, but with a fast estimator.
+    options = ["--estimator", "logistic-regression"]
     assert main(["train", "--storage", str(directory / "models"), *options]) == 0
     return directory
 
@@ -141,6 +143,30 @@ def test_a_version_that_passes_the_gate_serves_in_the_end(checkout, up):
     assert logged.keys() == {"confusionMatrix", "confidenceMetrics"}
 
 
+def test_generated_candidates_are_not_those_that_the_first_version_was_fitted_on():
+    first = set(map(str, generate(2000, 0).candidates))
+    assert not first & set(map(str, generate(2000, SEED).candidates))
+
+
+def test_own_data_stop_beside_another_model_and_else_become_a_first_version(checkout, up, monkeypatch):
+    """The commands of docs/pipelines.md, first while placement serves and then where no service runs."""
+    page = (ROOT / "docs/pipelines.md").read_text()
+    (block,) = re.findall(r"<!-- own data -->\n```bash\n(.*?)```", page, re.DOTALL)
+    *init, pipeline, serve = block.splitlines()
+    monkeypatch.chdir(checkout)
+    for command in init:
+        assert main(shlex.split(command.removeprefix(".venv/bin/placement "))) == 0
+    (arguments,) = re.findall(r"make pipeline ARGS='(.*)'", pipeline)
+    own = [*shlex.split(arguments), "--estimator", "logistic-regression"]
+    beside = run(*own, cwd=checkout)
+    assert beside.returncode == 1
+    assert "find-serving: name: 'placement' serves in .run" in beside.stdout
+    assert "train-model" not in beside.stdout
+    alone = run(*own, "--run", "elsewhere", cwd=checkout)
+    assert alone.returncode == 0, alone.stdout[-3000:] + alone.stderr
+    assert (checkout / serve.split("--model ")[1] / "bundle.json").is_file()
+
+
 def test_errors_name_the_step_and_the_value(checkout):
     """Here no service runs in the directory, and the data are invalid."""
     (checkout / "bad.csv").write_text((checkout / "candidates.csv").read_text().replace("\nM,", "\nX,", 1))
@@ -153,3 +179,26 @@ def test_errors_name_the_step_and_the_value(checkout):
     wrong = run("--groups", "gender", cwd=checkout)
     assert wrong.returncode == 2
     assert "argument --groups: must be a list in JSON, got gender" in wrong.stderr
+    unknown = run("--max_worse", '{"acuracy": 0.02, "brier": 0.01}', cwd=checkout)
+    assert unknown.returncode == 1
+    assert "check-bounds: max_worse: 'acuracy' is no metric, expected some of accuracy, " in unknown.stdout
+    assert "train-model" not in unknown.stdout
+
+
+@pytest.mark.parametrize("file", ["missing/pipeline.yaml", "pipeline.txt"])
+def test_a_file_that_cannot_be_written_is_named(tmp_path, file):
+    done = run("--compile", tmp_path / file)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"--compile: cannot write {tmp_path / file}: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_the_help_explains_each_parameter():
+    """Kubeflow's page shows the same texts."""
+    shown = " ".join(run("--help").stdout.split())
+    spec, _ = yaml.safe_load_all((HERE / "placement.yaml").read_text())
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    assert len(parameters) == 19
+    for name, parameter in parameters.items():
+        assert f"--{name} VALUE {' '.join(parameter['description'].split())}" in shown
+    assert "(default: 2000)" in shown
