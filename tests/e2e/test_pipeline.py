@@ -185,11 +185,11 @@ def test_errors_name_the_step_and_the_value(checkout):
     assert "train-model" not in unknown.stdout
 
 
-@pytest.mark.parametrize("file", ["missing/pipeline.yaml", "pipeline.txt"])
-def test_a_file_that_cannot_be_written_is_named(tmp_path, file):
-    done = run("--compile", tmp_path / file)
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    file = tmp_path / "missing" / "pipeline.yaml"
+    done = run("--compile", file)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"--compile: cannot write {tmp_path / file}: ")
+    assert done.stderr.startswith(f"--compile: cannot write {file}: ")
     assert "Traceback" not in done.stderr
 
 
