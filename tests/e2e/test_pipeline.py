@@ -169,7 +169,9 @@ def test_own_data_stop_beside_another_model_and_else_become_a_first_version(chec
 
 def test_errors_name_the_step_and_the_value(checkout):
     """Here no service runs in the directory, and the data are invalid."""
-    (checkout / "bad.csv").write_text((checkout / "candidates.csv").read_text().replace("\nM,", "\nX,", 1))
+    bad = checkout / "bad.csv"
+    write_csv(bad, 600, 5)
+    bad.write_text(bad.read_text().replace("\nM,", "\nX,", 1))
     done = run("--data", "bad.csv", "--run", "elsewhere", cwd=checkout)
     assert done.returncode == 1
     assert "no placement in elsewhere: the version will not be rolled out" in done.stdout
