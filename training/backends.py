@@ -49,7 +49,7 @@ def connect(backend: str | None, cluster: str | None = None) -> Iterator[Run]:
     Raises
     ------
     BackendError
-        If the backend is not installed, does not answer, or its workers have other libraries.
+        If the backend is not installed, does not answer or start, or its workers have other libraries.
     """
     if backend is None:
         if cluster is not None:
@@ -65,8 +65,12 @@ def connect(backend: str | None, cluster: str | None = None) -> Iterator[Run]:
                 "`make engines`, then .runtimes/engines/bin/placement train …; elsewhere install "
                 f"placement[{backend}]"
             ) from error
-        except (OSError, ValueError) as error:
-            raise BackendError(f"--backend {backend}: no cluster answers at {cluster}: {error}") from error
+        # Dask raises a TypeError for tls:// without certificates.
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            problem = (
+                f"no cluster answers at {cluster}" if cluster else "cannot start a cluster on this machine"
+            )
+            raise BackendError(f"--backend {backend}: {problem}: {error}") from error
         yield partial(_run_on_workers, backend)
 
 
