@@ -201,7 +201,12 @@ def test_a_file_that_cannot_keep_trials_is_named_before_anything_is_fitted(file,
     searched(Tuning(1, storage=tmp_path / "other.db"))
     with closing(sqlite3.connect(tmp_path / "other.db")) as other, other:
         other.execute("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
-    fits = []
+    fits: list[object] = []
+
+    def run(_, calls):
+        fits.extend(calls)
+        return ()
+
     path = tmp_path / file
     with pytest.raises(TuningError, match=f"{path}: cannot keep the trials in this file: .*{problem}"):
         select(
@@ -210,7 +215,7 @@ def test_a_file_that_cannot_keep_trials_is_named_before_anything_is_fitted(file,
             DATASET.labels,
             PLACEMENT,
             tuning=Tuning(1, storage=path),
-            run=lambda _, calls: fits.extend(calls),
+            run=run,
         )
     assert not fits
 
