@@ -36,8 +36,8 @@ class PartResult:
 
 
 def found_part(job: Job, part: Part) -> PartResult | None:
-    """Return the counts of a part that is done, else None."""
-    if not job.output_of(part).exists():
+    """Return the counts of a part that is done, else None: its output and its counts must exist."""
+    if not (job.output_of(part).exists() and job.counts_of(part).exists()):
         return None
     return PartResult(**json.loads(job.counts_of(part).read_bytes()), found=True)
 
