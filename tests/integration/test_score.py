@@ -187,3 +187,36 @@ def test_an_engine_that_is_not_installed_is_an_error_that_says_how(inputs, train
 def test_the_model_is_required(inputs, tmp_path):
     done = run_placement("score", inputs, tmp_path / "out")
     assert error_of(done, "score").startswith("--model: is required, expected the URI of a version")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--cluster", "spark://a:7077"), "--cluster needs --engine ray, spark or dask, got --engine local"),
+        (
+            ("--cluster", "a:6379", "--engine", "service"),
+            "--cluster needs --engine ray, spark or dask, got --engine service",
+        ),
+        (("--url", "http://a:8080"), "--url needs --engine service, got --engine local"),
+        (("--workers", 0), "--workers: must be at least 1, got 0"),
+        (
+            ("--workers", 2, "--engine", "dask", "--cluster", "tcp://a:8786"),
+            "--workers: the cluster at tcp://a:8786 has its own number; leave the option out",
+        ),
+    ],
+)
+def test_an_option_that_the_engine_would_ignore_is_refused(arguments, message, inputs, tmp_path):
+    assert error_of(run_placement("score", inputs, tmp_path / "out", *arguments), "score") == message
+
+
+def test_workers_of_an_existing_ray_cluster_are_its_own(inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "a:6379")
+    done = run_placement("score", inputs, tmp_path / "out", "--engine", "ray", "--workers", 2)
+    assert error_of(done, "score").startswith("--workers: the cluster at a:6379 has its own number")
+
+
+def test_a_part_that_cannot_be_scored_is_an_error_with_its_name(trained_bundle, tmp_path):
+    inputs = write_candidates(tmp_path / "in.csv", numbered_candidates(3))
+    inputs.write_text(inputs.read_text() + "1,2\n")
+    message = f"{inputs} (part-000000): a row must have 13 cells, got 2"
+    assert error_of(score(inputs, tmp_path / "out", trained_bundle), "score") == message
