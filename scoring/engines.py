@@ -161,7 +161,13 @@ def run_spark(job: Job, parts: Sequence[Part], workers: int, cluster: str | None
         session = SparkSession.builder.appName("placement score").master(master).getOrCreate()
     try:
         scored = session.sparkContext.parallelize(parts, len(parts)).map(partial(try_part, job))
-        yield from map(_scored, scored.collect())
+        try:
+            results = scored.collect()
+        except Py4JError as error:
+            # Spark looks for its master only now. Java's stack trace follows the message.
+            message = str(error).partition("\n\tat ")[0].replace("\n", " ")
+            raise ScoringError(f"--engine spark, master {master}: {message}") from error
+        yield from map(_scored, results)
     finally:
         session.stop()
 
