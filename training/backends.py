@@ -84,15 +84,25 @@ def _dask(cluster: str | None) -> Iterator[None]:
         yield
 
 
+def check_ray_answers(cluster: str | None) -> None:
+    """Connect once to the address of a Ray cluster; Ray itself would try for more than ten minutes.
+
+    Raises
+    ------
+    OSError, ValueError
+        If nothing answers, or the port is no number.
+    """
+    host, _, port = (cluster or "").rpartition("/")[2].rpartition(":")
+    if host:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+
+
 @contextmanager
 def _ray(cluster: str | None) -> Iterator[None]:
     import ray
     from ray.util.joblib import register_ray
 
-    host, _, port = (cluster or "").rpartition("/")[2].rpartition(":")
-    if host:
-        # Ray itself would try for more than ten minutes.
-        socket.create_connection((host, int(port)), CONNECT_S).close()
+    check_ray_answers(cluster)
     register_ray()
     ray.init(cluster, logging_level=logging.WARNING)
     try:

@@ -55,6 +55,11 @@ def test_answers_are_those_of_scikit_learn(scorer, sklearn_reference, form):
     assert scored["error"].null_count == len(expected)
 
 
+def test_a_column_named_candidates_hides_no_field(scorer, sklearn_reference):
+    table = as_columns([{"candidates": "none", **one} for one in CANDIDATES_HERE])
+    assert scorer(table)["probability"].to_pylist() == sklearn_reference.probabilities(CANDIDATES_HERE)
+
+
 def test_a_table_stays_a_table_and_keeps_its_columns(scorer):
     table = pa.Table.from_pylist([{"id": row, **one} for row, one in enumerate(CANDIDATES_HERE)])
     scored = scorer(table)
