@@ -52,7 +52,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="existing cluster of Ray, Spark or Dask (default: a new one on this machine)",
     )
-    parser.add_argument("--url", default=DEFAULT_REST_URL, help="REST address, for --engine service")
+    parser.add_argument("--url", help=f"REST address, for --engine service (default: {DEFAULT_REST_URL})")
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
 
 
@@ -120,12 +120,10 @@ class _Counts:
 
 def _score(options: argparse.Namespace) -> _Counts:
     from scoring.engines import ENGINES, run_local
-    from scoring.errors import ScoringError
     from scoring.job import finish, plan
     from scoring.part import found_part
 
-    if options.workers is not None and options.workers < 1:
-        raise ScoringError(f"--workers: must be at least 1, got {options.workers}")
+    _check_options(options)
     source, fields, required = _source(options)
     job, parts = plan(source, fields, options.input, options.output, required)
     counts = _Counts(len(parts))
@@ -141,6 +139,23 @@ def _score(options: argparse.Namespace) -> _Counts:
     return counts
 
 
+def _check_options(options: argparse.Namespace) -> None:
+    """Refuse options that the engine would ignore."""
+    from scoring.engines import existing_cluster
+    from scoring.errors import ScoringError
+
+    if options.cluster is not None and options.engine in ("local", _SERVICE):
+        raise ScoringError(f"--cluster needs --engine ray, spark or dask, got --engine {options.engine}")
+    if options.url is not None and options.engine != _SERVICE:
+        raise ScoringError(f"--url needs --engine {_SERVICE}, got --engine {options.engine}")
+    if options.workers is None:
+        return
+    if options.workers < 1:
+        raise ScoringError(f"--workers: must be at least 1, got {options.workers}")
+    if cluster := existing_cluster(options.engine, options.cluster):
+        raise ScoringError(f"--workers: the cluster at {cluster} has its own number; leave the option out")
+
+
 def _source(options: argparse.Namespace) -> "tuple[Source, dict[str, str], list[str]]":
     """Return what scores, the V2 datatype of each raw field, and the fields without a default if known."""
     from scoring.errors import ScoringError
@@ -150,7 +165,7 @@ def _source(options: argparse.Namespace) -> "tuple[Source, dict[str, str], list[
     if options.engine == _SERVICE:
         from placement.service_predictor import ServiceSource
 
-        service = ServiceSource(options.url, options.model)
+        service = ServiceSource(options.url or DEFAULT_REST_URL, options.model)
         with closing(service.open()) as predictor:
             return service, dict(predictor.fields), []
     if options.model is None:

@@ -1,11 +1,11 @@
 """Score one Arrow batch: the pure function that every engine runs.
 
-A batch has candidates in one of the two forms of the V2 protocol: a column per raw field, or one column
-`CANDIDATES` of JSON objects. Other columns are kept.
+A batch has candidates in one of the two forms of the V2 protocol: a column per raw field, or, if no field has
+a column, one column `CANDIDATES` of JSON objects. Other columns are kept.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy.typing as npt
@@ -106,7 +106,7 @@ def _pieces(
 def _candidates(batch: pa.RecordBatch | pa.Table, fields: Mapping[str, str]) -> Candidates:
     """Return the candidates of a batch; a single one as in V1, because the service's errors depend on it."""
     names = batch.schema.names
-    if CANDIDATES in names and CANDIDATES not in fields:
+    if holds_objects(names, fields):
         return Rows(
             [_parsed(row, text) for row, text in enumerate(batch[CANDIDATES].to_pylist())], _INSTANCES
         )
@@ -114,6 +114,11 @@ def _candidates(batch: pa.RecordBatch | pa.Table, fields: Mapping[str, str]) -> 
     columns = {name: _raw_column(name, batch[name]) for name in names if name in fields or name in misspelled}
     candidates = Columns(batch.num_rows, columns)
     return Rows(as_json(candidates), _INSTANCES) if batch.num_rows == 1 else candidates
+
+
+def holds_objects(names: Sequence[str], fields: Mapping[str, str]) -> bool:
+    """Return whether a table with these columns has its candidates as JSON objects in one of them."""
+    return CANDIDATES in names and not any(name in fields for name in names)
 
 
 def as_json(candidates: Candidates) -> list[Any]:

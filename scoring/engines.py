@@ -1,6 +1,7 @@
-"""Adapters to the engines: each runs `score_part` for all parts, on its own workers.
+"""Adapters to the engines: each runs `try_part` for all parts, on its own workers.
 
-A part is scored again when its worker dies, by the engine's own rules. The results come in any order.
+A part is scored again when its worker dies, by the engine's own rules. The results come in any order. Each
+adapter raises `ScoringError` if a part cannot be scored, or if no cluster answers.
 """
 
 import logging
@@ -11,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from multiprocessing import connection, get_context, parent_process
@@ -19,13 +20,38 @@ from typing import Any
 
 from scoring.errors import ScoringError
 from scoring.job import Job, Part
-from scoring.part import PartResult, score_part
+from scoring.part import PartResult, try_part
+from training.backends import check_ray_answers
 
 #: Times in a row that workers may die without finishing any part.
 MAX_DEATHS = 3
 
 #: Runs a job's parts on so many workers of this machine, or on the cluster at an address.
 Engine = Callable[[Job, Sequence[Part], int, str | None], Iterator[PartResult]]
+
+
+def existing_cluster(engine: str, cluster: str | None) -> str | None:
+    """Return the address of the existing cluster that an engine uses; None for a new one on this machine."""
+    return cluster or (os.environ.get("RAY_ADDRESS") if engine == "ray" else None)
+
+
+def _scored(result: PartResult) -> PartResult:
+    """Return the result of a part; raise its error."""
+    if result.error is not None:
+        raise ScoringError(result.error)
+    return result
+
+
+@contextmanager
+def _connecting(
+    engine: str, cluster: str | None, errors: tuple[type[Exception], ...] = (OSError, ValueError)
+) -> Iterator[None]:
+    """Raise `ScoringError` in place of an engine's errors while it connects."""
+    try:
+        yield
+    except errors as error:
+        problem = f"no cluster answers at {cluster}" if cluster else "cannot start on this machine"
+        raise ScoringError(f"--engine {engine}: {problem}: {error}") from error
 
 
 def run_local(job: Job, parts: Sequence[Part], workers: int, _: str | None = None) -> Iterator[PartResult]:
@@ -43,11 +69,11 @@ def run_local(job: Job, parts: Sequence[Part], workers: int, _: str | None = Non
             min(workers, len(waiting)), mp_context=get_context("spawn"), initializer=_start_worker
         ) as pool:
             futures: dict[Future[PartResult], int] = {
-                pool.submit(score_part, job, part): number for number, part in waiting.items()
+                pool.submit(try_part, job, part): number for number, part in waiting.items()
             }
             try:
                 for future in as_completed(futures):
-                    yield future.result()
+                    yield _scored(future.result())
                     del waiting[futures[future]]
                     deaths = 0
             except BrokenProcessPool as error:
@@ -79,10 +105,12 @@ def run_ray(job: Job, parts: Sequence[Part], workers: int, cluster: str | None) 
     import ray
 
     def score(row: dict[str, Any]) -> dict[str, Any]:
-        return asdict(score_part(job, Part(row["number"], row["file"], (row["start"], row["end"]))))
+        return asdict(try_part(job, Part(row["number"], row["file"], (row["start"], row["end"]))))
 
-    existing = cluster or os.environ.get("RAY_ADDRESS")
-    ray.init(cluster, num_cpus=None if existing else workers, logging_level=logging.WARNING)
+    new_workers = None if existing_cluster("ray", cluster) else workers
+    with _connecting("ray", cluster):
+        check_ray_answers(cluster)
+        ray.init(cluster, num_cpus=new_workers, logging_level=logging.WARNING)
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -91,7 +119,16 @@ def run_ray(job: Job, parts: Sequence[Part], workers: int, cluster: str | None) 
             for part in parts
         ]
         results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(score)
-        yield from (PartResult(**result) for result in results.iter_rows())
+        failed = None
+        for row in results.iter_rows():
+            result = PartResult(**row)
+            if result.error is None:
+                yield result
+            else:
+                failed = failed or result
+        # Not before: Ray's threads print a traceback if they are stopped in the middle.
+        if failed is not None:
+            _scored(failed)
     finally:
         ray.shutdown()
 
@@ -102,25 +139,35 @@ def run_dask(job: Job, parts: Sequence[Part], workers: int, cluster: str | None)
     from distributed import as_completed as completed
 
     with ExitStack() as stack:
-        address = cluster or stack.enter_context(
-            LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
-        )
-        client = stack.enter_context(Client(address))
-        for future in completed(client.map(partial(score_part, job), parts, pure=False)):
-            yield future.result()
+        with _connecting("dask", cluster):
+            address = cluster or stack.enter_context(
+                LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+            )
+            client = stack.enter_context(Client(address))
+        for future in completed(client.map(partial(try_part, job), parts, pure=False)):
+            yield _scored(future.result())
 
 
 def run_spark(job: Job, parts: Sequence[Part], workers: int, cluster: str | None) -> Iterator[PartResult]:
     """Score parts with Spark, in this machine's, or in the cluster with the master at `cluster`."""
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkRuntimeError
     from pyspark.sql import SparkSession
 
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     # Spark's local mode gives up after the first dead worker, unless the master says how often it may die.
     master = cluster or f"local[{workers},{MAX_DEATHS + 1}]"
-    session = SparkSession.builder.appName("placement score").master(master).getOrCreate()
+    with _connecting("spark", cluster, (Py4JError, PySparkRuntimeError)):
+        session = SparkSession.builder.appName("placement score").master(master).getOrCreate()
     try:
-        scored = session.sparkContext.parallelize(parts, len(parts)).map(partial(score_part, job))
-        yield from scored.collect()
+        scored = session.sparkContext.parallelize(parts, len(parts)).map(partial(try_part, job))
+        try:
+            results = scored.collect()
+        except Py4JError as error:
+            # Spark looks for its master only now. Java's stack trace follows the message.
+            message = str(error).partition("\n\tat ")[0].replace("\n", " ")
+            raise ScoringError(f"--engine spark, master {master}: {message}") from error
+        yield from map(_scored, results)
     finally:
         session.stop()
 

@@ -51,8 +51,8 @@ class Format(ABC):
         """Yield the ranges of a file that are scored separately; the same file gives the same ranges."""
 
     @abstractmethod
-    def columns(self, path: Path) -> tuple[str, ...]:
-        """Return the columns of a file; none if each candidate has its own fields."""
+    def columns(self, path: Path) -> tuple[str, ...] | None:
+        """Return the columns of a file; None if each candidate has its own fields."""
 
     @abstractmethod
     def read(self, path: Path, part: tuple[int, int], rows: int, fields: Mapping[str, str]) -> Iterator[Read]:
@@ -234,9 +234,8 @@ class JsonLines(Format):
         with path.open("rb") as file:
             yield from _ranges(file, quoted=False)
 
-    def columns(self, path: Path) -> tuple[str, ...]:
+    def columns(self, path: Path) -> None:
         """See `Format`."""
-        return ()
 
     def read(self, path: Path, part: tuple[int, int], rows: int, fields: Mapping[str, str]) -> Iterator[Read]:
         """See `Format`."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from scoring.batch import holds_objects
 from scoring.columns import check_free
 from scoring.errors import ScoringError
 from scoring.formats import FORMATS, Format
@@ -62,7 +63,7 @@ class Job:
         return FORMATS[self.suffix]
 
     def output_of(self, part: Part) -> Path:
-        """Return the path of a part's output. The part is done when it exists."""
+        """Return the path of a part's output, which is written last."""
         return Path(self.output, part.name + self.suffix)
 
     def invalid_of(self, part: Part) -> Path:
@@ -91,9 +92,11 @@ def plan(
     Raises
     ------
     ScoringError
-        If the input has no files, more than one format, or columns that cannot be scored; or if the output
-        belongs to another job.
+        If the input has no candidates, more than one format, or columns that cannot be scored; or if the
+        output is inside the input, belongs to another job, or cannot be written.
     """
+    if inputs.is_dir() and output.resolve().is_relative_to(inputs.resolve()):
+        raise ScoringError(f"{output}: must be outside the input {inputs}, which another run would read")
     files = _files(inputs)
     suffixes = {file.suffix.lower() for file in files}
     if len(suffixes) > 1 or not suffixes <= set(FORMATS):
@@ -104,12 +107,20 @@ def plan(
     ranges = []
     for file in files:
         try:
-            _check_columns(file, job.format.columns(file), fields, required)
+            columns = job.format.columns(file)
+            # Spark writes an empty file, without a header, for a partition without rows.
+            if columns is not None and file.stat().st_size:
+                _check_columns(file, columns, fields, required)
             ranges += [(file, found) for found in job.format.parts(file)]
         except (OSError, pa.ArrowException) as error:
             raise ScoringError(f"{file}: {error}") from error
+    if not ranges:
+        raise ScoringError(f"{inputs}: has no candidates")
     parts = [Part(number, os.fspath(file.absolute()), found) for number, (file, found) in enumerate(ranges)]
-    _open_output(output, _description(job, inputs, files, parts))
+    try:
+        _open_output(output, _description(job, inputs, files, parts))
+    except OSError as error:
+        raise ScoringError(f"{output}: must be a directory that can be written: {error}") from error
     return job, parts
 
 
@@ -133,12 +144,13 @@ def _check_columns(
 ) -> None:
     """Refuse a table in which each row would have the same problem."""
     check_free(columns, f"{file}: has the column")
-    if not columns or not set(fields).intersection(columns):
-        # JSON objects, in lines or in one column.
+    if holds_objects(columns, fields):
         return
     for name, meant in same_spelling(columns, fields).items():
         if meant not in columns:
             raise ScoringError(f"{file}: column {name!r} must be spelled {meant!r}")
+    if not set(fields).intersection(columns):
+        raise ScoringError(f"{file}: has none of the fields {', '.join(fields)}; found: {', '.join(columns)}")
     missing = [name for name in required if name not in columns]
     if missing:
         names = ", ".join(map(repr, missing))
@@ -166,6 +178,9 @@ def _description(job: Job, inputs: Path, files: Sequence[Path], parts: Sequence[
 
 def _open_output(output: Path, description: Mapping[str, object]) -> None:
     """Create the output directory for a job, or check that it is this job's."""
+    own = (INVALID_DIRECTORY, COUNTS_DIRECTORY)
+    for name in own:
+        (output / name).mkdir(parents=True, exist_ok=True)
     text = json.dumps(description, indent=1) + "\n"
     existing = output / JOB_FILE
     if existing.exists():
@@ -175,9 +190,6 @@ def _open_output(output: Path, description: Mapping[str, object]) -> None:
                 "choose an empty directory"
             )
         return
-    own = (INVALID_DIRECTORY, COUNTS_DIRECTORY)
-    for name in own:
-        (output / name).mkdir(parents=True, exist_ok=True)
     if others := [path.name for path in output.iterdir() if path.name not in own]:
         raise ScoringError(f"{output}: must be an empty directory, found {min(others)}")
     partial = output / f".{JOB_FILE}.partial"

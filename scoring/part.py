@@ -16,6 +16,8 @@ from scoring.errors import ScoringError
 from scoring.formats import Format, Writer
 from scoring.job import Job, Part
 from scoring.predictor import opened
+from storage.bundles import StorageError
+from transformer.bundle.format import BundleError
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +30,19 @@ class PartResult:
         Numbers of rows.
     found
         True if an earlier run has scored it.
+    error
+        Text of the error that stopped it, else None.
     """
 
     valid: int
     invalid: int
     found: bool = False
+    error: str | None = None
 
 
 def found_part(job: Job, part: Part) -> PartResult | None:
-    """Return the counts of a part that is done, else None."""
-    if not job.output_of(part).exists():
+    """Return the counts of a part that is done, else None: its output and its counts must exist."""
+    if not (job.output_of(part).exists() and job.counts_of(part).exists()):
         return None
     return PartResult(**json.loads(job.counts_of(part).read_bytes()), found=True)
 
@@ -80,6 +85,17 @@ def score_part(job: Job, part: Part) -> PartResult:
     except (OSError, pa.ArrowException, ScoringError) as error:
         raise ScoringError(f"{part.file} ({part.name}): {error}") from error
     return PartResult(valid, invalid)
+
+
+def try_part(job: Job, part: Part) -> PartResult:
+    """Score a part as `score_part` does; an error is in the result.
+
+    Engines repeat a task that raises, and bury its error under their own.
+    """
+    try:
+        return score_part(job, part)
+    except (BundleError, ScoringError, StorageError) as error:
+        return PartResult(0, 0, error=str(error))
 
 
 def _write(path: Path, content: dict[str, int]) -> None:

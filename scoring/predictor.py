@@ -121,7 +121,7 @@ class BundlePredictor:
     Raises
     ------
     ScoringError, storage.bundles.StorageError, transformer.bundle.format.BundleError
-        If the version cannot be read, or its model is another one.
+        If the version cannot be read, or its model cannot be loaded or is another one.
     """
 
     def __init__(self, uri: str, digest: str | None = None) -> None:
@@ -133,7 +133,13 @@ class BundlePredictor:
                     f"{uri}: SHA-256 of the model is {bundle.model.sha256}, expected {digest}: the version "
                     "was replaced while the job was running; start the job again with an empty output"
                 )
-            self._model: Any = joblib.load(copy / MODEL_FILE)
+            try:
+                self._model: Any = joblib.load(copy / MODEL_FILE)
+            except Exception as error:
+                raise ScoringError(
+                    f"{uri}: cannot load the model: {error or repr(error)}; use the libraries that fitted "
+                    f"it: {bundle.model.library_versions}"
+                ) from error
         self.fields = bundle.signature.datatypes
         self.batch_rows = max(
             1, min(MAX_BATCH_ROWS, MAX_BATCH_BYTES // (8 * len(bundle.vectorizer.feature_names)))

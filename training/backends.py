@@ -49,7 +49,7 @@ def connect(backend: str | None, cluster: str | None = None) -> Iterator[Run]:
     Raises
     ------
     BackendError
-        If the backend is not installed, does not answer, or its workers have other libraries.
+        If the backend is not installed, does not answer or start, or its workers have other libraries.
     """
     if backend is None:
         if cluster is not None:
@@ -65,8 +65,12 @@ def connect(backend: str | None, cluster: str | None = None) -> Iterator[Run]:
                 "`make engines`, then .runtimes/engines/bin/placement train …; elsewhere install "
                 f"placement[{backend}]"
             ) from error
-        except (OSError, ValueError) as error:
-            raise BackendError(f"--backend {backend}: no cluster answers at {cluster}: {error}") from error
+        # Dask raises a TypeError for tls:// without certificates.
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            problem = (
+                f"no cluster answers at {cluster}" if cluster else "cannot start a cluster on this machine"
+            )
+            raise BackendError(f"--backend {backend}: {problem}: {error}") from error
         yield partial(_run_on_workers, backend)
 
 
@@ -80,15 +84,25 @@ def _dask(cluster: str | None) -> Iterator[None]:
         yield
 
 
+def check_ray_answers(cluster: str | None) -> None:
+    """Connect once to the address of a Ray cluster; Ray itself would try for more than ten minutes.
+
+    Raises
+    ------
+    OSError, ValueError
+        If nothing answers, or the port is no number.
+    """
+    host, _, port = (cluster or "").rpartition("/")[2].rpartition(":")
+    if host:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+
+
 @contextmanager
 def _ray(cluster: str | None) -> Iterator[None]:
     import ray
     from ray.util.joblib import register_ray
 
-    host, _, port = (cluster or "").rpartition("/")[2].rpartition(":")
-    if host:
-        # Ray itself would try for more than ten minutes.
-        socket.create_connection((host, int(port)), CONNECT_S).close()
+    check_ray_answers(cluster)
     register_ray()
     ray.init(cluster, logging_level=logging.WARNING)
     try:

@@ -124,11 +124,13 @@ def select(
     """
     estimators = estimators_for(name, len(labels), rewrite=rewrite, kind=task.kind, parameters=parameters)
     validation = CrossValidation(features, labels, task, first_rows)
+    # Opens its file, before the estimators are compared.
+    search = tune(estimators, validation, tuning, run) if tuning else iter(())
     trials: list[Trial] = []
     for trial in validation.trials(estimators, run):
         progress(str(trial))
         trials.append(trial)
-    for number, tuned in enumerate(tune(estimators, validation, tuning, run) if tuning else (), 1):
+    for number, tuned in enumerate(search, 1):
         progress(f"{number}: {tuned}")
         trials.append(tuned)
     chosen = choose(trials, rewrite=rewrite)

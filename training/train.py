@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 
-from storage.bundles import StorageError
+from storage.bundles import StorageError, read_bundle
 from training.backends import LOCAL, Run
 from training.cross_validation import FOLDS, Progress
 from training.data import DataError, Dataset
@@ -106,6 +106,7 @@ def train(
     parse_threshold(threshold)
     _check_classes(dataset)
     place = Place.checked(storage, name, version, previous)
+    replaced = None if previous is None else read_bundle(previous)
     fitted = fit(
         dataset,
         estimator,
@@ -119,6 +120,8 @@ def train(
     comparison = compare_with(previous, fitted, progress)
     uri, bundle = place.publish(fitted)
     progress(f"wrote {uri}")
+    if replaced is not None and replaced.model.sha256 == bundle.model.sha256:
+        progress(f"the model is that of {replaced.version}: answers cannot tell the two versions apart")
     html = render(bundle, fitted, comparison)
     try:
         report = write_report(uri, html, progress)

@@ -65,9 +65,9 @@ class Tuning:
 
     def __post_init__(self) -> None:
         if self.trials < 1:
-            raise TuningError(f"number of trials to tune: must be at least 1, got {self.trials}")
+            raise TuningError(f"trials (--tune): must be at least 1, got {self.trials}")
         if not 0 <= self.seed < 2**32:
-            raise TuningError(f"seed: must be 0 to {2**32 - 1}, got {self.seed}")
+            raise TuningError(f"seed (--seed): must be 0 to {2**32 - 1}, got {self.seed}")
         try:
             import optuna
         except ModuleNotFoundError as error:
@@ -89,6 +89,8 @@ def tune(
 ) -> Iterator[Trial]:
     """Search for parameters of these estimators, and yield each trial when its loss is known.
 
+    The file of the trials is opened before the first trial is asked for.
+
     Parameters
     ----------
     validation
@@ -101,10 +103,16 @@ def tune(
     TuningError
         If the file of the trials cannot be used.
     """
+    record = _Record.open(tuning.storage, _identity(tuning, estimators, validation))
+    return _search(estimators, validation, tuning, run, record)
+
+
+def _search(
+    estimators: Sequence[Estimator], validation: CrossValidation, tuning: Tuning, run: Run, record: "_Record"
+) -> Iterator[Trial]:
     import optuna
 
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=tuning.seed))
-    record = _Record.open(tuning.storage, _identity(tuning, estimators, validation))
     for start in range(0, tuning.trials, BATCH):
         asked = [study.ask() for _ in range(min(BATCH, tuning.trials - start))]
         tried = [_suggest(one, estimators) for one in asked]
@@ -142,6 +150,7 @@ def _identity(tuning: Tuning, estimators: Sequence[Estimator], validation: Cross
         "seed": tuning.seed,
         "batch": BATCH,
         "space": {one.name: {key: asdict(limits) for key, limits in one.space.items()} for one in estimators},
+        "estimators": {one.name: repr(one.make(validation.task.kind)) for one in estimators},
         "candidates": validation.sha256,
         "versions": {name: version(name) for name in _PACKAGES},
     }
@@ -162,9 +171,11 @@ class _Record:
         if path is None:
             return cls(None, path)
         from optuna import create_study
+        from sqlalchemy import URL
 
+        # Quotes ?, %, # and braces in the name, which have a meaning in a URL or in Optuna.
+        storage = URL.create("sqlite", database=str(Path(path).absolute())).render_as_string()
         with _file_errors(path):
-            storage = f"sqlite:///{Path(path).absolute()}"
             return cls(create_study(study_name=name, storage=storage, load_if_exists=True), path)
 
     def find(self, asked: "Asked") -> "FrozenTrial | None":
@@ -193,7 +204,8 @@ def _file_errors(path: object) -> Iterator[None]:
 
     try:
         yield
-    except (StorageInternalError, SQLAlchemyError) as error:
+    # Optuna raises a plain RuntimeError for a file of another version's schema.
+    except (RuntimeError, StorageInternalError, SQLAlchemyError) as error:
         problem = str(error.__cause__ or error).partition("\n")[0]
         raise TuningError(f"{path}: cannot keep the trials in this file: {problem}") from error
 

@@ -36,6 +36,11 @@ def expected(inputs, trained_bundle, tmp_path_factory):
     return files(output)
 
 
+def skip_without_java(engine):
+    if engine == "spark" and shutil.which("java") is None:
+        pytest.skip("Spark: needs Java (Debian: default-jre-headless)")
+
+
 def run(*arguments):
     env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYSPARK_PYTHON": str(PYTHON)}
     command = [str(PYTHON), *map(str, arguments)]
@@ -46,8 +51,7 @@ def run(*arguments):
 
 @pytest.mark.parametrize("engine", [name for name in ENGINES if name != "local"])
 def test_a_killed_worker_of_an_engine_changes_nothing(engine, inputs, expected, trained_bundle, tmp_path):
-    if engine == "spark" and shutil.which("java") is None:
-        pytest.skip("Spark: needs Java (Debian: default-jre-headless)")
+    skip_without_java(engine)
     output, marker = tmp_path / "out", tmp_path / "killed"
     done = run(SCRIPT, engine, inputs, output, trained_bundle, marker)
     assert done.returncode == 0, done.stderr
@@ -61,6 +65,32 @@ def test_the_command_scores_with_ray(inputs, expected, trained_bundle, tmp_path)
     assert done.returncode == 0, done.stderr
     assert '"parts": 6, "found": 0, "scored": 514, "invalid": 86' in done.stdout
     assert files(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "local"])
+def test_a_part_that_cannot_be_scored_is_one_line_in_each_engine(engine, trained_bundle, tmp_path):
+    skip_without_java(engine)
+    inputs = write_candidates(tmp_path / "in.csv", numbered_candidates(3))
+    inputs.write_text(inputs.read_text() + "1,2\n")
+    arguments = ("--model", trained_bundle, "--engine", engine, "--workers", 1)
+    done = run("-m", "placement.cli", "score", inputs, tmp_path / "out", *arguments)
+    assert done.returncode == 1
+    error = f"placement score: {inputs} (part-000000): a row must have 13 cells, got 2\n"
+    assert done.stderr.endswith(error)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("engine", "cluster"),
+    [("ray", "127.0.0.1:1"), ("dask", "foo"), ("spark", "foo")],
+)
+def test_a_cluster_that_does_not_answer_is_one_line(engine, cluster, inputs, trained_bundle, tmp_path):
+    skip_without_java(engine)
+    arguments = ("--model", trained_bundle, "--engine", engine, "--cluster", cluster)
+    done = run("-m", "placement.cli", "score", inputs, tmp_path / "out", *arguments)
+    assert done.returncode == 1
+    assert f"placement score: --engine {engine}: no cluster answers at {cluster}: " in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 PIPELINES = """
@@ -96,8 +126,7 @@ print("equal")
 
 
 def test_the_pure_function_runs_in_pipelines_of_ray_data_and_spark(inputs, trained_bundle, tmp_path):
-    if shutil.which("java") is None:
-        pytest.skip("Spark: needs Java (Debian: default-jre-headless)")
+    skip_without_java("spark")
     (tmp_path / "pipelines.py").write_text(PIPELINES)
     done = run(tmp_path / "pipelines.py", inputs, trained_bundle)
     assert done.returncode == 0, done.stderr

@@ -127,19 +127,37 @@ def test_the_documented_search_keeps_its_trials_and_shows_them_in_the_report(che
 
 @needs_engines
 @pytest.mark.parametrize(
-    ("backend", "address"), [("dask", "tcp://127.0.0.1:1"), ("ray", "127.0.0.1:1"), ("ray", "127.0.0.1:port")]
+    ("backend", "address"),
+    [
+        ("dask", "tcp://127.0.0.1:1"),
+        ("dask", "tls://127.0.0.1:1"),
+        ("ray", "127.0.0.1:1"),
+        ("ray", "127.0.0.1:port"),
+    ],
 )
 def test_a_cluster_that_does_not_answer_is_named(backend, address):
-    arguments = ["train", "--rows=100", f"--backend={backend}", f"--cluster={address}"]
+    problem = refused(backend, f"--cluster={address}", DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT="1s")
+    assert f"placement train: --backend {backend}: no cluster answers at {address}: " in problem
+
+
+@needs_engines
+def test_a_local_cluster_that_cannot_start_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    problem = refused("dask", DASK_TEMPORARY_DIRECTORY=str(tmp_path / "file" / "in"))
+    assert "placement train: --backend dask: cannot start a cluster on this machine: " in problem
+
+
+def refused(backend, *arguments, **env):
+    """The error output of a training that cannot use its cluster."""
     done = subprocess.run(
-        [ENGINES, "-m", "placement.cli", *arguments],
+        [ENGINES, "-m", "placement.cli", "train", "--rows=100", f"--backend={backend}", *arguments],
         cwd=ROOT,
-        env={**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "1s"},
+        env={**os.environ, **env},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
         check=False,
     )
     assert done.returncode == 1
-    assert f"placement train: --backend {backend}: no cluster answers at {address}: " in done.stderr
     assert "Traceback" not in done.stderr
+    return done.stderr

@@ -27,6 +27,7 @@ from tests.support.scored_files import (
     write_candidates,
 )
 from tests.support.waiting import wait_until_sync
+from transformer.bundle.format import load_bundle
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +143,33 @@ def test_an_input_that_cannot_be_scored_is_refused_before_the_first_part(trained
         tmp_path / "in.xlsx"
     )
     assert error(tmp_path / "none") == f"{tmp_path / 'none'}: no such file or directory"
+    foreign = write_candidates(tmp_path / "foreign.csv", [{"id": 1, "age": 30}])
+    names = ", ".join(load_bundle(trained_bundle).signature.datatypes)
+    assert names.startswith("gender, ssc_p, ")
+    assert error(foreign) == f"{foreign}: has none of the fields {names}; found: id, age"
+    empty = tmp_path / "empty.csv"
+    for content in ("", ",".join(rows[0]) + "\n"):
+        empty.write_text(content)
+        assert error(empty) == f"{empty}: has no candidates"
+
+
+def test_an_output_must_be_a_directory_outside_the_input(inputs, trained_bundle, tmp_path):
+    inside = inputs / "scored"
+    message = f"{inside}: must be outside the input {inputs}, which another run would read"
+    assert error_of(score(inputs, inside, trained_bundle), "score") == message
+    assert not inside.exists()
+    (tmp_path / "out").write_text("a file")
+    message = error_of(score(inputs, tmp_path / "out", trained_bundle), "score")
+    assert message.startswith(f"{tmp_path / 'out'}: must be a directory that can be written: [Errno 20] ")
+
+
+def test_parts_without_counts_are_scored_again(inputs, scored, trained_bundle, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(scored, output)
+    shutil.rmtree(output / "_counts")
+    done = score(inputs, output, trained_bundle, "--json")
+    assert '"parts": 5, "found": 0, "scored": 428, "invalid": 72' in done.stdout
+    assert files(output) == files(scored)
 
 
 def test_a_file_that_is_no_parquet_is_an_error_in_one_line(trained_bundle, tmp_path):
@@ -159,3 +187,36 @@ def test_an_engine_that_is_not_installed_is_an_error_that_says_how(inputs, train
 def test_the_model_is_required(inputs, tmp_path):
     done = run_placement("score", inputs, tmp_path / "out")
     assert error_of(done, "score").startswith("--model: is required, expected the URI of a version")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--cluster", "spark://a:7077"), "--cluster needs --engine ray, spark or dask, got --engine local"),
+        (
+            ("--cluster", "a:6379", "--engine", "service"),
+            "--cluster needs --engine ray, spark or dask, got --engine service",
+        ),
+        (("--url", "http://a:8080"), "--url needs --engine service, got --engine local"),
+        (("--workers", 0), "--workers: must be at least 1, got 0"),
+        (
+            ("--workers", 2, "--engine", "dask", "--cluster", "tcp://a:8786"),
+            "--workers: the cluster at tcp://a:8786 has its own number; leave the option out",
+        ),
+    ],
+)
+def test_an_option_that_the_engine_would_ignore_is_refused(arguments, message, inputs, tmp_path):
+    assert error_of(run_placement("score", inputs, tmp_path / "out", *arguments), "score") == message
+
+
+def test_workers_of_an_existing_ray_cluster_are_its_own(inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "a:6379")
+    done = run_placement("score", inputs, tmp_path / "out", "--engine", "ray", "--workers", 2)
+    assert error_of(done, "score").startswith("--workers: the cluster at a:6379 has its own number")
+
+
+def test_a_part_that_cannot_be_scored_is_an_error_with_its_name(trained_bundle, tmp_path):
+    inputs = write_candidates(tmp_path / "in.csv", numbered_candidates(3))
+    inputs.write_text(inputs.read_text() + "1,2\n")
+    message = f"{inputs} (part-000000): a row must have 13 cells, got 2"
+    assert error_of(score(inputs, tmp_path / "out", trained_bundle), "score") == message

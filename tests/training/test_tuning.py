@@ -1,7 +1,9 @@
 """The search for parameters: the same for equal seeds and data, also after an interruption or in parallel."""
 
+import sqlite3
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from itertools import starmap
 from pathlib import Path
@@ -13,7 +15,7 @@ from storage.bundles import read_bundle
 from tests.training.test_selection import DATASET, FEATURES, NAMES_AND_KINDS, OTHER_LABELS
 from training.candidates import PLACEMENT, SIGNATURE, Task
 from training.cross_validation import CrossValidation, ScoredTrial
-from training.estimators import ESTIMATORS
+from training.estimators import ESTIMATORS, _forest
 from training.reports.writing import write_again
 from training.selection import ParameterError, estimators_for, select
 from training.train import train
@@ -110,6 +112,18 @@ def test_a_file_keeps_searches_on_other_data_apart(tmp_path):
     assert searched(tuning, rows=190) != searched(tuning)
 
 
+def test_a_file_keeps_searches_of_changed_estimators_apart(tmp_path):
+    forest = replace(ESTIMATORS["forest-50"], make=_forest(3))
+    changed = replace(forest, make=_forest(4))
+    tuning = Tuning(2, storage=tmp_path / "trials.db")
+
+    def losses(estimator, tuning):
+        return [trial.loss for trial in tune([estimator], validation(), tuning)]
+
+    assert losses(forest, tuning) == losses(forest, Tuning(2))
+    assert losses(changed, tuning) == losses(changed, Tuning(2)) != losses(forest, tuning)
+
+
 def test_tuned_estimators_join_the_others_and_the_cheapest_within_the_error_is_chosen():
     arguments = (FEATURES, DATASET.labels, PLACEMENT)
     _, plain = select("logistic-regression", *arguments)
@@ -158,8 +172,8 @@ def test_every_estimator_can_be_fitted_at_the_ends_of_its_search_space(name, kin
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ({"trials": 0}, "number of trials to tune: must be at least 1, got 0"),
-        ({"trials": 1, "seed": -1}, "seed: must be 0 to 4294967295, got -1"),
+        ({"trials": 0}, r"trials \(--tune\): must be at least 1, got 0"),
+        ({"trials": 1, "seed": -1}, r"seed \(--seed\): must be 0 to 4294967295, got -1"),
     ],
 )
 def test_an_invalid_number_is_named(arguments, problem):
@@ -174,12 +188,44 @@ def test_an_error_says_how_to_install_optuna(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("file", "problem"), [("missing/trials.db", "unable to open"), ("text.db", "not a database")]
+    ("file", "problem"),
+    [
+        ("", "unable to open"),
+        ("missing/trials.db", "unable to open"),
+        ("text.db", "not a database"),
+        ("other.db", "no longer compatible with the table schema"),
+    ],
 )
-def test_a_file_that_cannot_keep_trials_is_named(file, problem, tmp_path):
+def test_a_file_that_cannot_keep_trials_is_named_before_anything_is_fitted(file, problem, tmp_path):
     (tmp_path / "text.db").write_text("no database" * 100)
-    with pytest.raises(TuningError, match=f"{file}: cannot keep the trials in this file: .*{problem}"):
-        searched(Tuning(1, storage=tmp_path / file))
+    searched(Tuning(1, storage=tmp_path / "other.db"))
+    with closing(sqlite3.connect(tmp_path / "other.db")) as other, other:
+        other.execute("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
+    fits: list[object] = []
+
+    def run(_, calls):
+        fits.extend(calls)
+        return ()
+
+    path = tmp_path / file
+    with pytest.raises(TuningError, match=f"{path}: cannot keep the trials in this file: .*{problem}"):
+        select(
+            "logistic-regression",
+            FEATURES,
+            DATASET.labels,
+            PLACEMENT,
+            tuning=Tuning(1, storage=path),
+            run=run,
+        )
+    assert not fits
+
+
+@pytest.mark.parametrize("name", ["tr?mode=memory.db", "a%20b#c.db", "{SCHEMA_VERSION} {}.db", "a+b é:@.db"])
+def test_a_file_has_exactly_the_given_name(name, tmp_path):
+    tuning = Tuning(1, storage=tmp_path / name)
+    expected = searched(tuning)
+    assert [one.name for one in tmp_path.iterdir()] == [name]
+    assert searched(tuning, run=lambda _, calls: [pytest.fail("is known") for _ in calls]) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A batch gets scikit-learn's answers bit for bit, and invalid candidates the service's error text."""
 
 from decimal import Decimal
+from hashlib import sha256
 
 import numpy as np
 import orjson
@@ -52,6 +53,11 @@ def test_answers_are_those_of_scikit_learn(scorer, sklearn_reference, form):
     assert scored["prediction"].to_pylist() == [one >= threshold for one in expected]
     assert set(scored["version"].to_pylist()) == {"v1"}
     assert scored["error"].null_count == len(expected)
+
+
+def test_a_column_named_candidates_hides_no_field(scorer, sklearn_reference):
+    table = as_columns([{"candidates": "none", **one} for one in CANDIDATES_HERE])
+    assert scorer(table)["probability"].to_pylist() == sklearn_reference.probabilities(CANDIDATES_HERE)
 
 
 def test_a_table_stays_a_table_and_keeps_its_columns(scorer):
@@ -190,6 +196,16 @@ def test_a_worker_refuses_a_model_that_scores_its_reference_rows_differently(tra
     reference = bundle.reference.model_copy(update={"probabilities": wrong})
     changed_bundle(trained_bundle, tmp_path, reference=reference)
     with pytest.raises(ScoringError, match="scores its reference rows differently from its bundle"):
+        BundlePredictor(str(tmp_path))
+
+
+def test_a_worker_names_a_model_that_cannot_be_loaded(trained_bundle, tmp_path):
+    content = b"cno_such_library\nModel\n."
+    model = load_bundle(trained_bundle).model.model_copy(update={"sha256": sha256(content).hexdigest()})
+    changed_bundle(trained_bundle, tmp_path, model=model)
+    (tmp_path / MODEL_FILE).write_bytes(content)
+    expected = rf"{tmp_path}: cannot load the model: No module named 'no_such_library'; use .*: python"
+    with pytest.raises(ScoringError, match=expected):
         BundlePredictor(str(tmp_path))
 
 
