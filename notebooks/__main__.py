@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from predictor.environment import Environment, InstallError, ensure
+from predictor.environment import Environment, become
 
 HERE = Path(__file__).resolve().parent
 
@@ -21,23 +21,5 @@ VARIABLES = {
     "PATH": os.pathsep.join([os.environ["PATH"], str(Path(sys.executable).parent)]),
 }
 
-
-def main(arguments: list[str]) -> None:
-    """Install the environment unless it is up to date, and become JupyterLab.
-
-    Parameters
-    ----------
-    arguments
-        ``--install`` to only install it, or further arguments of JupyterLab, such as ``--no-browser``.
-    """
-    try:
-        python = ensure(ENVIRONMENT, progress=lambda line: print(line, file=sys.stderr))
-    except InstallError as error:
-        sys.exit(str(error))
-    if arguments != ["--install"]:
-        command = [str(python), "-m", "jupyterlab", str(HERE / "placement.ipynb"), *arguments]
-        os.execve(command[0], command, os.environ | VARIABLES)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    become(ENVIRONMENT, ["jupyterlab", str(HERE / "placement.ipynb")], VARIABLES, sys.argv[1:])

@@ -1,10 +1,9 @@
 """Install Kubeflow's SDK into a separate environment, and run the pipeline: `python -m pipelines`."""
 
-import os
 import sys
 from pathlib import Path
 
-from predictor.environment import Environment, InstallError, ensure
+from predictor.environment import Environment, become
 
 HERE = Path(__file__).resolve().parent
 
@@ -18,23 +17,5 @@ ENVIRONMENT = Environment(
 #: The steps import the project from the checkout.
 VARIABLES = {"PYTHONPATH": str(HERE.parent)}
 
-
-def main(arguments: list[str]) -> None:
-    """Install the environment unless it is up to date, and become the pipeline's runner.
-
-    Parameters
-    ----------
-    arguments
-        ``--install`` to only install it, or arguments of `pipelines.run`.
-    """
-    try:
-        python = ensure(ENVIRONMENT, progress=lambda line: print(line, file=sys.stderr))
-    except InstallError as error:
-        sys.exit(str(error))
-    if arguments != ["--install"]:
-        command = [str(python), "-m", "pipelines.run", *arguments]
-        os.execve(command[0], command, os.environ | VARIABLES)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    become(ENVIRONMENT, ["pipelines.run"], VARIABLES, sys.argv[1:])

@@ -7,9 +7,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -117,6 +118,30 @@ def installed(environment: Environment, *, home: Path = HOME) -> Path | None:
     """Return the interpreter of an environment; None if it is not installed, or not up to date."""
     directory = home / environment.name
     return _python(directory) if _is_current(directory, environment) else None
+
+
+def become(
+    environment: Environment, module: Sequence[str], variables: Mapping[str, str], arguments: Sequence[str]
+) -> None:
+    """Install an environment unless it is up to date, and replace this process by a module that runs there.
+
+    If the installation fails, the process ends with its error.
+
+    Parameters
+    ----------
+    module
+        Name of the module, and the arguments that it always gets.
+    variables
+        Variables of the module's process, besides those of this one.
+    arguments
+        ``--install`` to only install the environment, or further arguments of the module.
+    """
+    try:
+        python = ensure(environment, progress=partial(print, file=sys.stderr))
+    except InstallError as error:
+        sys.exit(str(error))
+    if list(arguments) != ["--install"]:
+        os.execve(python, [str(python), "-m", *module, *arguments], os.environ | variables)  # noqa: S606 (a fixed command)
 
 
 def _python(directory: Path) -> Path:
