@@ -23,27 +23,7 @@ def exit_on_error(step: str) -> Iterator[None]:
 def _expected() -> tuple[type[Exception], ...]:
     from inferenceservice.rollout import RolloutError
     from inferenceservice.rollout_target import TargetError
-    from storage.bundles import StorageError
-    from training.candidates import TaskError
-    from training.publishing import TrainingError
-    from training.selection import UnknownEstimatorError
     from training.stored import ModelFileError
-    from training.table import DataError
-    from training.threshold import ThresholdError
-    from training.tuning import TuningError
-    from transformer.bundle.format import BundleError
+    from training.train import ERRORS
 
-    return (
-        BundleError,
-        DataError,
-        ModelFileError,
-        PipelineError,
-        RolloutError,
-        StorageError,
-        TargetError,
-        TaskError,
-        ThresholdError,
-        TrainingError,
-        TuningError,
-        UnknownEstimatorError,
-    )
+    return (*ERRORS, ModelFileError, PipelineError, RolloutError, TargetError)

@@ -108,28 +108,9 @@ class _EstimatorNames:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    from storage.bundles import StorageError
-    from training.backends import BackendError
-    from training.candidates import TaskError
-    from training.data import DataError
-    from training.publishing import TrainingError
-    from training.selection import ParameterError, UnknownEstimatorError
-    from training.threshold import ThresholdError
-    from training.tuning import TuningError
-    from transformer.bundle.format import BundleError
+    from training.train import ERRORS
 
-    return (
-        BackendError,
-        BundleError,
-        DataError,
-        ParameterError,
-        StorageError,
-        TaskError,
-        ThresholdError,
-        TrainingError,
-        TuningError,
-        UnknownEstimatorError,
-    )
+    return ERRORS
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -5,23 +5,38 @@ from collections import Counter
 from dataclasses import dataclass
 
 from storage.bundles import StorageError, read_bundle
-from training.backends import LOCAL, Run
+from training.backends import LOCAL, BackendError, Run
+from training.candidates import TaskError
 from training.cross_validation import FOLDS, Progress
 from training.data import DataError, Dataset
 from training.estimators import NO_PARAMETERS, Parameters
 from training.fitting import fit
-from training.publishing import Place, check_names
+from training.publishing import Place, TrainingError, check_names
 from training.reports.comparison import Comparison
 from training.reports.page import render
 from training.reports.writing import compare_with, write_report
-from training.selection import AUTO, estimators_for
+from training.selection import AUTO, ParameterError, UnknownEstimatorError, estimators_for
 from training.threshold import DEFAULT as DEFAULT_THRESHOLD
+from training.threshold import ThresholdError
 from training.threshold import parse as parse_threshold
-from training.tuning import Tuning
-from transformer.bundle.format import Bundle
+from training.tuning import Tuning, TuningError
+from transformer.bundle.format import Bundle, BundleError
 
 #: Minimum number of candidates per class, so that each fold has at least two.
 MIN_PER_CLASS = 2 * FOLDS
+#: Errors of a task, of data and of arguments, here and where they are read; their messages say what to do.
+ERRORS: tuple[type[Exception], ...] = (
+    BackendError,
+    BundleError,
+    DataError,
+    ParameterError,
+    StorageError,
+    TaskError,
+    ThresholdError,
+    TrainingError,
+    TuningError,
+    UnknownEstimatorError,
+)
 
 
 @dataclass(frozen=True)
