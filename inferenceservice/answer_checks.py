@@ -102,18 +102,16 @@ async def wait_until_serving(target: RolloutTarget, bundle: Bundle) -> None:
             # After a stopped predictor is replaced, the transformer needs a moment to connect.
             if _now() - start > CONNECTING_S:
                 raise
-            in_a_row = 0
-            await asyncio.sleep(_POLL_S)
-            continue
-        if scores.version == bundle.version:
-            request.check(scores)
-            in_a_row += 1
-            continue
-        waited = _now() - start
-        if scores.version == UNVERIFIED and waited > UNVERIFIED_GRACE_S:
-            raise WrongAnswer(_unexpected_version(scores.version, bundle.version))
-        if waited > TIMEOUT_S:
-            raise TargetError(_unexpected_version(scores.version, bundle.version))
+        else:
+            if scores.version == bundle.version:
+                request.check(scores)
+                in_a_row += 1
+                continue
+            waited = _now() - start
+            if scores.version == UNVERIFIED and waited > UNVERIFIED_GRACE_S:
+                raise WrongAnswer(_unexpected_version(scores.version, bundle.version))
+            if waited > TIMEOUT_S:
+                raise TargetError(_unexpected_version(scores.version, bundle.version))
         in_a_row = 0
         await asyncio.sleep(_POLL_S)
 
