@@ -22,8 +22,6 @@ _PACKAGES = {"dask": "distributed", "ray": "ray"}
 BACKENDS = tuple(_PACKAGES)
 #: Options of joblib's backends. Dask replaces dead workers by itself; Ray does so if it is asked to.
 _OPTIONS = {"dask": {}, "ray": {"ray_remote_args": {"max_restarts": -1, "max_task_retries": -1}}}
-
-
 #: Seconds to connect to Ray.
 CONNECT_S = 10
 

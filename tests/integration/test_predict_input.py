@@ -28,7 +28,7 @@ from training.candidates import SAMPLE, SIGNATURE
 from training.table import Content, DataError, Table
 from transformer.bundle.signature import Number, Signature
 
-FIELDS = {field.name: field.datatype for field in SIGNATURE.fields}
+FIELDS = SIGNATURE.datatypes
 ROW = {name: str(value) for name, value in SAMPLE.items()}
 #: A signature with a field that may be missing.
 WITH_DEFAULT = Signature(

@@ -1,8 +1,8 @@
 """A search on a cluster, of which one worker is killed in the middle of a fit.
 
-As a script, it prints the trials: ``BACKEND MARKER``. The cluster has several processes, and exists before
-the search. With the backend ``local`` there is none, and nothing is killed. The script needs no other module
-of the tests, because they need packages that the engines' environment lacks.
+As a script with the arguments ``BACKEND MARKER``, it starts a cluster of several processes, runs the search
+on it, and prints the trials. The backend ``local`` runs the search in this process, and nothing is killed.
+The script needs no other module of the tests, because they need packages that the engines' environment lacks.
 """
 
 import json

@@ -61,9 +61,8 @@ class DyingSource:
 def main(engine: str, inputs: str, output: str, uri: str, marker: str) -> None:
     """Run a job."""
     bundle = load_bundle(uri)
-    source = DyingSource(BundleSource(uri, bundle.version, bundle.model.sha256), marker)
-    fields = {one.name: one.datatype for one in bundle.signature.fields}
-    job, parts = plan(source, fields, Path(inputs), Path(output))
+    source = DyingSource(BundleSource.of(uri, bundle), marker)
+    job, parts = plan(source, bundle.signature.datatypes, Path(inputs), Path(output))
     results = list(ENGINES[engine](job, parts, WORKERS, None))
     assert len(results) == len(parts)
     finish(Path(output))

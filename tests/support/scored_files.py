@@ -35,14 +35,14 @@ def write_candidates(path: Path, candidates: Sequence[Mapping[str, Any]], row_gr
 def source_of(bundle: Path) -> BundleSource:
     """Return a trained version as the source of predictors."""
     content = load_bundle(bundle)
-    return BundleSource(str(bundle), content.version, content.model.sha256)
+    return BundleSource.of(str(bundle), content)
 
 
 def plan_job(
     inputs: Path, output: Path, bundle: Path, source: Source | None = None
 ) -> tuple[Job, list[Part]]:
     """Plan a job for a trained version."""
-    fields = {one.name: one.datatype for one in load_bundle(bundle).signature.fields}
+    fields = load_bundle(bundle).signature.datatypes
     return plan(source or source_of(bundle), fields, inputs, output)
 
 

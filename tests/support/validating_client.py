@@ -21,7 +21,7 @@ class ValidatingClient:
         self.asked = 0
 
     async def fields(self) -> dict[str, str]:
-        return {field.name: field.datatype for field in self._signature.fields}
+        return self._signature.datatypes
 
     async def predict(self, candidates: Sequence[Candidate]) -> Answer:
         await asyncio.sleep(0)
@@ -39,7 +39,7 @@ class ValidatingClient:
     def _decoded(self, candidates: Sequence[Candidate]) -> Candidates:
         if self._protocol == "v1":
             return v1.decode(to_json({"instances": candidates}), "placement", 10_000).candidates
-        inputs = tensors(candidates, {field.name: field.datatype for field in self._signature.fields})
+        inputs = tensors(candidates, self._signature.datatypes)
         if self._protocol == "grpc":
             objects = [to_json(candidate).decode() for candidate in candidates]
             inputs = [
