@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Self
 
@@ -70,10 +71,12 @@ class StoredVersion:
         matrix : ndarray of float64, shape (accepted candidates, feature names)
         """
         encoder = Encoder(self.bundle.vectorizer, self.bundle.signature, unknown_category)
-        encoded = [_encode(encoder, candidate) for candidate in candidates]
-        rows = [row for row in encoded if row is not None]
-        accepted = np.array([row is not None for row in encoded], np.bool_)
-        return accepted, np.vstack(rows) if rows else np.empty((0, len(encoder.feature_names)))
+        accepted = np.ones(len(candidates), np.bool_)
+        try:
+            return accepted, encoder.encode(Rows([*candidates], "candidates"))
+        except InvalidCandidates as error:
+            accepted[[*error.rows]] = False
+        return accepted, encoder.encode(Rows([*compress(candidates, accepted)], "candidates"))
 
     def score(self, candidates: Sequence[Candidate]) -> tuple[npt.NDArray[np.bool_], Scores]:
         """Score the candidates that the version accepts.
@@ -89,11 +92,3 @@ class StoredVersion:
             return accepted, np.empty((0, target.columns))
         features = pd.DataFrame(matrix, columns=self.bundle.vectorizer.feature_names)
         return accepted, scores_of(self.model, features, target)
-
-
-def _encode(encoder: Encoder, candidate: Candidate) -> Matrix | None:
-    """Return the features of a candidate, or None if the version does not accept it."""
-    try:
-        return encoder.encode(Rows([candidate], "row"))
-    except InvalidCandidates:
-        return None
