@@ -99,12 +99,12 @@ def test_the_walk_with_own_data_works_from_the_table_to_answers(checkout):
 def test_a_pickle_gets_answers_with_three_commands(checkout):
     run("bash", ".venv/bin/placement init churn.csv --example", checkout)
     (fits,), (imports,), (serves,), (asks,) = (
-        snippets(f"{mark} customers.pkl") for mark in ("fits", "imports", "serves", "asks")
+        snippets(f"{mark} churned.pkl") for mark in ("fits", "imports", "serves", "asks")
     )
     run(*fits, checkout)
-    assert "uri       models/customers/v1" in run(*imports, checkout)
-    assert serves[1].endswith("placement up --model models/customers/v1\n")
-    with PlacementUp(Path("models/customers/v1"), checkout / ".run", cwd=checkout) as up:
+    assert "uri       models/churned/v1" in run(*imports, checkout)
+    assert serves[1].endswith("placement up --model models/churned/v1\n")
+    with PlacementUp(Path("models/churned/v1"), checkout / ".run", cwd=checkout) as up:
         up.wait_for("ready")
         answers = run(asks[0], with_port(asks[1], up.port), checkout).splitlines()
     assert len(answers) > 500
