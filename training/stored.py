@@ -1,4 +1,4 @@
-"""A version from storage, to score labelled candidates as its callers would see them."""
+"""A version from storage, to score candidates as its callers would see them."""
 
 import os
 import tempfile
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from storage.bundles import fetch
+from storage.bundles import StorageError, fetch
 from training.candidates import Candidate
 from training.estimators import Classifier, scores_of
 from transformer.bundle.candidates import Rows
@@ -24,10 +24,6 @@ from transformer.bundle.validation import UnknownCategory
 from transformer.errors import InvalidCandidates
 
 
-class ModelFileError(Exception):
-    """A model file that cannot be loaded; the message says why."""
-
-
 @dataclass(frozen=True)
 class StoredVersion:
     """A version's bundle and its model."""
@@ -36,22 +32,33 @@ class StoredVersion:
     model: Classifier
 
     @classmethod
-    def load(cls, uri: str | os.PathLike[str]) -> Self:
+    def load(cls, uri: str | os.PathLike[str], sha256: str | None = None) -> Self:
         """Load a version. Its model is a pickle: the storage must be trusted, as for serving.
+
+        Parameters
+        ----------
+        sha256
+            SHA-256 that the model must have; by default the one in the bundle.
 
         Raises
         ------
         storage.bundles.StorageError, transformer.bundle.format.BundleError
-            If the version cannot be read.
-        ModelFileError
-            If its model cannot be loaded.
+            If the version cannot be read, or its model cannot be loaded or is another one.
         """
         with tempfile.TemporaryDirectory() as directory:
             bundle = fetch(uri, directory)
+            if sha256 not in (None, bundle.model.sha256):
+                raise StorageError(
+                    f"{uri}: SHA-256 of the model is {bundle.model.sha256}, expected {sha256}: the version "
+                    "was replaced"
+                )
             try:
                 model = joblib.load(Path(directory) / MODEL_FILE)
             except Exception as error:
-                raise ModelFileError(f"{uri}: {error or repr(error)}") from error
+                raise StorageError(
+                    f"{uri}: cannot load the model: {error or repr(error)}; use the libraries that fitted "
+                    f"it: {bundle.model.library_versions}"
+                ) from error
         return cls(bundle, model)
 
     def encode(

@@ -13,6 +13,7 @@ from scoring import predictor
 from scoring.batch import CANDIDATES, BatchScorer, answer
 from scoring.errors import ScoringError
 from scoring.predictor import MAX_BATCH_ROWS, BundlePredictor
+from storage.bundles import StorageError
 from training.generator import generate
 from transformer.bundle.candidates import Rows
 from transformer.bundle.encoder import Encoder
@@ -211,7 +212,7 @@ def test_an_empty_batch_gets_the_columns(scorer):
 
 def test_a_worker_refuses_another_model_than_the_job_started_with(trained_bundle):
     with pytest.raises(
-        ScoringError, match=f"{trained_bundle}: SHA-256 of the model is .* expected {'0' * 64}"
+        StorageError, match=f"{trained_bundle}: SHA-256 of the model is .* expected {'0' * 64}"
     ):
         BundlePredictor(str(trained_bundle), "0" * 64)
 
@@ -231,7 +232,7 @@ def test_a_worker_names_a_model_that_cannot_be_loaded(trained_bundle, tmp_path):
     changed_bundle(trained_bundle, tmp_path, model=model)
     (tmp_path / MODEL_FILE).write_bytes(content)
     expected = rf"{tmp_path}: cannot load the model: No module named 'no_such_library'; use .*: python"
-    with pytest.raises(ScoringError, match=expected):
+    with pytest.raises(StorageError, match=expected):
         BundlePredictor(str(tmp_path))
 
 
