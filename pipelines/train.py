@@ -2,7 +2,7 @@
 
 import shutil
 
-from pipelines.errors import PipelineError
+from pipelines.step import PipelineError
 from training.data import Dataset
 from training.publishing import Place, check_names
 from training.train import Trained, train

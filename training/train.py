@@ -49,8 +49,10 @@ class Trained:
         The version's URI, for ``storageUri``.
     report
         URI of its report, an HTML file beside the version; None if it could not be written.
+    chosen
+        Name of the estimator that was chosen, with its parameters.
     comparison
-        Comparison with the version that it replaces.
+        Comparison with the version that it replaces; None if there is none.
     notes
         What to know about it and the version that it replaces, a sentence each.
     """
@@ -58,8 +60,9 @@ class Trained:
     uri: str
     report: str | None
     bundle: Bundle
-    comparison: Comparison | None = None
-    notes: tuple[str, ...] = ()
+    chosen: str
+    comparison: Comparison | None
+    notes: tuple[str, ...]
 
 
 def train(
@@ -146,7 +149,7 @@ def train(
             f"WARNING: the report was not written: {error}; once that is solved, run `placement report {uri}`"
         )
         report = None
-    return Trained(uri, report, bundle, comparison, place.notes(bundle))
+    return Trained(uri, report, bundle, str(fitted.chosen.estimator), comparison, place.notes(bundle))
 
 
 def _check_classes(dataset: Dataset) -> None:

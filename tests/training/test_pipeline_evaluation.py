@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, mean_absolute_error, roc_auc_score, roc_curve
 
-from pipelines.errors import PipelineError
 from pipelines.evaluation import ROC_POINTS, evaluate, roc
 from pipelines.gate import Bounds, reasons
 from pipelines.held_out import split
 from pipelines.publish import publish_version
+from pipelines.step import PipelineError
 from pipelines.summary import Comparison, Summary
 from placement.drift import PSI_LIMIT
 from storage.bundles import VersionExistsError, publish, read_bundle
