@@ -30,7 +30,6 @@ def _lines(name: str, text: str) -> str:
 def _expected() -> tuple[type[Exception], ...]:
     from inferenceservice.rollout import RolloutError
     from inferenceservice.rollout_target import TargetError
-    from training.stored import ModelFileError
     from training.train import ERRORS
 
-    return (*ERRORS, ModelFileError, PipelineError, RolloutError, TargetError)
+    return (*ERRORS, PipelineError, RolloutError, TargetError)
