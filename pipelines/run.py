@@ -62,8 +62,8 @@ def _run(pipeline: Any, parameters: Mapping[str, Any], directory: Path, *, verbo
             print(f"\ninterrupted; the log so far is {log}", file=sys.stderr)
             return _INTERRUPTED
         except RuntimeError as error:
-            reasons = output.reasons or [str(error)]
-            print(*reasons, f"The full log is {log}", sep="\n", file=sys.stderr)
+            errors = output.failures or [str(error)]
+            print(*errors, f"The full log is {log}", sep="\n", file=sys.stderr)
             return 1
     print(f"version   {uri}")
     print(f"report    {uri_beside(local_path(uri) or uri, '.html')}")

@@ -5,6 +5,8 @@ import re
 import time
 from typing import TextIO
 
+from pipelines.step import ERROR
+
 _COLOR = re.compile(r"\x1b\[\d*m")
 #: Lines of Kubeflow's local runner around a step. It indents the lines of the step itself.
 _STARTED = re.compile(r"[\d:.]+ - INFO - Executing task '(.+)'")
@@ -21,22 +23,22 @@ class RunOutput(io.TextIOBase):
     log
         File that gets all lines, without colours.
     terminal
-        Gets a line for each step when it ends, with what it said by `pipelines.step` and its warnings.
+        Gets a line for each step when it ends: its name, its seconds, its messages and warnings.
     verbose
         True if the terminal gets everything instead.
 
     Attributes
     ----------
-    reasons
-        Lines in which the step that failed says why; empty while none has failed.
+    failures
+        Errors of the step that failed, with its name; empty while none has failed.
     """
 
     def __init__(self, log: TextIO, terminal: TextIO, *, verbose: bool) -> None:
-        self.reasons: list[str] = []
+        self.failures: list[str] = []
         self._log, self._terminal, self._verbose = log, terminal, verbose
         self._line = ""
         self._step, self._start = "", 0.0
-        self._said: list[str] = []
+        self._messages: list[str] = []
         self._last = ""
 
     def write(self, text: str) -> int:
@@ -57,22 +59,23 @@ class RunOutput(io.TextIOBase):
 
     def _read(self, line: str) -> None:
         if started := _STARTED.match(line):
-            self._step, self._start, self._said, self._last = started[1], time.monotonic(), [], ""
+            self._step, self._start, self._messages, self._last = started[1], time.monotonic(), [], ""
             self._show(f"{self._step:<{_NAME}}")
         elif ended := _ENDED.match(line):
             self._end(failed=ended[2] == "FAILURE")
         elif line.strip():
             self._last = line.strip()
             if self._last.startswith((f"{self._step}: ", "WARNING: ")):
-                self._said.append(self._last)
+                self._messages.append(self._last.removeprefix(f"{self._step}: "))
 
     def _end(self, *, failed: bool) -> None:
-        said = [line.removeprefix(f"{self._step}: ") for line in self._said]
         if failed:
-            self.reasons = self._said or [f"{self._step}: ended unexpectedly, after: {self._last}"]
-            said = ["failed"]
+            errors = [one.removeprefix(ERROR) for one in self._messages if one.startswith(ERROR)]
+            errors = errors or [f"ended unexpectedly, after: {self._last}"]
+            self.failures += (f"{self._step}: {one}" for one in errors)
+            self._messages = ["failed"]
         seconds = f" {time.monotonic() - self._start:6.1f} s  "
-        text = f"\n{' ' * (_NAME + len(seconds))}".join(said)
+        text = f"\n{' ' * (_NAME + len(seconds))}".join(self._messages)
         self._show(f"{seconds}{text}".rstrip() + "\n")
 
     def _show(self, text: str) -> None:

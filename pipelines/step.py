@@ -1,8 +1,11 @@
-"""A step of the pipeline: it says what matters in lines that begin with its name, also when it fails."""
+"""A step of the pipeline: its messages begin with its name, and its errors also with `ERROR`."""
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+#: Begins an error, after the step's name.
+ERROR = "ERROR: "
 
 
 class PipelineError(Exception):
@@ -11,20 +14,20 @@ class PipelineError(Exception):
 
 @contextmanager
 def step(name: str) -> Iterator[Callable[[str], None]]:
-    """Run a step: yield a function that says what matters, and end the process after an expected error.
+    """Run a step: yield a function that prints a message, and end the process after an expected error.
 
-    `make pipeline` shows the lines that begin with the step's name, and keeps the others in its log.
+    `make pipeline` shows messages and errors, and keeps all other lines of a step in its log.
     """
     try:
-        yield lambda text: print(_lines(name, text), flush=True)
+        yield lambda text: print(_lines(f"{name}: ", text), flush=True)
     except Exception as error:
         if not isinstance(error, _expected()):
             raise
-        sys.exit(_lines(name, str(error)))
+        sys.exit(_lines(f"{name}: {ERROR}", str(error)))
 
 
-def _lines(name: str, text: str) -> str:
-    return "\n".join(f"{name}: {line}" for line in text.splitlines())
+def _lines(prefix: str, text: str) -> str:
+    return "\n".join(f"{prefix}{line}" for line in text.splitlines())
 
 
 def _expected() -> tuple[type[Exception], ...]:

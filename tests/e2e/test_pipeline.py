@@ -122,14 +122,15 @@ def test_a_version_that_breaks_a_bound_is_neither_published_nor_rolled_out(check
     done = run(*documented(0), cwd=checkout)
     assert done.returncode == 1
     drift = "check-gate: v2 must not serve: ssc_p has drifted from the data of v1: its stability index is "
-    *reasons, where = done.stderr.splitlines()
-    assert any(one.startswith(drift) and one.endswith(", max_psi 0.25") for one in reasons), done.stderr
-    assert all(one.startswith("check-gate: v2 must not serve: ") for one in reasons), done.stderr
+    *errors, where = done.stderr.splitlines()
+    assert any(one.startswith(drift) and one.endswith(", max_psi 0.25") for one in errors), done.stderr
+    assert all(one.startswith("check-gate: v2 must not serve: ") for one in errors), done.stderr
     name, _, _, verdict = done.stdout.splitlines()[-1].split()
     assert (name, verdict) == ("check-gate", "failed")
     log = (checkout / where.removeprefix("The full log is ")).read_text()
     assert "Task 'check-gate' finished with status FAILURE" in log
-    assert reasons == [line.strip() for line in log.splitlines() if "must not serve" in line]
+    logged = [line.strip() for line in log.splitlines() if "must not serve" in line]
+    assert errors == [line.replace("ERROR: ", "") for line in logged]
     assert serving(up) == "v1"
     assert {path.name for path in (checkout / "models/placement").iterdir()} == {"v1", "v1.html"}
 
@@ -213,9 +214,9 @@ def test_a_verbose_run_prints_its_whole_log(tmp_path):
     assert done.returncode == 1
     (log,) = tmp_path.glob("runs/*/log.txt")
     assert log.read_text() == re.sub(r"\x1b\[\d+m", "", done.stdout)
-    reason, where = done.stderr.splitlines()
-    assert reason == "check-bounds: max_psi: must be a finite number, minimum 0, got -1.0"
-    assert f"    {reason}\n" in done.stdout
+    error, where = done.stderr.splitlines()
+    assert error == "check-bounds: max_psi: must be a finite number, minimum 0, got -1.0"
+    assert "    check-bounds: ERROR: max_psi: must be" in done.stdout
     assert where == f"The full log is {log.relative_to(tmp_path)}"
 
 

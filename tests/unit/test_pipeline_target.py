@@ -64,11 +64,11 @@ async def test_nothing_serves_where_no_service_runs(tmp_path):
     assert await serving_uri("placement", "", str(tmp_path), "models") == ""
 
 
-def test_a_step_names_itself_in_each_line_that_it_says(capsys):
+def test_a_step_names_itself_in_each_line_of_a_message(capsys):
     with step("find-serving") as say:
         say("v1 serves")
     assert capsys.readouterr().out == "find-serving: v1 serves\n"
-    ends = r"^check-gate: accuracy: 2\ncheck-gate: roc_auc: 3$"
+    ends = r"^check-gate: ERROR: accuracy: 2\ncheck-gate: ERROR: roc_auc: 3$"
     with pytest.raises(SystemExit, match=ends), step("check-gate"):
         raise PipelineError("accuracy: 2\nroc_auc: 3")
     with pytest.raises(KeyError), step("check-gate"):

@@ -38,27 +38,28 @@ def without_seconds(terminal: io.StringIO) -> str:
     return re.sub(r" +\d+\.\d s", " N s", terminal.getvalue())
 
 
-def test_a_step_that_ends_is_a_line_with_what_it_said(output, log, terminal):
+def test_a_step_that_ends_is_a_line_with_its_messages_and_warnings(output, log, terminal):
     run_step(output, "find-serving", "SUCCESS", "find-serving: v1 serves", "find-servings: other")
     run_step(output, "roll-out", "SUCCESS", "find-serving: again", "WARNING: slow", "roll-out: v2 serves")
     assert without_seconds(terminal) == (
         f"find-serving N s  v1 serves\nroll-out N s  WARNING: slow\n{' ' * 28}v2 serves\n"
     )
-    assert output.reasons == []
+    assert output.failures == []
     assert "09:00:00.001 - INFO - Executing task 'roll-out'\n    find-serving: again\n" in log.getvalue()
     assert "\x1b" not in log.getvalue()
 
 
 def test_a_step_that_fails_says_why(output, terminal):
-    reasons = ["check-gate: v2 must not serve: one", "check-gate: v2 must not serve: two"]
-    run_step(output, "check-gate", "FAILURE", "progress", *reasons, "more progress")
-    assert output.reasons == reasons
+    errors = ["check-gate: ERROR: v2 must not serve: one", "check-gate: ERROR: v2 must not serve: two"]
+    run_step(output, "check-gate", "FAILURE", "check-gate: a message", *errors, "progress")
+    assert output.failures == ["check-gate: v2 must not serve: one", "check-gate: v2 must not serve: two"]
     assert without_seconds(terminal) == "check-gate N s  failed\n"
 
 
-def test_a_step_that_ends_without_a_reason_shows_its_last_line(output):
-    run_step(output, "train-model", "FAILURE", "Traceback (most recent call last):", "KeyError: 'age'", "")
-    assert output.reasons == ["train-model: ended unexpectedly, after: KeyError: 'age'"]
+def test_a_step_that_ends_without_an_error_shows_its_last_line(output):
+    traceback = ("Traceback (most recent call last):", "KeyError: 'age'")
+    run_step(output, "train-model", "FAILURE", "train-model: v2", "WARNING: slow", *traceback, "")
+    assert output.failures == ["train-model: ended unexpectedly, after: KeyError: 'age'"]
 
 
 def test_a_step_cannot_end_another_one(output, terminal):
