@@ -71,9 +71,9 @@ class RunOutput(io.TextIOBase):
     def _end(self, *, failed: bool) -> None:
         if failed:
             errors = [one.removeprefix(ERROR) for one in self._messages if one.startswith(ERROR)]
+            self._messages = ["failed", *(one for one in self._messages if not one.startswith(ERROR))]
             errors = errors or [f"ended unexpectedly, after: {self._last}"]
             self.failures += (f"{self._step}: {one}" for one in errors)
-            self._messages = ["failed"]
         seconds = f" {time.monotonic() - self._start:6.1f} s  "
         text = f"\n{' ' * (_NAME + len(seconds))}".join(self._messages)
         self._show(f"{seconds}{text}".rstrip() + "\n")

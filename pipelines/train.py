@@ -55,6 +55,6 @@ def train_version(
         progress=print,
     )
     if trained.report is None:
-        raise PipelineError(f"{report}: the report was not written; see the warning in the log")
+        raise PipelineError(f"{report}: the report was not written; see the warning")
     shutil.copyfile(trained.report, report)
     return trained

@@ -53,7 +53,7 @@ def test_a_step_that_fails_says_why(output, terminal):
     errors = ["check-gate: ERROR: v2 must not serve: one", "check-gate: ERROR: v2 must not serve: two"]
     run_step(output, "check-gate", "FAILURE", "check-gate: a message", *errors, "progress")
     assert output.failures == ["check-gate: v2 must not serve: one", "check-gate: v2 must not serve: two"]
-    assert without_seconds(terminal) == "check-gate N s  failed\n"
+    assert without_seconds(terminal) == f"check-gate N s  failed\n{' ' * 28}a message\n"
 
 
 def test_a_step_that_ends_without_an_error_shows_its_last_line(output):
