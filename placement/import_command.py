@@ -31,7 +31,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task", metavar="FILE.json", help="fields and classes, as an earlier import inferred them"
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="default: NAME.json")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE.json", help="task file to write (default: NAME.json)"
+    )
     parser.add_argument(
         "--trust", action="store_true", help="open the file even if that can run code: you trust its author"
     )
