@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from training.metric_names import METRICS, metric_text
+from training.metric_names import metrics_text
 from transformer.bundle.signature import STRICT
 
 
@@ -90,5 +90,4 @@ class Summary(BaseModel):
 
 
 def _line(version: str, rows: int, metrics: dict[str, float]) -> str:
-    shown = ", ".join(f"{name} {metric_text(metrics[name])}" for name in METRICS if name in metrics)
-    return f"{version} on {rows:,} held-out rows: {shown}"
+    return f"{version} on {rows:,} held-out rows: {metrics_text(metrics)}"
