@@ -3,10 +3,10 @@
 import argparse
 import json
 import shlex
-import sys
 from pathlib import Path
 
-from placement.command import Command, command_line
+from placement.command import Command
+from placement.new_version import print_version
 from placement.progress import StepPrinter
 from training.table_file import Reading
 from transformer.bundle.signature import DEFAULT_ROW_NAME
@@ -134,20 +134,13 @@ def _run(options: argparse.Namespace) -> int:
         task_file = str(output) if imported.task.text is not None else options.task
         print(json.dumps({**content, "task": task_file, "notes": imported.notes}))
         return 0
-    print(f"uri       {imported.uri}")
-    print(f"model     {bundle.model.estimator}")
-    if bundle.model.serving_form:
-        print(f"served as {bundle.model.serving_form}")
+    details = {
+        "fields": ", ".join(bundle.signature.names),
+        "predicts": answer_of(bundle.target, imported.task.task.label),
+    }
     if imported.task.text is not None:
-        print(f"task      {output}: check the fields; with changes, import again with --task")
-    print(f"fields    {', '.join(bundle.signature.names)}")
-    print(f"predicts  {answer_of(bundle.target, imported.task.task.label)}")
-    for metric, value in bundle.metrics.items():
-        print(f"{metric:<10}{value:.4f}")
-    for note in imported.notes:
-        print(f"note      {note}")
-    print(f"next      {command_line('up', '--model', shlex.quote(imported.uri))}")
-    sys.stdout.flush()
+        details["task"] = f"{output}: check the fields; with changes, import again with --task"
+    print_version(imported.uri, bundle, details, imported.notes)
     return 0
 
 
