@@ -29,5 +29,6 @@ def print_version(uri: str, bundle: "Bundle", details: Mapping[str, str], notes:
     if bundle.threshold is not None:
         lines.append(("threshold", f"{bundle.threshold:g}"))
     lines += (("note", note) for note in notes)
-    lines.append(("next", command_line("up", "--model", shlex.quote(uri))))
+    command = ("rollout",) if bundle.previous else ("up", "--model")
+    lines.append(("next", command_line(*command, shlex.quote(uri))))
     print("\n".join(f"{name:<10}{text}" for name, text in lines), flush=True)

@@ -20,3 +20,9 @@ def test_a_new_version_is_described_in_aligned_lines(trained_bundle, capsys):
     ]
     assert "report    v1.html" in lines
     assert following == "next      placement up --model 'my models/v1'"
+
+
+def test_a_version_that_knows_the_previous_one_is_rolled_out(trained_bundle, capsys):
+    bundle = read_bundle(trained_bundle)
+    print_version("models/v2", bundle.model_copy(update={"previous": (bundle.as_previous(),)}), {}, [])
+    assert capsys.readouterr().out.endswith("next      placement rollout models/v2\n")
