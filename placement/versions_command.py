@@ -30,6 +30,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         name_help="name of the model and of its InferenceService (default: those that serve on this machine, "
         f"or {DEFAULT_NAME})",
+        reads_only=True,
     )
 
 
