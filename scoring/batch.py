@@ -25,8 +25,11 @@ from transformer.errors import InvalidCandidates, InvalidRequest
 CANDIDATES = "candidates"
 #: Path of a candidate in errors, as in V1.
 _INSTANCES = "instances"
+_TEXT_TYPES = (pa.string(), pa.large_string(), pa.string_view())
+#: Types of the column of JSON objects.
+_JSON_TYPES = (*_TEXT_TYPES, pa.binary(), pa.large_binary(), pa.binary_view(), pa.null())
 #: Types whose values become codes.
-_CODED_TYPES = (pa.string(), pa.large_string(), pa.bool_())
+_CODED_TYPES = (*_TEXT_TYPES, pa.bool_())
 #: Type of the predictions, by the V2 datatype of the answers.
 _ARROW_TYPES = {"BOOL": pa.bool_(), "INT64": pa.int64(), "FP64": pa.float64(), "BYTES": pa.string()}
 
@@ -123,7 +126,7 @@ def _candidates(batch: pa.RecordBatch | pa.Table, fields: Mapping[str, str]) -> 
     """Return the candidates of a batch; a single one as in V1, because the service's errors depend on it."""
     names = batch.schema.names
     if holds_objects(names, fields):
-        return Rows(_parsed(batch[CANDIDATES].to_pylist()), _INSTANCES)
+        return Rows(_parsed(_texts(batch[CANDIDATES])), _INSTANCES)
     misspelled = same_spelling(names, fields)
     columns = {name: _raw_column(name, batch[name]) for name in names if name in fields or name in misspelled}
     candidates = Columns(batch.num_rows, columns)
@@ -146,6 +149,15 @@ def as_json(candidates: Candidates) -> list[Any]:
         else candidate
         for candidate in candidates.dicts()
     ]
+
+
+def _texts(column: Any) -> list[str | bytes | None]:  # noqa: ANN401 (Arrow has no types)
+    """Return the JSON texts of a column."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if kind not in _JSON_TYPES:
+        raise ScoringError(f"column {CANDIDATES!r}: must hold JSON texts, got the Arrow type {kind}")
+    texts: list[str | bytes | None] = column.to_pylist()
+    return texts
 
 
 def _parsed(texts: Sequence[str | bytes | None]) -> list[object]:

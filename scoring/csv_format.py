@@ -1,8 +1,10 @@
 """CSV files, by the rules of training."""
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,8 +15,14 @@ import pyarrow.csv as pa_csv
 
 from scoring.batch import CANDIDATES
 from scoring.errors import ScoringError
-from scoring.file_format import LINE_BYTES, PART_BYTES, Format, Read, Writer, line_ranges, read_range
+from scoring.file_format import PART_BYTES, Format, Read, Writer, ranges, read_range
 from training.table import finite_number
+
+#: Maximum bytes of a row; Arrow reads blocks of this size.
+ROW_BYTES = 2**20
+#: Text up to its end, or up to the quote of a cell that it does not close. Only a quote at the start of a
+#: cell quotes it.
+_CLOSED = re.compile(rb"""[^"]*+(?:(?:(?<![^,\r\n])"[^"]*+(?:""[^"]*+)*+"|(?<=[^,\r\n])")[^"]*+)*+""")
 
 
 class Csv(Format):
@@ -26,31 +34,29 @@ class Csv(Format):
     def parts(self, path: Path) -> Iterator[tuple[int, int]]:
         """See `Format`. A line end inside quotes ends no row."""
         with path.open("rb") as file:
-            quotes = 0
-            while quotes % 2 or not file.tell():  # the header
-                line = file.readline()
-                quotes += line.count(b'"')
-                if not line:
-                    break
-            yield from line_ranges(file, quoted=True)
+            header = _header(file)
+            yield from ranges(len(header), _ends_of_rows(file, header.count(b"\n")))
 
     def columns(self, path: Path) -> tuple[str, ...]:
         """See `Format`."""
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            names = tuple(name.strip() for name in next(csv.reader(file), ()))
-        if duplicates := [name for name in names if names.count(name) > 1]:
-            raise ScoringError(f"{path}: duplicate column {duplicates[0]!r}")
-        return names
+        with path.open("rb") as file:
+            header = _header(file)
+        _check_text(header, lambda: 0)
+        rows = [*csv.reader(io.StringIO(header.decode("utf-8-sig"), newline=""))]
+        if len(rows) > 1:
+            raise ScoringError("line 1: must end with a line feed, got a carriage return only")
+        return tuple(name.strip() for row in rows for name in row)
 
     def read(self, path: Path, part: tuple[int, int], rows: int, fields: Mapping[str, str]) -> Iterator[Read]:
         """See `Format`."""
         names = self.columns(path)
         content = read_range(path, part)
-        _check_text(path, part, content)
-        malformed = _MalformedRows(path, part, content, names)
+        lines_before = cache(partial(_lines_before, path, part))
+        _check_text(content, lines_before)
+        malformed = _MalformedRows(content, lines_before, names)
         blocks = pa_csv.open_csv(
             pa.BufferReader(content),
-            pa_csv.ReadOptions(column_names=list(names), use_threads=False, block_size=LINE_BYTES),
+            pa_csv.ReadOptions(column_names=list(names), use_threads=False, block_size=ROW_BYTES),
             pa_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=malformed.skip),
             pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
         )
@@ -58,25 +64,65 @@ class Csv(Format):
             for start in range(0, block.num_rows, rows):
                 batch = block.slice(start, rows)
                 yield batch, _cells(batch, fields)
-            yield from malformed.taken()
-        yield from malformed.taken()
+        yield from malformed.batches(rows)
 
     def writer(self, file: IO[bytes], schema: pa.Schema) -> Writer:
         """See `Format`."""
         return _CsvWriter(file, schema)
 
 
-def _check_text(path: Path, part: tuple[int, int], content: bytes) -> None:
-    """Refuse a text that Arrow cannot read, or that it would read as one row of many."""
+def _header(file: IO[bytes]) -> bytes:
+    """Read the first row of a file, which may have several lines."""
+    lines = []
+    for line, is_end in _ends_of_rows(file, 0):
+        lines.append(line)
+        if is_end:
+            break
+    return b"".join(lines)
+
+
+def _ends_of_rows(file: IO[bytes], before: int) -> Iterator[tuple[bytes, bool]]:
+    """Yield each line, and True if it ends a row: its last cell is not quoted, or the quote is closed.
+
+    Raises
+    ------
+    ScoringError
+        If a quote is never closed, or a row is too long; `before` is the number of lines before, to name the
+        line.
+    """
+    opened = size = 0
+    for number, line in enumerate(iter(partial(file.readline, ROW_BYTES + 1), b""), before + 1):
+        size += len(line)
+        opened = 0 if _is_closed(line, quoted=opened > 0) else opened or number
+        if size > ROW_BYTES:
+            hint = "; is a closing quote missing?" if opened else ""
+            raise ScoringError(f"line {opened or number}: a row has more than {ROW_BYTES:,} bytes{hint}")
+        yield line, not opened
+        if not opened:
+            size = 0
+    if opened:
+        raise ScoringError(f"line {opened}: a quoted cell has no closing quote")
+
+
+def _is_closed(text: bytes, *, quoted: bool) -> bool:
+    """Return whether a text, which may begin inside a quoted cell, ends outside."""
+    if b'"' not in text:
+        return not quoted
+    if quoted:
+        text = b'"' + text
+    closed = _CLOSED.match(text)
+    return closed is not None and closed.end() == len(text)
+
+
+def _check_text(content: bytes, lines_before: Callable[[], int]) -> None:
+    """Refuse a text that is not UTF-8, by its line."""
     try:
         str(memoryview(content), "utf-8")
     except UnicodeDecodeError as error:
-        line = _lines_before(path, part) + content.count(b"\n", 0, error.start) + 1
+        line = lines_before() + content.count(b"\n", 0, error.start) + 1
         raise ScoringError(
             f"line {line}: must be UTF-8, got the byte 0x{content[error.start]:02x}"
         ) from error
-    if content.count(b'"') % 2:
-        raise ScoringError("a quoted cell has no closing quote, or an unquoted one has a quote")
 
 
 def _lines_before(path: Path, part: tuple[int, int]) -> int:
@@ -88,43 +134,48 @@ def _lines_before(path: Path, part: tuple[int, int]) -> int:
 class _MalformedRows:
     """The rows of a part that have too few or too many cells."""
 
-    def __init__(self, path: Path, part: tuple[int, int], content: bytes, columns: Sequence[str]) -> None:
-        self._path = path
-        self._part = part
+    def __init__(self, content: bytes, lines_before: Callable[[], int], columns: Sequence[str]) -> None:
         self._content = content
+        self._lines_before = lines_before
         self._columns = columns
-        self._rows: list[list[str]] = []
-        self._errors: list[str] = []
-
-    @cached_property
-    def _lines(self) -> list[int]:
-        """Line of the file on which each row ends. Blank lines outside quotes are no rows."""
-        lines, quotes = [], 0
-        for line, text in enumerate(self._content.split(b"\n"), _lines_before(self._path, self._part) + 1):
-            quotes += text.count(b'"')
-            if quotes % 2 == 0 and text.strip():
-                lines.append(line)
-        return lines
+        #: Number of each row in the part, its text and its number of cells.
+        self._rows: list[tuple[int, str, int]] = []
 
     def skip(self, row: Any) -> str:  # noqa: ANN401 (Arrow has no types)
         """Keep a row that Arrow has found, and let it go on."""
-        try:
-            cells = next(csv.reader([row.text]))
-        except csv.Error:  # a cell that is too long
-            cells = [row.text]
-        last = len(self._columns) - 1
-        # Too many cells become one, so that none is lost.
-        self._rows.append([*cells[:last], *[""] * (last - len(cells)), ",".join(cells[last:])])
-        line, expected, got = self._lines[row.number - 1], row.expected_columns, row.actual_columns
-        self._errors.append(f"line {line}: must have {expected} cells, got {got}")
+        self._rows.append((row.number, row.text, row.actual_columns))
         return "skip"
 
-    def taken(self) -> Iterator[Read]:
-        """Yield the rows since the last call, with their errors."""
-        if self._errors:
-            columns = [pa.array(cells, pa.string()) for cells in zip(*self._rows, strict=True)]
-            yield pa.RecordBatch.from_arrays(columns, [*self._columns]), pa.array(self._errors, pa.string())
-        self._rows, self._errors = [], []
+    def batches(self, size: int) -> Iterator[Read]:
+        """Yield the rows with their errors, at most `size` at a time."""
+        lines = self._lines() if self._rows else ()
+        expected = len(self._columns)
+        for start in range(0, len(self._rows), size):
+            rows = self._rows[start : start + size]
+            cells = zip(*(self._cells(text) for _, text, _ in rows), strict=True)
+            errors = [f"line {lines[row - 1]}: must have {expected} cells, got {got}" for row, _, got in rows]
+            columns = [pa.array(column, pa.string()) for column in cells]
+            yield pa.RecordBatch.from_arrays(columns, [*self._columns]), pa.array(errors, pa.string())
+
+    def _lines(self) -> list[int]:
+        """Return the line of the file on which each row ends. Arrow takes no blank line for a row."""
+        lines = []
+        quoted = False
+        for line, text in enumerate(self._content.split(b"\n"), self._lines_before() + 1):
+            for row in text.split(b"\r"):  # ends a row, too
+                was_quoted, quoted = quoted, not _is_closed(row, quoted=quoted)
+                if not quoted and (row or was_quoted):
+                    lines.append(line)
+        return lines
+
+    def _cells(self, text: str) -> list[str]:
+        """Return a row's cells. Too many become one, so that none is lost."""
+        try:
+            cells = next(csv.reader([text]))
+        except csv.Error:  # a cell that is too long
+            cells = [text]
+        last = len(self._columns) - 1
+        return [*cells[:last], *[""] * (last - len(cells)), ",".join(cells[last:])]
 
 
 class _CsvWriter(Writer):

@@ -4,7 +4,7 @@ A batch is read in two forms: as it is in the file, for the output, and as candi
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -12,8 +12,6 @@ import pyarrow as pa
 
 #: Bytes of a part of a CSV or JSON lines file, about: some 300,000 candidates, 10 s of a forest.
 PART_BYTES = 32 * 2**20
-#: Maximum bytes of a line that are read at once.
-LINE_BYTES = 2**20
 
 #: A batch as it is in the file, and its candidates, or the errors of rows that hold none.
 Read = tuple[pa.RecordBatch, pa.RecordBatch | pa.StringArray]
@@ -51,15 +49,12 @@ class Format(ABC):
         """Return a writer of batches with this schema."""
 
 
-def line_ranges(file: IO[bytes], *, quoted: bool) -> Iterator[tuple[int, int]]:
-    """Yield ranges of whole rows from the file's position on."""
-    start = end = file.tell()
-    quotes = 0
-    while line := file.readline(LINE_BYTES):
+def ranges(start: int, lines: Iterable[tuple[bytes, bool]]) -> Iterator[tuple[int, int]]:
+    """Yield ranges of whole rows; each line of the file from `start` on comes with True if it ends a row."""
+    end = start
+    for line, is_end in lines:
         end += len(line)
-        if quoted:
-            quotes += line.count(b'"')
-        if end - start >= PART_BYTES and line.endswith(b"\n") and quotes % 2 == 0:
+        if end - start >= PART_BYTES and is_end:
             yield start, end
             start = end
     if end > start:

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,9 +115,9 @@ def plan(
             columns = job.format.columns(file)
             # Spark writes an empty file, without a header, for a partition without rows.
             if columns is not None and file.stat().st_size:
-                _check_columns(file, columns, fields, required)
+                _check_columns(columns, fields, required)
             ranges += [(file, found) for found in job.format.parts(file)]
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ScoringError, pa.ArrowException) as error:
             raise ScoringError(f"{file}: {error}") from error
     if not ranges:
         raise ScoringError(f"{inputs}: has no candidates")
@@ -143,22 +144,22 @@ def _files(inputs: Path) -> list[Path]:
     return found
 
 
-def _check_columns(
-    file: Path, columns: Sequence[str], fields: Mapping[str, str], required: Sequence[str]
-) -> None:
+def _check_columns(columns: Sequence[str], fields: Mapping[str, str], required: Sequence[str]) -> None:
     """Refuse a table in which each row would have the same problem."""
-    check_free(columns, f"{file}: has the column")
+    if duplicates := [name for name, count in Counter(columns).items() if count > 1]:
+        raise ScoringError(f"duplicate column {duplicates[0]!r}")
+    check_free(columns, "has the column")
     if holds_objects(columns, fields):
         return
     for name, meant in same_spelling(columns, fields).items():
         if meant not in columns:
-            raise ScoringError(f"{file}: column {name!r} must be spelled {meant!r}")
+            raise ScoringError(f"column {name!r} must be spelled {meant!r}")
     if not set(fields).intersection(columns):
-        raise ScoringError(f"{file}: has none of the fields {', '.join(fields)}; found: {', '.join(columns)}")
+        raise ScoringError(f"has none of the fields {', '.join(fields)}; found: {', '.join(columns)}")
     missing = [name for name in required if name not in columns]
     if missing:
         names = ", ".join(map(repr, missing))
-        raise ScoringError(f"{file}: the columns {names} are missing, found: {', '.join(columns)}")
+        raise ScoringError(f"the columns {names} are missing, found: {', '.join(columns)}")
 
 
 def _description(job: Job, inputs: Path, files: Sequence[Path], parts: Sequence[Part]) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """JSON lines files."""
 
+import codecs
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -9,7 +10,7 @@ import pyarrow as pa
 
 from scoring.batch import CANDIDATES
 from scoring.columns import ERROR
-from scoring.file_format import Format, Read, Writer, line_ranges, read_range
+from scoring.file_format import Format, Read, Writer, ranges, read_range
 
 
 class JsonLines(Format):
@@ -18,14 +19,16 @@ class JsonLines(Format):
     def parts(self, path: Path) -> Iterator[tuple[int, int]]:
         """See `Format`."""
         with path.open("rb") as file:
-            yield from line_ranges(file, quoted=False)
+            start = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+            file.seek(start)
+            yield from ranges(start, ((line, True) for line in file))
 
     def columns(self, path: Path) -> None:
         """See `Format`."""
 
     def read(self, path: Path, part: tuple[int, int], rows: int, fields: Mapping[str, str]) -> Iterator[Read]:
         """See `Format`."""
-        lines = [line for line in read_range(path, part).splitlines() if line.strip()]
+        lines = [line for line in read_range(path, part).split(b"\n") if line.strip()]
         for start in range(0, len(lines), rows):
             array = pa.array(lines[start : start + rows], pa.binary())
             batch = pa.RecordBatch.from_arrays([array], [CANDIDATES])
@@ -54,7 +57,7 @@ class _JsonLinesWriter(Writer):
 def _extended(line: bytes, added: Mapping[str, Any]) -> bytes:
     """Return a line with an object's added keys; a line that is no object becomes the value of ``line``."""
     if ERROR in added and not _is_object(line):
-        return orjson.dumps({"line": line.decode(errors="replace"), **added}) + b"\n"
+        return orjson.dumps({"line": line.strip().decode(errors="replace"), **added}) + b"\n"
     head = line.strip()[:-1].rstrip()
     return head + (b"" if head == b"{" else b",") + orjson.dumps(added)[1:] + b"\n"
 

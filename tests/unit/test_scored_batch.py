@@ -174,6 +174,7 @@ def test_arrow_types_of_warehouses_are_read_as_their_values(scorer):
     columns["ssc_p"] = pa.array([Decimal(str(one["ssc_p"])) for one in CANDIDATES_HERE], pa.decimal128(9, 4))
     columns["gender"] = plain["gender"].dictionary_encode()
     columns["hsc_s"] = plain["hsc_s"].cast(pa.large_string())
+    columns["ssc_b"] = plain["ssc_b"].cast(pa.string_view())
     scored = scorer(pa.RecordBatch.from_pydict(columns))
     assert scored["probability"].equals(scorer(plain)["probability"])
 
@@ -194,6 +195,11 @@ def test_a_column_of_dates_is_refused_by_its_name(scorer):
     batch = batch.append_column("ssc_p", pa.array(np.full(batch.num_rows, "2026-11-30", "datetime64[D]")))
     with pytest.raises(ScoringError, match=r"column 'ssc_p': must hold numbers or strings, got .* date32"):
         scorer(batch)
+
+
+def test_candidates_that_are_no_json_texts_are_refused_by_their_type(scorer):
+    with pytest.raises(ScoringError, match=r"column 'candidates': must hold JSON texts, got .* struct<"):
+        scorer(pa.RecordBatch.from_pydict({CANDIDATES: CANDIDATES_HERE}))
 
 
 def test_an_input_with_a_column_of_the_output_is_refused(scorer):

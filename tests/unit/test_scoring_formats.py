@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from scoring import file_format
+from scoring.csv_format import ROW_BYTES
 from scoring.errors import ScoringError
-from scoring.formats import FORMATS
 from scoring.part import score_part
 from tests.support.scored_files import (
     files,
@@ -143,24 +143,86 @@ def test_a_part_with_malformed_rows_only_is_scored(tmp_path, trained_bundle):
     assert total_counts(tmp_path / "out") == {"valid": 0, "invalid": 1}
 
 
-@pytest.mark.parametrize(
-    ("added", "message"),
-    [
-        (b'1,"2\n', "a quoted cell has no closing quote, or an unquoted one has a quote"),
-        (b"1,caf\xe9\n", "line 5: must be UTF-8, got the byte 0xe9"),
-    ],
-)
-def test_a_text_that_cannot_be_cut_into_rows_stops_the_job(tmp_path, trained_bundle, added, message):
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_only_a_quote_at_the_start_of_a_cell_quotes_it(tmp_path, trained_bundle, line_end):
+    notes = ['5" pipe', "two\nlines", "a\rb", '"so"', 'so "he said"', "", '"', ',"']
+    escaped = [one.replace('"', '""') for one in notes]
+    cells = [
+        f'"{one}"' if set(one) & set("\n\r,") or one[:1] == '"' else notes[row]
+        for row, one in enumerate(escaped)
+    ]
+    lines = write_candidates(tmp_path / "in.csv", numbered_candidates(160)).read_text().splitlines()
+    rows = [f"{cells[row % len(cells)]},{line}" for row, line in enumerate(lines[1:])]
+    malformed = ['1,"2"', "   ", "3\r4"]
+    text = [f"note,{lines[0]}", *rows[:90], "", *malformed, *rows[90:], ""]
+    (tmp_path / "in.csv").write_text(line_end.join(text), newline="")
+    assert len(score(tmp_path / "in.csv", tmp_path / "out", trained_bundle)) > 5
+    scored = csv_rows(tmp_path / "out")
+    expected = [(notes[row % len(notes)], str(row)) for row in range(160)]
+    assert [(row["note"], row["id"]) for row in scored] == expected
+    first = line_end.join(text[:92]).count("\n") + 2
+    errors = [row["error"] for row in csv_rows(tmp_path / "out" / "_invalid")]
+    places = [(first, 2), (first + 1, 1), (first + 2, 1), (first + 2, 1)]
+    assert errors == [f"line {line}: must have 14 cells, got {cells}" for line, cells in places]
+
+
+def test_a_text_that_is_not_utf8_stops_the_job(tmp_path, trained_bundle):
     inputs = write_candidates(tmp_path / "in.csv", numbered_candidates(3))
-    inputs.write_bytes(inputs.read_bytes() + added)
+    inputs.write_bytes(inputs.read_bytes() + b"1,caf\xe9\n")
     with pytest.raises(ScoringError) as raised:
         score(inputs, tmp_path / "out", trained_bundle)
-    assert str(raised.value) == f"{inputs} (part-000000): {message}"
+    expected = "line 5: must be UTF-8, got the byte 0xe9"
+    assert str(raised.value) == f"{inputs} (part-000000): {expected}"
     assert not list((tmp_path / "out").glob("part-*"))
     assert not [name for name in files(tmp_path / "out") if name.endswith(".partial")]
 
 
-def test_a_header_with_a_duplicate_column_is_refused(tmp_path):
-    (tmp_path / "in.csv").write_text("a,a\n1,2\n")
-    with pytest.raises(ScoringError, match="duplicate column 'a'"):
-        FORMATS[".csv"].columns(tmp_path / "in.csv")
+@pytest.mark.parametrize(
+    ("header", "added", "message"),
+    [
+        ("", b'1,"2\n\n', "line 5: a quoted cell has no closing quote"),
+        ("", b"x" * ROW_BYTES + b"\n", f"line 5: a row has more than {ROW_BYTES:,} bytes"),
+        (
+            "",
+            b'"' + b"x\n" * ROW_BYTES,
+            f"line 5: a row has more than {ROW_BYTES:,} bytes; is a closing quote missing?",
+        ),
+        ("caf\xe9,", b"", "line 1: must be UTF-8, got the byte 0xe9"),
+        ("a\r", b"", "line 1: must end with a line feed, got a carriage return only"),
+        ("ssc_p,", b"", "duplicate column 'ssc_p'"),
+    ],
+)
+def test_a_text_that_cannot_be_cut_into_rows_is_refused_before_any_is_scored(
+    tmp_path, trained_bundle, header, added, message
+):
+    inputs = write_candidates(tmp_path / "in.csv", numbered_candidates(3))
+    inputs.write_bytes(header.encode("latin-1") + inputs.read_bytes() + added)
+    with pytest.raises(ScoringError) as raised:
+        plan_job(inputs, tmp_path / "out", trained_bundle)
+    assert str(raised.value) == f"{inputs}: {message}"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_row_may_be_almost_as_long_as_a_block(tmp_path, trained_bundle):
+    candidates = [
+        {"note": "x" * (ROW_BYTES - 300) * (row % 2), **one} for row, one in enumerate(numbered_candidates(6))
+    ]
+    score(write_candidates(tmp_path / "in.csv", candidates), tmp_path / "out", trained_bundle)
+    assert [row["note"] for row in csv_rows(tmp_path / "out")] == [one["note"] for one in candidates]
+
+
+def test_parquet_with_a_duplicate_column_is_refused(tmp_path, trained_bundle):
+    table = pa.Table.from_pylist(numbered_candidates(3))
+    pq.write_table(table.append_column("ssc_p", table["ssc_p"]), tmp_path / "in.parquet")
+    with pytest.raises(ScoringError, match=r"in\.parquet: duplicate column 'ssc_p'"):
+        plan_job(tmp_path / "in.parquet", tmp_path / "out", trained_bundle)
+
+
+def test_a_byte_order_mark_or_a_carriage_return_inside_a_json_line_changes_no_row(tmp_path, trained_bundle):
+    lines = [json.dumps(one) for one in numbered_candidates(3)]
+    content = "\ufeff" + "\r\n".join([lines[0], lines[1].replace(", ", ",\r"), "[]", lines[2]])
+    (tmp_path / "in.jsonl").write_text(content, newline="")
+    score(tmp_path / "in.jsonl", tmp_path / "out", trained_bundle)
+    rows = (tmp_path / "out" / "part-000000.jsonl").read_bytes().split(b"\n")[:-1]
+    assert [json.loads(row)["id"] for row in rows] == [0, 1, 2]
+    assert [row["line"] for row in invalid_rows(tmp_path / "out")] == ["[]"]
