@@ -190,6 +190,9 @@ class _CsvWriter(Writer):
     def close(self) -> None:
         self._writer.close()
 
+    def discard(self) -> None:
+        pass
+
 
 def _cells(batch: pa.RecordBatch, fields: Mapping[str, str]) -> pa.RecordBatch:
     """Return the candidates of rows of cells: numbers as numbers, blank cells as missing values."""

@@ -28,6 +28,10 @@ class Writer(ABC):
     def close(self) -> None:
         """Write what is left, and the end of the file."""
 
+    @abstractmethod
+    def discard(self) -> None:
+        """Write nothing more."""
+
 
 class Format(ABC):
     """A file format."""

@@ -184,8 +184,8 @@ def _description(job: Job, inputs: Path, files: Sequence[Path], parts: Sequence[
 def _open_output(output: Path, description: Mapping[str, object]) -> None:
     """Create the output directory for a job, or check that it is this job's."""
     own = (INVALID_DIRECTORY, COUNTS_DIRECTORY)
-    for name in own:
-        (output / name).mkdir(parents=True, exist_ok=True)
+    # Before the look at the job file: another run of the job may begin at the same time.
+    found = [path.name for path in output.iterdir()] if output.is_dir() else []
     text = json.dumps(description, indent=1) + "\n"
     existing = output / JOB_FILE
     if existing.exists():
@@ -194,13 +194,12 @@ def _open_output(output: Path, description: Mapping[str, object]) -> None:
                 f"{output}: holds the parts of another job ({JOB_FILE}: another model or input); "
                 "choose an empty directory"
             )
-        return
-    others = [path.name for path in output.iterdir() if path.name not in own and path.suffix != _PARTIAL]
-    if others:
+    elif others := [name for name in found if name not in own and not name.endswith(_PARTIAL)]:
         raise ScoringError(f"{output}: must be an empty directory, found {min(others)}")
-    partial = partial_path(existing)
-    partial.write_text(text)
-    put_in_place(partial, existing)
+    for name in own:
+        (output / name).mkdir(parents=True, exist_ok=True)
+    if not existing.exists():
+        write_whole(existing, text)
 
 
 def partial_path(path: Path) -> Path:
@@ -215,6 +214,16 @@ def put_in_place(partial: Path, path: Path) -> None:
     except FileNotFoundError:
         if not path.exists():
             raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that appears when it is complete."""
+    partial = partial_path(path)
+    try:
+        partial.write_text(text)
+        put_in_place(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def finish(output: Path) -> None:

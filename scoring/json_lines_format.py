@@ -53,6 +53,9 @@ class _JsonLinesWriter(Writer):
     def close(self) -> None:
         self._file.flush()
 
+    def discard(self) -> None:
+        pass
+
 
 def _extended(line: bytes, added: Mapping[str, Any]) -> bytes:
     """Return a line with an object's added keys; a line that is no object becomes the value of ``line``."""

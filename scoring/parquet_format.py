@@ -63,6 +63,9 @@ class _ParquetWriter(Writer):
             self._flush()
         self._writer.close()
 
+    def discard(self) -> None:
+        self._writer.is_open = False  # else it writes the end of the file when it is collected
+
     def _flush(self) -> None:
         table = pa.Table.from_batches(self._batches, self._schema)
         self._writer.write_table(table, row_group_size=self._rows)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from scoring.batch import answer, refusal
 from scoring.columns import ERROR
 from scoring.errors import ScoringError
 from scoring.file_format import Format, Writer
-from scoring.job import Job, Part, partial_path, put_in_place
+from scoring.job import Job, Part, partial_path, put_in_place, write_whole
 from scoring.predictor import opened
 from storage.bundles import StorageError
 from transformer.bundle.format import BundleError
@@ -84,7 +84,7 @@ def score_part(job: Job, part: Part) -> PartResult:
                     invalid += is_valid.false_count
                 answered.write(scored)
             refused.keep = invalid > 0
-            _write(job.counts_of(part), {"valid": valid, "invalid": invalid})
+            write_whole(job.counts_of(part), json.dumps({"valid": valid, "invalid": invalid}))
     except (OSError, pa.ArrowException, ScoringError) as error:
         raise ScoringError(f"{part.file} ({part.name}): {error}") from error
     return PartResult(valid, invalid)
@@ -99,12 +99,6 @@ def try_part(job: Job, part: Part) -> PartResult:
         return score_part(job, part)
     except (BundleError, ScoringError, StorageError) as error:
         return PartResult(0, 0, error=str(error))
-
-
-def _write(path: Path, content: dict[str, int]) -> None:
-    partial = partial_path(path)
-    partial.write_text(json.dumps(content))
-    put_in_place(partial, path)
 
 
 def _beside(batch: pa.RecordBatch, answers: pa.RecordBatch) -> pa.RecordBatch:
@@ -145,8 +139,11 @@ class _Output:
             put_in_place(self._partial, self._path)
 
     def discard(self) -> None:
-        """Remove what is not complete."""
-        self._file.close()
+        """Remove what is not complete, also if the disk is full."""
+        if self._writer is not None:
+            self._writer.discard()
+        with suppress(OSError):  # of what is not written yet
+            self._file.close()
         self._partial.unlink(missing_ok=True)
 
 

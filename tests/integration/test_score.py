@@ -144,6 +144,7 @@ def test_an_output_takes_no_parts_of_another_job(inputs, scored, trained_bundle,
     (tmp_path / "used" / "notes.txt").touch()
     message = f"{tmp_path / 'used'}: must be an empty directory, found notes.txt"
     assert error_of(score(inputs, tmp_path / "used", trained_bundle), "score") == message
+    assert [path.name for path in (tmp_path / "used").iterdir()] == ["notes.txt"]
 
 
 def test_an_input_that_cannot_be_scored_is_refused_before_the_first_part(trained_bundle, tmp_path):
@@ -239,6 +240,6 @@ def test_workers_of_an_existing_ray_cluster_are_its_own(inputs, tmp_path, monkey
 
 def test_a_part_that_cannot_be_scored_is_an_error_with_its_name(trained_bundle, tmp_path):
     inputs = write_candidates(tmp_path / "in.csv", numbered_candidates(3))
-    inputs.write_text(inputs.read_text() + '1,"2\n')
-    message = f"{inputs} (part-000000): a quoted cell has no closing quote, or an unquoted one has a quote"
+    inputs.write_bytes(inputs.read_bytes() + b"1,caf\xe9\n")
+    message = f"{inputs} (part-000000): line 5: must be UTF-8, got the byte 0xe9"
     assert error_of(score(inputs, tmp_path / "out", trained_bundle), "score") == message

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import resource
 
 import pandas as pd
 import pyarrow as pa
@@ -52,6 +53,23 @@ def test_parts_hold_all_rows_once_and_in_order(tmp_path, trained_bundle, sklearn
     fields = [{name: one[name] for name in one if name != "id"} for one in candidates]
     assert [float(row["probability"]) for row in rows] == sklearn_reference.probabilities(fields)
     assert total_counts(tmp_path / "out") == {"valid": 250, "invalid": 0}
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv"])
+def test_a_file_that_cannot_be_written_to_its_end_leaves_nothing(tmp_path, trained_bundle, suffix):
+    candidates = [{**one, "note": f"{row}x" * 1000} for row, one in enumerate(numbered_candidates(20))]
+    job, parts = plan_job(
+        write_candidates(tmp_path / f"in{suffix}", candidates), tmp_path / "out", trained_bundle
+    )
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(ScoringError, match=rf"in{suffix} \(part-000000\): \[Errno 27\] File too large"):
+            score_part(job, parts[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    # Counts without an output are those of no part.
+    assert files(tmp_path / "out").keys() - {"_counts/part-000000.json"} == {"_job.json"}
 
 
 def test_parquet_columns_keep_their_types_and_metadata(tmp_path, trained_bundle):
