@@ -102,6 +102,22 @@ def test_a_killed_worker_of_a_cluster_changes_nothing(backend, tmp_path):
 
 
 @needs_engines
+@pytest.mark.parametrize("backend", ["dask", "ray"])
+def test_a_call_that_always_ends_its_worker_is_given_up_with_a_reason(backend):
+    code = f"with connect({backend!r}) as run: list(run(os._exit, [(1,)]))"
+    done = subprocess.run(
+        [ENGINES, "-c", f"import os\nfrom training.backends import connect\n{code}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    given_up = f"BackendError: --backend {backend}: the cluster gave up a fit: .*worker.* died .*"
+    assert re.search(f"{given_up}; workers often die because they have too little memory", done.stderr)
+
+
+@needs_engines
 def test_the_documented_command_gives_the_same_version_on_a_cluster(checkout):
     on_cluster = documented("tunes on a cluster")
     here = run_documented(on_cluster.replace(" --backend dask", ""), checkout)
