@@ -17,7 +17,7 @@ from sklearn.feature_extraction import DictVectorizer
 
 from training.candidates import Candidate, Task
 from training.encoding import categories_of, has_category
-from training.estimators import Classifier
+from training.estimators import Estimator
 from training.served import Served
 from transformer.bundle.classes import Kind
 from transformer.bundle.distribution import SCORE_BOUNDS, Distribution, NumberBins
@@ -64,7 +64,7 @@ class FittedModel:
     task: Task
     target: Target
     vectorizer: DictVectorizer
-    model: Classifier
+    model: Estimator
     served: Served
     reference: Reference
     metrics: dict[str, float]
@@ -75,7 +75,7 @@ class FittedModel:
     imported: Imported | None = None
 
 
-def dump(model: Classifier) -> bytes:
+def dump(model: Estimator) -> bytes:
     """Serialize a model as the content of ``model.joblib``; the same model gives the same bytes."""
     buffer = io.BytesIO()
     joblib.dump(model, buffer, compress=3)
@@ -128,7 +128,7 @@ def describe_vectorizer(vectorizer: DictVectorizer) -> Vectorizer:
     return Vectorizer(feature_names=tuple(vectorizer.feature_names_), separator=vectorizer.separator)
 
 
-def _description(model: Classifier) -> str:
+def _description(model: Estimator) -> str:
     return " ".join(repr(model).split())
 
 

@@ -26,7 +26,7 @@ from sklearn.metrics import (
 from training.cross_validation import Floats, ScoredTrial, folds, losses, task_target, truth_of
 from training.data import Dataset
 from training.encoding import categories_of, has_category
-from training.estimators import SEED, Classifier, scores_of
+from training.estimators import SEED, Estimator, scores_of
 from training.stored import StoredVersion
 from transformer.bundle.signature import SEPARATOR, Number, features_of
 from transformer.bundle.target import Target
@@ -243,7 +243,7 @@ def _importances(
         yield Importance(name, float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values))))
 
 
-def _error(model: Classifier, features: pd.DataFrame, truth: npt.NDArray[Any], target: Target) -> float:
+def _error(model: Estimator, features: pd.DataFrame, truth: npt.NDArray[Any], target: Target) -> float:
     values, _ = target.answers(scores_of(model, features, target))
     return float(_errors(target, truth, values).mean())
 
