@@ -1,6 +1,6 @@
 """Evaluation of the answers on candidates that the model was not fitted on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,6 +28,7 @@ from training.data import Dataset
 from training.encoding import categories_of, has_category
 from training.estimators import SEED, Estimator, scores_of
 from training.stored import StoredVersion
+from training.threshold import Bools, ChooseThreshold
 from transformer.bundle.signature import SEPARATOR, Number, features_of
 from transformer.bundle.target import Target
 
@@ -35,10 +36,6 @@ from transformer.bundle.target import Target
 CALIBRATION_GROUPS = 10
 #: Number of times that each field is shuffled in each fold.
 SHUFFLES = 3
-
-Bools = npt.NDArray[np.bool_]
-#: Returns the threshold for true classes and out-of-fold probabilities; see `training.threshold`.
-ChooseThreshold = Callable[[Bools, Floats], float]
 
 
 @dataclass(frozen=True)

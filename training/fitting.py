@@ -73,7 +73,7 @@ def fit(
         If the file of the search cannot be used; if workers of a cluster cannot.
     """
     task = dataset.task
-    choose_threshold = threshold_rules.parse(threshold).choose
+    choose_threshold = threshold_rules.parse(threshold)
     progress(f"{len(dataset.labels)} {task.row_names}, {dataset.source}")
     if dataset.passed_over:
         progress(f"passed over: {dataset.passed_over}")
