@@ -23,7 +23,6 @@ def exit_on_error(step: str) -> Iterator[None]:
 def _expected() -> tuple[type[Exception], ...]:
     from inferenceservice.rollout import RolloutError
     from inferenceservice.rollout_target import TargetError
-    from training.stored import ModelFileError
     from training.train import ERRORS
 
-    return (*ERRORS, ModelFileError, PipelineError, RolloutError, TargetError)
+    return (*ERRORS, PipelineError, RolloutError, TargetError)

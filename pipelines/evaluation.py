@@ -50,8 +50,8 @@ def evaluate(
     ------
     PipelineError
         If the version that serves answers another question.
-    storage.bundles.StorageError, BundleError, training.stored.ModelFileError
-        If a version cannot be read.
+    storage.bundles.StorageError, BundleError
+        If a version cannot be read, or its model cannot be loaded.
     """
     new = StoredVersion.load(uri)
     evaluation = evaluate_version(new, held_out)

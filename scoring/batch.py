@@ -5,9 +5,10 @@ a column, one column `CANDIDATES` of JSON objects. Other columns are kept.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 import orjson
 import pyarrow as pa
@@ -18,7 +19,7 @@ from scoring.errors import ScoringError
 from scoring.predictor import AnswerType, BundlePredictor, Predictor
 from transformer.bundle.candidates import Candidates, CodedColumn, Columns, RawColumn, Rows
 from transformer.bundle.signature import same_spelling
-from transformer.errors import InvalidRequest
+from transformer.errors import InvalidCandidates, InvalidRequest
 
 #: Name of the one column of JSON objects, as in V2.
 CANDIDATES = "candidates"
@@ -69,8 +70,14 @@ def answer(batch: pa.RecordBatch | pa.Table, predictor: Predictor) -> pa.RecordB
     schema = _answer_schema(predictor.answer_type)
     if not batch.num_rows:
         return pa.RecordBatch.from_pylist([], schema)
-    pieces = _pieces(batch, predictor, schema)
-    return pa.Table.from_batches(pieces, schema).combine_chunks().to_batches()[0]
+    return _answers(batch, predictor, schema).combine_chunks().to_batches()[0]
+
+
+def refusal(errors: pa.StringArray, predictor: Predictor) -> pa.RecordBatch:
+    """Return what `answer` does, for rows from which no candidates can be read."""
+    return pa.RecordBatch.from_pylist(
+        [{ERROR: error} for error in errors.to_pylist()], _answer_schema(predictor.answer_type)
+    )
 
 
 def _answer_schema(kind: AnswerType) -> pa.Schema:
@@ -80,36 +87,43 @@ def _answer_schema(kind: AnswerType) -> pa.Schema:
     return pa.schema(types | {VERSION: pa.string(), ERROR: pa.string()})
 
 
-def _pieces(
-    batch: pa.RecordBatch | pa.Table, predictor: Predictor, schema: pa.Schema
-) -> Iterator[pa.RecordBatch]:
-    """Yield the answers in pieces; the candidates are halved until the invalid ones are alone."""
+def _answers(batch: pa.RecordBatch | pa.Table, predictor: Predictor, schema: pa.Schema) -> pa.Table:
+    """Return the answers to all candidates; after an error, those of each group of them."""
     rows = batch.num_rows
     try:
         answers = predictor.predict(_candidates(batch, predictor.fields))
     except InvalidRequest as error:
         if rows == 1:
-            yield pa.RecordBatch.from_pylist([{ERROR: str(error)}], schema)
-            return
-        yield from _pieces(batch.slice(0, rows // 2), predictor, schema)
-        yield from _pieces(batch.slice(rows // 2), predictor, schema)
-    else:
-        columns = {
-            PREDICTION: answers.labels,
-            PROBABILITY: answers.probabilities,
-            VERSION: pa.repeat(answers.version, rows),
-            ERROR: pa.nulls(rows),
-        }
-        yield pa.RecordBatch.from_pydict({name: columns[name] for name in schema.names}, schema)
+            return pa.Table.from_pylist([{ERROR: str(error)}], schema)
+        groups = _groups(rows, error)
+        tables = [_answers(batch.take(group), predictor, schema) for group in groups]
+        return pa.concat_tables(tables).take(np.argsort(np.concatenate(groups)))
+    columns = {
+        PREDICTION: answers.labels,
+        PROBABILITY: answers.probabilities,
+        VERSION: pa.repeat(answers.version, rows),
+        ERROR: pa.nulls(rows),
+    }
+    return pa.Table.from_pydict({name: columns[name] for name in schema.names}, schema)
+
+
+def _groups(rows: int, error: InvalidRequest) -> list[npt.NDArray[np.intp]]:
+    """Return the positions that are asked for together after an error.
+
+    The invalid ones are alone, if the error says which they are. A service's error does not: then halves.
+    """
+    every = np.arange(rows)
+    if not isinstance(error, InvalidCandidates):
+        return np.array_split(every, 2)
+    valid = np.delete(every, error.rows)
+    return [*np.split(np.array(error.rows), len(error.rows)), *([valid] if len(valid) else ())]
 
 
 def _candidates(batch: pa.RecordBatch | pa.Table, fields: Mapping[str, str]) -> Candidates:
     """Return the candidates of a batch; a single one as in V1, because the service's errors depend on it."""
     names = batch.schema.names
     if holds_objects(names, fields):
-        return Rows(
-            [_parsed(row, text) for row, text in enumerate(batch[CANDIDATES].to_pylist())], _INSTANCES
-        )
+        return Rows(_parsed(batch[CANDIDATES].to_pylist()), _INSTANCES)
     misspelled = same_spelling(names, fields)
     columns = {name: _raw_column(name, batch[name]) for name in names if name in fields or name in misspelled}
     candidates = Columns(batch.num_rows, columns)
@@ -134,16 +148,21 @@ def as_json(candidates: Candidates) -> list[Any]:
     ]
 
 
-def _parsed(row: int, text: str | bytes | None) -> object:
-    if text is None:
-        return None
-    try:
-        candidate = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"{_INSTANCES}[{row}]: is not JSON: {error}") from error
-    if isinstance(candidate, dict):
-        check_free(candidate, "a candidate has the key")
-    return candidate
+def _parsed(texts: Sequence[str | bytes | None]) -> list[object]:
+    """Return the values of JSON texts, None in place of missing ones."""
+    values: list[object] = []
+    problems = {}
+    for row, text in enumerate(texts):
+        try:
+            values.append(None if text is None else orjson.loads(text))
+        except orjson.JSONDecodeError as error:
+            problems[row] = f"{_INSTANCES}[{row}]: is not JSON: {error}"
+    if problems:
+        raise InvalidCandidates([*problems.values()], len(problems), [*problems])
+    for value in values:
+        if isinstance(value, dict):
+            check_free(value, "a candidate has the key")
+    return values
 
 
 def _raw_column(name: str, column: Any) -> RawColumn:  # noqa: ANN401 (Arrow has no types)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ import pyarrow as pa
 from scoring.batch import holds_objects
 from scoring.columns import check_free
 from scoring.errors import ScoringError
-from scoring.formats import FORMATS, Format
+from scoring.file_format import Format
+from scoring.formats import FORMATS
 from scoring.predictor import Source
 from transformer.bundle.signature import same_spelling
 
@@ -23,6 +25,8 @@ SUCCESS_FILE = "_SUCCESS"
 COUNTS_DIRECTORY = "_counts"
 #: Directory in the output with the rows whose candidates are invalid.
 INVALID_DIRECTORY = "_invalid"
+#: Ending of files that are not complete.
+_PARTIAL = ".partial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class Part:
     file
         Path of the input file.
     range
-        Row groups or bytes of the file, see `scoring.formats`.
+        Row groups or bytes of the file, see `scoring.file_format`.
     """
 
     number: int
@@ -190,15 +194,30 @@ def _open_output(output: Path, description: Mapping[str, object]) -> None:
                 "choose an empty directory"
             )
         return
-    if others := [path.name for path in output.iterdir() if path.name not in own]:
+    others = [path.name for path in output.iterdir() if path.name not in own and path.suffix != _PARTIAL]
+    if others:
         raise ScoringError(f"{output}: must be an empty directory, found {min(others)}")
-    partial = output / f".{JOB_FILE}.partial"
+    partial = partial_path(existing)
     partial.write_text(text)
-    partial.replace(existing)
+    put_in_place(partial, existing)
+
+
+def partial_path(path: Path) -> Path:
+    """Return a new name for a file until it is complete."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PARTIAL}")
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Give a complete file its name, if another run of the job has not finished with the same file."""
+    try:
+        partial.replace(path)
+    except FileNotFoundError:
+        if not path.exists():
+            raise
 
 
 def finish(output: Path) -> None:
     """Mark a job as complete, and remove what killed workers left."""
-    for partial in output.rglob(".*.partial"):
+    for partial in output.rglob(f".*{_PARTIAL}"):
         partial.unlink(missing_ok=True)
     (output / SUCCESS_FILE).touch()

@@ -1,7 +1,6 @@
 """Score one part: read it, score its batches, write valid and invalid rows, in constant memory."""
 
 import json
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,11 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scoring.batch import answer
+from scoring.batch import answer, refusal
 from scoring.columns import ERROR
 from scoring.errors import ScoringError
-from scoring.formats import Format, Writer
-from scoring.job import Job, Part
+from scoring.file_format import Format, Writer
+from scoring.job import Job, Part, partial_path, put_in_place
 from scoring.predictor import opened
 from storage.bundles import StorageError
 from transformer.bundle.format import BundleError
@@ -71,7 +70,11 @@ def score_part(job: Job, part: Part) -> PartResult:
             for batch, candidates in job.format.read(
                 file, part.range, predictor.batch_rows, predictor.fields
             ):
-                answers = answer(candidates, predictor)
+                answers = (
+                    answer(candidates, predictor)
+                    if isinstance(candidates, pa.RecordBatch)
+                    else refusal(candidates, predictor)
+                )
                 scored = _beside(batch, answers.drop_columns([ERROR]))
                 valid += answers[ERROR].null_count
                 if answers[ERROR].null_count < batch.num_rows:
@@ -99,14 +102,9 @@ def try_part(job: Job, part: Part) -> PartResult:
 
 
 def _write(path: Path, content: dict[str, int]) -> None:
-    partial = _partial(path)
+    partial = partial_path(path)
     partial.write_text(json.dumps(content))
-    partial.replace(path)
-
-
-def _partial(path: Path) -> Path:
-    """Return a new name for a file until it is complete."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    put_in_place(partial, path)
 
 
 def _beside(batch: pa.RecordBatch, answers: pa.RecordBatch) -> pa.RecordBatch:
@@ -126,7 +124,7 @@ class _Output:
     def __init__(self, path: Path, file_format: Format) -> None:
         self.keep = True
         self._path = path
-        self._partial = _partial(path)
+        self._partial = partial_path(path)
         self._format = file_format
         self._file = self._partial.open("xb")
         self._writer: Writer | None = None
@@ -144,7 +142,7 @@ class _Output:
             self._writer.close()
         self._file.close()
         if self.keep:
-            self._partial.replace(self._path)
+            put_in_place(self._partial, self._path)
 
     def discard(self) -> None:
         """Remove what is not complete."""

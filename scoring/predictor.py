@@ -1,29 +1,26 @@
 """The model of a version in the process of a worker, with the service's own encoder and validation."""
 
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
-import joblib
 import pandas as pd
 from threadpoolctl import ThreadpoolController
 
 from scoring.errors import ScoringError
-from storage.bundles import fetch
 from training.estimators import output_of
+from training.stored import StoredVersion
 from transformer.bundle.candidates import Candidates, Rows
 from transformer.bundle.classes import Label
 from transformer.bundle.encoder import Encoder, Matrix
-from transformer.bundle.format import MODEL_FILE, Bundle
+from transformer.bundle.format import Bundle
 from transformer.bundle.target import Floats, Scores
 
-#: Maximum candidates per call of a model. A forest is then as fast as with all rows at once; with 4,096 it
-#: takes a sixth longer, measured on a virtual machine with two cores.
-MAX_BATCH_ROWS = 1 << 14
+#: Maximum candidates per call of a model. A forest is then as fast as with all rows at once; with 16,384 it
+#: takes 4 % longer, with 4,096 a sixth, measured on a virtual machine with two cores.
+MAX_BATCH_ROWS = 1 << 16
 #: Maximum bytes of features per call, so that a wide vocabulary takes no more memory.
 MAX_BATCH_BYTES = 32 * 2**20
 
@@ -121,25 +118,13 @@ class BundlePredictor:
     Raises
     ------
     ScoringError, storage.bundles.StorageError, transformer.bundle.format.BundleError
-        If the version cannot be read, or its model cannot be loaded or is another one.
+        If the version cannot be read, its model cannot be loaded or is another one, or gives other scores.
     """
 
     def __init__(self, uri: str, digest: str | None = None) -> None:
-        with tempfile.TemporaryDirectory() as directory:
-            copy = Path(directory) / "version"
-            bundle = fetch(uri, copy)
-            if digest not in (None, bundle.model.sha256):
-                raise ScoringError(
-                    f"{uri}: SHA-256 of the model is {bundle.model.sha256}, expected {digest}: the version "
-                    "was replaced while the job was running; start the job again with an empty output"
-                )
-            try:
-                self._model: Any = joblib.load(copy / MODEL_FILE)
-            except Exception as error:
-                raise ScoringError(
-                    f"{uri}: cannot load the model: {error or repr(error)}; use the libraries that fitted "
-                    f"it: {bundle.model.library_versions}"
-                ) from error
+        version = StoredVersion.load(uri, digest)
+        bundle = version.bundle
+        self._model = version.model
         self.fields = bundle.signature.datatypes
         self.batch_rows = max(
             1, min(MAX_BATCH_ROWS, MAX_BATCH_BYTES // (8 * len(bundle.vectorizer.feature_names)))

@@ -1,9 +1,10 @@
-"""A version from storage, to score labelled candidates as its callers would see them."""
+"""A version from storage, to score candidates as its callers would see them."""
 
 import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Self
 
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from storage.bundles import fetch
+from storage.bundles import StorageError, fetch
 from training.candidates import Candidate
 from training.estimators import Classifier, scores_of
 from transformer.bundle.candidates import Rows
@@ -23,10 +24,6 @@ from transformer.bundle.validation import UnknownCategory
 from transformer.errors import InvalidCandidates
 
 
-class ModelFileError(Exception):
-    """A model file that cannot be loaded; the message says why."""
-
-
 @dataclass(frozen=True)
 class StoredVersion:
     """A version's bundle and its model."""
@@ -35,22 +32,33 @@ class StoredVersion:
     model: Classifier
 
     @classmethod
-    def load(cls, uri: str | os.PathLike[str]) -> Self:
+    def load(cls, uri: str | os.PathLike[str], sha256: str | None = None) -> Self:
         """Load a version. Its model is a pickle: the storage must be trusted, as for serving.
+
+        Parameters
+        ----------
+        sha256
+            SHA-256 that the model must have; by default the one in the bundle.
 
         Raises
         ------
         storage.bundles.StorageError, transformer.bundle.format.BundleError
-            If the version cannot be read.
-        ModelFileError
-            If its model cannot be loaded.
+            If the version cannot be read, or its model cannot be loaded or is another one.
         """
         with tempfile.TemporaryDirectory() as directory:
             bundle = fetch(uri, directory)
+            if sha256 not in (None, bundle.model.sha256):
+                raise StorageError(
+                    f"{uri}: SHA-256 of the model is {bundle.model.sha256}, expected {sha256}: the version "
+                    "was replaced"
+                )
             try:
                 model = joblib.load(Path(directory) / MODEL_FILE)
             except Exception as error:
-                raise ModelFileError(f"{uri}: {error or repr(error)}") from error
+                raise StorageError(
+                    f"{uri}: cannot load the model: {error or repr(error)}; use the libraries that fitted "
+                    f"it: {bundle.model.library_versions}"
+                ) from error
         return cls(bundle, model)
 
     def encode(
@@ -70,10 +78,12 @@ class StoredVersion:
         matrix : ndarray of float64, shape (accepted candidates, feature names)
         """
         encoder = Encoder(self.bundle.vectorizer, self.bundle.signature, unknown_category)
-        encoded = [_encode(encoder, candidate) for candidate in candidates]
-        rows = [row for row in encoded if row is not None]
-        accepted = np.array([row is not None for row in encoded], np.bool_)
-        return accepted, np.vstack(rows) if rows else np.empty((0, len(encoder.feature_names)))
+        accepted = np.ones(len(candidates), np.bool_)
+        try:
+            return accepted, encoder.encode(Rows([*candidates], "candidates"))
+        except InvalidCandidates as error:
+            accepted[[*error.rows]] = False
+        return accepted, encoder.encode(Rows([*compress(candidates, accepted)], "candidates"))
 
     def score(self, candidates: Sequence[Candidate]) -> tuple[npt.NDArray[np.bool_], Scores]:
         """Score the candidates that the version accepts.
@@ -89,11 +99,3 @@ class StoredVersion:
             return accepted, np.empty((0, target.columns))
         features = pd.DataFrame(matrix, columns=self.bundle.vectorizer.feature_names)
         return accepted, scores_of(self.model, features, target)
-
-
-def _encode(encoder: Encoder, candidate: Candidate) -> Matrix | None:
-    """Return the features of a candidate, or None if the version does not accept it."""
-    try:
-        return encoder.encode(Rows([candidate], "row"))
-    except InvalidCandidates:
-        return None

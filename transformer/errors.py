@@ -107,12 +107,15 @@ class InvalidCandidates(InvalidRequest):
         The first problems, in the order of the candidates: ``instances[3].ssc_p: must be …``.
     total
         Number of all problems.
+    rows
+        Positions of all candidates with a problem, in order.
     """
 
-    def __init__(self, problems: Sequence[str], total: int) -> None:
+    def __init__(self, problems: Sequence[str], total: int, rows: Sequence[int]) -> None:
         super().__init__(_join(problems, total))
         self.problems = tuple(problems)
         self.total = total
+        self.rows = rows
 
 
 class NotFound(ServiceError):

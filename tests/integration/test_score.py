@@ -13,6 +13,8 @@ from scoring import engines
 from scoring.engines import run_local
 from scoring.errors import ScoringError
 from scoring.job import finish
+from scoring.part import score_part
+from scoring.predictor import BundlePredictor
 from tests.support.dying_worker import DyingSource
 from tests.support.paths import PLACEMENT, ROOT
 from tests.support.placement_command import error_of, run_placement
@@ -89,6 +91,26 @@ def test_a_killed_worker_changes_nothing(inputs, scored, trained_bundle, tmp_pat
     finish(output)
     assert marker.exists(), "a worker was killed"
     assert sum(result.valid for result in results) == 428
+    assert files(output) == files(scored)
+
+
+def test_two_runs_of_a_job_at_the_same_time_give_its_output(
+    inputs, scored, trained_bundle, tmp_path, monkeypatch
+):
+    output = tmp_path / "out"
+    runs: list[subprocess.CompletedProcess[str]] = []
+
+    class SlowPredictor(BundlePredictor):
+        def predict(self, candidates):
+            if not runs:
+                runs.append(score(inputs, output, trained_bundle))
+            return super().predict(candidates)
+
+    job, parts = plan_job(inputs, output, trained_bundle)
+    slow = SlowPredictor(str(trained_bundle))
+    monkeypatch.setattr("scoring.part.opened", lambda _: slow)
+    score_part(job, parts[0])
+    assert runs[0].returncode == 0, runs[0].stderr
     assert files(output) == files(scored)
 
 
@@ -217,6 +239,6 @@ def test_workers_of_an_existing_ray_cluster_are_its_own(inputs, tmp_path, monkey
 
 def test_a_part_that_cannot_be_scored_is_an_error_with_its_name(trained_bundle, tmp_path):
     inputs = write_candidates(tmp_path / "in.csv", numbered_candidates(3))
-    inputs.write_text(inputs.read_text() + "1,2\n")
-    message = f"{inputs} (part-000000): a row must have 13 cells, got 2"
+    inputs.write_text(inputs.read_text() + '1,"2\n')
+    message = f"{inputs} (part-000000): a quoted cell has no closing quote, or an unquoted one has a quote"
     assert error_of(score(inputs, tmp_path / "out", trained_bundle), "score") == message

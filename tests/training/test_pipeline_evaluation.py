@@ -16,13 +16,12 @@ from pipelines.held_out import split
 from pipelines.publish import publish_version
 from pipelines.summary import Comparison, Summary
 from placement.drift import PSI_LIMIT
-from storage.bundles import VersionExistsError, publish, read_bundle
+from storage.bundles import StorageError, VersionExistsError, publish, read_bundle
 from tests.support.bundle_copies import MODEL, bundle_copy
 from tests.support.kinds import NAME, QUESTIONS, Trained, dataset_of
 from training.candidates import Candidate, Task
 from training.data import Dataset
 from training.metric_names import METRICS
-from training.stored import ModelFileError
 from training.train import train
 from transformer.bundle.signature import Category, Number, Signature
 
@@ -183,5 +182,5 @@ def test_publishing_again_changes_nothing_and_never_replaces_another_version(bin
 def test_a_model_file_that_cannot_be_loaded_is_named(binary, tmp_path):
     training, held_out, version = binary
     broken = publish(bundle_copy(version.bundle, "v7"), MODEL, tmp_path)
-    with pytest.raises(ModelFileError, match=f"^{re.escape(broken)}: "):
+    with pytest.raises(StorageError, match=f"^{re.escape(broken)}: cannot load the model: "):
         evaluate(version.uri, training, held_out, broken, [])

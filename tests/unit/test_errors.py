@@ -92,7 +92,7 @@ def test_the_longest_possible_problem_fits():
 
 
 def test_one_hidden_problem_is_not_several():
-    assert str(InvalidCandidates(["a"], 2)) == "a; and 1 more problem"
+    assert str(InvalidCandidates(["a"], 2, [0, 1])) == "a; and 1 more problem"
 
 
 @pytest.mark.parametrize("char", ["x", "%", "ä", "\U0001f4a9", "\udc80"])

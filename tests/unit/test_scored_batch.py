@@ -13,6 +13,7 @@ from scoring import predictor
 from scoring.batch import CANDIDATES, BatchScorer, answer
 from scoring.errors import ScoringError
 from scoring.predictor import MAX_BATCH_ROWS, BundlePredictor
+from storage.bundles import StorageError
 from training.generator import generate
 from transformer.bundle.candidates import Rows
 from transformer.bundle.encoder import Encoder
@@ -106,6 +107,32 @@ def test_a_batch_of_invalid_candidates_gets_an_error_for_each(scorer, sklearn_re
     assert scorer(as_columns(candidates))["error"].to_pylist() == expected
 
 
+@pytest.mark.parametrize("form", [as_columns, as_json])
+def test_invalid_candidates_do_not_split_the_call_of_the_model(
+    trained_bundle, form, sklearn_reference, monkeypatch
+):
+    """A call with few candidates costs a model much more per candidate."""
+    candidates = [
+        {**one, **({"ssc_p": 710.0} if row % 7 == 0 else {})} for row, one in enumerate(CANDIDATES_HERE)
+    ]
+    opened = BundlePredictor(str(trained_bundle))
+    calls, scores = [], opened._scores
+
+    def counted(features):
+        calls.append(len(features))
+        return scores(features)
+
+    monkeypatch.setattr(opened, "_scores", counted)
+    answers = answer(form(candidates), opened)
+    valid = [one for row, one in enumerate(candidates) if row % 7]
+    assert calls == [len(valid)]
+    found = [one for one in answers["probability"].to_pylist() if one is not None]
+    assert found == sklearn_reference.probabilities(valid)
+    assert [row for row, error in enumerate(answers["error"].to_pylist()) if error is not None] == [
+        *range(0, len(candidates), 7)
+    ]
+
+
 def changed_bundle(trained_bundle, directory, **changes):
     """Write a version with other content and the same model."""
     bundle = load_bundle(trained_bundle).model_copy(update=changes)
@@ -185,7 +212,7 @@ def test_an_empty_batch_gets_the_columns(scorer):
 
 def test_a_worker_refuses_another_model_than_the_job_started_with(trained_bundle):
     with pytest.raises(
-        ScoringError, match=f"{trained_bundle}: SHA-256 of the model is .* expected {'0' * 64}"
+        StorageError, match=f"{trained_bundle}: SHA-256 of the model is .* expected {'0' * 64}"
     ):
         BundlePredictor(str(trained_bundle), "0" * 64)
 
@@ -205,7 +232,7 @@ def test_a_worker_names_a_model_that_cannot_be_loaded(trained_bundle, tmp_path):
     changed_bundle(trained_bundle, tmp_path, model=model)
     (tmp_path / MODEL_FILE).write_bytes(content)
     expected = rf"{tmp_path}: cannot load the model: No module named 'no_such_library'; use .*: python"
-    with pytest.raises(ScoringError, match=expected):
+    with pytest.raises(StorageError, match=expected):
         BundlePredictor(str(tmp_path))
 
 

@@ -3,11 +3,12 @@
 import csv
 import json
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scoring import formats
+from scoring import file_format
 from scoring.errors import ScoringError
 from scoring.formats import FORMATS
 from scoring.part import score_part
@@ -24,7 +25,7 @@ from tests.support.scored_files import (
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr(formats, "PART_BYTES", 2000)
+    monkeypatch.setattr(file_format, "PART_BYTES", 2000)
 
 
 def score(inputs, output, bundle):
@@ -35,11 +36,9 @@ def score(inputs, output, bundle):
 
 
 def csv_rows(directory):
-    rows: list[dict[str, str]] = []
-    for path in sorted(directory.glob("part-*.csv")):
-        with path.open(newline="") as file:
-            rows += csv.DictReader(file)
-    return rows
+    paths = sorted(directory.glob("part-*.csv"))
+    tables = [pd.read_csv(path, dtype=str, keep_default_na=False) for path in paths]
+    return [row for table in tables for row in table.to_dict("records")]
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv"])
@@ -117,11 +116,46 @@ def test_json_lines_stay_as_written_and_bad_ones_are_kept(tmp_path, trained_bund
     assert all(row["error"].startswith("instances[0]") for row in invalid)
 
 
-def test_a_row_with_other_cells_than_the_header_stops_the_job(tmp_path, trained_bundle):
+def test_a_row_with_other_cells_than_the_header_goes_to_the_side_output_with_its_line(
+    tmp_path, trained_bundle
+):
+    candidates = [{"note": "a\nb", **one} for one in numbered_candidates(90)]
+    inputs = write_candidates(tmp_path / "in.csv", candidates)
+    lines = inputs.read_text().splitlines(keepends=True)
+    long = "y" * (csv.field_size_limit() + 1)
+    added = ['few,"7,\n"\n', "\n", f"many{lines[0].strip()},x,y\n", f"{long},2\n"]
+    inputs.write_text("".join([*lines[:101], *added, *lines[101:]]))
+    assert len(score(inputs, tmp_path / "out", trained_bundle)) > 2
+    assert [row["id"] for row in csv_rows(tmp_path / "out")] == [*map(str, range(90))]
+    invalid = csv_rows(tmp_path / "out" / "_invalid")
+    expected = ["line 103: must have 14 cells, got 2", "line 105: must have 14 cells, got 16"]
+    assert [row["error"] for row in invalid] == [*expected, "line 106: must have 14 cells, got 2"]
+    assert (invalid[0]["note"], invalid[0]["id"], invalid[0]["gender"]) == ("few", "7,\n", "")
+    assert (invalid[1]["note"], invalid[1]["workex"]) == ("manynote", "workex,x,y")
+    assert invalid[2]["note"] == f"{long},2"
+
+
+def test_a_part_with_malformed_rows_only_is_scored(tmp_path, trained_bundle):
+    inputs = write_candidates(tmp_path / "in.csv", numbered_candidates(1))
+    inputs.write_text(inputs.read_text().splitlines()[0] + "\n1,2\n")
+    score(inputs, tmp_path / "out", trained_bundle)
+    assert csv_rows(tmp_path / "out") == []
+    assert total_counts(tmp_path / "out") == {"valid": 0, "invalid": 1}
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        (b'1,"2\n', "a quoted cell has no closing quote, or an unquoted one has a quote"),
+        (b"1,caf\xe9\n", "line 5: must be UTF-8, got the byte 0xe9"),
+    ],
+)
+def test_a_text_that_cannot_be_cut_into_rows_stops_the_job(tmp_path, trained_bundle, added, message):
     inputs = write_candidates(tmp_path / "in.csv", numbered_candidates(3))
-    inputs.write_text(inputs.read_text() + "1,2\n")
-    with pytest.raises(Exception, match=r"in.csv \(part-000000\): a row must have 13 cells, got 2"):
+    inputs.write_bytes(inputs.read_bytes() + added)
+    with pytest.raises(ScoringError) as raised:
         score(inputs, tmp_path / "out", trained_bundle)
+    assert str(raised.value) == f"{inputs} (part-000000): {message}"
     assert not list((tmp_path / "out").glob("part-*"))
     assert not [name for name in files(tmp_path / "out") if name.endswith(".partial")]
 

@@ -87,6 +87,27 @@ def test_an_error_lists_twenty_problems_and_counts_the_rest():
     text = str(raised.value)
     assert text.count("must be 0 to 100") == MAX_PROBLEMS == 20
     assert text.endswith("; and 30 more problems")
+    assert raised.value.rows == [*range(50)]
+
+
+def test_an_error_knows_all_invalid_candidates():
+    wrong_mark, wrong_board = {**VALID, "mark": -1}, {**VALID, "board": "Centre"}
+    with pytest.raises(InvalidCandidates) as raised:
+        validate(candidates(wrong_board, VALID, wrong_mark, VALID, {**wrong_mark, **wrong_board}), SIGNATURE)
+    assert raised.value.rows == [0, 2, 4]
+
+
+def test_each_candidate_that_is_no_object_is_a_problem():
+    with pytest.raises(InvalidCandidates) as raised:
+        validate(Rows([7, VALID, *[None] * 20], "instances"), SIGNATURE)
+    assert raised.value.problems[:2] == (
+        "instances[0]: must be an object of fields and values",
+        "instances[2]: must be an object of fields and values",
+    )
+    assert str(raised.value).endswith(
+        "instances[20]: must be an object of fields and values; and 1 more problem"
+    )
+    assert raised.value.rows == [0, *range(2, 22)]
 
 
 def test_unknown_fields_are_ignored():

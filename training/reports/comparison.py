@@ -10,7 +10,7 @@ from storage.bundles import StorageError
 from training.encoding import encode
 from training.estimators import scores_of
 from training.fitting import Fitted
-from training.stored import ModelFileError, StoredVersion
+from training.stored import StoredVersion
 from transformer.bundle.classes import Label
 from transformer.bundle.format import Bundle, BundleError
 
@@ -81,7 +81,7 @@ def compare(uri: str | os.PathLike[str], fitted: Fitted) -> Comparison:
     dataset = fitted.dataset
     try:
         stored = StoredVersion.load(uri)
-    except (BundleError, ModelFileError, StorageError) as error:
+    except (BundleError, StorageError) as error:
         raise ComparisonError(str(error)) from error
     bundle = stored.bundle
     accepted, scores = stored.score(dataset.candidates)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from transformer.errors import InvalidRequest, shortened
+from transformer.errors import MAX_PROBLEMS, InvalidCandidates, shortened
 
 #: One field's values before validation, of any type, one per candidate.
 RawColumn = Sequence[Any] | npt.NDArray[Any]
@@ -193,7 +193,7 @@ class Candidates(Protocol):
 
         Raises
         ------
-        InvalidRequest
+        InvalidCandidates
             If one is not.
         """
 
@@ -258,9 +258,13 @@ class Rows:
 
     def check_objects(self) -> None:
         """See `Candidates.check_objects`."""
-        for number, row in enumerate(self._objects):
-            if not isinstance(row, dict):
-                raise InvalidRequest(f"{self._path}[{number}]: must be an object of fields and values")
+        refused = [row for row, candidate in enumerate(self._objects) if not isinstance(candidate, dict)]
+        if refused:
+            problems = [
+                f"{self._path}[{row}]: must be an object of fields and values"
+                for row in refused[:MAX_PROBLEMS]
+            ]
+            raise InvalidCandidates(problems, len(refused), refused)
 
     def column(self, field: str) -> RawColumn:
         """See `Candidates.column`."""

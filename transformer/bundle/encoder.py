@@ -145,10 +145,9 @@ class Encoder:
 
         Raises
         ------
-        InvalidRequest
-            If a candidate is not an object.
         InvalidCandidates
-            If a value is invalid; see `transformer.bundle.validation.validate`.
+            If a candidate is not an object, or a value is invalid; see
+            `transformer.bundle.validation.validate`.
         """
         try:
             return self._try_encode_valid(candidates)

@@ -58,10 +58,9 @@ def validate(
 
     Raises
     ------
-    InvalidRequest
-        If a candidate is not an object.
     InvalidCandidates
-        If a value is invalid; problems are in the order of the candidates, then of the fields.
+        If a candidate is not an object. If all are, but a value is invalid; problems are in the order of the
+        candidates, then of the fields.
     """
     candidates.check_objects()
     misspelled = signature.misspelled(candidates.names())
@@ -71,6 +70,7 @@ def validate(
     invalid: dict[str, list[Any]] = {}
     problems: list[tuple[int, int]] = []
     total = 0
+    refused: set[int] = set()
     for order, field in enumerate(signature.fields):
         raw = candidates.column(field.name)
         if raw is None:
@@ -84,6 +84,7 @@ def validate(
             invalid[field.name] = as_list(raw)
             rows = sorted({*_invalid_rows(as_list(values), field, is_ignored), *misspelled_rows})
             total += len(rows)
+            refused.update(rows)
             problems += ((row, order) for row in rows[:MAX_PROBLEMS])
         elif isinstance(column, np.ndarray):
             numbers[field.name] = column
@@ -98,7 +99,7 @@ def validate(
             f"{candidates.locate(row, field.name)}: {_problem(invalid[field.name][row], field, row, names)}"
             for row, field in first
         ]
-        raise InvalidCandidates(texts, total)
+        raise InvalidCandidates(texts, total, sorted(refused))
     return ValidCandidates(candidates.rows, numbers, categories, lists)
 
 
