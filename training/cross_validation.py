@@ -22,13 +22,12 @@ from threadpoolctl import threadpool_limits
 from training.backends import LOCAL, Run
 from training.candidates import Task
 from training.estimators import SEED, NamedEstimator, scores_of
+from training.threshold import DEFAULT as DEFAULT_THRESHOLD
 from transformer.bundle.classes import Label
 from transformer.bundle.target import Scores, Target
 
 #: Number of folds of the cross-validation.
 FOLDS = 5
-#: Threshold while estimators are compared.
-DEFAULT_THRESHOLD = 0.5
 
 Progress = Callable[[str], None]
 Floats = npt.NDArray[np.float64]
@@ -42,7 +41,7 @@ class Trial:
     Attributes
     ----------
     target
-        What the models of this estimator predict, with a threshold of 0.5.
+        What the models of this estimator predict, with the default threshold.
     loss, loss_error
         Mean of the candidates' losses, and the standard error over the candidates; five folds are too few for
         a standard error over the folds.
@@ -151,9 +150,9 @@ class CrossValidation:
         )
 
     def target_of(self, estimator: NamedEstimator) -> Target:
-        """Return what models of an estimator predict, with a threshold of 0.5."""
+        """Return what models of an estimator predict, with the default threshold."""
         has_probabilities = hasattr(estimator.make(self.task.kind), "predict_proba")
-        return task_target(self.task, DEFAULT_THRESHOLD, has_probabilities=has_probabilities)
+        return task_target(self.task, float(DEFAULT_THRESHOLD), has_probabilities=has_probabilities)
 
 
 def folds(truth: npt.NDArray[Any], first_rows: Sequence[int] | None = None) -> list[Fold]:

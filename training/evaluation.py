@@ -127,16 +127,8 @@ def evaluate(
     _, probabilities = target.answers(trial.scores)
     if target.kind == "binary" and probabilities is not None:
         target = task_target(dataset.task, choose_threshold(truth, probabilities))
-    values, probabilities = target.answers(trial.scores)
-    return Evaluation(
-        target=target,
-        truth=truth,
-        values=values,
-        probabilities=probabilities,
-        metrics=metrics_of(target, truth, trial.scores),
-        importances=sorted(_importances(dataset, features, trial, truth, target), key=lambda i: -i.mean),
-        groups=list(_groups(dataset, _errors(target, truth, values))),
-    )
+    importances = sorted(_importances(dataset, features, trial, truth, target), key=lambda i: -i.mean)
+    return _evaluation(dataset, target, truth, trial.scores, importances)
 
 
 def evaluate_version(version: StoredVersion, dataset: Dataset) -> Evaluation:
@@ -145,8 +137,13 @@ def evaluate_version(version: StoredVersion, dataset: Dataset) -> Evaluation:
     Fields' importances are left out.
     """
     target = version.bundle.target
-    truth = truth_of(dataset.labels, target)
     _, scores = version.score(dataset.candidates)
+    return _evaluation(dataset, target, truth_of(dataset.labels, target), scores, [])
+
+
+def _evaluation(
+    dataset: Dataset, target: Target, truth: npt.NDArray[Any], scores: Floats, importances: list[Importance]
+) -> Evaluation:
     values, probabilities = target.answers(scores)
     return Evaluation(
         target=target,
@@ -154,7 +151,7 @@ def evaluate_version(version: StoredVersion, dataset: Dataset) -> Evaluation:
         values=values,
         probabilities=probabilities,
         metrics=metrics_of(target, truth, scores),
-        importances=[],
+        importances=importances,
         groups=list(_groups(dataset, _errors(target, truth, values))),
     )
 

@@ -9,14 +9,13 @@ import pytest
 from scoring.engines import ENGINES
 from scoring.job import finish
 from scoring.part import score_part
-from tests.support.paths import ROOT
+from tests.support.paths import ENGINES_PYTHON, ROOT
 from tests.support.scored_files import files, numbered_candidates, plan_job, spoiled, write_candidates
 
-PYTHON = ROOT / ".runtimes" / "engines" / "bin" / "python"
 SCRIPT = ROOT / "tests" / "support" / "dying_worker.py"
 TIMEOUT_S = 400
 
-pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="Ray, Spark and Dask: run `make engines`")
+pytestmark = pytest.mark.skipif(not ENGINES_PYTHON.exists(), reason="Ray, Spark and Dask: run `make engines`")
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +41,8 @@ def skip_without_java(engine):
 
 
 def run(*arguments):
-    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYSPARK_PYTHON": str(PYTHON)}
-    command = [str(PYTHON), *map(str, arguments)]
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYSPARK_PYTHON": str(ENGINES_PYTHON)}
+    command = [str(ENGINES_PYTHON), *map(str, arguments)]
     return subprocess.run(
         command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )

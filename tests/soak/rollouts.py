@@ -23,12 +23,12 @@ from tests.support.async_processes import (
     SKLEARNSERVER,
     addresses,
     documented_transformer,
-    ignore_progress,
     running_predictor,
     running_service,
     running_transformer,
 )
 from tests.support.endpoints import V1_PREDICT
+from tests.support.in_memory_target import ignore_progress
 from tests.support.inference_service import with_arguments
 from tests.support.load import TRY_AGAIN, Tally, under_load
 from tests.support.load_balancers import (

@@ -25,12 +25,12 @@ from training.publishing import Place, check_names
 from training.reference import make_reference
 from training.served import serve_checked
 from training.serving_form import SCIKIT_LEARN
+from training.threshold import DEFAULT as DEFAULT_THRESHOLD
 from transformer.bundle.classes import Label
 from transformer.bundle.format import Bundle, Imported, TrainingData
 from transformer.bundle.signature import DEFAULT_ROW_NAME, Category, CategoryList, RawField
 from transformer.bundle.target import Scores, Target
 
-DEFAULT_THRESHOLD = 0.5
 #: Maximum reasons that a note lists.
 _MAX_REASONS = 3
 
@@ -111,7 +111,7 @@ def import_model(
 def _with_threshold(target: Target, positive_class: Label | None, threshold: float | None) -> Target:
     """Return what the model predicts, with the positive class and the threshold."""
     if target.has_threshold:
-        threshold = DEFAULT_THRESHOLD if threshold is None else threshold
+        threshold = float(DEFAULT_THRESHOLD) if threshold is None else threshold
     elif threshold is not None:
         raise TaskError(f"threshold: needs the probabilities of two classes, and this is a {target} model")
     return Target.of(target.classes, positive_class, threshold, has_probabilities=target.has_probabilities)
