@@ -19,6 +19,7 @@ from predictor.process import PredictorProcess, free_ports
 from predictor.runtimes import get_runtime
 from tests.support.in_memory_target import ignore_progress
 from tests.support.inference_service import with_arguments
+from tests.support.sync_processes import wait_while_running
 from tests.support.version_pairs import VersionPair
 from tests.support.waiting import wait_until
 
@@ -74,7 +75,7 @@ async def running_predictor(
         )
     )
     try:
-        await asyncio.to_thread(process.wait_ready)
+        await asyncio.to_thread(wait_while_running, process, process.ready)
         yield process
     finally:
         await asyncio.to_thread(process.stop)

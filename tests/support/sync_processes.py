@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import grpc
 import psutil
@@ -13,7 +14,9 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from inferenceservice.local import local_service
 from inferenceservice.local.launch import TransformerProcess
 from inferenceservice.spec import InferenceService
-from predictor.process import free_ports
+from predictor.environment import ensure
+from predictor.process import PredictorProcess, free_ports
+from predictor.runtimes import Runtime
 from tests.support.inference_service import SPEC, with_arguments
 from tests.support.waiting import wait_until_sync
 
@@ -57,6 +60,18 @@ def running_service(inference_service: InferenceService, model: Path, logs: Path
 
 
 @contextlib.contextmanager
+def running_predictor(
+    runtime: Runtime, version: Path, model_name: str = "placement", **options: Any
+) -> Iterator[PredictorProcess]:
+    """Run a stock model server with a version, and with further options of `PredictorProcess`."""
+    with PredictorProcess(
+        runtime, version, python=ensure(runtime), model_name=model_name, **options
+    ) as process:
+        wait_while_running(process, process.ready)
+        yield process
+
+
+@contextlib.contextmanager
 def running_transformer(
     ports: tuple[int, int],
     bundle: Path,
@@ -68,18 +83,23 @@ def running_transformer(
     """Start a transformer in front of a predictor's two ports; it answers over REST and gRPC."""
     service = with_arguments(*arguments, transformer_env={**SPEC.transformer_env, **env})
     process = TransformerProcess(service, bundle, ports, log)
-
-    def is_ready() -> bool:
-        assert process.poll() is None, "\n".join(process.tail())
-        return ready(process)
-
     try:
-        wait_until_sync(is_ready)
+        wait_while_running(process, lambda: ready(process))
         with grpc.insecure_channel(f"127.0.0.1:{process.grpc_port}") as channel:
             grpc.channel_ready_future(channel).result(timeout=30)
         yield process
     finally:
         process.stop()
+
+
+def wait_while_running(process: PredictorProcess | TransformerProcess, condition: Callable[[], bool]) -> None:
+    """Wait until a condition is true; fail if the process ends before."""
+
+    def is_true() -> bool:
+        assert process.poll() is None, "\n".join(process.tail())
+        return condition()
+
+    wait_until_sync(is_true)
 
 
 def process_families(*pids: int) -> list[psutil.Process]:
