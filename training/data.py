@@ -1,4 +1,4 @@
-"""Read labelled rows and candidates from files, and check every value against the signature.
+"""Read labelled rows from files, and check every value against the signature.
 
 The columns can be in any order. A column that is neither a field nor the label is passed over. An empty cell
 gets the field's default, if the field has one. `training.table_file` describes the formats.
@@ -34,7 +34,7 @@ from training.table_file import AUTOMATIC, Reading, read_whole
 from transformer.bundle.classes import Label, class_name
 from transformer.bundle.signature import Boolean, Category, CategoryList, Number, RawField, Signature, Value
 
-__all__ = ["DataError", "Dataset", "MissingColumnsError", "read_candidates", "read_csv"]
+__all__ = ["DataError", "Dataset", "MissingColumnsError", "read_csv"]
 
 
 @dataclass(frozen=True)
@@ -121,20 +121,6 @@ def read_csv(path: str | os.PathLike[str], task: Task, reading: Reading = AUTOMA
         passed_over=table.passed_over(columns),
         defaulted=tuple(name for name in task.signature.names if name in empty),
     )
-
-
-def read_candidates(
-    path: str | os.PathLike[str], signature: Signature, reading: Reading = AUTOMATIC
-) -> list[Candidate]:
-    """Read candidates without labels; the columns can be in any order.
-
-    Raises
-    ------
-    DataError
-        See `read_csv`.
-    """
-    table, _ = read_whole(path, signature.names, reading)
-    return [candidate for _, candidate in _rows(table, signature, {})]
 
 
 def label_parser(task: Task, decimal: str = ".") -> Callable[[Any], Label]:

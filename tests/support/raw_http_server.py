@@ -73,11 +73,11 @@ class RawHttpServer:
 
 @contextlib.asynccontextmanager
 async def raw_http_server(
-    turn: Action | bytes, *, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+    turn: Action | bytes, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[RawHttpServer]:
     """Run a server with one action, or with the same bytes, for each request."""
     server = RawHttpServer(sends(turn) if isinstance(turn, bytes) else turn)
-    listening = await asyncio.start_server(server.handle, host, port, ssl=tls)
+    listening = await asyncio.start_server(server.handle, host, 0, ssl=tls)
     server.port = listening.sockets[0].getsockname()[1]
     try:
         yield server

@@ -52,11 +52,9 @@ async def grpc_outcome(service: InProcessTransformer, candidate: dict[str, Any])
     return code.name, details, ("retry-after", "1") in tuple(await call.trailing_metadata() or ())
 
 
-async def outcomes(
-    service: InProcessTransformer, candidate: dict[str, Any] = SAMPLE, *, together: bool = True
-) -> list[Outcome]:
+async def outcomes(service: InProcessTransformer, *, together: bool = True) -> list[Outcome]:
     """Send the same request over V1, V2 and gRPC, at once or one by one."""
-    pending = [ask(service, candidate) for ask in (v1_outcome, v2_outcome, grpc_outcome)]
+    pending = [ask(service, SAMPLE) for ask in (v1_outcome, v2_outcome, grpc_outcome)]
     if together:
         return await asyncio.gather(*pending)
     return [await one for one in pending]

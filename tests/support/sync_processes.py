@@ -1,7 +1,6 @@
 """Real processes for tests whose clients block."""
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -9,10 +8,10 @@ from typing import Any
 
 import grpc
 import psutil
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import start_blocking_portal
 
-from inferenceservice.local import local_service
 from inferenceservice.local.launch import TransformerProcess
+from inferenceservice.local.local_service import LocalService, run_local_service
 from inferenceservice.spec import InferenceService
 from predictor.environment import ensure
 from predictor.process import PredictorProcess, free_ports
@@ -21,33 +20,11 @@ from tests.support.inference_service import SPEC, with_arguments
 from tests.support.waiting import wait_until_sync
 
 
-@dataclasses.dataclass(frozen=True)
-class RunningService:
-    """A local service whose event loop runs in another thread.
-
-    Attributes
-    ----------
-    portal
-        Calls the service's coroutines from any thread.
-    """
-
-    local: local_service.LocalService
-    portal: BlockingPortal
-
-    @property
-    def url(self) -> str:
-        return self.local.url
-
-    @property
-    def grpc_address(self) -> str:
-        return self.local.grpc_address
-
-
 @contextlib.contextmanager
-def running_service(inference_service: InferenceService, model: Path, logs: Path) -> Iterator[RunningService]:
-    """Run an InferenceService with a trained bundle."""
+def running_service(inference_service: InferenceService, model: Path, logs: Path) -> Iterator[LocalService]:
+    """Run an InferenceService with a trained bundle, in another thread's event loop."""
     port, grpc_port = free_ports(2)
-    running = local_service.run_local_service(
+    running = run_local_service(
         inference_service,
         model=str(model),
         port=port,
@@ -56,7 +33,7 @@ def running_service(inference_service: InferenceService, model: Path, logs: Path
         progress=lambda _: None,
     )
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(running) as (served, _):
-        yield RunningService(served, portal)
+        yield served
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.candidates import PLACEMENT, SAMPLE, SIGNATURE, Task, TaskError
-from training.data import DataError, read_candidates, read_csv
+from training.data import DataError, read_csv
 from transformer.bundle.signature import Category, Number, Signature
 
 ROW = {**SAMPLE, "status": "Placed"}
@@ -46,13 +46,6 @@ def test_an_unknown_column_is_ignored_and_reported(tmp_path):
     dataset = read_csv(path, PLACEMENT)
     assert dataset.candidates == [SAMPLE]
     assert dataset.ignored == ("sl_no", "salary")
-
-
-def test_candidates_without_label_are_read_by_the_same_rules(tmp_path):
-    assert read_candidates(write(tmp_path / "a.csv", SAMPLE), SIGNATURE) == [SAMPLE]
-    assert read_candidates(write(tmp_path / "b.csv", ROW), SIGNATURE) == [SAMPLE]
-    with pytest.raises(DataError, match=r"columns 'ssc_p', .*, 'workex' are missing, found: gender$"):
-        read_candidates(write(tmp_path / "c.csv", {"gender": "M"}), SIGNATURE)
 
 
 @pytest.mark.parametrize(

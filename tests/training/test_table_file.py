@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from training.candidates import Task
-from training.data import read_candidates, read_csv
+from training.data import read_csv
 from training.drafting import draft
 from training.table import DataError, with_decimal_point
 from training.table_file import Reading
@@ -323,16 +323,6 @@ def test_standard_input_is_read(monkeypatch):
     assert read(CSV.encode()).source == "standard input"
     with pytest.raises(DataError, match="standard input: columns 'age', 'answer' are missing, found: 7"):
         read(b"7\n8\n", format="csv")
-
-
-def test_every_format_gives_the_same_candidates_without_labels(tmp_path):
-    paths = [tmp_path / name for name in ("a.csv", "a.json", "a.parquet", "a.csv.gz")]
-    FRAME.to_csv(paths[0])
-    FRAME.to_json(paths[1])
-    FRAME.to_parquet(paths[2])
-    FRAME.to_csv(paths[3], sep=";")
-    for path in paths:
-        assert read_candidates(path, TASK.signature) == CANDIDATES
 
 
 def test_a_task_is_drafted_of_any_format(tmp_path):
