@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from inferenceservice.rollout_target import RolloutTarget
-from pipelines.errors import PipelineError
+from pipelines.step import PipelineError
 from training.candidates import Candidate
 from training.stored import StoredVersion
 

@@ -23,10 +23,10 @@ def check_bounds(
     max_accuracy_gap: float,
 ) -> None:
     """Check the bounds of the gate before anything is trained."""
-    from pipelines.errors import exit_on_error
     from pipelines.gate import Bounds
+    from pipelines.step import step
 
-    with exit_on_error("check-bounds"):
+    with step("check-bounds"):
         Bounds(max_worse, min_comparable, max_psi, min_impact, max_accuracy_gap)
 
 
@@ -35,12 +35,14 @@ def find_serving(name: str, namespace: str, run: str, storage: str) -> str:
     """Find the version that serves; the output is its URI, empty if there is no InferenceService yet."""
     import asyncio
 
-    from pipelines.errors import exit_on_error
+    from pipelines.step import step
     from pipelines.target import serving_uri
 
-    with exit_on_error("find-serving"):
+    with step("find-serving") as say:
         uri = asyncio.run(serving_uri(name, namespace, run, storage))
-    print(f"{uri} serves" if uri else f"no {name} in {namespace or run}: the version will not be rolled out")
+        say(
+            f"{uri} serves" if uri else f"no {name} in {namespace or run}: the version will not be rolled out"
+        )
     return uri
 
 
@@ -57,15 +59,17 @@ def validate_data(
 ) -> None:
     """Check every value of the labelled candidates, and split them."""
     from pipelines.data import read_task, validate
-    from pipelines.errors import exit_on_error
     from pipelines.held_out import write
+    from pipelines.step import step
 
-    with exit_on_error("validate-data"):
+    with step("validate-data") as say:
         parts = validate(data, read_task(task), rows=rows, seed=seed, share=held_out_share, groups=groups)
-    for artifact, part in zip((training, held_out), parts, strict=True):
-        write(part, artifact.path)
-        artifact.metadata.update(source=part.source, rows=len(part.labels), passed_over=part.passed_over)
-        print(f"{part.source}: {len(part.labels)} {part.task.row_names}")
+        for artifact, part in zip((training, held_out), parts, strict=True):
+            write(part, artifact.path)
+            artifact.metadata.update(source=part.source, rows=len(part.labels), passed_over=part.passed_over)
+            say(f"{part.source}: {len(part.labels):,} {part.task.row_names}")
+        if parts[0].passed_over:
+            say(f"passed over: {parts[0].passed_over}")
 
 
 @_component
@@ -85,11 +89,11 @@ def train_model(
 ) -> None:
     """Choose an estimator by cross-validation, fit it, and write its version into the artifact."""
     from pipelines.data import read_task
-    from pipelines.errors import exit_on_error
     from pipelines.held_out import read
+    from pipelines.step import step
     from pipelines.train import train_version
 
-    with exit_on_error("train-model"):
+    with step("train-model") as say:
         trained = train_version(
             read(training.path, read_task(task), training.metadata["source"]),
             model.path,
@@ -103,7 +107,9 @@ def train_model(
             tune=tune,
             seed=seed,
         )
-    bundle = trained.bundle
+        bundle = trained.bundle
+        for text in (f"{bundle.version}: {trained.chosen}", *trained.notes):
+            say(text)
     model.metadata.update(
         framework="scikit-learn",
         estimator=bundle.model.estimator,
@@ -129,11 +135,11 @@ def evaluate_model(
     from pathlib import Path
 
     from pipelines.data import read_task
-    from pipelines.errors import exit_on_error
     from pipelines.evaluation import evaluate, roc
     from pipelines.held_out import read
+    from pipelines.step import step
 
-    with exit_on_error("evaluate-model"):
+    with step("evaluate-model") as say:
         definition = read_task(task)
         evaluation, found = evaluate(
             f"{model.path}/{model.metadata['bundle']}",
@@ -142,10 +148,10 @@ def evaluate_model(
             serving,
             groups,
         )
+        say(found.text())
     Path(summary.path).write_text(found.model_dump_json(indent=2))
     for key, value in found.metrics.items():
         metrics.log_metric(key, value)
-        print(f"{key:<10}{value:.4f}")
     if evaluation.target.classes:
         names = list(evaluation.target.class_names)
         if definition.kind == "binary":
@@ -166,30 +172,28 @@ def check_gate(
     summary: Input[Artifact],
 ) -> None:
     """Fail if the version is worse than the one that serves, its data have drifted, or it is unfair."""
-    import sys
-
-    from pipelines.errors import exit_on_error
     from pipelines.gate import Bounds, reasons
+    from pipelines.step import PipelineError, step
     from pipelines.summary import Summary
 
-    with exit_on_error("check-gate"):
+    with step("check-gate") as say:
         bounds = Bounds(max_worse, min_comparable, max_psi, min_impact, max_accuracy_gap)
-    found = Summary.read(summary.path)
-    broken = reasons(found, bounds)
-    if broken:
-        sys.exit("\n".join(f"{found.version} must not serve: {reason}" for reason in broken))
-    print(f"{found.version} may serve")
+        found = Summary.read(summary.path)
+        broken = reasons(found, bounds)
+        if broken:
+            raise PipelineError("\n".join(f"{found.version} must not serve: {reason}" for reason in broken))
+        say(f"{found.version} may serve")
 
 
 @_component
 def publish_model(storage: str, model: Input[Model], report: Input[HTML]) -> str:
     """Copy the version and its report to the storage; the output is the version's URI."""
-    from pipelines.errors import exit_on_error
     from pipelines.publish import publish_version
+    from pipelines.step import step
 
-    with exit_on_error("publish-model"):
+    with step("publish-model") as say:
         uri = publish_version(f"{model.path}/{model.metadata['bundle']}", report.path, storage)
-    print(f"published {uri}")
+        say(f"published {uri}")
     return uri
 
 
@@ -199,12 +203,14 @@ def roll_out(uri: str, serving: str, name: str, namespace: str, run: str, storag
     import asyncio
 
     from inferenceservice.rollout import rollout
-    from pipelines.errors import exit_on_error
+    from pipelines.step import step
     from pipelines.target import connect
 
-    with exit_on_error("roll-out"):
+    with step("roll-out") as say:
         target = connect(name, namespace, run, storage)
-        return asyncio.run(rollout(target, uri, print, replaces=serving))
+        version = asyncio.run(rollout(target, uri, print, replaces=serving))
+        say(f"{version} serves")
+    return version
 
 
 @_component
@@ -216,12 +222,12 @@ def check_predictions(
 
     from pipelines.answers import check_answers
     from pipelines.data import read_task
-    from pipelines.errors import exit_on_error
     from pipelines.held_out import read
+    from pipelines.step import step
     from pipelines.target import connect
 
-    with exit_on_error("check-predictions"):
+    with step("check-predictions") as say:
         candidates = read(held_out.path, read_task(task), held_out.metadata["source"]).candidates
         target = connect(name, namespace, run, storage)
         answered = asyncio.run(check_answers(target, uri, candidates))
-    print(f"{uri} serves: {answered} predictions for held-out candidates are those of the evaluation")
+        say(f"{answered} predictions for held-out candidates are those of the evaluation")

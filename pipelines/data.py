@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines import held_out
-from pipelines.errors import PipelineError
+from pipelines.step import PipelineError
 from storage.bundles import local_path
 from training.candidates import PLACEMENT, Task
 from training.data import Dataset, read_csv

@@ -8,7 +8,7 @@ from itertools import compress
 import numpy as np
 from sklearn.metrics import roc_curve
 
-from pipelines.errors import PipelineError
+from pipelines.step import PipelineError
 from pipelines.summary import Comparison, GroupResult, Summary
 from placement.drift import stability_index
 from training.candidates import Candidate

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from pipelines.errors import PipelineError
+from pipelines.step import PipelineError
 from pipelines.summary import Comparison, Summary
 from placement.drift import (
     IMPACT_LIMIT,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import orjson
 
-from pipelines.errors import PipelineError
+from pipelines.step import PipelineError
 from training.candidates import Candidate, Task
 from training.data import Dataset, read_csv
 from training.table_file import Reading

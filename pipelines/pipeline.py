@@ -57,8 +57,8 @@ def make_pipeline(image: str = components.IMAGE, claim: str | None = CLAIM) -> A
         max_psi: float = DEFAULT.max_psi,
         min_impact: float = DEFAULT.min_impact,
         max_accuracy_gap: float = DEFAULT.max_accuracy_gap,
-    ) -> None:
-        """Take labelled candidates to a version that serves.
+    ) -> str:
+        """Take labelled candidates to a version that serves; the output is its URI.
 
         Parameters
         ----------
@@ -111,11 +111,13 @@ def make_pipeline(image: str = components.IMAGE, claim: str | None = CLAIM) -> A
         checked = step(components.check_bounds(**bounds))
         target = {"name": name, "namespace": namespace, "run": run, "storage": storage}
         serving = step(components.find_serving(**target)).after(checked)
-        parts = step(
+        validated = step(
             components.validate_data(
                 data=data, task=task, rows=rows, seed=seed, held_out_share=held_out_share, groups=groups
             )
-        ).outputs
+        )
+        # One step after the other, so that a run has one order and ends with the first fault.
+        parts = validated.after(serving).outputs
         trained = step(
             components.train_model(
                 task=task,
@@ -144,5 +146,6 @@ def make_pipeline(image: str = components.IMAGE, claim: str | None = CLAIM) -> A
                     uri=published.output, task=task, held_out=parts["held_out"], **target
                 )
             ).after(rolled_out)
+        return published.output  # type: ignore[no-any-return]  # Kubeflow has no types
 
     return placement

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from training.metric_names import metrics_text
 from transformer.bundle.signature import STRICT
 
 
@@ -76,3 +77,17 @@ class Summary(BaseModel):
     def read(cls, path: str | os.PathLike[str]) -> "Summary":
         """Read a summary that was written as JSON."""
         return cls.model_validate_json(Path(path).read_bytes())
+
+    def text(self) -> str:
+        """Return a line with the metrics of each version."""
+        lines = [_line(self.version, self.rows, self.metrics)]
+        if self.comparison is not None and self.comparison.metrics:
+            compared, rows = self.comparison, self.comparison.rows
+            lines.append(_line(self.version, rows, compared.metrics))
+            lines.append(_line(compared.version, rows, compared.serving_metrics))
+        # Without candidates that the version that serves does not accept, the first two are equal.
+        return "\n".join(dict.fromkeys(lines))
+
+
+def _line(version: str, rows: int, metrics: dict[str, float]) -> str:
+    return f"{version} on {rows:,} held-out rows: {metrics_text(metrics)}"

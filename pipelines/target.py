@@ -5,7 +5,7 @@ from pathlib import Path
 from inferenceservice.local.control_client import LocalTarget, NotRunningError
 from inferenceservice.local.control_file import CONTROL_FILE
 from inferenceservice.rollout_target import NoInferenceServiceError, RolloutTarget, State
-from pipelines.errors import PipelineError
+from pipelines.step import PipelineError
 from storage.bundles import local_path
 
 

@@ -2,7 +2,7 @@
 
 import shutil
 
-from pipelines.errors import PipelineError
+from pipelines.step import PipelineError
 from training.data import Dataset
 from training.publishing import Place, check_names
 from training.train import Trained, train
@@ -55,6 +55,6 @@ def train_version(
         progress=print,
     )
     if trained.report is None:
-        raise PipelineError(f"{report}: the report was not written; see above")
+        raise PipelineError(f"{report}: the report was not written; see the warning")
     shutil.copyfile(trained.report, report)
     return trained

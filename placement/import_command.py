@@ -3,10 +3,10 @@
 import argparse
 import json
 import shlex
-import sys
 from pathlib import Path
 
-from placement.command import Command, command_line
+from placement.command import Command
+from placement.new_version import print_version
 from placement.progress import StepPrinter
 from training.table_file import Reading
 from transformer.bundle.signature import DEFAULT_ROW_NAME
@@ -31,7 +31,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task", metavar="FILE.json", help="fields and classes, as an earlier import inferred them"
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="default: NAME.json")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE.json", help="task file to write (default: NAME.json)"
+    )
     parser.add_argument(
         "--trust", action="store_true", help="open the file even if that can run code: you trust its author"
     )
@@ -132,20 +134,13 @@ def _run(options: argparse.Namespace) -> int:
         task_file = str(output) if imported.task.text is not None else options.task
         print(json.dumps({**content, "task": task_file, "notes": imported.notes}))
         return 0
-    print(f"uri       {imported.uri}")
-    print(f"model     {bundle.model.estimator}")
-    if bundle.model.serving_form:
-        print(f"served as {bundle.model.serving_form}")
+    details = {
+        "fields": ", ".join(bundle.signature.names),
+        "predicts": answer_of(bundle.target, imported.task.task.label),
+    }
     if imported.task.text is not None:
-        print(f"task      {output}: check the fields; with changes, import again with --task")
-    print(f"fields    {', '.join(bundle.signature.names)}")
-    print(f"predicts  {answer_of(bundle.target, imported.task.task.label)}")
-    for metric, value in bundle.metrics.items():
-        print(f"{metric:<10}{value:.4f}")
-    for note in imported.notes:
-        print(f"note      {note}")
-    print(f"next      {command_line('up', '--model', shlex.quote(imported.uri))}")
-    sys.stdout.flush()
+        details["task"] = f"{output}: check the fields; with changes, import again with --task"
+    print_version(imported.uri, bundle, details, imported.notes)
     return 0
 
 

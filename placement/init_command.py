@@ -26,7 +26,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--row_name", "--row-name", default=DEFAULT_ROW_NAME, metavar="WORD", help="word for one row of data"
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="default: NAME.json")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE.json", help="task file to write (default: NAME.json)"
+    )
     parser.add_argument(
         "--example", action="store_true", help="write a small example of customers to FILE, and stop"
     )
@@ -91,7 +93,7 @@ def _write_new(path: Path, text: str) -> None:
 
 COMMAND = Command(
     name="init",
-    help="draft the task file of own data",
+    help="draft a task file from labelled data",
     description=__doc__,
     add_arguments=_add_arguments,
     run=_run,

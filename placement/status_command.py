@@ -132,7 +132,7 @@ def _drift(texts: list[tuple[str, str]]) -> list[dict[str, Any]]:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_target_arguments(parser)
+    add_target_arguments(parser, reads_only=True)
     parser.add_argument(
         "--drift",
         action="store_true",

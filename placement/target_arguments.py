@@ -23,6 +23,7 @@ RUN_DIRECTORY = Path(".run")
 DEFAULT_NAME = "placement"
 #: Exit status of a command that was interrupted, as in shells.
 INTERRUPTED = 130
+_TIMEOUT_S = 900.0
 
 _Result = TypeVar("_Result")
 
@@ -37,8 +38,10 @@ def add_run_argument(parser: argparse.ArgumentParser) -> None:
 def add_target_arguments(
     parser: argparse.ArgumentParser,
     name_help: str = f"name of the InferenceService (default: {DEFAULT_NAME})",
+    *,
+    reads_only: bool = False,
 ) -> None:
-    """Add the options that find the InferenceService."""
+    """Add the options that find the InferenceService, and unless `reads_only` how long a change may take."""
     add_run_argument(parser)
     cluster = parser.add_argument_group(
         "cluster", "with --context or --namespace: an InferenceService in a cluster, not the local service"
@@ -57,13 +60,16 @@ def add_target_arguments(
     )
     cluster.add_argument("--url", help="address for predictions (default: through the API server)")
     Gateway.add_arguments(cluster)
-    cluster.add_argument(
-        "--timeout",
-        type=_seconds,
-        default=900.0,
-        metavar="SECONDS",
-        help="seconds until a component must serve its new bundle, at least 1 (default: %(default)g)",
-    )
+    if reads_only:
+        parser.set_defaults(timeout=_TIMEOUT_S)
+    else:
+        cluster.add_argument(
+            "--timeout",
+            type=_seconds,
+            default=_TIMEOUT_S,
+            metavar="SECONDS",
+            help="seconds until a component must serve its new bundle, at least 1 (default: %(default)g)",
+        )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 

@@ -4,10 +4,10 @@ import argparse
 import dataclasses
 import json
 import shlex
-import sys
 from typing import TYPE_CHECKING
 
 from placement.command import Command, command_line
+from placement.new_version import print_version
 from placement.progress import StepPrinter
 from training.table_file import Reading
 
@@ -95,7 +95,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="existing cluster for --backend: Dask's scheduler, or Ray (default: a new one on this machine)",
     )
-    parser.add_argument("--json", action="store_true", help="print URI, version and metrics as JSON")
+    parser.add_argument("--json", action="store_true", help="print URI, version, metrics and notes as JSON")
 
 
 class _EstimatorNames:
@@ -138,20 +138,18 @@ def _run(options: argparse.Namespace) -> int:
         )
     bundle = trained.bundle
     if options.json:
-        content = {"uri": trained.uri, "version": bundle.version, "metrics": bundle.metrics}
-        print(json.dumps({**content, "threshold": bundle.threshold, "report": trained.report}))
-        return 0
-    print(f"uri       {trained.uri}")
-    print(f"report    {trained.report or 'not written'}")
-    print(f"model     {bundle.model.estimator}")
-    if bundle.model.serving_form:
-        print(f"served as {bundle.model.serving_form}")
-    for name, value in bundle.metrics.items():
-        print(f"{name:<10}{value:.{4 if abs(value) < 100 else 1}f}")
-    if bundle.threshold is not None:
-        print(f"threshold {bundle.threshold:g}")
-    print(f"next      {command_line('up', '--model', shlex.quote(trained.uri))}")
-    sys.stdout.flush()
+        content = {
+            "uri": trained.uri,
+            "version": bundle.version,
+            "metrics": bundle.metrics,
+            "threshold": bundle.threshold,
+            "report": trained.report,
+            "notes": trained.notes,
+        }
+        print(json.dumps(content))
+    else:
+        report = {"report": trained.report or "not written"}
+        print_version(trained.uri, bundle, report, trained.notes)
     return 0
 
 

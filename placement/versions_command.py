@@ -14,7 +14,7 @@ from placement.target_arguments import (
     run_steps,
     target_errors,
 )
-from training.metric_names import METRICS
+from training.metric_names import METRICS, metric_text
 
 if TYPE_CHECKING:
     from inferenceservice.rollout_target import State
@@ -30,6 +30,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         name_help="name of the model and of its InferenceService (default: those that serve on this machine, "
         f"or {DEFAULT_NAME})",
+        reads_only=True,
     )
 
 
@@ -116,7 +117,7 @@ def _rows(content: list[dict[str, Any]]) -> Iterator[list[str]]:
             one["version"],
             one["created"][:16].replace("T", " "),
             "" if one["rows"] is None else f"{one['rows']:,}",
-            *("" if value is None else f"{value:.4f}" for value in metrics),
+            *("" if value is None else metric_text(value) for value in metrics),
             "" if one["threshold"] is None else f"{one['threshold']:g}",
             *(_tuned(one["tuned"]) for _ in tuned),
             ", ".join(one["serves"]),

@@ -152,9 +152,14 @@ def publish(bundle: Bundle, model: bytes, storage: str | os.PathLike[str]) -> st
     return serving_uri(uri)
 
 
+def uri_beside(uri: str | os.PathLike[str], suffix: str) -> str:
+    """Return the URI of a file beside a version: ``…/v1.html`` for ``…/v1`` and the suffix ``.html``."""
+    return _without_slash(uri) + suffix
+
+
 def write_beside(uri: str, suffix: str, content: bytes, media_type: str) -> str:
-    """Write a file beside a version, ``…/v1.html`` for ``…/v1`` and the suffix ``.html``; return its URI."""
-    file = _without_slash(uri) + suffix
+    """Write a file beside a version, and return its URI; see `uri_beside`."""
+    file = uri_beside(uri, suffix)
     model, _, name = file.rpartition("/")
     with _storage_errors(file):
         _directory(model).replace(name, content, media_type)

@@ -33,14 +33,14 @@ class Place:
     ----------
     version
         Name of the version; None for the next number.
-    earlier
-        Earlier versions that the new bundle describes, newest first.
+    replaced
+        Bundle of the version that the new one will replace; None if there is none.
     """
 
     storage: str | os.PathLike[str]
     name: str
     version: str | None
-    earlier: tuple[Version, ...]
+    replaced: Bundle | None
 
     @classmethod
     def checked(
@@ -61,10 +61,17 @@ class Place:
             If the storage cannot be written, or `previous` cannot be read.
         """
         _check_storage(storage, name, version)
-        earlier = _previous_versions(previous, name)
-        if version in {one.version for one in earlier}:
+        place = cls(storage, name, version, None if previous is None else _read_replaced(previous, name))
+        if version in {one.version for one in place.earlier}:
             raise TrainingError(f"version {version!r} is the name of an earlier version, expected a new one")
-        return cls(storage, name, version, earlier)
+        return place
+
+    @property
+    def earlier(self) -> tuple[Version, ...]:
+        """Earlier versions that the new bundle describes, newest first."""
+        if self.replaced is None:
+            return ()
+        return (self.replaced.as_previous(), *self.replaced.previous)[:MAX_PREVIOUS]
 
     def next_version(self) -> str:
         """Return the name of the version: the given one, or the next number that is free."""
@@ -95,24 +102,28 @@ class Place:
                     raise
                 # Another writer has used this number.
 
+    def notes(self, bundle: Bundle) -> tuple[str, ...]:
+        """Return what to know about the new version and the one that it replaces, a sentence each."""
+        if self.replaced is None or self.replaced.model.sha256 != bundle.model.sha256:
+            return ()
+        return (f"the model is that of {self.replaced.version}: answers cannot tell the two versions apart",)
 
-def _previous_versions(uri: str | None, name: str) -> tuple[Version, ...]:
-    """Return the `previous` versions of a new bundle: the version at `uri`, then those in its bundle.
+
+def _read_replaced(uri: str, name: str) -> Bundle:
+    """Read the bundle of the version that a new one will replace.
 
     Raises
     ------
     TrainingError
         If the URI is a version of another model.
     """
-    if uri is None:
-        return ()
     bundle = read_bundle(uri)
     if bundle.name != name:
         raise TrainingError(
             f"{uri}: is a version of {bundle.name!r}, expected a version of {name!r}; the next version of "
             f"{bundle.name!r} needs its own task, data and name"
         )
-    return (bundle.as_previous(), *bundle.previous)[:MAX_PREVIOUS]
+    return bundle
 
 
 def _next_version(storage: str | os.PathLike[str], name: str, earlier: tuple[Version, ...]) -> str:

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 
-from storage.bundles import StorageError, read_bundle
+from storage.bundles import StorageError
 from training.backends import LOCAL, BackendError, Run
 from training.candidates import TaskError
 from training.cross_validation import FOLDS, Progress
@@ -49,14 +49,20 @@ class Trained:
         The version's URI, for ``storageUri``.
     report
         URI of its report, an HTML file beside the version; None if it could not be written.
+    chosen
+        Name of the estimator that was chosen, with its parameters.
     comparison
-        Comparison with the version that it replaces.
+        Comparison with the version that it replaces; None if there is none.
+    notes
+        What to know about it and the version that it replaces, a sentence each.
     """
 
     uri: str
     report: str | None
     bundle: Bundle
-    comparison: Comparison | None = None
+    chosen: str
+    comparison: Comparison | None
+    notes: tuple[str, ...]
 
 
 def train(
@@ -121,7 +127,6 @@ def train(
     parse_threshold(threshold)
     _check_classes(dataset)
     place = Place.checked(storage, name, version, previous)
-    replaced = None if previous is None else read_bundle(previous)
     fitted = fit(
         dataset,
         estimator,
@@ -135,8 +140,6 @@ def train(
     comparison = compare_with(previous, fitted, progress)
     uri, bundle = place.publish(fitted)
     progress(f"wrote {uri}")
-    if replaced is not None and replaced.model.sha256 == bundle.model.sha256:
-        progress(f"the model is that of {replaced.version}: answers cannot tell the two versions apart")
     html = render(bundle, fitted, comparison)
     try:
         report = write_report(uri, html, progress)
@@ -146,7 +149,7 @@ def train(
             f"WARNING: the report was not written: {error}; once that is solved, run `placement report {uri}`"
         )
         report = None
-    return Trained(uri, report, bundle, comparison)
+    return Trained(uri, report, bundle, str(fitted.chosen.estimator), comparison, place.notes(bundle))
 
 
 def _check_classes(dataset: Dataset) -> None:

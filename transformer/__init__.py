@@ -1,1 +1,1 @@
-"""The custom transformer of one KServe InferenceService: raw candidates in, placement probabilities out."""
+"""The custom transformer of one KServe InferenceService: raw candidates in, predictions out."""

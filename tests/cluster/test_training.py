@@ -9,7 +9,7 @@ import yaml
 from tests.support.cluster.manifests import BASE, documents, rendered
 from tests.support.paths import ROOT
 from tests.support.protocol_clients import over_v1
-from tests.support.real_cluster import COMMAND_S, MODELS, ClusterNamespace
+from tests.support.real_cluster import COMMAND_S, MODELS, ClusterNamespace, missing_image
 from tests.support.waiting import wait_until_sync
 from training.generator import generate
 
@@ -17,7 +17,6 @@ JOB = "placement-train"
 #: Less work than the manifest asks for.
 LESS = {"--rows=2000": "--rows=400", "--tune=50": "--tune=8"}
 TRAINED_S = 900
-NO_IMAGE = {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull"}
 
 
 @pytest.fixture
@@ -37,9 +36,8 @@ def job(namespace: ClusterNamespace) -> Iterator[ClusterNamespace]:
 def has_ended(namespace: ClusterNamespace) -> bool:
     """Return True if the Job has succeeded; fail if it has failed, and skip the test without its image."""
     for pod in namespace.read("pods", "-l", f"batch.kubernetes.io/job-name={JOB}")["items"]:
-        for status in pod["status"].get("containerStatuses", ()):
-            if status["state"].get("waiting", {}).get("reason") in NO_IMAGE:
-                pytest.skip(f"the cluster has no image {status['image']}")
+        if image := missing_image(pod):
+            pytest.skip(f"the cluster has no image {image}")
     conditions = namespace.read("job", JOB)["status"].get("conditions", ())
     true = {one["type"] for one in conditions if one["status"] == "True"}
     assert "Failed" not in true, namespace.kubectl("logs", f"job/{JOB}")

@@ -173,7 +173,7 @@ def test_train_writes_a_version_and_prints_its_uri_and_metrics(tmp_path):
     table = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert table["uri"] == str(tmp_path / "placement/v2")
     assert {"report", "model", "served", "accuracy", "roc_auc", "brier"} <= set(table)
-    assert table["next"].endswith(f"placement up --model {table['uri']}")
+    assert table["next"].endswith(f"placement rollout {table['uri']}")
     assert [one.version for one in load_bundle(table["uri"]).versions] == ["v2", "v1"]
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 from pathlib import Path
 
@@ -120,13 +121,16 @@ def test_a_version_that_breaks_a_bound_is_neither_published_nor_rolled_out(check
     write_csv(checkout / "candidates.csv", 600, 5, more=12.0)
     done = run(*documented(0), cwd=checkout)
     assert done.returncode == 1
-    reasons = [line.strip() for line in done.stdout.splitlines() if "must not serve" in line]
-    assert any(
-        one.startswith("v2 must not serve: ssc_p has drifted from the data of v1: its stability index is ")
-        and one.endswith(", max_psi 0.25")
-        for one in reasons
-    ), done.stdout[-3000:]
-    assert "Inner task failed" in done.stderr
+    drift = "check-gate: v2 must not serve: ssc_p has drifted from the data of v1: its stability index is "
+    *errors, where = done.stderr.splitlines()
+    assert any(one.startswith(drift) and one.endswith(", max_psi 0.25") for one in errors), done.stderr
+    assert all(one.startswith("check-gate: v2 must not serve: ") for one in errors), done.stderr
+    name, _, _, verdict = done.stdout.splitlines()[-1].split()
+    assert (name, verdict) == ("check-gate", "failed")
+    log = (checkout / where.removeprefix("The full log is ")).read_text()
+    assert "Task 'check-gate' finished with status FAILURE" in log
+    logged = [line.strip() for line in log.splitlines() if "must not serve" in line]
+    assert errors == [line.replace("ERROR: ", "") for line in logged]
     assert serving(up) == "v1"
     assert {path.name for path in (checkout / "models/placement").iterdir()} == {"v1", "v1.html"}
 
@@ -134,11 +138,28 @@ def test_a_version_that_breaks_a_bound_is_neither_published_nor_rolled_out(check
 def test_a_version_that_passes_the_gate_serves_in_the_end(checkout, up):
     assert serving(up) == "v1"
     done = run(*documented(1), cwd=checkout)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
-    assert "100 predictions for held-out candidates are those of the evaluation" in done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
     assert serving(up) == "v2"
-    assert "What changes against v1?" in (checkout / "models/placement/v2.html").read_text()
-    *_, evaluated = sorted(checkout.glob(".run/pipeline/*/evaluate-model/executor_output.json"))
+    lines = [line.split(maxsplit=3) for line in done.stdout.splitlines() if not line.startswith(" ")]
+    *steps, version, report, artifacts, log = lines
+    assert [name for name, *_ in steps] == [
+        "check-bounds", "find-serving", "validate-data", "train-model", "evaluate-model", "check-gate",
+        "publish-model", "roll-out", "check-predictions",
+    ]  # fmt: skip
+    said = {name: text[0] if text else "" for name, _, _, *text in steps}
+    assert said["find-serving"] == "models/placement/v1 serves"
+    assert said["train-model"].startswith("v2: logistic-regression")
+    assert said["check-gate"] == "v2 may serve"
+    assert said["publish-model"] == "published pvc://models/placement/v2"
+    assert said["roll-out"] == "v2 serves"
+    assert said["check-predictions"] == (
+        "100 predictions for held-out candidates are those of the evaluation"
+    )
+    assert version == ["version", "pvc://models/placement/v2"]
+    assert report == ["report", "models/placement/v2.html"]
+    assert "What changes against v1?" in (checkout / report[1]).read_text()
+    assert "Task 'check-predictions' finished with status SUCCESS" in (checkout / log[1]).read_text()
+    (evaluated,) = (checkout / artifacts[1]).glob("*/evaluate-model/executor_output.json")
     logged = json.loads(evaluated.read_text())["artifacts"]["classification"]["artifacts"][0]["metadata"]
     assert logged.keys() == {"confusionMatrix", "confidenceMetrics"}
 
@@ -160,10 +181,10 @@ def test_own_data_stop_beside_another_model_and_else_become_a_first_version(chec
     own = [*shlex.split(arguments), "--estimator", "logistic-regression"]
     beside = run(*own, cwd=checkout)
     assert beside.returncode == 1
-    assert "find-serving: name: 'placement' serves in .run" in beside.stdout
+    assert beside.stderr.startswith("find-serving: name: 'placement' serves in .run")
     assert "train-model" not in beside.stdout
     alone = run(*own, "--run", "elsewhere", cwd=checkout)
-    assert alone.returncode == 0, alone.stdout[-3000:] + alone.stderr
+    assert alone.returncode == 0, alone.stdout + alone.stderr
     assert (checkout / serve.split("--model ")[1] / "bundle.json").is_file()
 
 
@@ -175,16 +196,55 @@ def test_errors_name_the_step_and_the_value(checkout):
     done = run("--data", "bad.csv", "--run", "elsewhere", cwd=checkout)
     assert done.returncode == 1
     assert "no placement in elsewhere: the version will not be rolled out" in done.stdout
-    assert "validate-data: bad.csv: row " in done.stdout
-    assert "column 'gender': must be one of M, F, got 'X'" in done.stdout
-    assert "Traceback" not in done.stdout
+    error, where = done.stderr.splitlines()
+    assert error.startswith("validate-data: bad.csv: row ")
+    assert "column 'gender': must be one of M, F, got 'X'" in error
+    assert "Traceback" not in (checkout / where.removeprefix("The full log is ")).read_text()
     wrong = run("--groups", "gender", cwd=checkout)
     assert wrong.returncode == 2
     assert "argument --groups: must be a list in JSON, got gender" in wrong.stderr
     unknown = run("--max_worse", '{"acuracy": 0.02, "brier": 0.01}', cwd=checkout)
     assert unknown.returncode == 1
-    assert "check-bounds: max_worse: 'acuracy' is no metric, expected some of accuracy, " in unknown.stdout
+    assert "check-bounds: max_worse: 'acuracy' is no metric, expected some of accuracy, " in unknown.stderr
     assert "train-model" not in unknown.stdout
+
+
+def test_a_verbose_run_prints_its_whole_log(tmp_path):
+    done = run("--verbose", "--max_psi", "-1", "--artifacts", "runs", cwd=tmp_path)
+    assert done.returncode == 1
+    (log,) = tmp_path.glob("runs/*/log.txt")
+    assert log.read_text() == re.sub(r"\x1b\[\d+m", "", done.stdout)
+    error, where = done.stderr.splitlines()
+    assert error == "check-bounds: max_psi: must be a finite number, minimum 0, got -1.0"
+    assert "    check-bounds: ERROR: max_psi: must be" in done.stdout
+    assert where == f"The full log is {log.relative_to(tmp_path)}"
+
+
+def test_an_interrupted_run_says_where_its_log_is(tmp_path):
+    command = [str(PYTHON), "-m", "pipelines.run"]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=os.environ | VARIABLES,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.read(len("check-bounds")) == "check-bounds"
+        os.killpg(running.pid, signal.SIGINT)
+        _, error = running.communicate(timeout=TIMEOUT_S)
+    assert running.returncode == 130
+    (log,) = tmp_path.glob(".run/pipeline/*/log.txt")
+    assert error == f"\ninterrupted; the log so far is {log.relative_to(tmp_path)}\n"
+
+
+def test_artifacts_that_cannot_be_written_are_named(tmp_path):
+    (tmp_path / "file").touch()
+    done = run("--artifacts", "file", cwd=tmp_path)
+    assert done.returncode == 2
+    assert re.fullmatch(r"--artifacts: cannot write file/\S+: Not a directory\n", done.stderr)
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):

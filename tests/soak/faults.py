@@ -1,6 +1,6 @@
 """Faults of the predictor, of the network to it, and of clients, with the statuses that each allows.
 
-The allowed statuses beside 200 are those of the table in the README.
+The allowed statuses beside 200 are those of the table in docs/api.md.
 """
 
 import asyncio

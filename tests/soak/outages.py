@@ -1,7 +1,7 @@
 """Faults of the predictor, of the network to it, and of clients, one after another, under steady load.
 
 There is a real transformer in front of a faulty proxy in front of a real model server. During a fault, each
-request gets the right answer or a status that the table in the README has for the fault. After it, all
+request gets the right answer or a status that the table in docs/api.md has for the fault. After it, all
 requests get right answers again, and the transformer holds no more connections, files or memory than before.
 """
 

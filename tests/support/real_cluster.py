@@ -25,6 +25,8 @@ MODELS = ROOT / "inferenceservice" / "models.yaml"
 SPEC_URI = "pvc://models/placement/v1"
 #: Marks the namespaces of tests.
 LABEL = "app.kubernetes.io/managed-by=placement-tests"
+#: Reasons why a container waits for its image in vain.
+_NO_IMAGE = {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull"}
 #: Seconds for one command, and until pods are ready: a node may have to pull images first.
 COMMAND_S = 120
 READY_S = 300
@@ -40,6 +42,15 @@ class Address:
 
     url: str
     grpc: str
+
+
+def missing_image(pod: Json) -> str | None:
+    """Return an image that a pod waits for in vain, or None."""
+    for status in pod["status"].get("containerStatuses", ()):
+        if status["state"].get("waiting", {}).get("reason") in _NO_IMAGE:
+            image: str = status["image"]
+            return image
+    return None
 
 
 class ClusterNamespace:

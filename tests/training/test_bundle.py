@@ -181,23 +181,13 @@ def test_a_bundle_lists_the_last_three_versions(tmp_path):
 
 
 def test_training_says_that_a_version_has_the_model_of_the_one_that_it_replaces(tmp_path):
-    steps: list[str] = []
-
     def trained(rows, previous=None):
-        return train(
-            generate(rows),
-            storage=tmp_path,
-            previous=previous,
-            estimator="logistic-regression",
-            progress=steps.append,
-        ).uri
+        return train(generate(rows), storage=tmp_path, previous=previous, estimator="logistic-regression")
 
-    equal = "the model is that of v1: answers cannot tell the two versions apart"
     first = trained(100)
-    trained(120, first)
-    assert not [one for one in steps if "the model is that of" in one]
-    trained(100, first)
-    assert steps.count(equal) == 1
+    assert first.notes == trained(120, first.uri).notes == ()
+    equal = "the model is that of v1: answers cannot tell the two versions apart"
+    assert trained(100, first.uri).notes == (equal,)
 
 
 def test_a_version_number_is_not_used_twice(tmp_path, storage, first):

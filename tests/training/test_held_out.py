@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 
 from pipelines.data import read_task, validate
-from pipelines.errors import PipelineError
 from pipelines.held_out import read, split, write
+from pipelines.step import PipelineError
 from storage.bundles import StorageError
 from tests.support.kinds import QUESTIONS, dataset_of
 from training.candidates import PLACEMENT, Candidate

@@ -457,7 +457,9 @@ def test_the_command_writes_the_version_and_a_task_to_edit(bring, capsys):
         *("import", "churn.pkl", "--sample", "customers.csv", "--storage", "other", "--name", "leaves"),
         *("--task", "leaves.json", "--previous", "other/leaves/v1", "--threshold", "0.3", "--json"),
     )
-    assert json.loads(third.stdout)["uri"] == "other/leaves/v2"
+    printed = json.loads(third.stdout)
+    assert printed["uri"] == "other/leaves/v2"
+    assert "the model is that of v1: answers cannot tell the two versions apart" in printed["notes"]
     bundle: Bundle = read_bundle("other/leaves/v2")
     assert (bundle.threshold, [one.version for one in bundle.previous]) == (0.3, ["v1"])
     capsys.readouterr()

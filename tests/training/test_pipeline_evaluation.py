@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, mean_absolute_error, roc_auc_score, roc_curve
 
-from pipelines.errors import PipelineError
 from pipelines.evaluation import ROC_POINTS, evaluate, roc
 from pipelines.gate import Bounds, reasons
 from pipelines.held_out import split
 from pipelines.publish import publish_version
+from pipelines.step import PipelineError
 from pipelines.summary import Comparison, Summary
 from placement.drift import PSI_LIMIT
 from storage.bundles import StorageError, VersionExistsError, publish, read_bundle
@@ -99,6 +99,11 @@ def test_a_version_passes_beside_itself_and_its_summary_is_read_as_written(serve
     assert comparison.rows == summary.rows == len(held_out.labels)
     assert comparison.psi_rows == ROWS
     assert reasons(summary) == []
+    (line,) = summary.text().splitlines()
+    assert line.startswith(f"v1 on {len(held_out.labels)} held-out rows: ")
+    assert [one.split()[0] for one in line.partition(": ")[2].split(", ")] == [
+        name for name in METRICS if name in summary.metrics
+    ]
     (tmp_path / "summary").write_text(summary.model_dump_json())
     assert Summary.read(tmp_path / "summary") == summary
 
@@ -150,6 +155,10 @@ def test_an_unknown_category_counts_as_drift_and_is_not_compared(binary, tmp_pat
     known = sum(one["town"] != "Ulm" for one in held_out.candidates)
     assert comparison_of(summary).rows == known < summary.rows
     assert comparison_of(summary).psi["town"] > PSI_LIMIT
+    lines = summary.model_copy(update={"version": "v2"}).text().splitlines()
+    assert [line.split(" held-out rows: accuracy ")[0] for line in lines] == [
+        f"v2 on {summary.rows}", f"v2 on {known}", f"v1 on {known}",
+    ]  # fmt: skip
     all_moved = changed(wider, lambda one: {**one, "town": "Trier"})
     _, summary = evaluate(new.uri, *all_moved, version.uri, [])
     assert (comparison_of(summary).rows, comparison_of(summary).metrics) == (0, {})

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.errors import PipelineError
 from pipelines.gate import DEFAULT, Bounds, reasons
+from pipelines.step import PipelineError
 from pipelines.summary import Comparison, GroupResult, Summary
 from placement.drift import MIN_CANDIDATES, MIN_GROUP
 from tests.support.paths import ROOT

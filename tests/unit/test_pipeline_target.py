@@ -7,7 +7,7 @@ import pytest
 
 from inferenceservice.rollout_target import Canary, Scores, State
 from pipelines.answers import CHECKED_ROWS, check_answers
-from pipelines.errors import PipelineError, exit_on_error
+from pipelines.step import PipelineError, step
 from pipelines.target import check_name, serving_uri, stable_uri
 from tests.support.in_memory_target import InMemoryTarget
 from training.generator import generate
@@ -64,8 +64,12 @@ async def test_nothing_serves_where_no_service_runs(tmp_path):
     assert await serving_uri("placement", "", str(tmp_path), "models") == ""
 
 
-def test_an_expected_error_ends_a_step_with_one_line():
-    with pytest.raises(SystemExit, match=r"^check-gate: accuracy: 2$"), exit_on_error("check-gate"):
-        raise PipelineError("accuracy: 2")
-    with pytest.raises(KeyError), exit_on_error("check-gate"):
+def test_a_step_names_itself_in_each_line_of_a_message(capsys):
+    with step("find-serving") as say:
+        say("v1 serves")
+    assert capsys.readouterr().out == "find-serving: v1 serves\n"
+    ends = r"^check-gate: ERROR: accuracy: 2\ncheck-gate: ERROR: roc_auc: 3$"
+    with pytest.raises(SystemExit, match=ends), step("check-gate"):
+        raise PipelineError("accuracy: 2\nroc_auc: 3")
+    with pytest.raises(KeyError), step("check-gate"):
         raise KeyError("a fault of the program keeps its traceback")

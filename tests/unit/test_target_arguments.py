@@ -25,3 +25,10 @@ def test_a_missing_local_service_is_told_from_a_cluster(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     assert cli.main(["rollout", "pvc://models/placement/v2"]) == 1
     assert "For a service in a cluster, add --namespace or --context" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["status", "versions"])
+def test_a_command_that_changes_nothing_has_no_timeout(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--timeout=30"])
+    assert "unrecognized arguments: --timeout=30" in capsys.readouterr().err

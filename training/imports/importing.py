@@ -44,7 +44,8 @@ class ImportedModel:
     task
         The version's task, and the labels of the sample.
     notes
-        What the version lacks and what was passed over, a sentence each.
+        What the version lacks, what was passed over, and what to know about it and the version that it
+        replaces; a sentence each.
     """
 
     uri: str
@@ -105,7 +106,8 @@ def import_model(
     otherwise = answered_otherwise(pair, rows.candidates, target) if threshold is None else 0
     uri, bundle = place.publish(fitted)
     progress(f"wrote {uri}")
-    return ImportedModel(uri, bundle, found, tuple(_notes(bundle, found, rows, sample, otherwise)))
+    notes = (*place.notes(bundle), *_notes(bundle, found, rows, sample, otherwise))
+    return ImportedModel(uri, bundle, found, notes)
 
 
 def _with_threshold(target: Target, positive_class: Label | None, threshold: float | None) -> Target:

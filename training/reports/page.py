@@ -16,6 +16,7 @@ from training.encoding import encode
 from training.estimators import scores_of
 from training.evaluation import Evaluation
 from training.fitting import Fitted
+from training.metric_names import metrics_text
 from training.reports import charts
 from training.reports.comparison import Comparison
 from training.reports.comparison_card import comparison_card
@@ -176,7 +177,7 @@ def _facts(bundle: Bundle, fitted: Fitted) -> str:
         "Earlier versions in the bundle": escape(
             ", ".join(version.version for version in bundle.previous) or "none"
         ),
-        "More metrics": ", ".join(f"{escape(name)} {value:.4f}" for name, value in bundle.metrics.items()),
+        "More metrics": escape(metrics_text(bundle.metrics)),
     }
     items = "".join(f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in facts.items())
     note = (
