@@ -1,5 +1,6 @@
 """Choose an estimator by cross-validation, evaluate it, and fit it on all candidates."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from training import threshold as threshold_rules
@@ -74,18 +75,8 @@ def fit(
     """
     task = dataset.task
     choose_threshold = threshold_rules.parse(threshold)
-    progress(f"{len(dataset.labels)} {task.row_names}, {dataset.source}")
-    if dataset.passed_over:
-        progress(f"passed over: {dataset.passed_over}")
-    if dataset.repeated:
-        grouped = can_group_equal_rows(truth_of(dataset.labels, task), dataset.first_rows)
-        folds = "keeps equal ones in one fold" if grouped else "spreads them, since too few differ"
-        equal = f"{dataset.repeated:,} {task.row_names} are equal to an earlier one"
-        progress(f"{equal}; cross-validation {folds}")
-    if dataset.defaulted:
-        fields = ", ".join(dataset.defaulted)
-        beside = ", although columns are passed over" if dataset.ignored else ""
-        progress(f"WARNING: no row has a value of {fields}: every row gets the default{beside}")
+    for line in _remarks(dataset):
+        progress(line)
     vectorizer = fit_vectorizer(task.signature)
     features = encode(vectorizer, dataset.candidates)
     chosen, trials = select(
@@ -136,3 +127,20 @@ def fit(
         trials=trials,
         evaluation=evaluation,
     )
+
+
+def _remarks(dataset: Dataset) -> Iterator[str]:
+    """Yield what the trainer of a model should know about the data."""
+    task = dataset.task
+    yield f"{len(dataset.labels)} {task.row_names}, {dataset.source}"
+    if dataset.passed_over:
+        yield f"passed over: {dataset.passed_over}"
+    if dataset.repeated:
+        grouped = can_group_equal_rows(truth_of(dataset.labels, task), dataset.first_rows)
+        folds = "keeps equal ones in one fold" if grouped else "spreads them, since too few differ"
+        equal = f"{dataset.repeated:,} {task.row_names} are equal to an earlier one"
+        yield f"{equal}; cross-validation {folds}"
+    if dataset.defaulted:
+        fields = ", ".join(dataset.defaulted)
+        beside = ", although columns are passed over" if dataset.ignored else ""
+        yield f"WARNING: no row has a value of {fields}: every row gets the default{beside}"
