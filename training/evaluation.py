@@ -156,11 +156,6 @@ def _evaluation(
     )
 
 
-def drift_scores(target: Target, scores: Floats) -> Floats | None:
-    """Return the score of each row whose distribution shows drift; None for a model without probabilities."""
-    return target.ordered_scores(*target.answers(scores))
-
-
 def metrics_of(target: Target, truth: npt.NDArray[Any], scores: Floats) -> dict[str, float]:
     """Return the metrics that fit the kind of question.
 

@@ -11,7 +11,7 @@ from training.cross_validation import Progress, ScoredTrial, Trial, can_group_eq
 from training.data import Dataset
 from training.encoding import encode, fit_vectorizer
 from training.estimators import NO_PARAMETERS, Parameters
-from training.evaluation import Evaluation, drift_scores, evaluate
+from training.evaluation import Evaluation, evaluate
 from training.reference import make_reference
 from training.selection import AUTO, select
 from training.served import serve_checked
@@ -116,9 +116,7 @@ def fit(
         served=served,
         reference=reference,
         metrics=evaluation.metrics,
-        distribution=make_distribution(
-            task.signature, dataset.candidates, drift_scores(target, chosen.scores), task.kind
-        ),
+        distribution=make_distribution(task.signature, dataset.candidates, target, chosen.scores),
         background=background,
         recipe=recipe,
         training_data=TrainingData(source=dataset.source, rows=len(dataset.labels), sha256=dataset.sha256),

@@ -13,7 +13,7 @@ from training.bundling import FittedModel, describe_vectorizer, dump, make_distr
 from training.candidates import TaskError
 from training.cross_validation import Progress, truth_of
 from training.encoding import encode
-from training.evaluation import drift_scores, metrics_of
+from training.evaluation import metrics_of
 from training.imports.equality import answered_otherwise, compare
 from training.imports.imported_task import ImportedTask, Source, default_name, find_task, model_target
 from training.imports.model_file import ModelFile, open_model
@@ -153,9 +153,7 @@ def _fitted(
     scores = scores[: len(rows.candidates)]
     distribution = None
     if sample is not None:
-        distribution = make_distribution(
-            signature, rows.candidates, drift_scores(target, scores), target.kind
-        )
+        distribution = make_distribution(signature, rows.candidates, target, scores)
     return FittedModel(
         task=found.task,
         target=target,
