@@ -78,6 +78,15 @@ def connection_problem(cluster: str | None, error: Exception) -> str:
     return f"{problem}: {error}"
 
 
+def loss_problem(call: str, error: Exception) -> str:
+    """Return the message about a call, such as ``a fit``, that a cluster does not run again."""
+    reason = str(error).partition("\n")[0].rstrip(".")
+    return (
+        f"the cluster gave up {call}: {reason}; workers often die because they have too little memory: give "
+        "each of them more, or start fewer"
+    )
+
+
 @contextmanager
 def _dask(cluster: str | None) -> Iterator[Run]:
     from distributed import CancelledError, Client, LocalCluster
@@ -142,12 +151,8 @@ def _ray(cluster: str | None) -> Iterator[Run]:
 
 
 def _given_up(backend: str, error: Exception) -> BackendError:
-    """Return the error for a call that the cluster does not run again."""
-    reason = str(error).partition("\n")[0].rstrip(".")
-    return BackendError(
-        f"--backend {backend}: the cluster gave up a fit: {reason}; workers often die because they have too "
-        "little memory: give each of them more, or start fewer; --tune-storage keeps the trials that are done"
-    )
+    problem = loss_problem("a fit", error)
+    return BackendError(f"--backend {backend}: {problem}; --tune-storage keeps the trials that are done")
 
 
 def _on_worker(function: Callable[..., Any], libraries: dict[str, str], arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401 (any function)
