@@ -63,10 +63,6 @@ class Estimator(Protocol):
         """Set parameters, and return the estimator."""
 
 
-#: The name that `training.stored` still imports.
-Classifier = Estimator
-
-
 #: Values of parameters by name.
 Parameters = Mapping[str, float]
 NO_PARAMETERS: Parameters = MappingProxyType({})

@@ -15,7 +15,7 @@ import pandas as pd
 
 from storage.bundles import StorageError, fetch
 from training.candidates import Candidate
-from training.estimators import Classifier, scores_of
+from training.estimators import Estimator, scores_of
 from transformer.bundle.candidates import Rows
 from transformer.bundle.encoder import Encoder, Matrix
 from transformer.bundle.format import MODEL_FILE, Bundle
@@ -29,7 +29,7 @@ class StoredVersion:
     """A version's bundle and its model."""
 
     bundle: Bundle
-    model: Classifier
+    model: Estimator
 
     @classmethod
     def load(cls, uri: str | os.PathLike[str], sha256: str | None = None) -> Self:

@@ -58,6 +58,16 @@ def test_a_killed_worker_of_an_engine_changes_nothing(engine, inputs, expected, 
     assert files(output) == expected
 
 
+@pytest.mark.parametrize("engine", ["ray", "dask"])
+def test_a_part_whose_workers_always_die_ends_the_job(engine, trained_bundle, tmp_path):
+    inputs = write_candidates(tmp_path / "in.parquet", numbered_candidates(60))
+    done = run(SCRIPT, engine, inputs, tmp_path / "out", trained_bundle)
+    assert done.returncode == 1
+    *_, last = done.stderr.strip().splitlines()
+    assert f"ScoringError: --engine {engine}: the cluster gave up a part: " in last
+    assert last.endswith("run the same command again to score what is left")
+
+
 def test_the_command_scores_with_ray(inputs, expected, trained_bundle, tmp_path):
     arguments = ("--model", trained_bundle, "--engine", "ray", "--workers", 2, "--json")
     done = run("-m", "placement.cli", "score", inputs, tmp_path / "out", *arguments)
