@@ -10,6 +10,7 @@ again, and takes the losses that are known from the file.
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -71,7 +72,8 @@ class Tuning:
         try:
             import optuna
         except ModuleNotFoundError as error:
-            raise TuningError("tuning needs Optuna; install it: pip install 'placement[tune]'") from error
+            command = f"{sys.executable} -m pip install 'placement[tune]'"
+            raise TuningError(f"tuning needs Optuna; install it: {command}") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
 
     def result(self, chosen: NamedEstimator) -> Tuned:
