@@ -296,7 +296,9 @@ def test_parquet_is_read(read):
 
 def test_parquet_without_pyarrow_says_what_to_install(read, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DataError, match=r"a\.parquet: is Parquet, which needs pyarrow: .*python -m pip install pyarrow"):
+    with pytest.raises(
+        DataError, match=r"a\.parquet: is Parquet, which needs pyarrow: .*python -m pip install pyarrow"
+    ):
         read(b"PAR1", "a.parquet")
 
 
