@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipelines import held_out
 from pipelines.step import PipelineError
-from storage.bundles import local_path
+from storage.uris import local_path
 from training.candidates import PLACEMENT, Task
 from training.data import Dataset, read_csv
 from training.generator import generate

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from storage.bundles import StorageError, fetch
+from storage.bundles import fetch
+from storage.errors import StorageError
 from training.candidates import Candidate
 from training.estimators import Estimator, scores_of
 from transformer.bundle.candidates import Rows
@@ -42,7 +43,7 @@ class StoredVersion:
 
         Raises
         ------
-        storage.bundles.StorageError, transformer.bundle.format.BundleError
+        storage.errors.StorageError, transformer.bundle.format.BundleError
             If the version cannot be read, or its model cannot be loaded or is another one.
         """
         with tempfile.TemporaryDirectory() as directory:

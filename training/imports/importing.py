@@ -87,7 +87,7 @@ def import_model(
         version would predict something else than the original.
     DataError, TaskError, TrainingError
         If the sample, the task or a name is invalid, or the model takes no threshold.
-    storage.bundles.StorageError, transformer.bundle.BundleError
+    storage.errors.StorageError, transformer.bundle.BundleError
         For storage that cannot be used, and for a `previous` that cannot be read.
     """
     name = name or default_name(source.model)

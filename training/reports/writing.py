@@ -4,7 +4,8 @@ import dataclasses
 import os
 from hashlib import sha256
 
-from storage.bundles import read_bundle, version_uri_beside, write_beside
+from storage.bundles import read_bundle, write_beside
+from storage.uris import version_uri_beside
 from training.bundling import dump
 from training.candidates import Task
 from training.cross_validation import Progress
@@ -68,7 +69,7 @@ def write_again(
     ------
     ReportError
         If the bundle does not say how it was trained, or the data or the libraries give another model.
-    DataError, storage.bundles.StorageError, transformer.bundle.BundleError
+    DataError, storage.errors.StorageError, transformer.bundle.BundleError
         If the data or the bundle cannot be read, or the report cannot be written.
     """
     bundle = read_bundle(uri)
