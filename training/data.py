@@ -34,7 +34,7 @@ from training.table_file import AUTOMATIC, Reading, read_whole
 from transformer.bundle.classes import Label, class_name
 from transformer.bundle.signature import Boolean, Category, CategoryList, Number, RawField, Signature, Value
 
-__all__ = ["DataError", "Dataset", "MissingColumnsError", "read_csv"]
+__all__ = ["DataError", "Dataset", "MissingColumnsError", "read_dataset"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Dataset:
         return len(self.candidates) - len(set(self.first_rows))
 
 
-def read_csv(path: str | os.PathLike[str], task: Task, reading: Reading = AUTOMATIC) -> Dataset:
+def read_dataset(path: str | os.PathLike[str], task: Task, reading: Reading = AUTOMATIC) -> Dataset:
     """Read labelled candidates from a file of any format; ``-`` is standard input.
 
     Parameters

@@ -9,7 +9,7 @@ import pytest
 from tests.support.paths import ROOT
 from training.candidates import PLACEMENT, SAMPLE, SIGNATURE
 from training.cross_validation import CrossValidation
-from training.data import Dataset, read_csv
+from training.data import Dataset, read_dataset
 from training.encoding import encode, fit_vectorizer
 from training.estimators import ESTIMATORS
 from training.generator import generate
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def real() -> Dataset:
-    return read_csv(DATA / "Train_Data.csv", PLACEMENT)
+    return read_dataset(DATA / "Train_Data.csv", PLACEMENT)
 
 
 def test_the_training_data_are_read(real):

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from training.candidates import Task
-from training.data import read_csv
+from training.data import read_dataset
 from training.drafting import draft
 from training.table import DataError, with_decimal_point
 from training.table_file import Reading
@@ -46,7 +46,7 @@ def read(tmp_path):
     def read(content, name="a.csv", **reading):
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return read_csv(path, TASK, Reading(**reading))
+        return read_dataset(path, TASK, Reading(**reading))
 
     return read
 
@@ -317,7 +317,7 @@ def test_without_a_known_ending_the_content_tells_the_format(read, content, name
 def test_standard_input_is_read(monkeypatch):
     def read(content, **reading):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-        return read_csv("-", TASK, Reading(**reading))
+        return read_dataset("-", TASK, Reading(**reading))
 
     check(read(CSV.encode()))
     check(read(CSV.encode(), format="csv"))

@@ -9,7 +9,7 @@ from storage.uris import version_uri_beside
 from training.bundling import dump
 from training.candidates import Task
 from training.cross_validation import Progress
-from training.data import DataError, Dataset, read_csv
+from training.data import DataError, Dataset, read_dataset
 from training.fitting import SERVING_FORMS, Fitted, fit
 from training.generator import generate
 from training.reports.comparison import Comparison, ComparisonError, compare
@@ -119,7 +119,7 @@ def _training_data(
     uri: str, data: str | os.PathLike[str] | None, source: str, task: Task, reading: Reading
 ) -> Dataset:
     try:
-        return read_csv(data or source, task, reading)
+        return read_dataset(data or source, task, reading)
     except DataError as error:
         if data is not None:
             raise
