@@ -14,7 +14,7 @@ import pyarrow.csv as pa_csv
 from scoring.batch import CANDIDATES
 from scoring.errors import ScoringError
 from scoring.file_format import LINE_BYTES, PART_BYTES, Format, Read, Writer, line_ranges, read_range
-from training.table import finite_number
+from training.cells import finite_number
 
 
 class Csv(Format):

@@ -17,19 +17,8 @@ from typing import Any
 import orjson
 
 from training.candidates import Candidate, Task
-from training.table import (
-    NO_ROWS,
-    DataError,
-    MissingColumnsError,
-    Row,
-    Table,
-    boolean_of,
-    cell_texts,
-    elements,
-    finite_number,
-    got,
-    is_empty,
-)
+from training.cells import boolean_of, cell_texts, elements, finite_number, got, is_empty
+from training.table import NO_ROWS, DataError, MissingColumnsError, Row, Table
 from training.table_file import AUTOMATIC, Reading, read_whole
 from transformer.bundle.classes import Label, class_name
 from transformer.bundle.signature import Boolean, Category, CategoryList, Number, RawField, Signature, Value

@@ -16,7 +16,8 @@ from statistics import median
 from typing import Any
 
 from training.candidates import Task, without_remarks
-from training.table import EMPTY, DataError, cell_texts, finite_number, with_decimal_point
+from training.cells import cell_texts, finite_number, with_decimal_point
+from training.table import EMPTY, DataError
 from training.table_file import AUTOMATIC, Reading, open_file, read_table
 from transformer.bundle.signature import DEFAULT_ROW_NAME, same_spelling
 

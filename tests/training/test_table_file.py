@@ -16,9 +16,10 @@ import pandas as pd
 import pytest
 
 from training.candidates import Task
+from training.cells import with_decimal_point
 from training.data import read_dataset
 from training.drafting import draft
-from training.table import DataError, with_decimal_point
+from training.table import DataError
 from training.table_file import Reading
 from transformer.bundle.signature import Category, Number, Signature
 
