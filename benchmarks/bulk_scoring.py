@@ -33,7 +33,8 @@ from scoring.engines import run_local
 from scoring.job import Job, Part, plan
 from scoring.part import score_part
 from scoring.predictor import BundleSource, opened
-from storage.bundles import local_path, read_bundle
+from storage.bundles import read_bundle
+from storage.uris import local_path
 from training.encoding import encode, fit_vectorizer
 from training.generator import generate
 from transformer.bundle.format import MODEL_FILE

@@ -8,7 +8,8 @@ from pathlib import Path
 from inferenceservice import spec
 from inferenceservice.spec import InferenceService, SpecError
 from storage import bundles
-from storage.bundles import StorageError
+from storage.errors import StorageError
+from storage.uris import serving_uri
 
 #: The project's own spec. It is a part of the package, so that it is there outside a checkout, too.
 TEMPLATE = Path(__file__).with_name("base") / "placement.yaml"
@@ -49,7 +50,7 @@ def find_service(file: Path | None, model: str | None) -> InferenceService:
 
     Raises
     ------
-    SpecError, storage.bundles.StorageError, transformer.bundle.format.BundleError
+    SpecError, storage.errors.StorageError, transformer.bundle.format.BundleError
         If the spec or the bundle cannot be read.
     """
     if file is not None or model is None:
@@ -99,7 +100,7 @@ def cluster_uri(uri: str) -> str:
     """
     uri = uri.rstrip("/")
     if "://" in uri and not uri.startswith("file://"):
-        return bundles.serving_uri(uri)
+        return serving_uri(uri)
     path = Path(uri)
     if "://" in uri or path.is_absolute() or ".." in path.parts or len(path.parts) < 2:
         raise SpecError(

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from storage.bundles import serving_uri, unsupported_scheme
+from storage.uris import serving_uri, unsupported_scheme
 from transformer.bundle.plain_errors import first_problem
 from transformer.bundle.regular_file import read_text
 

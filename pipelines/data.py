@@ -5,9 +5,9 @@ from pathlib import Path
 
 from pipelines import held_out
 from pipelines.step import PipelineError
-from storage.bundles import local_path
+from storage.uris import local_path
 from training.candidates import PLACEMENT, Task
-from training.data import Dataset, read_csv
+from training.data import Dataset, read_dataset
 from training.generator import generate
 
 #: Seed of generated candidates. Another one than that of `make run`, whose version was fitted on all of its
@@ -41,7 +41,7 @@ def validate(
     """
     held_out.check_groups(groups, task)
     if data:
-        dataset = read_csv(_readable(data), task)
+        dataset = read_dataset(_readable(data), task)
     elif task is PLACEMENT:
         dataset = generate(rows, seed)
     else:

@@ -50,7 +50,7 @@ def evaluate(
     ------
     PipelineError
         If the version that serves answers another question.
-    storage.bundles.StorageError, BundleError
+    storage.errors.StorageError, BundleError
         If a version cannot be read, or its model cannot be loaded.
     """
     new = StoredVersion.load(uri)

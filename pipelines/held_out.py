@@ -16,7 +16,7 @@ import orjson
 
 from pipelines.step import PipelineError
 from training.candidates import Candidate, Task
-from training.data import Dataset, read_csv
+from training.data import Dataset, read_dataset
 from training.table_file import Reading
 from transformer.bundle.signature import Number
 
@@ -93,7 +93,7 @@ def read(path: str | os.PathLike[str], task: Task, source: str) -> Dataset:
     source
         Description of the data's origin.
     """
-    return dataclasses.replace(read_csv(path, task, _FORMAT), source=source)
+    return dataclasses.replace(read_dataset(path, task, _FORMAT), source=source)
 
 
 def check_groups(groups: Sequence[str], task: Task) -> None:

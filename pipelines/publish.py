@@ -3,16 +3,9 @@
 import tempfile
 from pathlib import Path
 
-from storage.bundles import (
-    VersionExistsError,
-    fetch,
-    publish,
-    read_bundle,
-    serving_uri,
-    version_uri,
-    versions,
-    write_beside,
-)
+from storage.bundles import fetch, publish, read_bundle, versions, write_beside
+from storage.errors import VersionExistsError
+from storage.uris import serving_uri, version_uri
 from transformer.bundle.format import MODEL_FILE
 
 
@@ -21,7 +14,7 @@ def publish_version(uri: str, report: str, storage: str) -> str:
 
     Raises
     ------
-    storage.bundles.StorageError
+    storage.errors.StorageError
         If the storage cannot be written, or has another version of this name.
     """
     with tempfile.TemporaryDirectory() as directory:

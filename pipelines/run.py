@@ -19,7 +19,7 @@ from kfp import compiler, local
 from pipelines.components import IMAGE
 from pipelines.pipeline import CLAIM, make_pipeline
 from pipelines.run_output import RunOutput
-from storage.bundles import local_path, uri_beside
+from storage.uris import local_path, uri_beside
 
 COMPILED = Path(__file__).with_name("placement.yaml")
 #: Exit status after Ctrl-C, as in shells.

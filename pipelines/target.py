@@ -6,7 +6,7 @@ from inferenceservice.local.control_client import LocalTarget, NotRunningError
 from inferenceservice.local.control_file import CONTROL_FILE
 from inferenceservice.rollout_target import NoInferenceServiceError, RolloutTarget, State
 from pipelines.step import PipelineError
-from storage.bundles import local_path
+from storage.uris import local_path
 
 
 def connect(name: str, namespace: str, run: str, storage: str) -> RolloutTarget:

@@ -62,7 +62,7 @@ def _errors() -> tuple[type[Exception], ...]:
     from benchmarks.load import LoadError
     from benchmarks.run import SelectionError
     from predictor.environment import InstallError
-    from storage.bundles import StorageError
+    from storage.errors import StorageError
     from transformer.bundle.format import BundleError
 
     return (BundleError, InstallError, LoadError, SelectionError, StorageError)

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from placement.client import LIST, Answer, Candidate, ClientError, Refused, until_accepted
-from training.table import Row, Table, boolean_of, elements, finite_number, is_empty
+from training.cells import boolean_of, elements, finite_number, is_empty
+from training.table import Row, Table
 from training.table_file import AUTOMATIC, STANDARD_INPUT, Reading, open_file, read_table
 
 #: Values of the request in a problem, as the service repeats them: quoted, and truncated if they are long.

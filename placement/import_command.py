@@ -67,7 +67,7 @@ def _probability(text: str) -> float:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    from storage.bundles import StorageError
+    from storage.errors import StorageError
     from training.candidates import TaskError
     from training.data import DataError
     from training.imports.equality import UnequalPredictionsError

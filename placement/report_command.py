@@ -21,7 +21,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    from storage.bundles import StorageError
+    from storage.errors import StorageError
     from training.data import DataError
     from training.reports.writing import ReportError
     from training.tuning import TuningError

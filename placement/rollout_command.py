@@ -33,7 +33,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from inferenceservice.rollout import rollout
-    from storage.bundles import serving_uri
+    from storage.uris import serving_uri
 
     uri = serving_uri(bundle_uri(options))
     version = run_steps(

@@ -62,7 +62,7 @@ class MissingPackageError(Exception):
 
 def _errors() -> tuple[type[Exception], ...]:
     from scoring.errors import ScoringError
-    from storage.bundles import StorageError
+    from storage.errors import StorageError
     from transformer.bundle.format import BundleError
 
     return (BundleError, MissingPackageError, ScoringError, StorageError)

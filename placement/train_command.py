@@ -202,7 +202,7 @@ def _dataset(options: argparse.Namespace) -> "Dataset":
         If the data or the task is invalid, or the data are of another task.
     """
     from training.candidates import PLACEMENT, Task, TaskError
-    from training.data import DataError, MissingColumnsError, read_csv
+    from training.data import DataError, MissingColumnsError, read_dataset
     from training.generator import generate
 
     if options.task and not options.data:
@@ -213,7 +213,7 @@ def _dataset(options: argparse.Namespace) -> "Dataset":
     if not options.data:
         return dataclasses.replace(generate(options.rows, options.seed), task=task)
     try:
-        return read_csv(options.data, task, Reading.of(options))
+        return read_dataset(options.data, task, Reading.of(options))
     except MissingColumnsError as error:
         if options.task or error.share <= _OTHER_DATA:
             raise

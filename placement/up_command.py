@@ -67,7 +67,7 @@ def _errors() -> tuple[type[Exception], ...]:
     from predictor.environment import InstallError
     from predictor.process import PredictorError
     from predictor.runtimes import LaunchError
-    from storage.bundles import StorageError
+    from storage.errors import StorageError
     from transformer.bundle.format import BundleError
 
     return (
@@ -160,7 +160,7 @@ async def _serve(options: argparse.Namespace) -> int:
 async def _find(file: Path | None, model: str | None, *, again: bool) -> "InferenceService":
     """Return the InferenceService to run; see `inferenceservice.model_spec.find_service`."""
     from inferenceservice import spec_file
-    from storage.bundles import StorageError
+    from storage.errors import StorageError
 
     try:
         return await spec_file.find(file, model)

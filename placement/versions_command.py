@@ -35,14 +35,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    from storage.bundles import StorageError
+    from storage.errors import StorageError
     from transformer.bundle.format import BundleError
 
     return (BundleError, StorageError, *target_errors())
 
 
 def _run(options: argparse.Namespace) -> int:
-    from storage.bundles import StorageError, local_models, read_bundle, version_uri, versions
+    from storage.bundles import local_models, read_bundle, versions
+    from storage.errors import StorageError
+    from storage.uris import version_uri
 
     served, reason = run_steps(lambda _: _served(options))
     model = options.name or next((bundle.name for bundle in served.values()), DEFAULT_NAME)

@@ -114,9 +114,9 @@ def ensure(wanted: Runtime | Environment, *, home: Path = HOME, progress: Progre
     return _python(directory)
 
 
-def installed(environment: Environment, *, home: Path = HOME) -> Path | None:
+def installed(environment: Environment) -> Path | None:
     """Return the interpreter of an environment; None if it is not installed, or not up to date."""
-    directory = home / environment.name
+    directory = HOME / environment.name
     return _python(directory) if _is_current(directory, environment) else None
 
 

@@ -1,18 +1,16 @@
-"""A stock runtime as a process on this machine: start it, wait until it is ready, stop it."""
+"""A stock runtime as a process on this machine: start it, check its health, stop it."""
 
 import http.client
 import os
 import socket
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Self
 
 from predictor.child import ChildProcess, Log
-from predictor.last_words import last_words
 from predictor.runtimes import Runtime
 
 #: Variables that a runtime inherits from our environment, besides PATH. A container would inherit none.
@@ -21,12 +19,11 @@ INHERITED_VARIABLES = ("HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", 
 LIVE_PATH = "/v2/health/live"
 #: Timeouts of the health checks, in seconds. That of liveness is the spec's.
 READY_TIMEOUT_S, LIVE_TIMEOUT_S = 2, 5
-_POLL_S = 0.1
 _MODEL_SUFFIXES = (".joblib", ".pkl", ".pickle")
 
 
 class PredictorError(RuntimeError):
-    """The runtime could not be started or did not become ready; the message ends with its last log lines."""
+    """The runtime cannot be started; the message says why."""
 
 
 class PredictorProcess:
@@ -115,23 +112,6 @@ class PredictorProcess:
         """Return True if the server answers."""
         return probe(self.http_port, LIVE_PATH, LIVE_TIMEOUT_S)
 
-    def wait_ready(self, timeout: float = 60.0) -> None:
-        """Wait until the model is ready.
-
-        Raises
-        ------
-        PredictorError
-            If the process ends, or the model is not ready within `timeout` seconds.
-        """
-        end = time.monotonic() + timeout
-        while not self.ready():
-            status = self.poll()
-            if status is not None:
-                raise self._failure(f"ended with status {status} before it was ready")
-            if time.monotonic() > end:
-                raise self._failure(f"is not ready after {timeout:g} s")
-            time.sleep(_POLL_S)
-
     def stop(self, grace: float = 10.0) -> int:
         """Send SIGTERM, and after `grace` seconds SIGKILL to the process group. Return the exit status."""
         return self._child.stop(grace)
@@ -139,16 +119,8 @@ class PredictorProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
-
-    def _failure(self, event: str) -> PredictorError:
-        lines = self.tail(200)
-        reason = last_words(lines)
-        headline = f"{self.runtime.name} {event}" + (f": {reason}" if reason else "")
-        return PredictorError("\n".join([headline, *(f"  {line}" for line in lines[-20:])]))
 
 
 def probe(port: int, path: str, timeout_s: float) -> bool:
@@ -201,10 +173,10 @@ def _require_one_model(runtime: Runtime, model_dir: Path) -> None:
 
 
 def _require_free_port(runtime: Runtime, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("", port))
+            listener.bind(("", port))
         except OSError as error:
             reason = error.strerror or error
             raise PredictorError(

@@ -16,7 +16,7 @@ import pyarrow.csv as pa_csv
 from scoring.batch import CANDIDATES
 from scoring.errors import ScoringError
 from scoring.file_format import PART_BYTES, Format, Read, Writer, ranges, read_range
-from training.table import finite_number
+from training.cells import finite_number
 
 #: Maximum bytes of a row; Arrow reads blocks of this size.
 ROW_BYTES = 2**20

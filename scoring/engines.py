@@ -21,7 +21,7 @@ from typing import Any
 from scoring.errors import ScoringError
 from scoring.job import Job, Part
 from scoring.part import PartResult, try_part
-from training.backends import check_ray_answers
+from training.backends import CONNECTION_ERRORS, check_ray_answers, connection_problem, loss_problem
 
 #: Times in a row that workers may die without finishing any part.
 MAX_DEATHS = 3
@@ -44,14 +44,18 @@ def _scored(result: PartResult) -> PartResult:
 
 @contextmanager
 def _connecting(
-    engine: str, cluster: str | None, errors: tuple[type[Exception], ...] = (OSError, ValueError)
+    engine: str, cluster: str | None, errors: tuple[type[Exception], ...] = CONNECTION_ERRORS
 ) -> Iterator[None]:
     """Raise `ScoringError` in place of an engine's errors while it connects."""
     try:
         yield
     except errors as error:
-        problem = f"no cluster answers at {cluster}" if cluster else "cannot start on this machine"
-        raise ScoringError(f"--engine {engine}: {problem}: {error}") from error
+        raise ScoringError(f"--engine {engine}: {connection_problem(cluster, error)}") from error
+
+
+def _given_up(engine: str, error: Exception) -> ScoringError:
+    problem = loss_problem("a part", error)
+    return ScoringError(f"--engine {engine}: {problem}; run the same command again to score what is left")
 
 
 def run_local(job: Job, parts: Sequence[Part], workers: int, _: str | None = None) -> Iterator[PartResult]:
@@ -102,7 +106,10 @@ def _end_with(sentinel: int) -> None:
 
 def run_ray(job: Job, parts: Sequence[Part], workers: int, cluster: str | None) -> Iterator[PartResult]:
     """Score parts with Ray Data, in a new local cluster, or in that at `cluster` or in ``RAY_ADDRESS``."""
+    # By default, Ray tries a part that needs too much memory for ever. It reads this when it is imported.
+    os.environ.setdefault("RAY_task_oom_retries", str(MAX_DEATHS))
     import ray
+    from ray.exceptions import RayError
 
     def score(row: dict[str, Any]) -> dict[str, Any]:
         return asdict(try_part(job, Part(row["number"], row["file"], (row["start"], row["end"]))))
@@ -118,14 +125,17 @@ def run_ray(job: Job, parts: Sequence[Part], workers: int, cluster: str | None) 
             {"number": part.number, "file": part.file, "start": part.range[0], "end": part.range[1]}
             for part in parts
         ]
-        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(score)
+        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(score, max_retries=MAX_DEATHS)
         failed = None
-        for row in results.iter_rows():
-            result = PartResult(**row)
-            if result.error is None:
-                yield result
-            else:
-                failed = failed or result
+        try:
+            for row in results.iter_rows():
+                result = PartResult(**row)
+                if result.error is None:
+                    yield result
+                else:
+                    failed = failed or result
+        except RayError as error:
+            raise _given_up("ray", error) from error
         # Not before: Ray's threads print a traceback if they are stopped in the middle.
         if failed is not None:
             _scored(failed)
@@ -135,8 +145,9 @@ def run_ray(job: Job, parts: Sequence[Part], workers: int, cluster: str | None) 
 
 def run_dask(job: Job, parts: Sequence[Part], workers: int, cluster: str | None) -> Iterator[PartResult]:
     """Score parts with Dask, in a new local cluster, or in that at `cluster`."""
-    from distributed import Client, LocalCluster
+    from distributed import CancelledError, Client, LocalCluster
     from distributed import as_completed as completed
+    from distributed.scheduler import KilledWorker
 
     with ExitStack() as stack:
         with _connecting("dask", cluster):
@@ -145,7 +156,11 @@ def run_dask(job: Job, parts: Sequence[Part], workers: int, cluster: str | None)
             )
             client = stack.enter_context(Client(address))
         for future in completed(client.map(partial(try_part, job), parts, pure=False)):
-            yield _scored(future.result())
+            try:
+                result = future.result()
+            except (CancelledError, KilledWorker) as error:
+                raise _given_up("dask", error) from error
+            yield _scored(result)
 
 
 def run_spark(job: Job, parts: Sequence[Part], workers: int, cluster: str | None) -> Iterator[PartResult]:

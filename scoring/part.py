@@ -15,7 +15,7 @@ from scoring.errors import ScoringError
 from scoring.file_format import Format, Writer
 from scoring.job import Job, Part, partial_path, put_in_place, write_whole
 from scoring.predictor import opened
-from storage.bundles import StorageError
+from storage.errors import StorageError
 from transformer.bundle.format import BundleError
 
 

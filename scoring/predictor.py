@@ -117,7 +117,7 @@ class BundlePredictor:
 
     Raises
     ------
-    ScoringError, storage.bundles.StorageError, transformer.bundle.format.BundleError
+    ScoringError, storage.errors.StorageError, transformer.bundle.format.BundleError
         If the version cannot be read, its model cannot be loaded or is another one, or gives other scores.
     """
 

@@ -1,10 +1,9 @@
 """Reading and writing of versions in storage: local directories, claims of the local runner, and S3.
 
 A version is the directory ``<storage>/<name>/<version>/`` with exactly two files. It exists as soon as its
-``bundle.json`` exists. The URI of a storage is a path, ``file:///path``, ``pvc://claim/path`` or
-``s3://bucket/prefix``. S3 is configured by the variables ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``,
-``AWS_DEFAULT_REGION`` and, for other servers than AWS, ``AWS_ENDPOINT_URL`` (or KServe's ``S3_ENDPOINT`` with
-``S3_USE_HTTPS``).
+``bundle.json`` exists. `storage.uris` describes its URI. S3 is configured by the variables
+``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_DEFAULT_REGION`` and, for other servers than AWS,
+``AWS_ENDPOINT_URL`` (or KServe's ``S3_ENDPOINT`` with ``S3_USE_HTTPS``).
 """
 
 import contextlib
@@ -13,10 +12,11 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from storage.directories import LocalDirectory, StorageDirectory, VersionTakenError
+from storage.errors import StorageError, VersionExistsError
 from storage.s3_directory import S3Directory
+from storage.uris import local_path, model_uri, serving_uri, uri_beside, version_uri, without_slash
 from transformer.bundle.deadline import Deadline, call_within
 from transformer.bundle.format import BUNDLE_FILE, MODEL_FILE, Bundle, parse_bundle
 from transformer.bundle.regular_file import MAX_BUNDLE_BYTES, MAX_MODEL_BYTES, READ_TIMEOUT_S, require_size
@@ -27,64 +27,9 @@ COPY_TIMEOUT_S = 600.0
 _NUMBERED = re.compile(r"v(\d+)")
 
 
-class StorageError(Exception):
-    """A storage cannot be read or written; the message names the URI and says what to do."""
-
-
-class VersionExistsError(StorageError):
-    """The version exists already; versions are never overwritten."""
-
-
-def local_path(uri: str | os.PathLike[str]) -> Path | None:
-    """Return the local path of a URI, or None for remote storage.
-
-    ``pvc://claim/path`` is ``./claim/path``: the local runner keeps claims in its working directory.
-
-    Raises
-    ------
-    StorageError
-        If the scheme is not file, pvc or s3.
-    """
-    text = os.fspath(uri)
-    if "://" not in text:
-        return Path(text)
-    parts = urlsplit(text)
-    if parts.scheme == "file":
-        return Path(unquote(parts.path))
-    if parts.scheme == "pvc":
-        return Path(parts.netloc, unquote(parts.path).lstrip("/"))
-    if parts.scheme == "s3":
-        return None
-    raise StorageError(f"{text}: scheme {parts.scheme!r} is not supported, expected a path, file, pvc or s3")
-
-
-def unsupported_scheme(uri: str) -> str | None:
-    """Return an error message if the scheme of a URI is not supported, else None."""
-    try:
-        local_path(uri)
-    except StorageError as error:
-        return f"{error}; copy the bundle there, or name one with --model"
-    return None
-
-
-def version_uri(storage: str | os.PathLike[str], name: str, version: str) -> str:
-    """Return the URI of a version, which need not exist."""
-    return f"{_model_uri(storage, name)}/{version}"
-
-
-def serving_uri(uri: str | os.PathLike[str]) -> str:
-    """Return the URI of a version for a spec: with a slash at the end for S3, without one for other storage.
-
-    KServe downloads every object whose key begins with the path of an s3:// URI. Without the slash, the
-    objects of ``…/v1`` include ``…/v1.html`` and ``…/v10/model.joblib``.
-    """
-    text = _without_slash(uri)
-    return f"{text}/" if text.startswith("s3://") else text
-
-
 def versions(storage: str | os.PathLike[str], name: str) -> list[str]:
     """Return the existing versions of a model: other names first, then numbered ones, oldest first."""
-    uri = _model_uri(storage, name)
+    uri = model_uri(storage, name)
     with _storage_errors(uri):
         files = _directory(uri).files()
     return sorted((f.split("/")[0] for f in files if f.endswith(f"/{BUNDLE_FILE}")), key=_number)
@@ -100,7 +45,7 @@ def local_models(storage: str | os.PathLike[str]) -> list[str]:
 
 def next_version(storage: str | os.PathLike[str], name: str) -> str:
     """Return the next free number, ``v1`` at first; numbers of incomplete uploads are not reused."""
-    uri = _model_uri(storage, name)
+    uri = model_uri(storage, name)
     with _storage_errors(uri):
         taken = {file.split("/")[0] for file in _directory(uri).files() if "/" in file}
     return f"v{max((_number(version)[0] for version in taken), default=0) + 1}"
@@ -144,17 +89,12 @@ def publish(bundle: Bundle, model: bytes, storage: str | os.PathLike[str]) -> st
     parse_bundle(contents[BUNDLE_FILE], f"{uri}/{BUNDLE_FILE}")
     with _storage_errors(uri):
         try:
-            _directory(_model_uri(storage, bundle.name)).create(bundle.version, contents)
+            _directory(model_uri(storage, bundle.name)).create(bundle.version, contents)
         except VersionTakenError as error:
             raise VersionExistsError(
                 f"{uri}: another writer has created this version just now; choose another name"
             ) from error
     return serving_uri(uri)
-
-
-def uri_beside(uri: str | os.PathLike[str], suffix: str) -> str:
-    """Return the URI of a file beside a version: ``…/v1.html`` for ``…/v1`` and the suffix ``.html``."""
-    return _without_slash(uri) + suffix
 
 
 def write_beside(uri: str, suffix: str, content: bytes, media_type: str) -> str:
@@ -164,11 +104,6 @@ def write_beside(uri: str, suffix: str, content: bytes, media_type: str) -> str:
     with _storage_errors(file):
         _directory(model).replace(name, content, media_type)
     return file
-
-
-def version_uri_beside(uri: str, version: str) -> str:
-    """Return the URI of another version of a version's model."""
-    return f"{uri.rstrip('/').rpartition('/')[0]}/{version}"
 
 
 def read_bundle(uri: str | os.PathLike[str]) -> Bundle:
@@ -181,7 +116,7 @@ def read_bundle(uri: str | os.PathLike[str]) -> Bundle:
     transformer.bundle.format.BundleError
         If its ``bundle.json`` is invalid.
     """
-    text = _without_slash(uri)
+    text = without_slash(uri)
     with _storage_errors(text):
         content = call_within(READ_TIMEOUT_S, lambda deadline: _read_bundle_file(text, deadline))
     return _parse(content, text)
@@ -198,7 +133,7 @@ def check(uri: str | os.PathLike[str], deadline: Deadline) -> Bundle:
         If there is no version at `uri`, it cannot be read in time, or the model's digest is not that in the
         bundle.
     """
-    text = _without_slash(uri)
+    text = without_slash(uri)
     bundle = _parse(_read_bundle_file(text, deadline), text)
     digest = hashlib.sha256()
     for chunk in _model_chunks(text, deadline):
@@ -225,7 +160,7 @@ def fetch(
         If there is no version at `uri`, it cannot be copied in time, the model's digest is not that in the
         bundle, or `directory` is not empty.
     """
-    text, target = _without_slash(uri), Path(directory)
+    text, target = without_slash(uri), Path(directory)
     if deadline is None:
         with _storage_errors(text):
             return call_within(COPY_TIMEOUT_S, lambda new: fetch(text, target, new))
@@ -277,14 +212,6 @@ def _require_digest(uri: str, found: str, bundle: Bundle) -> None:
             f"{uri}/{MODEL_FILE}: SHA-256 is {found}, expected {bundle.model.sha256}: the file was changed; "
             "restore it, or write a new version with `placement train`"
         )
-
-
-def _without_slash(uri: str | os.PathLike[str]) -> str:
-    return os.fspath(uri).rstrip("/")
-
-
-def _model_uri(storage: str | os.PathLike[str], name: str) -> str:
-    return f"{(os.fspath(storage) or '.').rstrip('/')}/{name}"
 
 
 def _directory(uri: str) -> StorageDirectory:

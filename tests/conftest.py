@@ -10,13 +10,12 @@ import pytest
 from hypothesis import settings
 
 from inferenceservice.local.launch import TransformerProcess
-from predictor.environment import ensure
 from predictor.process import PredictorProcess
 from predictor.runtimes import get_runtime
 from tests.support.faulty_predictor import FaultyHttpPredictor
 from tests.support.ports import keep_ports_apart
 from tests.support.sklearn_reference import SklearnReference
-from tests.support.sync_processes import running_transformer
+from tests.support.sync_processes import running_predictor, running_transformer
 from tests.support.trained_versions import TrainedVersions, digest_of_sources
 from tests.support.version_pairs import VersionPair
 
@@ -93,9 +92,7 @@ async def predictor(sklearn_reference: SklearnReference) -> AsyncIterator[Faulty
 @pytest.fixture(scope="session")
 def mlserver(trained_bundle: Path) -> Iterator[PredictorProcess]:
     """A real MLServer that serves the trained version."""
-    runtime = get_runtime("kserve-mlserver")
-    with PredictorProcess(runtime, trained_bundle, python=ensure(runtime), model_name="placement") as process:
-        process.wait_ready()
+    with running_predictor(get_runtime("kserve-mlserver"), trained_bundle) as process:
         yield process
 
 

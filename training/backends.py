@@ -1,10 +1,10 @@
-"""Where fits run: in this process, or on a Dask or Ray cluster through joblib's backends."""
+"""Where fits run: in this process, or on a Dask or Ray cluster."""
 
 import logging
+import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import starmap
 from typing import Any
@@ -20,10 +20,12 @@ LOCAL: Run = starmap
 #: Packages of the backends, and the extras that install them.
 _PACKAGES = {"dask": "distributed", "ray": "ray"}
 BACKENDS = tuple(_PACKAGES)
-#: Options of joblib's backends. Dask replaces dead workers by itself; Ray does so if it is asked to.
-_OPTIONS = {"dask": {}, "ray": {"ray_remote_args": {"max_restarts": -1, "max_task_retries": -1}}}
+#: Times that Ray runs a call again whose worker has died. Dask's default is the same.
+_RETRIES = 3
 #: Seconds to connect to Ray.
 CONNECT_S = 10
+#: Errors of Dask and Ray while they connect or start; for tls:// without certificates, Dask's is a TypeError.
+CONNECTION_ERRORS = (OSError, RuntimeError, TypeError, ValueError)
 
 
 class BackendError(Exception):
@@ -47,39 +49,63 @@ def connect(backend: str | None, cluster: str | None = None) -> Iterator[Run]:
     Raises
     ------
     BackendError
-        If the backend is not installed, does not answer or start, or its workers have other libraries.
+        If the backend is not installed, does not answer or start, or its workers have other libraries; and if
+        the workers that run one call die again and again.
     """
     if backend is None:
         if cluster is not None:
             raise BackendError(f"--cluster needs --backend {' or '.join(BACKENDS)}")
         yield LOCAL
         return
+    connected = {"dask": _dask, "ray": _ray}[backend](cluster)
     with ExitStack() as stack:
         try:
-            stack.enter_context(_dask(cluster) if backend == "dask" else _ray(cluster))
+            run = stack.enter_context(connected)
         except ModuleNotFoundError as error:
             raise BackendError(
                 f"--backend {backend} needs the package {_PACKAGES[backend]}: in a checkout run "
                 "`make engines`, then .runtimes/engines/bin/placement train …; elsewhere install "
                 f"placement[{backend}]"
             ) from error
-        # Dask raises a TypeError for tls:// without certificates.
-        except (OSError, RuntimeError, TypeError, ValueError) as error:
-            problem = (
-                f"no cluster answers at {cluster}" if cluster else "cannot start a cluster on this machine"
-            )
-            raise BackendError(f"--backend {backend}: {problem}: {error}") from error
-        yield partial(_run_on_workers, backend)
+        except CONNECTION_ERRORS as error:
+            raise BackendError(f"--backend {backend}: {connection_problem(cluster, error)}") from error
+        yield run
+
+
+def connection_problem(cluster: str | None, error: Exception) -> str:
+    """Return the message about an error of `CONNECTION_ERRORS`."""
+    problem = f"no cluster answers at {cluster}" if cluster else "cannot start a cluster on this machine"
+    return f"{problem}: {error}"
+
+
+def loss_problem(call: str, error: Exception) -> str:
+    """Return the message about a call, such as ``a fit``, that a cluster does not run again."""
+    reason = str(error).partition("\n")[0].rstrip(".")
+    return (
+        f"the cluster gave up {call}: {reason}; workers often die because they have too little memory: give "
+        "each of them more, or start fewer"
+    )
 
 
 @contextmanager
-def _dask(cluster: str | None) -> Iterator[None]:
-    from distributed import Client, LocalCluster
+def _dask(cluster: str | None) -> Iterator[Run]:
+    from distributed import CancelledError, Client, LocalCluster
+    from distributed.scheduler import KilledWorker
 
     with ExitStack() as stack:
         address = cluster or stack.enter_context(LocalCluster(threads_per_worker=1, dashboard_address=None))
-        stack.enter_context(Client(address))
-        yield
+        client = stack.enter_context(Client(address))
+
+        def run(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+            # Dask would hash the data of a pure function.
+            futures = client.map(partial(_on_worker, function, _libraries()), list(calls), pure=False)
+            try:
+                for future in futures:
+                    yield future.result()
+            except (CancelledError, KilledWorker) as error:
+                raise _given_up("dask", error) from error
+
+        yield run
 
 
 def check_ray_answers(cluster: str | None) -> None:
@@ -96,45 +122,46 @@ def check_ray_answers(cluster: str | None) -> None:
 
 
 @contextmanager
-def _ray(cluster: str | None) -> Iterator[None]:
+def _ray(cluster: str | None) -> Iterator[Run]:
+    # By default, Ray tries a call that needs too much memory for ever. It reads this when it is imported.
+    os.environ.setdefault("RAY_task_oom_retries", str(_RETRIES))
     import ray
-    from ray.util.joblib import register_ray
+    from ray.exceptions import RayError, RayTaskError
 
     check_ray_answers(cluster)
-    register_ray()
     ray.init(cluster, logging_level=logging.WARNING)
+
+    def run(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        on_worker = ray.remote(max_retries=_RETRIES)(_on_worker)
+        shared = ray.put(function)
+        results = [on_worker.remote(shared, _libraries(), arguments) for arguments in calls]
+        try:
+            for result in results:
+                yield ray.get(result)
+        except RayTaskError as error:
+            # The error that the function has raised.
+            raise error.cause from error
+        except RayError as error:
+            raise _given_up("ray", error) from error
+
     try:
-        yield
+        yield run
     finally:
         ray.shutdown()
 
 
-def _run_on_workers(
-    backend: str, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]
-) -> Iterable[Any]:
-    call = joblib.delayed(_OnWorker(function, _libraries()))
-    with joblib.parallel_config(backend, n_jobs=-1, **_OPTIONS[backend]):
-        results: list[Any] = joblib.Parallel()(call(*arguments) for arguments in calls)
-    return results
+def _given_up(backend: str, error: Exception) -> BackendError:
+    problem = loss_problem("a fit", error)
+    return BackendError(f"--backend {backend}: {problem}; --tune-storage keeps the trials that are done")
 
 
-# Dask's backend hashes the function, and names tasks by its representation, which would contain the data.
-@dataclass(frozen=True, eq=False, repr=False)
-class _OnWorker:
-    """A function that a worker with the same libraries calls.
-
-    Its data are not arguments of the call: Dask would give them to one worker, and lose them with it.
-    """
-
-    function: Callable[..., Any]
-    libraries: dict[str, str]
-
-    def __call__(self, *arguments: object) -> Any:  # noqa: ANN401 (any function)
-        if _libraries() != self.libraries:
-            raise BackendError(f"a worker has {_libraries()}, expected {self.libraries}")
-        # The cluster's cores are busy with other calls.
-        with joblib.parallel_config("sequential"):
-            return self.function(*arguments)
+def _on_worker(function: Callable[..., Any], libraries: dict[str, str], arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401 (any function)
+    """Call a function on a worker that has the same libraries."""
+    if _libraries() != libraries:
+        raise BackendError(f"a worker has {_libraries()}, expected {libraries}")
+    # The cluster's cores are busy with other calls.
+    with joblib.parallel_config("sequential"):
+        return function(*arguments)
 
 
 def _libraries() -> dict[str, str]:

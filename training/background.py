@@ -14,7 +14,7 @@ from sklearn.feature_extraction import DictVectorizer
 from training.candidates import Candidate
 from training.cross_validation import Floats
 from training.encoding import encode
-from training.estimators import SEED, Classifier, scores_of
+from training.estimators import SEED, Estimator, scores_of
 from training.reference import are_real, rounded
 from transformer.bundle.format import Background
 from transformer.bundle.signature import Signature
@@ -33,7 +33,7 @@ def make_background(
     candidates: Sequence[Candidate],
     features: pd.DataFrame,
     vectorizer: DictVectorizer,
-    model: Classifier,
+    model: Estimator,
     target: Target,
 ) -> Background:
     """Draw artificial candidates, and weight them.
@@ -53,7 +53,7 @@ def make_background(
     return Background(candidates=tuple(draws[nearest]), weights=tuple(weights.tolist()))
 
 
-def _background_scores(model: Classifier, features: pd.DataFrame, target: Target) -> Floats:
+def _background_scores(model: Estimator, features: pd.DataFrame, target: Target) -> Floats:
     """Return the score whose mean the background rows keep.
 
     For many classes it is the probability of the first class or, without probabilities, whether it is the

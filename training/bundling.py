@@ -17,9 +17,8 @@ from sklearn.feature_extraction import DictVectorizer
 
 from training.candidates import Candidate, Task
 from training.encoding import categories_of, has_category
-from training.estimators import Classifier
+from training.estimators import Estimator
 from training.served import Served
-from transformer.bundle.classes import Kind
 from transformer.bundle.distribution import SCORE_BOUNDS, Distribution, NumberBins
 from transformer.bundle.format import (
     Background,
@@ -33,7 +32,7 @@ from transformer.bundle.format import (
     Version,
 )
 from transformer.bundle.signature import Number, Signature
-from transformer.bundle.target import Target
+from transformer.bundle.target import Scores, Target
 
 #: Number of bins of a number's histogram, each with about the same number of candidates.
 HISTOGRAM_BINS = 10
@@ -64,7 +63,7 @@ class FittedModel:
     task: Task
     target: Target
     vectorizer: DictVectorizer
-    model: Classifier
+    model: Estimator
     served: Served
     reference: Reference
     metrics: dict[str, float]
@@ -75,7 +74,7 @@ class FittedModel:
     imported: Imported | None = None
 
 
-def dump(model: Classifier) -> bytes:
+def dump(model: Estimator) -> bytes:
     """Serialize a model as the content of ``model.joblib``; the same model gives the same bytes."""
     buffer = io.BytesIO()
     joblib.dump(model, buffer, compress=3)
@@ -128,7 +127,7 @@ def describe_vectorizer(vectorizer: DictVectorizer) -> Vectorizer:
     return Vectorizer(feature_names=tuple(vectorizer.feature_names_), separator=vectorizer.separator)
 
 
-def _description(model: Classifier) -> str:
+def _description(model: Estimator) -> str:
     return " ".join(repr(model).split())
 
 
@@ -143,18 +142,16 @@ def _libraries() -> dict[str, str]:
 
 
 def make_distribution(
-    signature: Signature,
-    candidates: Sequence[Candidate],
-    scores: npt.NDArray[np.float64] | None,
-    kind: Kind = "binary",
+    signature: Signature, candidates: Sequence[Candidate], target: Target, scores: Scores
 ) -> Distribution:
     """Count candidates by bin; a number's bins are deciles, or single numbers, within the signature's range.
 
+    Scores are counted, too, unless the model has no probabilities.
+
     Parameters
     ----------
-    scores : ndarray of shape (candidates,)
-        Probability of the positive class or of the likeliest one, or the number, for each candidate; None
-        for a model without probabilities.
+    scores : ndarray of float64, shape (candidates, `target.columns`)
+        The model's scores of the candidates.
     """
     numbers: dict[str, NumberBins] = {}
     categories: dict[str, dict[str, int]] = {}
@@ -168,10 +165,11 @@ def make_distribution(
             categories[field.name] = {
                 category: int(has_category(values, category).sum()) for category in categories_of(field)
             }
+    ordered = target.ordered_scores(*target.answers(scores))
     number_edges: list[float] = []
-    if kind == "regression" and scores is not None:
-        number_edges = np.quantile(scores, SCORE_BOUNDS[:-1]).tolist()
-    counted = [] if scores is None else _counts(np.searchsorted(number_edges or SCORE_BOUNDS, scores))
+    if target.kind == "regression" and ordered is not None:
+        number_edges = np.quantile(ordered, SCORE_BOUNDS[:-1]).tolist()
+    counted = [] if ordered is None else _counts(np.searchsorted(number_edges or SCORE_BOUNDS, ordered))
     return Distribution(
         rows=len(candidates),
         numbers=numbers,

@@ -152,7 +152,7 @@ class Task(BaseModel):
             If the file is missing or invalid; the message has a line for each problem.
         """
         try:
-            content = _without_remarks(json.loads(Path(path).read_text("utf-8-sig")))
+            content = without_remarks(json.loads(Path(path).read_text("utf-8-sig")))
         except OSError as error:
             raise TaskError(f"{path}: {error.strerror}") from error
         except UnicodeDecodeError as error:
@@ -180,10 +180,11 @@ class Task(BaseModel):
         return schema
 
 
-def _without_remarks(content: Any) -> Any:  # noqa: ANN401 (JSON)
+def without_remarks(content: Any) -> Any:  # noqa: ANN401 (JSON)
+    """Return the content of a task file without what is only for its readers."""
     if isinstance(content, dict):
-        return {name: _without_remarks(part) for name, part in content.items() if name not in REMARKS}
-    return [_without_remarks(part) for part in content] if isinstance(content, list) else content
+        return {name: without_remarks(part) for name, part in content.items() if name not in REMARKS}
+    return [without_remarks(part) for part in content] if isinstance(content, list) else content
 
 
 def _percentage(name: str) -> Number:

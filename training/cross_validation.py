@@ -21,14 +21,13 @@ from threadpoolctl import threadpool_limits
 
 from training.backends import LOCAL, Run
 from training.candidates import Task
-from training.estimators import SEED, Estimator, scores_of
+from training.estimators import SEED, NamedEstimator, scores_of
+from training.threshold import DEFAULT as DEFAULT_THRESHOLD
 from transformer.bundle.classes import Label
 from transformer.bundle.target import Scores, Target
 
 #: Number of folds of the cross-validation.
 FOLDS = 5
-#: Threshold while estimators are compared.
-DEFAULT_THRESHOLD = 0.5
 
 Progress = Callable[[str], None]
 Floats = npt.NDArray[np.float64]
@@ -42,7 +41,7 @@ class Trial:
     Attributes
     ----------
     target
-        What the models of this estimator predict, with a threshold of 0.5.
+        What the models of this estimator predict, with the default threshold.
     loss, loss_error
         Mean of the candidates' losses, and the standard error over the candidates; five folds are too few for
         a standard error over the folds.
@@ -50,7 +49,7 @@ class Trial:
         Share of right classes; None for numbers.
     """
 
-    estimator: Estimator
+    estimator: NamedEstimator
     target: Target
     loss: float
     loss_error: float
@@ -111,7 +110,7 @@ class CrossValidation:
         values = np.ascontiguousarray(self.features.to_numpy(np.float64))
         return sha256(json.dumps(content).encode() + values.tobytes()).hexdigest()
 
-    def trials(self, estimators: Iterable[Estimator], run: Run = LOCAL) -> Iterator[ScoredTrial]:
+    def trials(self, estimators: Iterable[NamedEstimator], run: Run = LOCAL) -> Iterator[ScoredTrial]:
         """Cross-validate estimators.
 
         Parameters
@@ -125,7 +124,7 @@ class CrossValidation:
         for estimator in wanted:
             yield self._trial(estimator, list(islice(scores, FOLDS)))
 
-    def _fold_scores(self, estimator: Estimator, number: int) -> Scores:
+    def _fold_scores(self, estimator: NamedEstimator, number: int) -> Scores:
         """Fit on the other folds, and return the scores of this one."""
         rows, held_out = self._folds[number]
         labels = np.array(self.labels)[rows].tolist()
@@ -134,7 +133,7 @@ class CrossValidation:
             model = estimator.fit(self.features.iloc[rows], labels, self.task.kind)
             return scores_of(model, self.features.iloc[held_out], self.target_of(estimator))
 
-    def _trial(self, estimator: Estimator, parts: Sequence[Scores]) -> ScoredTrial:
+    def _trial(self, estimator: NamedEstimator, parts: Sequence[Scores]) -> ScoredTrial:
         target = self.target_of(estimator)
         scores: Scores = np.empty((len(self.labels), target.columns))
         for (_, held_out), part in zip(self._folds, parts, strict=True):
@@ -150,10 +149,10 @@ class CrossValidation:
             scores=scores,
         )
 
-    def target_of(self, estimator: Estimator) -> Target:
-        """Return what models of an estimator predict, with a threshold of 0.5."""
+    def target_of(self, estimator: NamedEstimator) -> Target:
+        """Return what models of an estimator predict, with the default threshold."""
         has_probabilities = hasattr(estimator.make(self.task.kind), "predict_proba")
-        return task_target(self.task, DEFAULT_THRESHOLD, has_probabilities=has_probabilities)
+        return task_target(self.task, float(DEFAULT_THRESHOLD), has_probabilities=has_probabilities)
 
 
 def folds(truth: npt.NDArray[Any], first_rows: Sequence[int] | None = None) -> list[Fold]:

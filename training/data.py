@@ -1,4 +1,4 @@
-"""Read labelled rows and candidates from files, and check every value against the signature.
+"""Read labelled rows from files, and check every value against the signature.
 
 The columns can be in any order. A column that is neither a field nor the label is passed over. An empty cell
 gets the field's default, if the field has one. `training.table_file` describes the formats.
@@ -17,24 +17,13 @@ from typing import Any
 import orjson
 
 from training.candidates import Candidate, Task
-from training.table import (
-    NO_ROWS,
-    DataError,
-    MissingColumnsError,
-    Row,
-    Table,
-    boolean_of,
-    cell_texts,
-    elements,
-    finite_number,
-    got,
-    is_empty,
-)
+from training.cells import boolean_of, cell_texts, elements, finite_number, got, is_empty
+from training.table import NO_ROWS, DataError, MissingColumnsError, Row, Table
 from training.table_file import AUTOMATIC, Reading, read_whole
 from transformer.bundle.classes import Label, class_name
 from transformer.bundle.signature import Boolean, Category, CategoryList, Number, RawField, Signature, Value
 
-__all__ = ["DataError", "Dataset", "MissingColumnsError", "read_candidates", "read_csv"]
+__all__ = ["DataError", "Dataset", "MissingColumnsError", "read_dataset"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +76,7 @@ class Dataset:
         return len(self.candidates) - len(set(self.first_rows))
 
 
-def read_csv(path: str | os.PathLike[str], task: Task, reading: Reading = AUTOMATIC) -> Dataset:
+def read_dataset(path: str | os.PathLike[str], task: Task, reading: Reading = AUTOMATIC) -> Dataset:
     """Read labelled candidates from a file of any format; ``-`` is standard input.
 
     Parameters
@@ -121,20 +110,6 @@ def read_csv(path: str | os.PathLike[str], task: Task, reading: Reading = AUTOMA
         passed_over=table.passed_over(columns),
         defaulted=tuple(name for name in task.signature.names if name in empty),
     )
-
-
-def read_candidates(
-    path: str | os.PathLike[str], signature: Signature, reading: Reading = AUTOMATIC
-) -> list[Candidate]:
-    """Read candidates without labels; the columns can be in any order.
-
-    Raises
-    ------
-    DataError
-        See `read_csv`.
-    """
-    table, _ = read_whole(path, signature.names, reading)
-    return [candidate for _, candidate in _rows(table, signature, {})]
 
 
 def label_parser(task: Task, decimal: str = ".") -> Callable[[Any], Label]:

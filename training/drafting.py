@@ -15,8 +15,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from training.candidates import Task
-from training.table import EMPTY, DataError, cell_texts, finite_number, with_decimal_point
+from training.candidates import Task, without_remarks
+from training.cells import cell_texts, finite_number, with_decimal_point
+from training.table import EMPTY, DataError
 from training.table_file import AUTOMATIC, Reading, open_file, read_table
 from transformer.bundle.signature import DEFAULT_ROW_NAME, same_spelling
 
@@ -103,7 +104,7 @@ def draft(
         question.remark,
         *(f"Left out: {name}: {reason}." for name, reason in left_out.items()),
     ]
-    return Draft(Task.model_validate(without_comments(content)), task_text(content, remarks), rows, left_out)
+    return Draft(Task.model_validate(without_remarks(content)), task_text(content, remarks), rows, left_out)
 
 
 def model_name(label: str) -> str:
@@ -269,15 +270,6 @@ def _nice(value: float) -> float:
 def plain(number: float) -> float:
     """Return an integer for a number that is one."""
     return int(number) if float(number).is_integer() and abs(number) < 1e15 else number
-
-
-def without_comments(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of a task without its comments."""
-    fields = [
-        {name: value for name, value in field.items() if name != "comment"}
-        for field in content["signature"]["fields"]
-    ]
-    return {**content, "signature": {"fields": fields}}
 
 
 def task_text(content: dict[str, Any], remarks: Sequence[str]) -> str:

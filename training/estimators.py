@@ -39,15 +39,15 @@ CLASSIFICATION: tuple[Kind, ...] = ("binary", "multiclass")
 ALL_KINDS: tuple[Kind, ...] = (*CLASSIFICATION, "regression")
 
 
-class Classifier(Protocol):
-    """Interface of the scikit-learn estimators, as far as this package uses it.
+class Estimator(Protocol):
+    """Interface of scikit-learn's classifiers and regressors, and of Pipelines that end in one.
 
     A regressor has no `classes_`; neither it nor some classifiers have `predict_proba`.
     """
 
     classes_: npt.NDArray[Any]
 
-    def fit(self, features: pd.DataFrame, labels: Sequence[Label]) -> "Classifier":
+    def fit(self, features: pd.DataFrame, labels: Sequence[Label]) -> "Estimator":
         """Fit, and return the estimator."""
 
     def predict(self, features: pd.DataFrame) -> npt.NDArray[Any]:
@@ -59,8 +59,8 @@ class Classifier(Protocol):
     def get_params(self) -> dict[str, Any]:
         """Return the parameters; a pipeline includes those of its steps."""
 
-    def set_params(self, **params: object) -> "Classifier":
-        """Set parameters, and return the classifier."""
+    def set_params(self, **params: object) -> "Estimator":
+        """Set parameters, and return the estimator."""
 
 
 #: Values of parameters by name.
@@ -85,7 +85,7 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Estimator:
+class NamedEstimator:
     """A named estimator with fixed parameters.
 
     Attributes
@@ -107,7 +107,7 @@ class Estimator:
     """
 
     name: str
-    make: Callable[[Kind], Classifier]
+    make: Callable[[Kind], Estimator]
     original_ms: float
     serving_ms: float
     max_rows: float = float("inf")
@@ -120,7 +120,7 @@ class Estimator:
         values = ", ".join(f"{name}={value:.4g}" for name, value in self.parameters.items())
         return f"{self.name} ({values})" if values else self.name
 
-    def with_parameters(self, parameters: Parameters) -> "Estimator":
+    def with_parameters(self, parameters: Parameters) -> "NamedEstimator":
         """Return this estimator with values of parameters in `space`."""
         typed = {
             name: int(value) if self.space[name].is_integer else float(value)
@@ -138,7 +138,7 @@ class Estimator:
         """
         return self.serving_ms if rewrite and is_supported() else self.original_ms
 
-    def fit(self, features: pd.DataFrame, labels: Sequence[Label], kind: Kind = "binary") -> Classifier:
+    def fit(self, features: pd.DataFrame, labels: Sequence[Label], kind: Kind = "binary") -> Estimator:
         """Fit a new estimator on all cores; the result predicts on one core.
 
         A stock server must not start threads for every request. Threads would also sum a forest's
@@ -151,7 +151,7 @@ class Estimator:
         return model.fit(features, labels).set_params(n_jobs=None)
 
 
-def scores_of(model: Classifier, features: pd.DataFrame, target: Target) -> Scores:
+def scores_of(model: Estimator, features: pd.DataFrame, target: Target) -> Scores:
     """Return a model's scores, as the transformer reads them from a predictor."""
     return target.read(output_of(model, features, target), len(features))
 
@@ -164,27 +164,27 @@ def output_of(model: Any, features: Any, target: Target) -> npt.NDArray[Any]:  #
     return output
 
 
-def _scaled(estimator: Any) -> Classifier:  # noqa: ANN401 (scikit-learn has no types)
-    pipeline: Classifier = make_pipeline(StandardScaler(), estimator)
+def _scaled(estimator: Any) -> Estimator:  # noqa: ANN401 (scikit-learn has no types)
+    pipeline: Estimator = make_pipeline(StandardScaler(), estimator)
     return pipeline
 
 
-def _logistic_regression(kind: Kind) -> Classifier:
+def _logistic_regression(kind: Kind) -> Estimator:
     # The faster solver has no multinomial form. The default, L-BFGS, warns with a newer SciPy.
     if kind == "multiclass":
         return _scaled(LogisticRegression(solver="newton-cg"))
     return _scaled(LogisticRegression(solver="newton-cholesky"))
 
 
-def _ridge(kind: Kind) -> Classifier:
+def _ridge(kind: Kind) -> Estimator:
     return _scaled(Ridge() if kind == "regression" else RidgeClassifier())
 
 
-def _linear_svc(_: Kind) -> Classifier:
+def _linear_svc(_: Kind) -> Estimator:
     return _scaled(LinearSVC(random_state=SEED))
 
 
-def _support_vectors(_: Kind) -> Classifier:
+def _support_vectors(_: Kind) -> Estimator:
     # C=10 is the best of 1, 3, 10, 30 on the real candidates: accuracy 95.1, 95.7, 96.3, 96.3 %.
     return _scaled(SVC(C=10, probability=True, random_state=SEED))
 
@@ -194,10 +194,10 @@ def _trees(
     regressor: Any,  # noqa: ANN401
     count: int,
     **more: int,
-) -> Callable[[Kind], Classifier]:
-    def make(kind: Kind) -> Classifier:
+) -> Callable[[Kind], Estimator]:
+    def make(kind: Kind) -> Estimator:
         trees = regressor if kind == "regression" else classifier
-        made: Classifier = trees(n_estimators=count, random_state=SEED, **more)
+        made: Estimator = trees(n_estimators=count, random_state=SEED, **more)
         return made
 
     return make
@@ -216,10 +216,10 @@ _INVERSE_PENALTY = Range(1e-3, 1e2)
 # The times are fixed, not measured at each training, so that the same data always give the same bundle. They
 # are the best of many calls with plain arrays, as the transformer sends them, for models of the real
 # candidates, on two slow virtual cores.
-ESTIMATORS: dict[str, Estimator] = {
+ESTIMATORS: dict[str, NamedEstimator] = {
     estimator.name: estimator
     for estimator in (
-        Estimator(
+        NamedEstimator(
             "logistic-regression",
             _logistic_regression,
             0.1,
@@ -228,7 +228,7 @@ ESTIMATORS: dict[str, Estimator] = {
         ),
         # The time to fit grows with the square of the rows, the time to predict with the rows: at 10,000 rows
         # 2 s to fit, and 3 ms to predict 64.
-        Estimator(
+        NamedEstimator(
             "support-vectors",
             _support_vectors,
             0.4,
@@ -237,8 +237,10 @@ ESTIMATORS: dict[str, Estimator] = {
             space={"svc__C": Range(10.0, 300.0), "svc__gamma": Range(3e-3, 0.1)},
         ),
         # Of numbers, or by name of classes without probabilities.
-        Estimator("ridge", _ridge, 0.1, 0.1, kinds=("regression",), space={"ridge__alpha": Range(1e-3, 1e3)}),
-        Estimator(
+        NamedEstimator(
+            "ridge", _ridge, 0.1, 0.1, kinds=("regression",), space={"ridge__alpha": Range(1e-3, 1e3)}
+        ),
+        NamedEstimator(
             "ridge-classifier",
             _ridge,
             0.1,
@@ -246,14 +248,14 @@ ESTIMATORS: dict[str, Estimator] = {
             automatic=False,
             space={"ridgeclassifier__alpha": Range(1e-3, 1e3)},
         ),
-        Estimator(
+        NamedEstimator(
             "linear-svc", _linear_svc, 0.1, 0.1, automatic=False, space={"linearsvc__C": Range(1e-3, 10.0)}
         ),
-        Estimator("forest-50", _forest(50), 1.3, 0.12, kinds=ALL_KINDS, space=_TREES),
-        Estimator("forest-100", _forest(100), 2.5, 0.22, kinds=ALL_KINDS, space=_TREES),
-        Estimator("extra-trees-100", _extra_trees(100), 2.7, 0.45, kinds=ALL_KINDS, space=_TREES),
-        Estimator("forest-200", _forest(200), 4.5, 0.5, kinds=ALL_KINDS, space=_TREES),
+        NamedEstimator("forest-50", _forest(50), 1.3, 0.12, kinds=ALL_KINDS, space=_TREES),
+        NamedEstimator("forest-100", _forest(100), 2.5, 0.22, kinds=ALL_KINDS, space=_TREES),
+        NamedEstimator("extra-trees-100", _extra_trees(100), 2.7, 0.45, kinds=ALL_KINDS, space=_TREES),
+        NamedEstimator("forest-200", _forest(200), 4.5, 0.5, kinds=ALL_KINDS, space=_TREES),
         # The tutorial's forest, for readers of the tutorial.
-        Estimator("tutorial", _forest(512, max_depth=16), 10.0, 2.0, automatic=False, space=_TREES),
+        NamedEstimator("tutorial", _forest(512, max_depth=16), 10.0, 2.0, automatic=False, space=_TREES),
     )
 }

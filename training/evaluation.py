@@ -1,6 +1,6 @@
 """Evaluation of the answers on candidates that the model was not fitted on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,8 +26,9 @@ from sklearn.metrics import (
 from training.cross_validation import Floats, ScoredTrial, folds, losses, task_target, truth_of
 from training.data import Dataset
 from training.encoding import categories_of, has_category
-from training.estimators import SEED, Classifier, scores_of
+from training.estimators import SEED, Estimator, scores_of
 from training.stored import StoredVersion
+from training.threshold import Bools, ChooseThreshold
 from transformer.bundle.signature import SEPARATOR, Number, features_of
 from transformer.bundle.target import Target
 
@@ -35,10 +36,6 @@ from transformer.bundle.target import Target
 CALIBRATION_GROUPS = 10
 #: Number of times that each field is shuffled in each fold.
 SHUFFLES = 3
-
-Bools = npt.NDArray[np.bool_]
-#: Returns the threshold for true classes and out-of-fold probabilities; see `training.threshold`.
-ChooseThreshold = Callable[[Bools, Floats], float]
 
 
 @dataclass(frozen=True)
@@ -130,16 +127,8 @@ def evaluate(
     _, probabilities = target.answers(trial.scores)
     if target.kind == "binary" and probabilities is not None:
         target = task_target(dataset.task, choose_threshold(truth, probabilities))
-    values, probabilities = target.answers(trial.scores)
-    return Evaluation(
-        target=target,
-        truth=truth,
-        values=values,
-        probabilities=probabilities,
-        metrics=metrics_of(target, truth, trial.scores),
-        importances=sorted(_importances(dataset, features, trial, truth, target), key=lambda i: -i.mean),
-        groups=list(_groups(dataset, _errors(target, truth, values))),
-    )
+    importances = sorted(_importances(dataset, features, trial, truth, target), key=lambda i: -i.mean)
+    return _evaluation(dataset, target, truth, trial.scores, importances)
 
 
 def evaluate_version(version: StoredVersion, dataset: Dataset) -> Evaluation:
@@ -148,8 +137,13 @@ def evaluate_version(version: StoredVersion, dataset: Dataset) -> Evaluation:
     Fields' importances are left out.
     """
     target = version.bundle.target
-    truth = truth_of(dataset.labels, target)
     _, scores = version.score(dataset.candidates)
+    return _evaluation(dataset, target, truth_of(dataset.labels, target), scores, [])
+
+
+def _evaluation(
+    dataset: Dataset, target: Target, truth: npt.NDArray[Any], scores: Floats, importances: list[Importance]
+) -> Evaluation:
     values, probabilities = target.answers(scores)
     return Evaluation(
         target=target,
@@ -157,14 +151,9 @@ def evaluate_version(version: StoredVersion, dataset: Dataset) -> Evaluation:
         values=values,
         probabilities=probabilities,
         metrics=metrics_of(target, truth, scores),
-        importances=[],
+        importances=importances,
         groups=list(_groups(dataset, _errors(target, truth, values))),
     )
-
-
-def drift_scores(target: Target, scores: Floats) -> Floats | None:
-    """Return the score of each row whose distribution shows drift; None for a model without probabilities."""
-    return target.ordered_scores(*target.answers(scores))
 
 
 def metrics_of(target: Target, truth: npt.NDArray[Any], scores: Floats) -> dict[str, float]:
@@ -243,7 +232,7 @@ def _importances(
         yield Importance(name, float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values))))
 
 
-def _error(model: Classifier, features: pd.DataFrame, truth: npt.NDArray[Any], target: Target) -> float:
+def _error(model: Estimator, features: pd.DataFrame, truth: npt.NDArray[Any], target: Target) -> float:
     values, _ = target.answers(scores_of(model, features, target))
     return float(_errors(target, truth, values).mean())
 

@@ -1,5 +1,6 @@
 """Choose an estimator by cross-validation, evaluate it, and fit it on all candidates."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from training import threshold as threshold_rules
@@ -10,7 +11,7 @@ from training.cross_validation import Progress, ScoredTrial, Trial, can_group_eq
 from training.data import Dataset
 from training.encoding import encode, fit_vectorizer
 from training.estimators import NO_PARAMETERS, Parameters
-from training.evaluation import Evaluation, drift_scores, evaluate
+from training.evaluation import Evaluation, evaluate
 from training.reference import make_reference
 from training.selection import AUTO, select
 from training.served import serve_checked
@@ -73,19 +74,9 @@ def fit(
         If the file of the search cannot be used; if workers of a cluster cannot.
     """
     task = dataset.task
-    choose_threshold = threshold_rules.parse(threshold).choose
-    progress(f"{len(dataset.labels)} {task.row_names}, {dataset.source}")
-    if dataset.passed_over:
-        progress(f"passed over: {dataset.passed_over}")
-    if dataset.repeated:
-        grouped = can_group_equal_rows(truth_of(dataset.labels, task), dataset.first_rows)
-        folds = "keeps equal ones in one fold" if grouped else "spreads them, since too few differ"
-        equal = f"{dataset.repeated:,} {task.row_names} are equal to an earlier one"
-        progress(f"{equal}; cross-validation {folds}")
-    if dataset.defaulted:
-        fields = ", ".join(dataset.defaulted)
-        beside = ", although columns are passed over" if dataset.ignored else ""
-        progress(f"WARNING: no row has a value of {fields}: every row gets the default{beside}")
+    choose_threshold = threshold_rules.parse(threshold)
+    for line in _remarks(dataset):
+        progress(line)
     vectorizer = fit_vectorizer(task.signature)
     features = encode(vectorizer, dataset.candidates)
     chosen, trials = select(
@@ -125,9 +116,7 @@ def fit(
         served=served,
         reference=reference,
         metrics=evaluation.metrics,
-        distribution=make_distribution(
-            task.signature, dataset.candidates, drift_scores(target, chosen.scores), task.kind
-        ),
+        distribution=make_distribution(task.signature, dataset.candidates, target, chosen.scores),
         background=background,
         recipe=recipe,
         training_data=TrainingData(source=dataset.source, rows=len(dataset.labels), sha256=dataset.sha256),
@@ -136,3 +125,20 @@ def fit(
         trials=trials,
         evaluation=evaluation,
     )
+
+
+def _remarks(dataset: Dataset) -> Iterator[str]:
+    """Yield what the trainer of a model should know about the data."""
+    task = dataset.task
+    yield f"{len(dataset.labels)} {task.row_names}, {dataset.source}"
+    if dataset.passed_over:
+        yield f"passed over: {dataset.passed_over}"
+    if dataset.repeated:
+        grouped = can_group_equal_rows(truth_of(dataset.labels, task), dataset.first_rows)
+        folds = "keeps equal ones in one fold" if grouped else "spreads them, since too few differ"
+        equal = f"{dataset.repeated:,} {task.row_names} are equal to an earlier one"
+        yield f"{equal}; cross-validation {folds}"
+    if dataset.defaulted:
+        fields = ", ".join(dataset.defaulted)
+        beside = ", although columns are passed over" if dataset.ignored else ""
+        yield f"WARNING: no row has a value of {fields}: every row gets the default{beside}"

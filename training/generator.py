@@ -15,13 +15,7 @@ from transformer.bundle.signature import Category, Number, Signature
 DEFAULT_ROWS = 2000
 
 
-def generate(
-    rows: int = DEFAULT_ROWS,
-    seed: int = 0,
-    *,
-    task: Task = PLACEMENT,
-    statistics: Statistics | None = None,
-) -> Dataset:
+def generate(rows: int = DEFAULT_ROWS, seed: int = 0, *, task: Task = PLACEMENT) -> Dataset:
     """Draw labelled candidates from the class-conditional model of `training.statistics`.
 
     The same `rows` and `seed` give the same candidates.
@@ -35,7 +29,7 @@ def generate(
         raise DataError("generated", [f"rows must be at least 1, got {rows}"])
     if seed < 0:
         raise DataError("generated", [f"seed must be at least 0, got {seed}"])
-    statistics = statistics or Statistics.committed()
+    statistics = Statistics.committed()
     statistics.check(task)
     random = np.random.default_rng(seed)
     shares = np.array([cell.share for cell in statistics.cells])

@@ -1,6 +1,7 @@
 """Columns and rows of a Parquet file; it needs pyarrow, which is optional."""
 
 import datetime
+import sys
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -18,7 +19,8 @@ def parquet_content(source: str, file: IO[bytes]) -> Content:
     try:
         from pyarrow import ArrowException, parquet
     except ModuleNotFoundError as error:
-        raise DataError(source, ["is Parquet, which needs pyarrow: pip install pyarrow"]) from error
+        command = f"{sys.executable} -m pip install pyarrow"
+        raise DataError(source, [f"is Parquet, which needs pyarrow: {command}"]) from error
     try:
         content = parquet.ParquetFile(file)
     except (ArrowException, OSError) as error:

@@ -7,15 +7,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from storage.bundles import (
-    StorageError,
-    VersionExistsError,
-    check_free,
-    local_path,
-    next_version,
-    publish,
-    read_bundle,
-)
+from storage.bundles import check_free, next_version, publish, read_bundle
+from storage.errors import StorageError, VersionExistsError
+from storage.uris import local_path
 from training.bundling import FittedModel, dump, make_bundle
 from transformer.bundle.format import MAX_PREVIOUS, NAME_PATTERN, VERSION_PATTERN, Bundle, Version
 from transformer.bundle.plain_errors import first_problem
@@ -57,7 +51,7 @@ class Place:
         ------
         TrainingError
             If `previous` is a version of another model, or the new version has the name of an earlier one.
-        storage.bundles.StorageError, transformer.bundle.BundleError
+        storage.errors.StorageError, transformer.bundle.BundleError
             If the storage cannot be written, or `previous` cannot be read.
         """
         _check_storage(storage, name, version)
@@ -84,7 +78,7 @@ class Place:
         ------
         TrainingError
             If the model answers another kind of question than an earlier version.
-        storage.bundles.StorageError
+        storage.errors.StorageError
             If the version exists, or the storage cannot be written.
         """
         model = dump(fitted.served.model)

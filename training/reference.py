@@ -15,7 +15,7 @@ from sklearn.feature_extraction import DictVectorizer
 from training.candidates import Candidate
 from training.cross_validation import Floats
 from training.encoding import encode
-from training.estimators import SEED, Classifier, scores_of
+from training.estimators import SEED, Estimator, scores_of
 from transformer.bundle.format import Reference
 from transformer.bundle.signature import Boolean, Category, Number, RawField, Signature, Value
 from transformer.bundle.target import Target
@@ -37,7 +37,7 @@ def make_reference(
     signature: Signature,
     candidates: Sequence[Candidate],
     vectorizer: DictVectorizer,
-    model: Classifier,
+    model: Estimator,
     target: Target,
 ) -> Reference:
     """Choose artificial candidates that spread over the scores and cover every category."""

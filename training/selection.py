@@ -11,7 +11,7 @@ import pandas as pd
 from training.backends import LOCAL, Run
 from training.candidates import Task
 from training.cross_validation import CrossValidation, Progress, ScoredTrial, Trial
-from training.estimators import ESTIMATORS, NO_PARAMETERS, Estimator, Parameters
+from training.estimators import ESTIMATORS, NO_PARAMETERS, NamedEstimator, Parameters
 from training.tuning import Tuning, tune
 from transformer.bundle.classes import Kind, Label
 
@@ -41,7 +41,7 @@ def estimators_for(
     rewrite: bool = True,
     kind: Kind = "binary",
     parameters: Parameters = NO_PARAMETERS,
-) -> list[Estimator]:
+) -> list[NamedEstimator]:
     """Return the estimators of a name, fastest prediction first; ``auto`` stands for several.
 
     Parameters

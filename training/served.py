@@ -12,7 +12,7 @@ from sklearn.pipeline import Pipeline
 from training.candidates import Candidate
 from training.cross_validation import Floats, Progress
 from training.encoding import encode
-from training.estimators import SEED, Classifier
+from training.estimators import SEED, Estimator
 from training.serving_form import NotRewritableError, forest_of, forms
 from transformer.bundle.target import Target
 
@@ -40,7 +40,7 @@ class Served:
         Reason why a forest is served as it was fitted; empty for other models.
     """
 
-    model: Classifier
+    model: Estimator
     rows: int = 0
     rounding: float = 0.0
     reason: str = ""
@@ -56,7 +56,7 @@ class UnequalError(Exception):
 
 
 def serve_checked(
-    model: Classifier,
+    model: Estimator,
     features: pd.DataFrame,
     vectorizer: DictVectorizer,
     made: Sequence[Candidate],

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from training.candidates import PLACEMENT, Candidate, Task
-from training.data import DataError, Dataset, read_csv
+from training.data import DataError, Dataset, read_dataset
 from transformer.bundle.classes import class_name
 from transformer.bundle.signature import STRICT, Category, Number, RawField
 
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str]) -> int:
         print("usage: python -m training.statistics FILE.csv", file=sys.stderr)  # noqa: T201
         return 2
     try:
-        statistics = describe(read_csv(arguments[0], PLACEMENT))
+        statistics = describe(read_dataset(arguments[0], PLACEMENT))
     except DataError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 1

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from storage.bundles import StorageError, fetch
+from storage.bundles import fetch
+from storage.errors import StorageError
 from training.candidates import Candidate
-from training.estimators import Classifier, scores_of
+from training.estimators import Estimator, scores_of
 from transformer.bundle.candidates import Rows
 from transformer.bundle.encoder import Encoder, Matrix
 from transformer.bundle.format import MODEL_FILE, Bundle
@@ -29,7 +30,7 @@ class StoredVersion:
     """A version's bundle and its model."""
 
     bundle: Bundle
-    model: Classifier
+    model: Estimator
 
     @classmethod
     def load(cls, uri: str | os.PathLike[str], sha256: str | None = None) -> Self:
@@ -42,7 +43,7 @@ class StoredVersion:
 
         Raises
         ------
-        storage.bundles.StorageError, transformer.bundle.format.BundleError
+        storage.errors.StorageError, transformer.bundle.format.BundleError
             If the version cannot be read, or its model cannot be loaded or is another one.
         """
         with tempfile.TemporaryDirectory() as directory:

@@ -5,15 +5,16 @@ threshold are those of candidates that the model was not fitted on.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-#: Scores of each step, from its numbers of true and false positives and those of all positives and negatives.
-_Score = Callable[[Floats, Floats, int, int], Floats]
+#: Returns the threshold for true classes and out-of-fold probabilities, each of shape (candidates,).
+ChooseThreshold = Callable[[Bools, Floats], float]
+#: Scores of each step, from its numbers of true and false positives and the number of all positives.
+_Score = Callable[[Floats, Floats, int], Floats]
 
 DEFAULT = "0.5"
 EXPECTED = "a number from 0 to 1, f1, recall=0.9, or cost=1:5 (of a false positive and of a false negative)"
@@ -27,21 +28,8 @@ class ThresholdError(Exception):
         super().__init__(f"threshold {text!r} is not known, expected {EXPECTED}")
 
 
-@dataclass(frozen=True)
-class Threshold:
-    """A threshold as it was asked for.
-
-    Attributes
-    ----------
-    choose
-        Returns the threshold for true classes and out-of-fold probabilities, each of shape (candidates,).
-    """
-
-    choose: Callable[[Bools, Floats], float]
-
-
-def parse(text: str) -> Threshold:
-    """Read a threshold: a number from 0 to 1, or a rule (`EXPECTED`).
+def parse(text: str) -> ChooseThreshold:
+    """Read a threshold: a number from 0 to 1, or a rule (`EXPECTED`); return the function that chooses it.
 
     ``f1`` gives the largest F1 score, ``recall=R`` the highest threshold with a recall of at least R, and
     ``cost=A:B`` the lowest cost if a false positive costs A and a false negative B.
@@ -53,21 +41,21 @@ def parse(text: str) -> Threshold:
     """
     rule, _, value = text.partition("=")
     if rule == "f1" and not value:
-        return Threshold(_best(_f1))
+        return _best(_f1)
     if rule == "recall":
         recall = _number(value, text, most=1)
-        return Threshold(_best(lambda tp, fp, p, n: np.where(tp >= recall * p, _STEPS, -1)))
+        return _best(lambda tp, fp, p: np.where(tp >= recall * p, _STEPS, -1))
     if rule == "cost":
         positive, colon, negative = value.partition(":")
         if not colon:
             raise ThresholdError(text)
         costs = _number(positive, text), _number(negative, text)
-        return Threshold(_best(lambda tp, fp, p, n: -(costs[0] * fp + costs[1] * (p - tp))))
+        return _best(lambda tp, fp, p: -(costs[0] * fp + costs[1] * (p - tp)))
     fixed = _number(text, text, most=1)
-    return Threshold(lambda positive, probabilities: fixed)
+    return lambda positive, probabilities: fixed
 
 
-def _best(score: _Score) -> Callable[[Bools, Floats], float]:
+def _best(score: _Score) -> ChooseThreshold:
     """Return a function that chooses the step with the highest score; of several, the one nearest to 0.5."""
 
     def choose(positive: Bools, probabilities: Floats) -> float:
@@ -75,14 +63,14 @@ def _best(score: _Score) -> Callable[[Bools, Floats], float]:
         true, false = (
             len(values) - np.searchsorted(values, _STEPS).astype(float) for values in (positives, negatives)
         )
-        scores = score(true, false, len(positives), len(negatives))
+        scores = score(true, false, len(positives))
         best = _STEPS[scores == scores.max()]
         return float(best[np.argmin(np.abs(best - 0.5))])
 
     return choose
 
 
-def _f1(true: Floats, false: Floats, positives: int, negatives: int) -> Floats:
+def _f1(true: Floats, false: Floats, positives: int) -> Floats:
     scores: Floats = 2 * true / np.maximum(true + false + positives, 1)
     return scores
 

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 
-from storage.bundles import StorageError
+from storage.errors import StorageError
 from training.backends import LOCAL, BackendError, Run
 from training.candidates import TaskError
 from training.cross_validation import FOLDS, Progress
@@ -118,7 +118,7 @@ def train(
         If the threshold is neither a probability nor a rule.
     TuningError, training.backends.BackendError
         If the file of a search cannot be used, or a cluster's workers cannot.
-    UnknownEstimatorError, ParameterError, storage.bundles.StorageError, transformer.bundle.BundleError
+    UnknownEstimatorError, ParameterError, storage.errors.StorageError, transformer.bundle.BundleError
         For an unknown estimator or parameter, for storage that cannot be used, and for a `previous` that
         cannot be read.
     """

@@ -10,6 +10,7 @@ again, and takes the losses that are known from the file.
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.backends import LOCAL, Run
 from training.cross_validation import CrossValidation, Trial
-from training.estimators import Estimator
+from training.estimators import NamedEstimator
 from transformer.bundle.format import Tuned
 
 if TYPE_CHECKING:
@@ -71,10 +72,11 @@ class Tuning:
         try:
             import optuna
         except ModuleNotFoundError as error:
-            raise TuningError("tuning needs Optuna; install it: pip install 'placement[tune]'") from error
+            command = f"{sys.executable} -m pip install 'placement[tune]'"
+            raise TuningError(f"tuning needs Optuna; install it: {command}") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-    def result(self, chosen: Estimator) -> Tuned:
+    def result(self, chosen: NamedEstimator) -> Tuned:
         """Return what a bundle says about the search."""
         return Tuned(
             trials=self.trials,
@@ -85,7 +87,7 @@ class Tuning:
 
 
 def tune(
-    estimators: Sequence[Estimator], validation: CrossValidation, tuning: Tuning, run: Run = LOCAL
+    estimators: Sequence[NamedEstimator], validation: CrossValidation, tuning: Tuning, run: Run = LOCAL
 ) -> Iterator[Trial]:
     """Search for parameters of these estimators, and yield each trial when its loss is known.
 
@@ -108,7 +110,11 @@ def tune(
 
 
 def _search(
-    estimators: Sequence[Estimator], validation: CrossValidation, tuning: Tuning, run: Run, record: "_Record"
+    estimators: Sequence[NamedEstimator],
+    validation: CrossValidation,
+    tuning: Tuning,
+    run: Run,
+    record: "_Record",
 ) -> Iterator[Trial]:
     import optuna
 
@@ -130,7 +136,7 @@ def _search(
             yield trial
 
 
-def _suggest(asked: "Asked", estimators: Sequence[Estimator]) -> Estimator:
+def _suggest(asked: "Asked", estimators: Sequence[NamedEstimator]) -> NamedEstimator:
     """Return an estimator with the parameters that a trial asks for."""
     named = {one.name: one for one in estimators}
     chosen = named[asked.suggest_categorical(_ESTIMATOR, list(named))]
@@ -144,7 +150,7 @@ def _suggest(asked: "Asked", estimators: Sequence[Estimator]) -> Estimator:
     return chosen.with_parameters(values)
 
 
-def _identity(tuning: Tuning, estimators: Sequence[Estimator], validation: CrossValidation) -> str:
+def _identity(tuning: Tuning, estimators: Sequence[NamedEstimator], validation: CrossValidation) -> str:
     """Return the name of a search in its file; all that its trials depend on, but not their number."""
     content = {
         "seed": tuning.seed,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from inferenceservice.cancellable_thread import run_cancellable
 from inferenceservice.rollout_target import TargetError
 from storage import bundles
+from storage.errors import StorageError
 from transformer.bundle.format import Bundle, BundleError
 
 
@@ -26,7 +27,7 @@ async def read_bundle(uri: str, copies: Mapping[str, str]) -> Bundle:
         return await run_cancellable(lambda deadline: bundles.check(source, deadline), bundles.COPY_TIMEOUT_S)
     except TimeoutError as error:
         raise TargetError(f"{source}: {error.strerror}; check that the storage answers") from error
-    except (bundles.StorageError, BundleError) as error:
+    except (StorageError, BundleError) as error:
         where = "" if source == uri else f"{uri}: its copy cannot be used: "
         raise TargetError(f"{where}{error}") from error
 

@@ -8,7 +8,7 @@ from typing import Any
 from inferenceservice.cluster.workloads import stable_revision
 from inferenceservice.rollout_target import TargetError
 from inferenceservice.spec import COLLOCATED_CONTAINER, argument
-from storage.bundles import serving_uri
+from storage.uris import serving_uri
 
 PREDICTOR = "predictor"
 TRANSFORMER = "transformer"

@@ -12,7 +12,7 @@ from inferenceservice.cluster.inference_service import (
 from inferenceservice.cluster.workloads import SOURCE_URI, Object
 from inferenceservice.plain import INITIALIZER, claim_of, source_of
 from inferenceservice.rollout_target import TargetError
-from storage.bundles import serving_uri
+from storage.uris import serving_uri
 
 
 class PlainService(InferenceServiceObject):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from inferenceservice.cluster.workloads import Object, source_uri
-from storage.bundles import serving_uri
+from storage.uris import serving_uri
 
 #: Starts of a container that fail before it counts as broken: about 50 s, with Kubernetes' pauses.
 MAX_FAILED_STARTS = 3

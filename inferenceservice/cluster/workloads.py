@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from storage.bundles import serving_uri
+from storage.uris import serving_uri
 
 SOURCE_URI = "internal.serving.kserve.io/storage-initializer-sourceuri"
 #: Reason of a Deployment or revision whose progress deadline is over.

@@ -25,6 +25,7 @@ from predictor.environment import InstallError
 from predictor.process import PredictorError
 from predictor.runtimes import LaunchError
 from storage import bundles
+from storage.errors import StorageError
 from storage.uris import shown
 from transformer.bundle.deadline import Deadline
 from transformer.bundle.format import Bundle, BundleError
@@ -294,5 +295,5 @@ async def _read_storage(work: Callable[[Deadline], Bundle]) -> Bundle:
         return await run_cancellable(work, bundles.COPY_TIMEOUT_S)
     except TimeoutError as error:
         raise LocalServiceError(f"the storage does not answer: {error.strerror}") from error
-    except (bundles.StorageError, BundleError) as error:
+    except (StorageError, BundleError) as error:
         raise LocalServiceError(str(error)) from error

@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from inferenceservice import spec
+from inferenceservice.local.local_service import LocalService
 from inferenceservice.local.running_process import LocalServiceError
 from predictor.process import free_ports
 from tests.support.endpoints import V1_PREDICT
@@ -24,7 +25,6 @@ from tests.support.in_process_transformer import in_process_transformer
 from tests.support.inference_service import SPEC
 from tests.support.protocol_clients import CLIENTS, over_grpc, over_v1
 from tests.support.sync_processes import (
-    RunningService,
     process_families,
     running_service,
     running_transformer,
@@ -87,7 +87,7 @@ def candidates() -> list[dict[str, Any]]:
 @pytest.fixture(scope="module", params=HOPS)
 def served(
     request: pytest.FixtureRequest, trained_bundle: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningService]:
+) -> Iterator[LocalService]:
     with running_service(request.param(), trained_bundle, tmp_path_factory.mktemp("logs")) as running:
         yield running
 
@@ -113,7 +113,7 @@ def test_every_hop_reports_what_is_wrong_with_a_candidate(served, candidates):
 
 def test_the_predictors_host_header_leads_to_the_model_server(served):
     headers = {"host": "placement-predictor-default.example.com"}
-    path = served.local._predictor.process.runtime.readiness_path.format(model_name="placement")
+    path = served._predictor.process.runtime.readiness_path.format(model_name="placement")
     assert httpx.get(served.url + path, headers=headers).status_code == 200
     assert httpx.get(f"{served.url}/v2/models/placement", headers=headers).json()["inputs"] == []
     assert httpx.get(f"{served.url}/v2/models/placement").json()["inputs"] != []

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from storage import bundles, directories, s3_directory, s3_session
-from storage.bundles import StorageError, fetch, read_bundle, versions
+from storage.bundles import fetch, read_bundle, versions
+from storage.errors import StorageError
 from storage.s3_directory import S3Directory
 from tests.support.bundle_copies import bundle_copy
 from tests.support.hostile_s3 import (

@@ -23,12 +23,13 @@ from kserve import (
 from kserve.protocol.infer_type import RequestedOutput
 from tritonclient.utils import InferenceServerException
 
+from inferenceservice.local.local_service import LocalService
 from predictor.environment import ensure
 from predictor.runtimes import get_runtime
 from tests.support.endpoints import V1_PREDICT, V2_INFER
 from tests.support.inference_service import SPEC
 from tests.support.sklearn_reference import SklearnReference
-from tests.support.sync_processes import RunningService, running_service
+from tests.support.sync_processes import running_service
 from training.generator import generate
 
 MODEL = "placement"
@@ -45,7 +46,7 @@ SHAPES = [pytest.param(lambda rows: [rows], id="[n]"), pytest.param(lambda rows:
 
 
 @pytest.fixture(scope="module")
-def running(trained_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+def running(trained_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalService]:
     with running_service(SPEC, trained_bundle, tmp_path_factory.mktemp("logs")) as served:
         yield served
 
@@ -350,7 +351,7 @@ async def test_tritons_asynchronous_http_client_gets_tensors(running, columns, b
 
 
 @pytest.fixture(scope="module")
-def over_triton_grpc(running: RunningService, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def over_triton_grpc(running: LocalService, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Answers to Triton's gRPC clients, which run in a process without kserve."""
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     done = subprocess.run(

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from predictor.environment import ensure
-from predictor.process import PredictorProcess
 from predictor.runtimes import get_runtime
 from tests.support.in_process_transformer import in_process_transformer
 from tests.support.kinds import NAME, QUESTIONS, train_question
+from tests.support.sync_processes import running_predictor
 
 ROWS: list[dict[str, Any]] = [
     {"size": 1.0, "age": 0.5, "town": "Ulm"},
@@ -32,10 +31,7 @@ CASES = [
 def test_a_stock_server_gives_scikit_learns_answers(name, question, protocols, tmp_path):
     trained = train_question(QUESTIONS[question], tmp_path)
     runtime = get_runtime(name)
-    with PredictorProcess(
-        runtime, trained.directory, python=ensure(runtime), model_name=NAME, env=runtime.spec_env
-    ) as process:
-        process.wait_ready()
+    with running_predictor(runtime, trained.directory, NAME, env=runtime.spec_env) as process:
         for protocol in protocols:
             port = process.grpc_port if protocol == "grpc-v2" else process.http_port
             arguments = [

@@ -24,8 +24,9 @@ from inferenceservice.local.running_process import LocalServiceError
 from inferenceservice.rollout import rollout
 from inferenceservice.rollout_target import Canary, State, TargetError
 from inferenceservice.spec import InferenceService
-from tests.support.async_processes import RENEW_SOON, ignore_progress, running_local_service
+from tests.support.async_processes import RENEW_SOON, running_local_service
 from tests.support.bundle_copies import damaged_copy, file_sha256
+from tests.support.in_memory_target import ignore_progress
 from tests.support.inference_service import SPEC
 from tests.support.load import Tally, under_load
 from tests.support.version_pairs import VersionPair

@@ -12,13 +12,14 @@ import pytest_asyncio
 
 from inferenceservice.local.launch import TransformerProcess
 from tests.support.answer_checker import AnswerChecker
+from tests.support.async_clients import TRY_AGAIN, status_of
 from tests.support.async_processes import (
     addresses,
     running_predictor,
     running_transformer,
     wait_until_healthy,
 )
-from tests.support.load import TRY_AGAIN, Tally, at_once, checker_for, status_of, under_load
+from tests.support.load import Tally, at_once, checker_for, under_load
 
 #: Candidates that fit into the queue, and candidates of a request. Ten times as many are sent at once.
 WAITING, SIZE = 100, 10

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
@@ -16,7 +15,7 @@ import pytest
 
 from predictor.child import ChildProcess, ChildStartError
 from predictor.process import PredictorError, PredictorProcess
-from predictor.runtimes import Runtime, get_runtime
+from predictor.runtimes import get_runtime
 from tests.support.paths import ROOT
 from tests.support.waiting import wait_until_sync
 
@@ -149,24 +148,3 @@ def test_a_port_in_use_is_a_one_line_error_that_says_what_to_do(model_dir: Path)
         port = other.getsockname()[1]
         with pytest.raises(PredictorError, match=rf"cannot use port {port} \(.*in use\); stop the process"):
             PredictorProcess(MLSERVER, model_dir, python=PYTHON, model_name="placement", http_port=port)
-
-
-def failing(script: str) -> Runtime:
-    return dataclasses.replace(MLSERVER, command=("{python}", "-c", script))
-
-
-def test_a_runtime_that_ends_early_is_reported_with_its_reason(model_dir: Path) -> None:
-    runtime = failing("print('loading'); raise ValueError('bad model')")
-    process = PredictorProcess(runtime, model_dir, python=Path(sys.executable), model_name="placement")
-    with process, pytest.raises(PredictorError) as failure:
-        process.wait_ready(timeout=30)
-    headline, first, *_ = str(failure.value).splitlines()
-    assert headline == "kserve-mlserver ended with status 1 before it was ready: ValueError: bad model"
-    assert first == "  loading"
-
-
-def test_a_runtime_that_does_not_become_ready_times_out(model_dir: Path) -> None:
-    runtime = failing("import time; time.sleep(60)")
-    process = PredictorProcess(runtime, model_dir, python=Path(sys.executable), model_name="placement")
-    with process, pytest.raises(PredictorError, match=r"kserve-mlserver is not ready after 0\.3 s"):
-        process.wait_ready(timeout=0.3)

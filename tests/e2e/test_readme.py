@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from inferenceservice import spec
+from inferenceservice.local.local_service import LocalService
 from placement.cli import COMMANDS, main
 from tests.support.inference_service import SPEC
 from tests.support.paths import ROOT
 from tests.support.placement_command import PlacementUp
-from tests.support.sync_processes import RunningService, running_service
+from tests.support.sync_processes import running_service
 from training.candidates import PLACEMENT
 from training.generator import generate
 from transformer.options import parser
@@ -36,7 +37,7 @@ def snippets(mark: str) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def running(trained_bundle, tmp_path_factory) -> Iterator[RunningService]:
+def running(trained_bundle, tmp_path_factory) -> Iterator[LocalService]:
     with running_service(SPEC, trained_bundle, tmp_path_factory.mktemp("logs")) as served:
         yield served
 

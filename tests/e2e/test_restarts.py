@@ -17,9 +17,11 @@ from inferenceservice.local.local_service import LocalService
 from inferenceservice.local.running_process import RunningProcess
 from inferenceservice.rollout import rollout
 from inferenceservice.rollout_target import Canary, State
-from tests.support.async_processes import ignore_progress, running_local_service
+from tests.support.async_clients import NO_ANSWER, TRY_AGAIN
+from tests.support.async_processes import running_local_service
+from tests.support.in_memory_target import ignore_progress
 from tests.support.inference_service import SPEC
-from tests.support.load import NO_ANSWER, TRY_AGAIN, Tally, under_load
+from tests.support.load import Tally, under_load
 from tests.support.waiting import wait_until
 from transformer.bundle.format import MODEL_FILE
 

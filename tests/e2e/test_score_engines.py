@@ -9,14 +9,13 @@ import pytest
 from scoring.engines import ENGINES
 from scoring.job import finish
 from scoring.part import score_part
-from tests.support.paths import ROOT
+from tests.support.paths import ENGINES_PYTHON, ROOT
 from tests.support.scored_files import files, numbered_candidates, plan_job, spoiled, write_candidates
 
-PYTHON = ROOT / ".runtimes" / "engines" / "bin" / "python"
 SCRIPT = ROOT / "tests" / "support" / "dying_worker.py"
 TIMEOUT_S = 400
 
-pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="Ray, Spark and Dask: run `make engines`")
+pytestmark = pytest.mark.skipif(not ENGINES_PYTHON.exists(), reason="Ray, Spark and Dask: run `make engines`")
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +41,8 @@ def skip_without_java(engine):
 
 
 def run(*arguments):
-    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYSPARK_PYTHON": str(PYTHON)}
-    command = [str(PYTHON), *map(str, arguments)]
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYSPARK_PYTHON": str(ENGINES_PYTHON)}
+    command = [str(ENGINES_PYTHON), *map(str, arguments)]
     return subprocess.run(
         command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )
@@ -57,6 +56,16 @@ def test_a_killed_worker_of_an_engine_changes_nothing(engine, inputs, expected, 
     assert done.returncode == 0, done.stderr
     assert marker.exists(), "a worker was killed"
     assert files(output) == expected
+
+
+@pytest.mark.parametrize("engine", ["ray", "dask"])
+def test_a_part_whose_workers_always_die_ends_the_job(engine, trained_bundle, tmp_path):
+    inputs = write_candidates(tmp_path / "in.parquet", numbered_candidates(60))
+    done = run(SCRIPT, engine, inputs, tmp_path / "out", trained_bundle)
+    assert done.returncode == 1
+    *_, last = done.stderr.strip().splitlines()
+    assert f"ScoringError: --engine {engine}: the cluster gave up a part: " in last
+    assert last.endswith("run the same command again to score what is left")
 
 
 def test_the_command_scores_with_ray(inputs, expected, trained_bundle, tmp_path):

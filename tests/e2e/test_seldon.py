@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from predictor.environment import ensure
 from predictor.process import PredictorProcess
 from predictor.runtimes import get_runtime
 from tests.support.async_processes import KNATIVE_ENV
@@ -16,6 +15,7 @@ from tests.support.endpoints import V1_PREDICT
 from tests.support.in_process_transformer import in_process_transformer
 from tests.support.paths import ROOT
 from tests.support.seldon_mesh import seldon_mesh
+from tests.support.sync_processes import running_predictor
 
 RUNTIME = get_runtime("kserve-mlserver")
 TRANSFORMER = ROOT / "inferenceservice" / "seldon" / "transformer.yaml"
@@ -37,10 +37,7 @@ def versions(version_pair) -> Iterator[dict[str, PredictorProcess]]:
         servers = {}
         for name, bundle in (("placement_1", pair.old), ("placement_2", pair.new)):
             env = {**RUNTIME.spec_env, **KNATIVE_ENV}
-            server = PredictorProcess(RUNTIME, bundle, python=ensure(RUNTIME), model_name=name, env=env)
-            servers[name] = stack.enter_context(server)
-        for server in servers.values():
-            server.wait_ready()
+            servers[name] = stack.enter_context(running_predictor(RUNTIME, bundle, name, env=env))
         yield servers
 
 

@@ -16,6 +16,7 @@ from predictor.environment import ensure
 from predictor.process import PredictorProcess
 from predictor.runtimes import RUNTIMES, get_runtime
 from tests.support.endpoints import V1_PREDICT, V2_INFER
+from tests.support.sync_processes import running_predictor
 from training.bundling import dump
 from training.served import serve
 
@@ -81,11 +82,7 @@ def test_a_runtimes_environment_loads_it(name, forest, model_dir):
 @pytest.fixture(params=["kserve-mlserver", "kserve-sklearnserver"])
 def server(request: pytest.FixtureRequest, model_dir: Path) -> Iterator[PredictorProcess]:
     runtime = get_runtime(request.param)
-    env = runtime.probability_env
-    with PredictorProcess(
-        runtime, model_dir, python=ensure(runtime), model_name="placement", env=env
-    ) as process:
-        process.wait_ready()
+    with running_predictor(runtime, model_dir, env=runtime.probability_env) as process:
         yield process
 
 

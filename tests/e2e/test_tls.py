@@ -18,7 +18,6 @@ from anyio.from_thread import start_blocking_portal
 from kserve.constants.constants import KSERVE_TLS_CERT_FILE_ENV
 
 from inferenceservice.local.launch import TransformerProcess
-from predictor.environment import ensure
 from predictor.process import PredictorProcess
 from predictor.runtimes import get_runtime
 from tests.support.certificate_authority import DAY, Authority
@@ -26,7 +25,7 @@ from tests.support.connected_transformer import transformer_log
 from tests.support.endpoints import V1_PREDICT
 from tests.support.in_process_transformer import in_process_transformer
 from tests.support.protocol_clients import over_grpc, over_v1
-from tests.support.sync_processes import running_transformer
+from tests.support.sync_processes import running_predictor, running_transformer
 from tests.support.waiting import wait_until
 from training.generator import generate
 from transformer.batching import pool
@@ -105,10 +104,7 @@ def candidates() -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def sklearnserver(trained_bundle: Path) -> Iterator[PredictorProcess]:
     stock = get_runtime("kserve-sklearnserver")
-    with PredictorProcess(
-        stock, trained_bundle, python=ensure(stock), model_name="placement", env=stock.probability_env
-    ) as process:
-        process.wait_ready()
+    with running_predictor(stock, trained_bundle, env=stock.probability_env) as process:
         yield process
 
 

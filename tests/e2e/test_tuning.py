@@ -12,19 +12,17 @@ from pathlib import Path
 import pytest
 
 from storage.bundles import read_bundle
-from tests.support.paths import ROOT
+from tests.support.paths import ENGINES_PYTHON, PLACEMENT, ROOT
 from tests.support.waiting import wait_until_sync
 from training.tuning import BATCH
 
-ENGINES = ROOT / ".runtimes" / "engines" / "bin" / "python"
 SCRIPT = ROOT / "tests" / "support" / "dying_fit.py"
-PLACEMENT = Path(sys.prefix) / "bin" / "placement"
 TIMEOUT_S = 400
 PAGE = (ROOT / "docs" / "tuning.md").read_text()
 #: A search with several batches.
 SEARCH = ("--rows=150", "--estimator=logistic-regression", f"--tune={4 * BATCH}", "--seed=5", "--json")
 
-needs_engines = pytest.mark.skipif(not ENGINES.exists(), reason="Ray and Dask: run `make engines`")
+needs_engines = pytest.mark.skipif(not ENGINES_PYTHON.exists(), reason="Ray and Dask: run `make engines`")
 
 
 def command(*arguments):
@@ -96,9 +94,25 @@ def test_a_killed_search_goes_on_and_gives_the_version_of_one_that_was_not_kille
 @pytest.mark.parametrize("backend", ["dask", "ray"])
 def test_a_killed_worker_of_a_cluster_changes_nothing(backend, tmp_path):
     here = run([sys.executable, SCRIPT, "local", ""])
-    there = run([ENGINES, SCRIPT, backend, tmp_path / "killed"])
+    there = run([ENGINES_PYTHON, SCRIPT, backend, tmp_path / "killed"])
     assert (tmp_path / "killed").exists(), "a worker was killed"
     assert json.loads(there.stdout.splitlines()[-1]) == json.loads(here.stdout)
+
+
+@needs_engines
+@pytest.mark.parametrize("backend", ["dask", "ray"])
+def test_a_call_that_always_ends_its_worker_is_given_up_with_a_reason(backend):
+    code = f"with connect({backend!r}) as run: list(run(os._exit, [(1,)]))"
+    done = subprocess.run(
+        [ENGINES_PYTHON, "-c", f"import os\nfrom training.backends import connect\n{code}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    given_up = f"BackendError: --backend {backend}: the cluster gave up a fit: .*worker.* died .*"
+    assert re.search(f"{given_up}; workers often die because they have too little memory", done.stderr)
 
 
 @needs_engines
@@ -150,7 +164,7 @@ def test_a_local_cluster_that_cannot_start_is_named(tmp_path):
 def refused(backend, *arguments, **env):
     """The error output of a training that cannot use its cluster."""
     done = subprocess.run(
-        [ENGINES, "-m", "placement.cli", "train", "--rows=100", f"--backend={backend}", *arguments],
+        [ENGINES_PYTHON, "-m", "placement.cli", "train", "--rows=100", f"--backend={backend}", *arguments],
         cwd=ROOT,
         env={**os.environ, **env},
         capture_output=True,

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from benchmarks.wide import dataset
-from predictor.environment import ensure
-from predictor.process import PredictorProcess
 from predictor.runtimes import get_runtime
 from tests.support.in_process_transformer import in_process_transformer
 from tests.support.sklearn_reference import SklearnReference
+from tests.support.sync_processes import running_predictor
 from training.train import train
 
 #: MLServer takes seconds to read 13,000 named columns, so one connection is verified, and kept.
@@ -26,10 +25,7 @@ def test_a_stock_server_scores_many_rows_of_a_wide_vocabulary(name, protocol, mo
     made = dataset(120)
     uri = train(made, storage=tmp_path, name="trip", estimator="forest-50").uri
     runtime = get_runtime(name)
-    with PredictorProcess(
-        runtime, Path(uri), python=ensure(runtime), model_name="trip", env=runtime.spec_env
-    ) as process:
-        process.wait_ready()
+    with running_predictor(runtime, Path(uri), "trip", env=runtime.spec_env) as process:
         address = f"127.0.0.1:{process.http_port}"
         rows: list[dict[str, Any]] = [*made.candidates, {"pair": "nowhere", "distance": 3}]
         output = f"--predictor_output={runtime.probability_output}"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from predictor.environment import ensure
 from predictor.process import PredictorProcess
 from predictor.runtimes import get_runtime
+from tests.support import sync_processes
 from tests.support.async_processes import running_predictor
 from tests.support.endpoints import READINESS, V1_PREDICT, V2_INFER
 from tests.support.in_process_transformer import in_process_transformer
@@ -26,10 +26,7 @@ RUNTIME = get_runtime("kserve-mlserver")
 def old(version_pair) -> Iterator[PredictorProcess]:
     """A real MLServer with the old version."""
     pair = version_pair("category_renamed")
-    with PredictorProcess(
-        RUNTIME, pair.old, python=ensure(RUNTIME), model_name="placement", env=RUNTIME.spec_env
-    ) as process:
-        process.wait_ready()
+    with sync_processes.running_predictor(RUNTIME, pair.old, env=RUNTIME.spec_env) as process:
         yield process
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from placement import cli, predict_command
+from tests.support.certificate_authority import self_signed
 from tests.support.connected_transformer import (
     ConnectedTransformer,
     connected_transformer,
@@ -15,7 +16,6 @@ from tests.support.connected_transformer import (
 from tests.support.faulty_predictor import (
     FaultyGrpcPredictor,
 )
-from tests.support.raw_http_server import make_certificate
 from tests.support.validating_client import ValidatingClient
 from training.candidates import SIGNATURE
 
@@ -65,7 +65,7 @@ async def grpc_transformer(
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_certificate(tmp_path_factory.mktemp("tls"), "localhost")
+    return self_signed(tmp_path_factory.mktemp("tls"), "localhost")
 
 
 @pytest.fixture

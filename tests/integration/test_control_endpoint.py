@@ -19,12 +19,9 @@ from inferenceservice.local.control_server import ControlServer
 from inferenceservice.local.local_service import LocalService
 from inferenceservice.rollout_target import TargetError
 from predictor.process import free_ports
+from tests.support.in_memory_target import ignore_progress
 from tests.support.inference_service import SPEC
 from tests.support.waiting import wait_until
-
-
-def ignore_progress(_: str) -> None:
-    """Drop a line of progress."""
 
 
 @contextlib.asynccontextmanager

@@ -36,7 +36,7 @@ from tests.support.request_outcomes import (
     SLOW,
     UNAVAILABLE,
     WRONG,
-    check_calls,
+    check_fault,
     check_recovery,
     check_statuses,
     v1_outcome,
@@ -87,10 +87,7 @@ HTTP_FAULTS = [
 async def test_a_fault_of_the_predictor_gets_its_status_and_leaves_nothing(
     fault, statuses, calls_each, transformer, predictor
 ):
-    predictor.always = fault
-    await check_statuses(transformer, statuses)
-    check_calls(len(predictor.requests), calls_each)
-    await check_recovery(transformer, predictor)
+    await check_fault(transformer, predictor, fault, statuses, calls_each)
 
 
 @pytest.mark.parametrize("transformer", ["v2 by request"], indirect=True)
@@ -107,10 +104,13 @@ async def test_a_fault_of_the_predictor_gets_its_status_and_leaves_nothing(
 async def test_a_fault_gets_the_same_status_with_verification_by_request(
     fault, statuses, calls_each, transformer, predictor
 ):
-    predictor.always = fault
-    await check_statuses(transformer, statuses)
-    check_calls(len(predictor.requests), calls_each)
-    await check_recovery(transformer, predictor)
+    await check_fault(transformer, predictor, fault, statuses, calls_each)
+
+
+async def check_one_by_one(transformer, predictor, content):
+    """Check that an invalid response is refused; each call has the rows of one request."""
+    fault = has_status(200, content)
+    await check_fault(transformer, predictor, fault, INVALID_RESPONSE, 1, together=False)
 
 
 NAN = float("nan")
@@ -132,20 +132,13 @@ ROWS = [
 
 @pytest.mark.parametrize("rows", ROWS)
 async def test_only_valid_probabilities_for_each_candidate_are_accepted(rows, transformer, predictor):
-    predictor.always = has_status(200, predictions(transformer.hop, rows))
-    # One by one, so that each call has the rows of one request.
-    await check_statuses(transformer, INVALID_RESPONSE, together=False)
-    check_calls(len(predictor.requests), 1)
-    await check_recovery(transformer, predictor)
+    await check_one_by_one(transformer, predictor, predictions(transformer.hop, rows))
 
 
 @pytest.mark.parametrize("transformer", ["v1"], indirect=True)
 @pytest.mark.parametrize("labels", [[0, 1], ["Placed", "Not Placed"], [True, False]])
 async def test_class_labels_from_a_v1_predictor_are_refused(labels, transformer, predictor):
-    predictor.always = has_status(200, {"predictions": labels})
-    # One by one, so that each call has the rows of one request.
-    await check_statuses(transformer, INVALID_RESPONSE, together=False)
-    check_calls(len(predictor.requests), 1)
+    await check_one_by_one(transformer, predictor, {"predictions": labels})
 
 
 TENSOR = {"name": "predict_proba", "datatype": "FP64", "shape": [2, 2], "data": [*GOOD, *GOOD]}
@@ -164,10 +157,7 @@ OUTPUTS = [
 @pytest.mark.parametrize("transformer", ["v2"], indirect=True)
 @pytest.mark.parametrize("outputs", OUTPUTS)
 async def test_a_v2_response_without_the_requested_output_is_refused(outputs, transformer, predictor):
-    predictor.always = has_status(200, {"model_name": "placement", "outputs": outputs})
-    # One by one, so that each call has the rows of one request.
-    await check_statuses(transformer, INVALID_RESPONSE, together=False)
-    check_calls(len(predictor.requests), 1)
+    await check_one_by_one(transformer, predictor, {"model_name": "placement", "outputs": outputs})
 
 
 HOPS = ["v1", "v2", "v2 by request", "grpc-v2"]

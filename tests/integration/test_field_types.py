@@ -19,7 +19,7 @@ from tests.support.in_process_transformer import InProcessTransformer, in_proces
 from tests.support.prometheus_samples import sum_of
 from tests.support.sklearn_reference import SklearnReference, vectorizer_of
 from training.candidates import Task
-from training.data import read_csv
+from training.data import read_dataset
 from training.train import train
 from transformer.bundle.format import MODEL_FILE, load_bundle
 
@@ -80,7 +80,7 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
         numbers = f"{random.uniform(0, 9):.2f},{random.integers(1, 10)}"
         lines.append(f"{numbers},{('', 'yes')[garden]},{area},{agent},{tags},{sold}")
     (directory / "homes.csv").write_text("\n".join(lines))
-    dataset = read_csv(directory / "homes.csv", Task.read(directory / "task.json"))
+    dataset = read_dataset(directory / "homes.csv", Task.read(directory / "task.json"))
     assert dataset.candidates[0]["tags"] == ("lift", "pool")
     assert dataset.candidates[1]["tags"] == ("view", "view")
     assert dataset.candidates[2]["tags"] == ()

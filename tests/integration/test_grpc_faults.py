@@ -23,9 +23,8 @@ from tests.support.request_outcomes import (
     REFUSED,
     SLOW,
     WRONG,
-    check_calls,
+    check_fault,
     check_recovery,
-    check_statuses,
     v1_outcome,
 )
 from training.candidates import SAMPLE
@@ -100,10 +99,7 @@ GRPC_FAULTS = [
 async def test_a_fault_of_a_grpc_predictor_gets_its_status_and_leaves_nothing(
     fault, statuses, calls_each, grpc_transformer, grpc_predictor
 ):
-    grpc_predictor.always = fault
-    await check_statuses(grpc_transformer, statuses)
-    check_calls(len(grpc_predictor.metadata), calls_each)
-    await check_recovery(grpc_transformer, grpc_predictor)
+    await check_fault(grpc_transformer, grpc_predictor, fault, statuses, calls_each)
 
 
 async def test_a_dropped_grpc_call_is_sent_once_more(grpc_transformer, grpc_predictor):

@@ -5,6 +5,7 @@ import ssl
 
 import pytest
 
+from tests.support.certificate_authority import self_signed, server_side
 from tests.support.raw_http_server import (
     ANSWER_V2,
     HELLO,
@@ -12,11 +13,9 @@ from tests.support.raw_http_server import (
     call,
     connection_to,
     get,
-    make_certificate,
     raw_http_server,
     rest_client,
     sends,
-    server_side,
 )
 from tests.support.waiting import wait_until
 from transformer.errors import PredictorUnavailable
@@ -112,7 +111,7 @@ async def test_a_server_that_hangs_up_over_tls_has_closed_the_connection(certifi
 
 @pytest.mark.parametrize("trusted", ["its authority", "another authority"])
 async def test_a_certificate_of_another_host_is_refused(trusted, certificate, tmp_path, monkeypatch):
-    others = make_certificate(tmp_path, "elsewhere")
+    others = self_signed(tmp_path, "elsewhere")
     shown, known = (others, others) if trusted == "its authority" else (certificate, others)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(known))
     async with raw_http_server(ANSWER_V2, tls=server_side(shown)) as server:

@@ -196,15 +196,12 @@ async def test_an_unknown_model_is_not_serving_and_has_no_metadata(stack, pair, 
     assert raised.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_a_request_for_a_version_that_has_gone_waits_for_it_until_its_deadline(stack, pair, references):
+async def waiting_for_v1(
+    stack: AsyncExitStack, pair: VersionPair, references: dict[str, SklearnReference], *arguments: str
+) -> tuple[FakeMLServer, asyncio.Task[httpx.Response]]:
+    """Send a request for v1, which v2 replaces before it is scored; return the predictor and the request."""
     predictor = await predictor_of(stack, references["v1"])
-    transformer = await in_front_of(
-        stack,
-        pair,
-        predictor.address,
-        "--predictor_connections=1",
-        "--predictor_request_timeout_seconds=2",
-    )
+    transformer = await in_front_of(stack, pair, predictor.address, "--predictor_connections=1", *arguments)
     predictor.may_answer.clear()
     busy = asyncio.create_task(transformer.http.post(V1_PREDICT, json={"instances": pair.candidates[:1]}))
     await wait_until(lambda: predictor.plain_calls)
@@ -213,22 +210,18 @@ async def test_a_request_for_a_version_that_has_gone_waits_for_it_until_its_dead
     predictor.swap(references["v2"])
     predictor.may_answer.set()
     assert (await busy).headers["x-model-version"] == "v2"
+    return predictor, pinned
+
+
+async def test_a_request_for_a_version_that_has_gone_waits_for_it_until_its_deadline(stack, pair, references):
+    _, pinned = await waiting_for_v1(stack, pair, references, "--predictor_request_timeout_seconds=2")
     response = await pinned
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     assert response.json() == {"error": "no predictor of version v1 answered in time"}
 
 
 async def test_a_request_for_a_version_that_returns_is_answered_by_it(stack, pair, references):
-    predictor = await predictor_of(stack, references["v1"])
-    transformer = await in_front_of(stack, pair, predictor.address, "--predictor_connections=1")
-    predictor.may_answer.clear()
-    busy = asyncio.create_task(transformer.http.post(V1_PREDICT, json={"instances": pair.candidates[:1]}))
-    await wait_until(lambda: predictor.plain_calls)
-    pinned = asyncio.create_task(transformer.http.post(f"{MODEL}/versions/v1/infer", json=body(pair, 0)))
-    await asyncio.sleep(0.05)
-    predictor.swap(references["v2"])
-    predictor.may_answer.set()
-    assert (await busy).headers["x-model-version"] == "v2"
+    predictor, pinned = await waiting_for_v1(stack, pair, references)
     assert not pinned.done()
     predictor.swap(references["v1"])
     response = await pinned

@@ -10,6 +10,7 @@ from aiohttp import ClientSession, web
 from tests.support.endpoints import SERVER_READY, V1_PREDICT
 from tests.support.fake_mlserver import FakeMLServer
 from tests.support.in_process_transformer import in_process_transformer
+from tests.support.web_server import catch_all, passed_on, running_application
 from training.candidates import SAMPLE
 from transformer.batching import connection_worker, pool
 
@@ -42,27 +43,17 @@ class ScalesToZero:
         if not self.has_pod.is_set() and self.refuses:
             return web.json_response({"error": "no pod"}, status=503)
         await self.has_pod.wait()
-        headers = {"content-type": request.headers.get("content-type", "application/json")}
         async with ClientSession() as session:
-            url = f"http://{self._predictor}{request.path_qs}"
-            body = await request.read()
-            async with session.request(request.method, url, data=body, headers=headers) as answer:
-                content = await answer.read()
-                return web.Response(body=content, status=answer.status, content_type=answer.content_type)
+            return await passed_on(session, request, f"http://{self._predictor}{request.path_qs}")
 
     @contextlib.asynccontextmanager
     async def running(self):
-        application = web.Application()
-        application.router.add_route("*", "/{path:.*}", self._pass)
-        runner = web.AppRunner(application, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        self.address = "{}:{}".format(*runner.addresses[0][:2])
-        try:
-            yield self
-        finally:
-            self.has_pod.set()
-            await runner.cleanup()
+        async with running_application(catch_all(self._pass)) as port:
+            self.address = f"127.0.0.1:{port}"
+            try:
+                yield self
+            finally:
+                self.has_pod.set()
 
 
 @pytest.fixture

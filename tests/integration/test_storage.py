@@ -13,20 +13,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from storage import s3_directory
-from storage.bundles import (
-    StorageError,
-    VersionExistsError,
-    check_free,
-    fetch,
-    local_path,
-    next_version,
-    publish,
-    read_bundle,
-    serving_uri,
-    version_uri,
-    versions,
-    write_beside,
-)
+from storage.bundles import check_free, fetch, next_version, publish, read_bundle, versions, write_beside
+from storage.errors import StorageError, VersionExistsError
+from storage.uris import local_path, serving_uri, version_uri
 from tests.support.bundle_copies import MODEL, bundle_copy
 from transformer.bundle.format import BUNDLE_FILE, MODEL_FILE, Bundle, load_bundle
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from storage import directories
-from storage.bundles import VersionExistsError, publish
+from storage.bundles import publish
+from storage.errors import VersionExistsError
 from tests.support.bundle_copies import MODEL, bundle_copy
 from transformer.bundle.format import MODEL_FILE, Bundle, load_bundle
 

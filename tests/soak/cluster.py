@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Self
 
 from tests.soak.rollouts import Outcome, Situation, answers_of, some_more
-from tests.support.load import NO_ANSWER, TRY_AGAIN, Tally, under_load
+from tests.support.async_clients import NO_ANSWER, TRY_AGAIN
+from tests.support.load import Tally, under_load
 from tests.support.paths import MANIFEST, PLACEMENT
 from tests.support.placement_command import CommandResult
 from tests.support.real_cluster import ClusterNamespace

@@ -23,10 +23,11 @@ from inferenceservice.local.launch import TransformerProcess
 from predictor.process import PredictorProcess
 from tests.support import faulty_proxy as proxy
 from tests.support.answer_checker import AnswerChecker
+from tests.support.async_clients import TRY_AGAIN
 from tests.support.async_processes import addresses
 from tests.support.endpoints import V1_PREDICT, V2_INFER
 from tests.support.faulty_proxy import FaultyProxy, Spoil
-from tests.support.load import TRY_AGAIN, Tally, at_once, checker_for
+from tests.support.load import Tally, at_once, checker_for
 from tests.support.request_bodies import grpc_objects, objects_tensor
 from tests.support.sklearn_reference import SklearnReference
 from tests.support.version_pairs import VersionPair

@@ -21,9 +21,10 @@ from inferenceservice.local.launch import TransformerProcess
 from predictor.process import PredictorProcess, free_ports
 from tests.soak.faults import CLIENTS, DEADLINE_S, FAULTS, GIVE_UP_S, WAITING, Fault, Scene
 from tests.soak.rollouts import Outcome, some_more
+from tests.support.async_clients import NO_ANSWER, status_of
 from tests.support.async_processes import addresses, running_predictor, running_transformer
 from tests.support.faulty_proxy import FaultyProxy
-from tests.support.load import NO_ANSWER, Tally, status_of, under_load
+from tests.support.load import Tally, under_load
 from tests.support.prometheus_samples import read_samples, sum_of
 from tests.support.version_pairs import VersionPair
 from tests.support.waiting import wait_until

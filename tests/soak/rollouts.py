@@ -18,19 +18,20 @@ from inferenceservice.local.launch import TransformerProcess
 from inferenceservice.rollout import rollback, rollout
 from predictor.process import PredictorProcess, free_ports
 from tests.support.answer_checker import TOLERANCE
+from tests.support.async_clients import TRY_AGAIN
 from tests.support.async_processes import (
     KNATIVE_ENV,
     SKLEARNSERVER,
     addresses,
     documented_transformer,
-    ignore_progress,
     running_predictor,
     running_service,
     running_transformer,
 )
 from tests.support.endpoints import V1_PREDICT
+from tests.support.in_memory_target import ignore_progress
 from tests.support.inference_service import with_arguments
-from tests.support.load import TRY_AGAIN, Tally, under_load
+from tests.support.load import Tally, under_load
 from tests.support.load_balancers import (
     PRE_STOP_S,
     backend,

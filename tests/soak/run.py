@@ -24,7 +24,8 @@ from pathlib import Path
 from tests.soak import cluster, rollouts
 from tests.soak.outages import Record, Survived, outages
 from tests.soak.rollouts import Situation, control_experiment, make_sense
-from tests.support.load import TRY_AGAIN, Tally
+from tests.support.async_clients import TRY_AGAIN
+from tests.support.load import Tally
 from tests.support.real_cluster import NoClusterError, cluster_namespace
 from tests.support.version_pairs import PAIRS, VersionPair, make_pair
 

@@ -7,7 +7,8 @@ import pytest
 
 from tests.soak.faults import Fault
 from tests.soak.outages import Record, unexpected
-from tests.support.load import NO_ANSWER, TRY_AGAIN, Tally
+from tests.support.async_clients import NO_ANSWER, TRY_AGAIN
+from tests.support.load import Tally
 
 
 @pytest.mark.parametrize("status", ["500", "502", "503", "504", f"{NO_ANSWER} TimeoutError"])

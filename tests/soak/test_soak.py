@@ -9,7 +9,8 @@ import pytest
 from tests.soak import run
 from tests.soak.outages import Record, Survived
 from tests.soak.rollouts import Outcome, Situation
-from tests.support.load import TRY_AGAIN, Tally
+from tests.support.async_clients import TRY_AGAIN
+from tests.support.load import Tally
 from tests.support.version_pairs import VersionPair
 
 PAIR = VersionPair("category_renamed", Path("v1"), Path("v2"), [], [])

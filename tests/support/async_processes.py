@@ -17,7 +17,9 @@ from predictor.child import ChildProcess
 from predictor.environment import ensure
 from predictor.process import PredictorProcess, free_ports
 from predictor.runtimes import get_runtime
+from tests.support.in_memory_target import ignore_progress
 from tests.support.inference_service import with_arguments
+from tests.support.sync_processes import wait_while_running
 from tests.support.version_pairs import VersionPair
 from tests.support.waiting import wait_until
 
@@ -27,10 +29,6 @@ SKLEARNSERVER = "kserve-sklearnserver"
 KNATIVE_ENV = {"MLSERVER_PARALLEL_WORKERS": "1"}
 #: Renews connections more often than the default, so that they leave a replaced predictor sooner.
 RENEW_SOON = "--predictor_connection_age=1"
-
-
-def ignore_progress(_: str) -> None:
-    """Drop a line of progress."""
 
 
 @contextlib.asynccontextmanager
@@ -77,7 +75,7 @@ async def running_predictor(
         )
     )
     try:
-        await asyncio.to_thread(process.wait_ready)
+        await asyncio.to_thread(wait_while_running, process, process.ready)
         yield process
     finally:
         await asyncio.to_thread(process.stop)

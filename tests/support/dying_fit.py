@@ -17,7 +17,7 @@ from training.backends import connect
 from training.candidates import PLACEMENT
 from training.cross_validation import CrossValidation
 from training.encoding import encode, fit_vectorizer
-from training.estimators import ESTIMATORS, Estimator
+from training.estimators import ESTIMATORS, NamedEstimator
 from training.generator import generate
 from training.tuning import Tuning, tune
 from transformer.bundle.target import Scores
@@ -31,7 +31,7 @@ class DyingValidation(CrossValidation):
 
     marker: str = ""
 
-    def _fold_scores(self, estimator: Estimator, number: int) -> Scores:
+    def _fold_scores(self, estimator: NamedEstimator, number: int) -> Scores:
         scores = super()._fold_scores(estimator, number)
         if self.marker and number == 3 and _created(self.marker):
             os.kill(os.getpid(), signal.SIGKILL)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.support.explained_model import scored
 from tests.support.sklearn_reference import SklearnReference
 from transformer.bundle.candidates import Rows
 from transformer.bundle.explanation import Contributions
@@ -44,17 +45,11 @@ class ExpectedExplanation:
     def contributions(self, candidate: Mapping[str, Any]) -> Contributions:
         """Return the contributions of one candidate's fields."""
         (row,) = self._known.encode(Rows([dict(candidate)], "instances"))
-        scoring = contributions(self._game, row, self._max_rows)
-        try:
-            rows = next(scoring)
-            while True:
-                scores = self._reference.predict_proba(rows)
-                rows = scoring.send(
-                    np.ascontiguousarray(scores[:, self._reference.bundle.target.positive_column])
-                )
-        except StopIteration as end:
-            found: Contributions = end.value
-            return found
+        column = self._reference.bundle.target.positive_column
+        return scored(
+            contributions(self._game, row, self._max_rows),
+            lambda rows: np.ascontiguousarray(self._reference.predict_proba(rows)[:, column]),
+        )
 
     def differences(self, candidate: Mapping[str, Any], explained: Mapping[str, Any]) -> Sequence[float]:
         """Return by how much an explanation over V1 differs: baseline, contributions, and probability."""

@@ -106,11 +106,20 @@ class ExplainedModel:
 
     def run(self, scoring: Scoring[_Result]) -> _Result:
         """Give a computation the scores that it asks for, and return its result."""
-        try:
-            rows = next(scoring)
-            while True:
-                self.scored += len(rows)
-                rows = scoring.send(np.array([self._model(self.decode(row)) for row in rows]))
-        except StopIteration as end:
-            result: _Result = end.value
-            return result
+
+        def score(rows: Scores) -> Scores:
+            self.scored += len(rows)
+            return np.array([self._model(self.decode(row)) for row in rows])
+
+        return scored(scoring, score)
+
+
+def scored(scoring: Scoring[_Result], score: Callable[[Scores], Scores]) -> _Result:
+    """Give a computation the scores of the rows that it asks for, and return its result."""
+    try:
+        rows = next(scoring)
+        while True:
+            rows = scoring.send(score(rows))
+    except StopIteration as end:
+        result: _Result = end.value
+        return result

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from tests.support.endpoints import SERVER_LIVE
 from tests.support.sklearn_reference import SklearnReference
+from tests.support.web_server import MAX_BODY_BYTES, running_application
 
 #: Datatype of an output by numpy's kind.
 _DATATYPES = {"f": "FP64", "i": "INT64", "b": "BOOL", "U": "BYTES"}
@@ -60,17 +61,12 @@ class FakeMLServer:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["FakeMLServer"]:
         """Listen on a free port."""
-        application = web.Application(client_max_size=2**26)
+        application = web.Application(client_max_size=MAX_BODY_BYTES)
         application.router.add_get(SERVER_LIVE, self._live)
         application.router.add_post("/v2/models/{name}/infer", self._infer)
-        runner = web.AppRunner(application, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        self.address = "{}:{}".format(*runner.addresses[0][:2])
-        try:
+        async with running_application(application) as port:
+            self.address = f"127.0.0.1:{port}"
             yield self
-        finally:
-            await runner.cleanup()
 
     def _count(self, request: web.Request) -> None:
         assert request.transport is not None

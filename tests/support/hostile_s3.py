@@ -54,11 +54,14 @@ def hostile_s3(behaviour: Behaviour) -> Iterator[HostileS3]:
                     behaviour(Exchange(head, self.connection, stopped))
 
         def _read_head(self) -> str:
-            lines = iter(self.rfile.readline, b"\r\n")
-            return b"".join(line for line in lines if line or self._end()).decode().lower()
-
-        def _end(self) -> bool:
-            raise ConnectionResetError
+            """Return a request's head, or an empty text if the client has disconnected."""
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                line = self.rfile.readline()
+                if not line:
+                    return ""
+                head += line
+            return head.decode().lower()
 
     class Server(socketserver.ThreadingTCPServer):
         daemon_threads = True

@@ -6,9 +6,7 @@ from typing import Any
 import joblib
 import numpy as np
 from sklearn.feature_extraction import DictVectorizer
-from sklearn.linear_model import (
-    LogisticRegression,
-)
+from sklearn.linear_model import LogisticRegression
 
 from training.imports.importing import ImportedModel
 from transformer.bundle.encoder import Encoder

@@ -11,6 +11,7 @@ from inferenceservice.local.forwarder import Backend, Forwarder
 from inferenceservice.local.launch import TransformerProcess
 from predictor.process import PredictorProcess
 from tests.support.waiting import wait_until
+from tests.support.web_server import catch_all, passed_on, running_application
 
 #: Seconds in which connections must leave a pod before it is stopped, as in the spec.
 PRE_STOP_S = 10
@@ -54,24 +55,11 @@ async def balanced_by_request(backends: Sequence[str]) -> AsyncIterator[int]:
     async with aiohttp.ClientSession() as session:
 
         async def handle(request: web.Request) -> web.Response:
-            url = f"http://{random.choice(backends)}{request.path_qs}"
-            body = await request.read()
-            headers = {"content-type": request.content_type}
             try:
-                async with session.request(request.method, url, data=body, headers=headers) as response:
-                    return web.Response(
-                        status=response.status, body=await response.read(), content_type=response.content_type
-                    )
+                return await passed_on(session, request, f"http://{random.choice(backends)}{request.path_qs}")
             except aiohttp.ClientError as error:
                 # As a mesh does. uvicorn closes a connection after the 500 of an application that failed.
                 return web.Response(status=503, text=str(error))
 
-        application = web.Application(client_max_size=2**26)
-        application.router.add_route("*", "/{path:.*}", handle)
-        runner = web.AppRunner(application, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        try:
-            yield runner.addresses[0][1]
-        finally:
-            await runner.cleanup()
+        async with running_application(catch_all(handle)) as port:
+            yield port

@@ -7,5 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 #: The InferenceService as it is deployed.
 MANIFEST = ROOT / "inferenceservice" / "placement.yaml"
+#: The Python of Ray, Spark and Dask, which `make engines` installs.
+ENGINES_PYTHON = ROOT / ".runtimes" / "engines" / "bin" / "python"
 #: The command `placement`.
 PLACEMENT = Path(sys.executable).with_name("placement")

@@ -2,17 +2,11 @@
 
 import asyncio
 import contextlib
-import datetime
-import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from transformer.bundle.target import BINARY
 from transformer.upstream.client import PredictorAddress, RestClient, connect
@@ -73,11 +67,11 @@ class RawHttpServer:
 
 @contextlib.asynccontextmanager
 async def raw_http_server(
-    turn: Action | bytes, *, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+    turn: Action | bytes, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[RawHttpServer]:
     """Run a server with one action, or with the same bytes, for each request."""
     server = RawHttpServer(sends(turn) if isinstance(turn, bytes) else turn)
-    listening = await asyncio.start_server(server.handle, host, port, ssl=tls)
+    listening = await asyncio.start_server(server.handle, host, 0, ssl=tls)
     server.port = listening.sockets[0].getsockname()[1]
     try:
         yield server
@@ -120,45 +114,6 @@ async def connection_to(server: RawHttpServer, *how: Any) -> AsyncIterator[HttpC
 async def get(connection: HttpConnection) -> tuple[int, bytes]:
     async with asyncio.timeout(10):
         return await connection.request("GET", "/", {})
-
-
-def make_certificate(directory: Path, *names: str) -> Path:
-    """Create a self-signed certificate for names and loopback, in one file with its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
-    now = datetime.datetime.now(datetime.UTC)
-    alternatives = [
-        *(x509.DNSName(name) for name in names),
-        *([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))] if "localhost" in names else []),
-    ]
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    path = directory / f"{names[0]}.pem"
-    path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        + certificate.public_bytes(serialization.Encoding.PEM)
-    )
-    return path
-
-
-def server_side(certificate: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    return context
 
 
 SCORES_V2 = [[0.25, 0.75]]

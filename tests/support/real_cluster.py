@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -265,5 +265,5 @@ def _names(pods: Iterable[Json]) -> set[str]:
 
 
 def _of_the_service(component: str | None = None) -> str:
-    labels: Sequence[str] = ("serving.kserve.io/inferenceservice=placement",)
-    return ",".join([*labels, f"component={component}"] if component else labels)
+    service = "serving.kserve.io/inferenceservice=placement"
+    return f"{service},component={component}" if component else service

@@ -13,10 +13,7 @@ from tests.support.connected_transformer import (
     usable_connections,
 )
 from tests.support.endpoints import V1_PREDICT, V2_INFER
-from tests.support.faulty_predictor import (
-    FaultyHttpPredictor,
-    FaultyPredictor,
-)
+from tests.support.faulty_predictor import Fault, FaultyHttpPredictor, FaultyPredictor
 from tests.support.in_process_transformer import InProcessTransformer
 from tests.support.request_bodies import grpc_objects, v2_objects
 from tests.support.waiting import wait_until
@@ -55,11 +52,9 @@ async def grpc_outcome(service: InProcessTransformer, candidate: dict[str, Any])
     return code.name, details, ("retry-after", "1") in tuple(await call.trailing_metadata() or ())
 
 
-async def outcomes(
-    service: InProcessTransformer, candidate: dict[str, Any] = SAMPLE, *, together: bool = True
-) -> list[Outcome]:
+async def outcomes(service: InProcessTransformer, *, together: bool = True) -> list[Outcome]:
     """Send the same request over V1, V2 and gRPC, at once or one by one."""
-    pending = [ask(service, candidate) for ask in (v1_outcome, v2_outcome, grpc_outcome)]
+    pending = [ask(service, SAMPLE) for ask in (v1_outcome, v2_outcome, grpc_outcome)]
     if together:
         return await asyncio.gather(*pending)
     return [await one for one in pending]
@@ -94,9 +89,24 @@ async def check_statuses(
         assert len({str(message) for _, message, _ in ended}) == 1, "each protocol tells the same"
 
 
-def check_calls(calls: int, calls_each: int | None) -> None:
-    """Check the number of calls for three requests, which may share calls first and are then sent alone."""
+async def check_fault(
+    transformer: ConnectedTransformer,
+    predictor: FaultyPredictor,
+    fault: Fault,
+    statuses: list[tuple[str, bool]],
+    calls_each: int | None,
+    *,
+    together: bool = True,
+) -> None:
+    """Check the statuses of three requests while all calls have a fault, their calls, and the recovery.
+
+    Requests that are sent together may share calls first, and are then sent alone.
+    """
+    predictor.always = fault
+    await check_statuses(transformer, statuses, together=together)
+    calls = len(predictor.carried)
     assert calls_each <= calls <= 3 * calls_each + 1 if calls_each else calls > 3
+    await check_recovery(transformer, predictor)
 
 
 async def check_recovery(transformer: ConnectedTransformer, predictor: FaultyPredictor) -> None:

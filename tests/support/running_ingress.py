@@ -13,6 +13,7 @@ from aiohttp.test_utils import TestServer
 from inferenceservice.local.forwarder import Backend
 from inferenceservice.local.ingress import Ingress
 from predictor.process import free_ports
+from tests.support.web_server import Handler, catch_all
 
 SERVICE = "placement-default.example.com"
 PREDICTOR = "placement-predictor-default.example.com"
@@ -21,7 +22,6 @@ INGRESS_TIMEOUT_S = 20
 UNREACHABLE = "127.0.0.1:1"
 
 T = TypeVar("T")
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Conversation = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -59,9 +59,7 @@ class RunningIngress:
 @contextlib.asynccontextmanager
 async def backend(handler: Handler) -> AsyncIterator[str]:
     """Run a web server with one handler for all requests."""
-    application = web.Application(client_max_size=2**30)
-    application.router.add_route("*", "/{path:.*}", handler)
-    async with TestServer(application) as server:
+    async with TestServer(catch_all(handler)) as server:
         yield f"127.0.0.1:{server.port}"
 
 

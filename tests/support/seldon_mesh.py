@@ -9,6 +9,7 @@ import aiohttp
 from aiohttp import web
 
 from predictor.process import PredictorProcess
+from tests.support.web_server import catch_all, passed_on, running_application
 
 
 @dataclass
@@ -50,25 +51,9 @@ async def seldon_mesh(model: str) -> AsyncIterator[SeldonMesh]:
             name, server = random.choice(list(mesh.versions.items()))
             mesh.routed[name] = mesh.routed.get(name, 0) + 1
             path = request.path.replace(f"/models/{mesh.model}/", f"/models/{name}/")
-            async with session.request(
-                request.method,
-                f"http://127.0.0.1:{server.http_port}{path}",
-                data=await request.read(),
-                headers={"content-type": request.content_type},
-            ) as response:
-                return web.Response(
-                    status=response.status,
-                    body=await response.read(),
-                    headers={"content-type": response.content_type, "x-seldon-route": f":{name}:"},
-                )
+            response = await passed_on(session, request, f"http://127.0.0.1:{server.http_port}{path}")
+            response.headers["x-seldon-route"] = f":{name}:"
+            return response
 
-        application = web.Application(client_max_size=2**26)
-        application.router.add_route("*", "/{path:.*}", handle)
-        runner = web.AppRunner(application, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        mesh.port = runner.addresses[0][1]
-        try:
+        async with running_application(catch_all(handle)) as mesh.port:
             yield mesh
-        finally:
-            await runner.cleanup()

@@ -1,50 +1,30 @@
 """Real processes for tests whose clients block."""
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import grpc
 import psutil
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import start_blocking_portal
 
-from inferenceservice.local import local_service
 from inferenceservice.local.launch import TransformerProcess
+from inferenceservice.local.local_service import LocalService, run_local_service
 from inferenceservice.spec import InferenceService
-from predictor.process import free_ports
+from predictor.environment import ensure
+from predictor.process import PredictorProcess, free_ports
+from predictor.runtimes import Runtime
 from tests.support.inference_service import SPEC, with_arguments
 from tests.support.waiting import wait_until_sync
 
 
-@dataclasses.dataclass(frozen=True)
-class RunningService:
-    """A local service whose event loop runs in another thread.
-
-    Attributes
-    ----------
-    portal
-        Calls the service's coroutines from any thread.
-    """
-
-    local: local_service.LocalService
-    portal: BlockingPortal
-
-    @property
-    def url(self) -> str:
-        return self.local.url
-
-    @property
-    def grpc_address(self) -> str:
-        return self.local.grpc_address
-
-
 @contextlib.contextmanager
-def running_service(inference_service: InferenceService, model: Path, logs: Path) -> Iterator[RunningService]:
-    """Run an InferenceService with a trained bundle."""
+def running_service(inference_service: InferenceService, model: Path, logs: Path) -> Iterator[LocalService]:
+    """Run an InferenceService with a trained bundle, in another thread's event loop."""
     port, grpc_port = free_ports(2)
-    running = local_service.run_local_service(
+    running = run_local_service(
         inference_service,
         model=str(model),
         port=port,
@@ -53,7 +33,19 @@ def running_service(inference_service: InferenceService, model: Path, logs: Path
         progress=lambda _: None,
     )
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(running) as (served, _):
-        yield RunningService(served, portal)
+        yield served
+
+
+@contextlib.contextmanager
+def running_predictor(
+    runtime: Runtime, version: Path, model_name: str = "placement", **options: Any
+) -> Iterator[PredictorProcess]:
+    """Run a stock model server with a version, and with further options of `PredictorProcess`."""
+    with PredictorProcess(
+        runtime, version, python=ensure(runtime), model_name=model_name, **options
+    ) as process:
+        wait_while_running(process, process.ready)
+        yield process
 
 
 @contextlib.contextmanager
@@ -68,18 +60,23 @@ def running_transformer(
     """Start a transformer in front of a predictor's two ports; it answers over REST and gRPC."""
     service = with_arguments(*arguments, transformer_env={**SPEC.transformer_env, **env})
     process = TransformerProcess(service, bundle, ports, log)
-
-    def is_ready() -> bool:
-        assert process.poll() is None, "\n".join(process.tail())
-        return ready(process)
-
     try:
-        wait_until_sync(is_ready)
+        wait_while_running(process, lambda: ready(process))
         with grpc.insecure_channel(f"127.0.0.1:{process.grpc_port}") as channel:
             grpc.channel_ready_future(channel).result(timeout=30)
         yield process
     finally:
         process.stop()
+
+
+def wait_while_running(process: PredictorProcess | TransformerProcess, condition: Callable[[], bool]) -> None:
+    """Wait until a condition is true; fail if the process ends before."""
+
+    def is_true() -> bool:
+        assert process.poll() is None, "\n".join(process.tail())
+        return condition()
+
+    wait_until_sync(is_true)
 
 
 def process_families(*pids: int) -> list[psutil.Process]:

@@ -61,10 +61,7 @@ class VersionPair:
     @cached_property
     def references(self) -> dict[str, SklearnReference]:
         """Return scikit-learn's reference of each version by its name."""
-        return {
-            sklearn_reference.bundle.version: sklearn_reference
-            for sklearn_reference in (SklearnReference(self.old), SklearnReference(self.new))
-        }
+        return {one.bundle.version: one for one in map(SklearnReference, (self.old, self.new))}
 
     @property
     def same_encoding(self) -> bool:
@@ -76,9 +73,7 @@ class VersionPair:
     def unknown_models(self) -> list[Path]:
         """Train two models with the new version's encoding that no bundle knows."""
         return [
-            _train(data, self.new.parent, version=f"unknown-{seed}")
-            for seed in UNKNOWN
-            for data in [PAIRS[self.name](seed)]
+            _train(PAIRS[self.name](seed), self.new.parent, version=f"unknown-{seed}") for seed in UNKNOWN
         ]
 
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from training.backends import BackendError, _OnWorker, connect
+from training.backends import BackendError, _on_worker, connect
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,5 @@ def test_an_address_needs_a_backend():
 
 
 def test_workers_with_other_libraries_are_refused():
-    call = _OnWorker(len, {"numpy": "1.0"})
     with pytest.raises(BackendError, match=r"a worker has .*'sklearn': .*, expected .*1\.0"):
-        call([])
+        _on_worker(len, {"numpy": "1.0"}, ([],))

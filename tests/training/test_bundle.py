@@ -12,7 +12,7 @@ import s3fs
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import FixedThresholdClassifier
 
-from storage.bundles import StorageError, VersionExistsError
+from storage.errors import StorageError, VersionExistsError
 from training.bundling import HISTOGRAM_BINS, _edges
 from training.candidates import PLACEMENT, SIGNATURE, Candidate, Task
 from training.data import DataError, Dataset

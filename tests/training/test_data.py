@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.candidates import PLACEMENT, SAMPLE, SIGNATURE, Task, TaskError
-from training.data import DataError, read_candidates, read_csv
+from training.data import DataError, read_dataset
 from transformer.bundle.signature import Category, Number, Signature
 
 ROW = {**SAMPLE, "status": "Placed"}
@@ -35,7 +35,7 @@ def write(path: Path, *rows: dict, columns: list[str] | None = None) -> Path:
 
 def test_columns_may_come_in_any_order(tmp_path):
     path = write(tmp_path / "a.csv", ROW, columns=sorted(ROW, reverse=True))
-    dataset = read_csv(path, PLACEMENT)
+    dataset = read_dataset(path, PLACEMENT)
     assert (dataset.candidates, dataset.labels) == ([SAMPLE], ["Placed"])
     assert list(dataset.candidates[0]) == list(SIGNATURE.names)
     assert (dataset.source, dataset.generated) == ("a.csv", False)
@@ -43,16 +43,9 @@ def test_columns_may_come_in_any_order(tmp_path):
 
 def test_an_unknown_column_is_ignored_and_reported(tmp_path):
     path = write(tmp_path / "a.csv", {"sl_no": "1", **ROW, "salary": "200000"})
-    dataset = read_csv(path, PLACEMENT)
+    dataset = read_dataset(path, PLACEMENT)
     assert dataset.candidates == [SAMPLE]
     assert dataset.ignored == ("sl_no", "salary")
-
-
-def test_candidates_without_label_are_read_by_the_same_rules(tmp_path):
-    assert read_candidates(write(tmp_path / "a.csv", SAMPLE), SIGNATURE) == [SAMPLE]
-    assert read_candidates(write(tmp_path / "b.csv", ROW), SIGNATURE) == [SAMPLE]
-    with pytest.raises(DataError, match=r"columns 'ssc_p', .*, 'workex' are missing, found: gender$"):
-        read_candidates(write(tmp_path / "c.csv", {"gender": "M"}), SIGNATURE)
 
 
 @pytest.mark.parametrize(
@@ -73,14 +66,14 @@ def test_candidates_without_label_are_read_by_the_same_rules(tmp_path):
 def test_a_wrong_value_is_named_with_row_line_and_column(tmp_path, field, value, message):
     path = write(tmp_path / "a.csv", ROW, {**ROW, field: value})
     with pytest.raises(DataError) as error:
-        read_csv(path, PLACEMENT)
+        read_dataset(path, PLACEMENT)
     assert str(error.value) == f"{path}: row 2 (line 3), column {field!r}: {message}"
 
 
 def test_twenty_problems_are_listed_and_the_rest_is_counted(tmp_path):
     path = write(tmp_path / "a.csv", *[{**ROW, "mba_p": "?", "gender": "?"}] * 15)
     with pytest.raises(DataError) as error:
-        read_csv(path, PLACEMENT)
+        read_dataset(path, PLACEMENT)
     lines = str(error.value).splitlines()
     assert len(lines) == 21
     assert "row 1 (line 2), column 'gender'" in lines[0]
@@ -93,7 +86,7 @@ def test_rows_of_another_width_are_reported_with_the_other_problems(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("age,answer\n1,yes\n1\n200,no\n1,no,more\n")
     with pytest.raises(DataError) as error:
-        read_csv(path, SMALL)
+        read_dataset(path, SMALL)
     assert str(error.value).splitlines() == [
         f"{path}: row 2 (line 3): must have 2 cells, got 1",
         f"{path}: row 3 (line 4), column 'age': must be 0 to 120, got '200'",
@@ -105,7 +98,7 @@ def test_line_numbers_are_those_of_an_editor(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text('age,town,answer,"a\nnote"\n\n1,A,yes,"two\nlines"\n200,A,yes,-\n')
     with pytest.raises(DataError, match=r"row 2 \(line 6\), column 'age': must be 0 to 120"):
-        read_csv(path, SMALL)
+        read_dataset(path, SMALL)
 
 
 @pytest.mark.parametrize("name", ["Town", "TOWN", "t_own", "to-wn", "to wn", "town."])
@@ -114,16 +107,16 @@ def test_a_column_that_differs_from_a_fields_only_in_spelling_is_refused(tmp_pat
     path = tmp_path / "a.csv"
     path.write_text(f"age,{name},answer\n30,A,yes\n")
     with pytest.raises(DataError, match=f"column '{name}' must be spelled 'town'$"):
-        read_csv(path, SMALL)
+        read_dataset(path, SMALL)
     path.write_text(f"age,town,{name},answer\n30,A,C,yes\n")
-    assert read_csv(path, SMALL).candidates == [{"age": 30.0, "town": "A"}]
+    assert read_dataset(path, SMALL).candidates == [{"age": 30.0, "town": "A"}]
 
 
 def test_the_labels_column_must_be_spelled_as_in_the_task(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("AGE,town,Answer\n30,A,yes\n")
     with pytest.raises(DataError) as error:
-        read_csv(path, SMALL)
+        read_dataset(path, SMALL)
     assert str(error.value).splitlines() == [
         f"{path}: column 'AGE' must be spelled 'age'",
         f"{path}: column 'Answer' must be spelled 'answer'",
@@ -133,7 +126,7 @@ def test_the_labels_column_must_be_spelled_as_in_the_task(tmp_path):
 def test_blanks_around_names_and_categories_do_not_count(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text(" age ,town, answer\n 30 , A,yes \n")
-    dataset = read_csv(path, SMALL)
+    dataset = read_dataset(path, SMALL)
     assert (dataset.candidates, dataset.labels) == ([{"age": 30.0, "town": "A"}], ["yes"])
 
 
@@ -149,16 +142,16 @@ def test_blanks_around_names_and_categories_do_not_count(tmp_path):
 def test_a_field_with_its_default_in_every_row_is_named(tmp_path, content, defaulted, ignored):
     path = tmp_path / "a.csv"
     path.write_text(content)
-    dataset = read_csv(path, SMALL)
+    dataset = read_dataset(path, SMALL)
     assert (dataset.defaulted, dataset.ignored) == (defaulted, ignored)
 
 
 def test_an_empty_cell_or_a_missing_column_gets_the_default(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("\ufeffage,town,answer\r\n30,,yes\r\n31,A,no\r\n")
-    assert read_csv(path, SMALL).candidates == [{"age": 30.0, "town": "B"}, {"age": 31.0, "town": "A"}]
+    assert read_dataset(path, SMALL).candidates == [{"age": 30.0, "town": "B"}, {"age": 31.0, "town": "A"}]
     path.write_text("age,answer\n30,yes\n")
-    assert read_csv(path, SMALL).candidates == [{"age": 30.0, "town": "B"}]
+    assert read_dataset(path, SMALL).candidates == [{"age": 30.0, "town": "B"}]
 
 
 @pytest.mark.parametrize(
@@ -178,12 +171,12 @@ def test_a_malformed_table_is_refused(tmp_path, content, message):
     path = tmp_path / "a.csv"
     path.write_bytes(content)
     with pytest.raises(DataError, match=f"a.csv: {message}"):
-        read_csv(path, SMALL)
+        read_dataset(path, SMALL)
 
 
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(DataError, match="No such file"):
-        read_csv(tmp_path / "none.csv", SMALL)
+        read_dataset(tmp_path / "none.csv", SMALL)
 
 
 @given(
@@ -192,7 +185,7 @@ def test_a_missing_file_is_refused(tmp_path):
 def test_a_written_file_is_read_unchanged(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("csv") / "a.csv"
     write(path, *[dict(zip(("age", "town", "answer"), row, strict=True)) for row in rows])
-    dataset = read_csv(path, SMALL)
+    dataset = read_dataset(path, SMALL)
     read = [(c["age"], c["town"], label) for c, label in zip(dataset.candidates, dataset.labels, strict=True)]
     assert read == rows
 

@@ -8,7 +8,7 @@ import pytest
 
 from placement import cli
 from training.candidates import PLACEMENT, Task
-from training.data import DataError, read_csv
+from training.data import DataError, read_dataset
 from training.drafting import draft, model_name
 from training.example import ROWS, example_csv
 from training.generator import generate
@@ -50,7 +50,7 @@ def test_the_draft_of_generated_candidates_is_the_task_of_this_project(tmp_path)
         if isinstance(found, Number):
             assert 0 <= found.range[0] < found.range[1] <= 150
     assert drafted.task.positive_class == "Placed"
-    assert read_csv(path, drafted.task).labels == dataset.labels
+    assert read_dataset(path, drafted.task).labels == dataset.labels
 
 
 def test_the_example_is_drafted_and_read(tmp_path):
@@ -67,7 +67,7 @@ def test_the_example_is_drafted_and_read(tmp_path):
     assert fields["totalcharges"].default is not None, "its cells are empty for new customers"
     assert fields["tenure"].default is None
     assert fields["senior"] == Number(name="senior", minimum=0, maximum=1)
-    dataset = read_csv(path, task)
+    dataset = read_dataset(path, task)
     assert (len(dataset.labels), dataset.defaulted, dataset.ignored) == (ROWS, (), ("customer_id",))
 
 
@@ -176,13 +176,15 @@ def test_the_kind_of_question_is_drafted_from_the_label(table, labels, kind, cla
     path = table(["1", "2"], classes=labels)
     task = draft(path, "answer").task
     assert (task.kind, task.classes) == (kind, classes)
-    assert {type(label) for label in read_csv(path, task).labels} == {type(one) for one in classes or (0.5,)}
+    assert {type(label) for label in read_dataset(path, task).labels} == {
+        type(one) for one in classes or (0.5,)
+    }
 
 
 def test_the_label_is_found_in_any_spelling_and_kept_as_the_table_has_it(table):
     path = table(["1", "2"], "Will Churn")
     assert draft(path, "will_churn").task.label == "Will Churn"
-    assert read_csv(path, draft(path, "willchurn").task).labels[:2] == ["no", "yes"]
+    assert read_dataset(path, draft(path, "willchurn").task).labels[:2] == ["no", "yes"]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +221,7 @@ def test_init_writes_a_task_and_prints_the_next_command(init):
     assert out.splitlines()[-1].strip() == "placement train --task churn.json --data churn.csv --name churn"
     assert "left out  customer_id: looks like an identifier" in out
     assert "predicts  the probability of churn = yes" in out
-    assert read_csv("churn.csv", Task.read("churn.json")).task.row_name == "customer"
+    assert read_dataset("churn.csv", Task.read("churn.json")).task.row_name == "customer"
 
 
 def test_init_overwrites_nothing(init):

@@ -74,7 +74,7 @@ def test_evaluating_twice_gives_the_same_result():
     dataset = generate(200)
     first = fit(dataset, "support-vectors")
     features = encode(fit_vectorizer(SIGNATURE), dataset.candidates)
-    again = evaluate(dataset, features, first.chosen, parse("0.5").choose)
+    again = evaluate(dataset, features, first.chosen, parse("0.5"))
     assert (again.metrics, again.importances) == (first.evaluation.metrics, first.evaluation.importances)
 
 

@@ -8,7 +8,7 @@ import pytest
 from pipelines.data import read_task, validate
 from pipelines.held_out import read, split, write
 from pipelines.step import PipelineError
-from storage.bundles import StorageError
+from storage.errors import StorageError
 from tests.support.kinds import QUESTIONS, dataset_of
 from training.candidates import PLACEMENT, Candidate
 from training.data import DataError

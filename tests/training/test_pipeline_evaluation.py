@@ -16,7 +16,8 @@ from pipelines.publish import publish_version
 from pipelines.step import PipelineError
 from pipelines.summary import Comparison, Summary
 from placement.drift import PSI_LIMIT
-from storage.bundles import StorageError, VersionExistsError, publish, read_bundle
+from storage.bundles import publish, read_bundle
+from storage.errors import StorageError, VersionExistsError
 from tests.support.bundle_copies import MODEL, bundle_copy
 from tests.support.kinds import NAME, QUESTIONS, Trained, dataset_of
 from training.candidates import Candidate, Task

@@ -9,7 +9,7 @@ import pytest
 from tests.support.paths import ROOT
 from training.candidates import PLACEMENT, SAMPLE, SIGNATURE
 from training.cross_validation import CrossValidation
-from training.data import Dataset, read_candidates, read_csv
+from training.data import Dataset, read_dataset
 from training.encoding import encode, fit_vectorizer
 from training.estimators import ESTIMATORS
 from training.generator import generate
@@ -26,14 +26,13 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def real() -> Dataset:
-    return read_csv(DATA / "Train_Data.csv", PLACEMENT)
+    return read_dataset(DATA / "Train_Data.csv", PLACEMENT)
 
 
-def test_both_files_are_read(real):
+def test_the_training_data_are_read(real):
     assert len(real.candidates) == 670
     assert np.mean([label == "Placed" for label in real.labels]) == pytest.approx(0.655, abs=0.001)
     assert real.ignored == ()
-    assert len(read_candidates(DATA / "Test_Data.csv", SIGNATURE)) == 448
 
 
 def test_the_committed_statistics_are_those_of_the_real_candidates(real):

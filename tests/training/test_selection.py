@@ -19,7 +19,7 @@ from training.bundling import dump
 from training.candidates import PLACEMENT, SIGNATURE
 from training.cross_validation import ScoredTrial, Trial, folds
 from training.encoding import encode, fit_vectorizer
-from training.estimators import ESTIMATORS, Classifier
+from training.estimators import ESTIMATORS, Estimator
 from training.fitting import fit
 from training.generator import generate
 from training.selection import UnknownEstimatorError, choose, estimators_for, select
@@ -134,7 +134,7 @@ def test_every_estimator_serves_in_one_thread_and_refuses_other_features(name, k
         model.predict(FEATURES[FEATURES.columns[::-1]])
 
 
-def pickled(model: Classifier) -> bytes:
+def pickled(model: Estimator) -> bytes:
     return zlib.decompress(dump(model))
 
 

@@ -16,9 +16,10 @@ import pandas as pd
 import pytest
 
 from training.candidates import Task
-from training.data import read_candidates, read_csv
+from training.cells import with_decimal_point
+from training.data import read_dataset
 from training.drafting import draft
-from training.table import DataError, with_decimal_point
+from training.table import DataError
 from training.table_file import Reading
 from transformer.bundle.signature import Category, Number, Signature
 
@@ -46,7 +47,7 @@ def read(tmp_path):
     def read(content, name="a.csv", **reading):
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return read_csv(path, TASK, Reading(**reading))
+        return read_dataset(path, TASK, Reading(**reading))
 
     return read
 
@@ -296,7 +297,9 @@ def test_parquet_is_read(read):
 
 def test_parquet_without_pyarrow_says_what_to_install(read, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DataError, match=r"a\.parquet: is Parquet, which needs pyarrow: pip install pyarrow"):
+    with pytest.raises(
+        DataError, match=r"a\.parquet: is Parquet, which needs pyarrow: .*python -m pip install pyarrow"
+    ):
         read(b"PAR1", "a.parquet")
 
 
@@ -315,7 +318,7 @@ def test_without_a_known_ending_the_content_tells_the_format(read, content, name
 def test_standard_input_is_read(monkeypatch):
     def read(content, **reading):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-        return read_csv("-", TASK, Reading(**reading))
+        return read_dataset("-", TASK, Reading(**reading))
 
     check(read(CSV.encode()))
     check(read(CSV.encode(), format="csv"))
@@ -323,16 +326,6 @@ def test_standard_input_is_read(monkeypatch):
     assert read(CSV.encode()).source == "standard input"
     with pytest.raises(DataError, match="standard input: columns 'age', 'answer' are missing, found: 7"):
         read(b"7\n8\n", format="csv")
-
-
-def test_every_format_gives_the_same_candidates_without_labels(tmp_path):
-    paths = [tmp_path / name for name in ("a.csv", "a.json", "a.parquet", "a.csv.gz")]
-    FRAME.to_csv(paths[0])
-    FRAME.to_json(paths[1])
-    FRAME.to_parquet(paths[2])
-    FRAME.to_csv(paths[3], sep=";")
-    for path in paths:
-        assert read_candidates(path, TASK.signature) == CANDIDATES
 
 
 def test_a_task_is_drafted_of_any_format(tmp_path):

@@ -36,14 +36,14 @@ def step_of(threshold):
 def test_f1_chooses_the_largest_f1(data):
     true, false, missed = counts(data)
     scores = 2 * true / np.maximum(2 * true + false + missed, 1)
-    assert scores[step_of(parse("f1").choose(*data))] == scores.max()
+    assert scores[step_of(parse("f1")(*data))] == scores.max()
 
 
 @given(scored(), st.sampled_from([0.0, 0.5, 0.9, 1.0]))
 def test_recall_chooses_the_highest_threshold_with_that_recall(data, recall):
     true, _, missed = counts(data)
     enough = STEPS[true >= recall * (true + missed)]
-    assert parse(f"recall={recall}").choose(*data) == enough.max()
+    assert parse(f"recall={recall}")(*data) == enough.max()
 
 
 @given(scored(), st.sampled_from(["1:5", "5:1", "0.5:2", "0:1", "1:0"]))
@@ -51,19 +51,19 @@ def test_cost_chooses_the_lowest_cost(data, text):
     of_false_positive, of_false_negative = map(float, text.split(":"))
     _, false, missed = counts(data)
     costs = of_false_positive * false + of_false_negative * missed
-    assert costs[step_of(parse(f"cost={text}").choose(*data))] == costs.min()
+    assert costs[step_of(parse(f"cost={text}")(*data))] == costs.min()
 
 
 def test_of_equal_thresholds_the_one_nearest_to_a_half_is_chosen():
     positive = np.array([False, True])
-    assert parse("f1").choose(positive, np.array([0.1, 0.9])) == 0.5
-    assert parse("f1").choose(positive, np.array([0.1, 0.3])) == 0.3
-    assert parse("f1").choose(positive, np.array([0.7, 0.9])) == 0.701
+    assert parse("f1")(positive, np.array([0.1, 0.9])) == 0.5
+    assert parse("f1")(positive, np.array([0.1, 0.3])) == 0.3
+    assert parse("f1")(positive, np.array([0.7, 0.9])) == 0.701
 
 
 @pytest.mark.parametrize("text", ["0", "0.5", "1", "3e-1"])
 def test_a_number_is_the_threshold(text):
-    assert parse(text).choose(np.array([True]), np.array([0.5])) == float(text)
+    assert parse(text)(np.array([True]), np.array([0.5])) == float(text)
 
 
 @pytest.mark.parametrize(

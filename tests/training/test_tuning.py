@@ -183,7 +183,9 @@ def test_an_invalid_number_is_named(arguments, problem):
 
 def test_an_error_says_how_to_install_optuna(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(TuningError, match=r"needs Optuna; install it: pip install 'placement\[tune\]'"):
+    with pytest.raises(
+        TuningError, match=r"needs Optuna; install it: .*python -m pip install 'placement\[tune\]'"
+    ):
         Tuning(1)
 
 

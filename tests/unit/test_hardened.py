@@ -123,8 +123,8 @@ def test_the_policies_open_only_ports_that_containers_listen_on() -> None:
         component: {port for _, target, port, _ in OPEN if target == component} for component in COMPONENTS
     }
     container = transformer_container(manifest)
-    assert open_at["transformer"] == set(listening_ports(manifest, container))
-    rest, _, metrics = listening_ports(manifest, containers(predictor)[0])
+    assert open_at["transformer"] == set(listening_ports(container))
+    rest, _, metrics = listening_ports(containers(predictor)[0])
     assert open_at["predictor"] == {rest, metrics}
     for name, part in (("predictor", predictor), ("transformer", transformer)):
         assert ("prometheus", name, int(part["annotations"]["prometheus.io/port"]), "TCP") in OPEN

@@ -21,7 +21,6 @@ from tests.support.cluster.manifests import (
     OPERATOR_KINDS,
     OVERLAY_NAMES,
     OVERLAYS,
-    SPEC,
     STANDARD_MODE,
     TWO_PODS,
     WITH_MLSERVER,
@@ -38,7 +37,7 @@ from tests.support.cluster.manifests import (
     transformer_container,
 )
 from tests.support.cluster.pod_security import violations
-from tests.support.paths import ROOT
+from tests.support.paths import MANIFEST, ROOT
 
 DRAIN_SECONDS = 30  # Seconds that kserve.ModelServer gives running requests after SIGTERM.
 
@@ -90,7 +89,7 @@ def test_every_overlay_is_tested() -> None:
 
 
 def test_the_overlays_build_on_the_documented_spec() -> None:
-    assert SPEC.resolve() == (ROOT / "inferenceservice" / "base" / "placement.yaml").resolve()
+    assert MANIFEST.resolve() == (ROOT / "inferenceservice" / "base" / "placement.yaml").resolve()
 
 
 @pytest.mark.parametrize("name", EVERY_MANIFEST)
@@ -253,7 +252,7 @@ def test_readiness_follows_the_model_and_liveness_only_the_process(name: str) ->
 def test_probes_and_scrapes_use_ports_that_containers_listen_on(name: str) -> None:
     manifest = service(name)
     for component in components(manifest):
-        bound = [listening_ports(manifest, container) for container in containers(component)]
+        bound = [listening_ports(container) for container in containers(component)]
         for container, ports in zip(containers(component), bound, strict=True):
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 assert container[probe]["httpGet"]["port"] == ports[0]
@@ -294,7 +293,7 @@ def test_a_collocated_transformer_shares_its_predictors_bundle() -> None:
 
 def test_collocated_containers_use_different_ports() -> None:
     manifest = service("collocated")
-    bound = [listening_ports(manifest, each) for each in containers(manifest["spec"]["predictor"])]
+    bound = [listening_ports(each) for each in containers(manifest["spec"]["predictor"])]
     assert len(bound) == 2
     assert len({*bound[0], *bound[1]}) == len(bound[0]) + len(bound[1])
 
@@ -303,7 +302,7 @@ def test_a_collocated_transformer_gets_the_arguments_that_kserve_does_not_add() 
     manifest = service("collocated")
     container, model = transformer_container(manifest), manifest["spec"]["predictor"]["model"]
     assert argument(container, "model_name") == manifest["metadata"]["name"]
-    assert argument(container, "predictor_host") == f"localhost:{listening_ports(manifest, model)[0]}"
+    assert argument(container, "predictor_host") == f"localhost:{listening_ports(model)[0]}"
     assert argument(container, "http_port") == str(container["ports"][0]["containerPort"])
 
 

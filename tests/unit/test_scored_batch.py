@@ -13,7 +13,7 @@ from scoring import predictor
 from scoring.batch import CANDIDATES, BatchScorer, answer
 from scoring.errors import ScoringError
 from scoring.predictor import MAX_BATCH_ROWS, BundlePredictor
-from storage.bundles import StorageError
+from storage.errors import StorageError
 from training.generator import generate
 from transformer.bundle.candidates import Rows
 from transformer.bundle.encoder import Encoder

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from sklearn.base import is_classifier, is_regressor
 from sklearn.pipeline import Pipeline
 
-from training.candidates import Task, TaskError
-from training.drafting import choose_positive_class, model_name, task_text, without_comments
+from training.candidates import Task, TaskError, without_remarks
+from training.drafting import choose_positive_class, model_name, task_text
 from training.imports.inference import infer_fields
 from training.imports.labels import Labels, read_labels
 from training.imports.model_file import MAX_LISTED, ModelFileError
@@ -155,7 +155,7 @@ def _inferred(
         f"The service returns {answer_of(target, label)}.",
     ]
     try:
-        task = Task.model_validate(without_comments(content))
+        task = Task.model_validate(without_remarks(content))
     except ValidationError as error:
         raise TaskError("\n".join(f"{source.model}: {one}" for one in problems(error, content))) from error
     return ImportedTask(task, task_text(content, remarks), labels)

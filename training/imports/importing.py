@@ -13,7 +13,7 @@ from training.bundling import FittedModel, describe_vectorizer, dump, make_distr
 from training.candidates import TaskError
 from training.cross_validation import Progress, truth_of
 from training.encoding import encode
-from training.evaluation import drift_scores, metrics_of
+from training.evaluation import metrics_of
 from training.imports.equality import answered_otherwise, compare
 from training.imports.imported_task import ImportedTask, Source, default_name, find_task, model_target
 from training.imports.model_file import ModelFile, open_model
@@ -25,12 +25,12 @@ from training.publishing import Place, check_names
 from training.reference import make_reference
 from training.served import serve_checked
 from training.serving_form import SCIKIT_LEARN
+from training.threshold import DEFAULT as DEFAULT_THRESHOLD
 from transformer.bundle.classes import Label
 from transformer.bundle.format import Bundle, Imported, TrainingData
 from transformer.bundle.signature import DEFAULT_ROW_NAME, Category, CategoryList, RawField
 from transformer.bundle.target import Scores, Target
 
-DEFAULT_THRESHOLD = 0.5
 #: Maximum reasons that a note lists.
 _MAX_REASONS = 3
 
@@ -87,7 +87,7 @@ def import_model(
         version would predict something else than the original.
     DataError, TaskError, TrainingError
         If the sample, the task or a name is invalid, or the model takes no threshold.
-    storage.bundles.StorageError, transformer.bundle.BundleError
+    storage.errors.StorageError, transformer.bundle.BundleError
         For storage that cannot be used, and for a `previous` that cannot be read.
     """
     name = name or default_name(source.model)
@@ -113,7 +113,7 @@ def import_model(
 def _with_threshold(target: Target, positive_class: Label | None, threshold: float | None) -> Target:
     """Return what the model predicts, with the positive class and the threshold."""
     if target.has_threshold:
-        threshold = DEFAULT_THRESHOLD if threshold is None else threshold
+        threshold = float(DEFAULT_THRESHOLD) if threshold is None else threshold
     elif threshold is not None:
         raise TaskError(f"threshold: needs the probabilities of two classes, and this is a {target} model")
     return Target.of(target.classes, positive_class, threshold, has_probabilities=target.has_probabilities)
@@ -153,9 +153,7 @@ def _fitted(
     scores = scores[: len(rows.candidates)]
     distribution = None
     if sample is not None:
-        distribution = make_distribution(
-            signature, rows.candidates, drift_scores(target, scores), target.kind
-        )
+        distribution = make_distribution(signature, rows.candidates, target, scores)
     return FittedModel(
         task=found.task,
         target=target,

@@ -9,9 +9,10 @@ from typing import Any
 
 from sklearn.feature_extraction import DictVectorizer
 
+from training.cells import elements
 from training.drafting import plain, wider
 from training.imports.sample import Sample, as_category, as_number, is_boolean, spellings
-from training.table import DataError, elements
+from training.table import DataError
 
 #: Minimum values from which a range is drawn.
 MIN_VALUES = 20

@@ -4,10 +4,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from training.cells import finite_number
 from training.data import DataError
 from training.drafting import MEANS_YES
 from training.imports.sample import Sample, spelling_of
-from training.table import finite_number, shortened_list
+from training.table import shortened_list
 from transformer.bundle.classes import Label, class_name
 from transformer.bundle.signature import spelling
 

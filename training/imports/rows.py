@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from training.candidates import Candidate
+from training.cells import elements
 from training.estimators import SEED
 from training.imports.sample import Sample, Spelling, as_category, as_number, spellings
-from training.table import DataError, elements
+from training.table import DataError
 from transformer.bundle.signature import (
     Boolean,
     Category,

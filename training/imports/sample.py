@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from training.table import EMPTY, DataError, cell_texts, finite_number, is_empty, with_decimal_point
+from training.cells import cell_texts, finite_number, is_empty, with_decimal_point
+from training.table import EMPTY, DataError
 from training.table_file import AUTOMATIC, Reading, read_whole
 from transformer.bundle.signature import same_spelling, spelling
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -42,7 +43,8 @@ def _io() -> Any:  # noqa: ANN401
     try:
         import skops.io
     except ImportError as error:
-        raise SkopsError("is a file of skops; install it first: pip install 'placement[skops]'") from error
+        command = f"{sys.executable} -m pip install 'placement[skops]'"
+        raise SkopsError(f"is a file of skops; install it first: {command}") from error
     return skops.io
 
 

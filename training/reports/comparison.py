@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from storage.bundles import StorageError
+from storage.errors import StorageError
 from training.encoding import encode
 from training.estimators import scores_of
 from training.fitting import Fitted

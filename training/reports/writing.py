@@ -4,11 +4,12 @@ import dataclasses
 import os
 from hashlib import sha256
 
-from storage.bundles import read_bundle, version_uri_beside, write_beside
+from storage.bundles import read_bundle, write_beside
+from storage.uris import version_uri_beside
 from training.bundling import dump
 from training.candidates import Task
 from training.cross_validation import Progress
-from training.data import DataError, Dataset, read_csv
+from training.data import DataError, Dataset, read_dataset
 from training.fitting import SERVING_FORMS, Fitted, fit
 from training.generator import generate
 from training.reports.comparison import Comparison, ComparisonError, compare
@@ -68,7 +69,7 @@ def write_again(
     ------
     ReportError
         If the bundle does not say how it was trained, or the data or the libraries give another model.
-    DataError, storage.bundles.StorageError, transformer.bundle.BundleError
+    DataError, storage.errors.StorageError, transformer.bundle.BundleError
         If the data or the bundle cannot be read, or the report cannot be written.
     """
     bundle = read_bundle(uri)
@@ -118,7 +119,7 @@ def _training_data(
     uri: str, data: str | os.PathLike[str] | None, source: str, task: Task, reading: Reading
 ) -> Dataset:
     try:
-        return read_csv(data or source, task, reading)
+        return read_dataset(data or source, task, reading)
     except DataError as error:
         if data is not None:
             raise

@@ -16,6 +16,8 @@ from inferenceservice.cluster.workloads import SOURCE_URI
 
 Json = dict[str, Any]
 
+#: Pods of each Deployment.
+REPLICAS = 2
 #: Seconds to wait for a reader before the next step.
 UNSEEN_S = 2
 
@@ -47,12 +49,11 @@ class Controllers:
         Each division of the predictor's traffic so far, in Knative mode: percent by bundle.
     """
 
-    def __init__(self, manifest: Json, replicas: int) -> None:
+    def __init__(self, manifest: Json) -> None:
         self.isvc = copy.deepcopy(manifest)
         self.isvc["metadata"] |= {"generation": 1, "resourceVersion": "1", "namespace": "scoring"}
         self.isvc["status"] = {"components": {}, "conditions": [condition("Ready", "Unknown")]}
         self.name: str = self.isvc["metadata"]["name"]
-        self.replicas = replicas
         self.failing: set[str | tuple[str, str]] = set()
         self.stuck: set[str] = set()
         self.grace_period_s = 60
@@ -153,7 +154,7 @@ class Controllers:
         if deployment is None:
             deployment = {
                 "metadata": {"name": name, "generation": 0},
-                "spec": {"replicas": self.replicas, "template": {}},
+                "spec": {"replicas": REPLICAS, "template": {}},
                 "status": {},
             }
             self.deployments[name] = deployment
@@ -174,11 +175,11 @@ class Controllers:
         self._number_replica_set(deployment)
         status |= {"observedGeneration": deployment["metadata"]["generation"]}
         # The condition stays as it is until the pods change.
-        status |= {"updatedReplicas": 0, "replicas": self.replicas, "availableReplicas": self.replicas}
+        status |= {"updatedReplicas": 0, "replicas": REPLICAS, "availableReplicas": REPLICAS}
         await self._step(component)
         old = self.pods.get(component, [])
-        for updated in range(1, self.replicas + 1):
-            status |= {"updatedReplicas": updated, "replicas": self.replicas + 1}
+        for updated in range(1, REPLICAS + 1):
+            status |= {"updatedReplicas": updated, "replicas": REPLICAS + 1}
             self._progress(component, deployment, "True", "ReplicaSetUpdated")
             await self._step(component)
             if self._fails(component, uri):
@@ -190,7 +191,7 @@ class Controllers:
                 await asyncio.sleep(0.001)
             self.pods[component] = [uri] * updated + old[updated:]
             await self._step(component)
-        status |= {"replicas": self.replicas, "availableReplicas": self.replicas}
+        status |= {"replicas": REPLICAS, "availableReplicas": REPLICAS}
         self._progress(component, deployment, "True", "NewReplicaSetAvailable")
 
     def _progress(self, component: str, deployment: Json, value: str, reason: str, said: str = "") -> None:

@@ -42,8 +42,8 @@ class Cluster(Controllers):
         Pods, the metrics of each by ``name:port``, and its events by name.
     """
 
-    def __init__(self, manifest: Json, service: Service, *, replicas: int = 2) -> None:
-        super().__init__(manifest, replicas)
+    def __init__(self, manifest: Json, service: Service) -> None:
+        super().__init__(manifest)
         self.service = service
         self.patches: list[list[Json]] = []
         self.meanwhile: Callable[[], None] = lambda: None

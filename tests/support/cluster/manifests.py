@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.paths import ROOT
+from tests.support.paths import MANIFEST, ROOT
 
 Manifest = dict[str, Any]
 
-SPEC = ROOT / "inferenceservice" / "placement.yaml"
 OVERLAYS = ROOT / "inferenceservice" / "overlays"
 
 BASE = "placement.yaml"
@@ -30,7 +29,7 @@ STANDARD_MODE = [name for name in EVERY_MANIFEST if name != "knative"]
 def rendered(name: str) -> str:
     """Return the YAML that a cluster gets: the base as written, an overlay as kustomize renders it."""
     if name == BASE:
-        return SPEC.read_text()
+        return MANIFEST.read_text()
     if kubectl := shutil.which("kubectl"):
         # Rendering needs no cluster, but some versions of kubectl first ask one for its version.
         command = [kubectl, "--server=http://127.0.0.1:1", "kustomize"]
@@ -111,7 +110,7 @@ def argument(container: Manifest, name: str) -> str | None:
     return values[0] if values else None
 
 
-def listening_ports(manifest: Manifest, container: Manifest) -> list[int]:
+def listening_ports(container: Manifest) -> list[int]:
     """Return every port that a container's process listens on."""
     if "modelFormat" not in container:
         return [port["containerPort"] for port in container["ports"]]

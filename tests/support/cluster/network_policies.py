@@ -31,18 +31,10 @@ def allowed(
     target: Peer,
     port: int,
     protocol: str = "TCP",
-    *,
-    home: str = "default",
 ) -> bool:
-    """Return True if both ends allow a connection.
-
-    Parameters
-    ----------
-    home
-        Namespace of policies without one.
-    """
-    return _side(policies, "Egress", source, target, (port, protocol), home) and _side(
-        policies, "Ingress", target, source, (port, protocol), home
+    """Return True if both ends allow a connection."""
+    return _side(policies, "Egress", source, target, (port, protocol)) and _side(
+        policies, "Ingress", target, source, (port, protocol)
     )
 
 
@@ -70,13 +62,12 @@ def _side(
     pod: Peer,
     other: Peer,
     port: tuple[int, str],
-    home: str,
 ) -> bool:
     """Return True if a pod has no policy for a direction, or one that allows a connection."""
     applying = [
         policy["spec"]
         for policy in policies
-        if pod.namespace == policy["metadata"].get("namespace", home)
+        if pod.namespace == policy["metadata"].get("namespace", "default")
         and selects(policy["spec"]["podSelector"], pod.labels)
         and direction in _types(policy["spec"])
     ]
