@@ -88,7 +88,8 @@ def run_local(job: Job, parts: Sequence[Part], workers: int, _: str | None = Non
                         "little memory, use fewer --workers"
                     ) from error
             finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+                # Waits: the pool would wait anyway, and forget to cancel.
+                pool.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:

@@ -202,6 +202,15 @@ def test_a_file_that_is_no_parquet_is_an_error_in_one_line(trained_bundle, tmp_p
     )
 
 
+def test_no_part_is_begun_after_one_that_cannot_be_scored(trained_bundle, tmp_path):
+    rows = [{"candidates": json.dumps(one)} for one in numbered_candidates(2000)]
+    rows[0]["candidates"] = '{"error": 1}'
+    inputs = write_candidates(tmp_path / "in.parquet", rows, row_group_size=2)
+    message = f"{inputs} (part-000000): a candidate has the key 'error' already; rename it or leave it out"
+    assert error_of(score(inputs, tmp_path / "out", trained_bundle), "score") == message
+    assert len([*(tmp_path / "out").glob("part-*")]) < 900
+
+
 def test_an_engine_that_is_not_installed_is_an_error_that_says_how(inputs, trained_bundle, tmp_path):
     done = run_placement("score", inputs, tmp_path / "out", "--model", trained_bundle, "--engine", "ray")
     assert "--engine ray needs the package ray: in a checkout run `make engines`" in error_of(done, "score")
