@@ -189,10 +189,12 @@ def _raw_column(name: str, column: Any) -> RawColumn:  # noqa: ANN401 (Arrow has
         return numbers
     if pa.types.is_dictionary(kind) or kind in _CODED_TYPES:
         return _coded(column)
-    if (pa.types.is_primitive(kind) and not pa.types.is_temporal(kind)) or pa.types.is_null(kind):
+    is_plain = pa.types.is_primitive(kind) and not pa.types.is_temporal(kind)
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if is_plain or is_list or pa.types.is_null(kind):
         values: list[Any] = column.to_pylist()
         return values
-    raise ScoringError(f"column {name!r}: must hold numbers or strings, got the Arrow type {kind}")
+    raise ScoringError(f"column {name!r}: must hold numbers, strings or lists, got the Arrow type {kind}")
 
 
 def _coded(column: Any) -> CodedColumn:  # noqa: ANN401

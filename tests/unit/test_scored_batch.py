@@ -18,6 +18,7 @@ from training.generator import generate
 from transformer.bundle.candidates import Rows
 from transformer.bundle.encoder import Encoder
 from transformer.bundle.format import BUNDLE_FILE, MODEL_FILE, load_bundle
+from transformer.bundle.signature import CategoryList
 from transformer.errors import InvalidRequest
 
 CANDIDATES_HERE = generate(300, 3).candidates
@@ -159,6 +160,31 @@ def test_an_optional_field_gets_its_default_but_not_under_another_spelling(train
     assert errors[0] == "instances[0].workex: must be spelled 'workex', got 'Work Ex'"
 
 
+def test_a_column_of_lists_has_the_values_of_a_field_of_several_categories(trained_bundle, tmp_path):
+    trained = load_bundle(trained_bundle)
+    several = CategoryList(name="workex", categories=("Yes", "No"))
+    fields = tuple(several if one.name == "workex" else one for one in trained.signature.fields)
+
+    def with_lists(candidates):
+        return [{**one, "workex": (one["workex"],)} for one in candidates]
+
+    reference = {"candidates": tuple(with_lists(trained.reference.candidates))}
+    bundle = changed_bundle(
+        trained_bundle,
+        tmp_path,
+        signature=trained.signature.model_copy(update={"fields": fields}),
+        reference=trained.reference.model_copy(update=reference),
+        background=None,
+    )
+    candidates = with_lists(CANDIDATES_HERE)
+    candidates[5]["workex"] = ("Maybe",)
+    scored = BatchScorer(str(tmp_path))(as_columns(candidates))
+    expected = BatchScorer(str(trained_bundle))(as_columns(CANDIDATES_HERE))["probability"].to_pylist()
+    expected[5] = None
+    assert scored["probability"].to_pylist() == expected
+    assert scored["error"][5].as_py() == service_error(bundle, candidates[5])
+
+
 def test_json_that_is_no_candidate_gets_an_error(scorer):
     texts = [b"[1]", b"{", None, orjson.dumps(CANDIDATES_HERE[0])]
     errors = scorer(pa.RecordBatch.from_pydict({CANDIDATES: texts}))["error"].to_pylist()
@@ -193,7 +219,9 @@ def test_a_slice_of_many_rows_is_scored_without_the_dictionary_of_the_others(sco
 def test_a_column_of_dates_is_refused_by_its_name(scorer):
     batch = as_columns(CANDIDATES_HERE).drop_columns(["ssc_p"])
     batch = batch.append_column("ssc_p", pa.array(np.full(batch.num_rows, "2026-11-30", "datetime64[D]")))
-    with pytest.raises(ScoringError, match=r"column 'ssc_p': must hold numbers or strings, got .* date32"):
+    with pytest.raises(
+        ScoringError, match=r"column 'ssc_p': must hold numbers, strings or lists, got .* date32"
+    ):
         scorer(batch)
 
 
