@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from placement.client import LIST, Answer, Candidate, ClientError, Refused, until_accepted
-from training.cells import boolean_of, elements, finite_number, is_empty
+from placement.client import Answer, Candidate, ClientError, Refused, until_accepted
+from training.cells import LIST, boolean_of, elements, finite_number, is_empty
 from training.table import Row, Table
 from training.table_file import AUTOMATIC, STANDARD_INPUT, Reading, open_file, read_table
 

@@ -12,6 +12,7 @@ import orjson
 
 from inferenceservice.gateway import DIRECT, Gateway
 from placement.outputs import Output, predictions
+from training.cells import LIST
 
 Candidate = Mapping[str, Any]
 
@@ -26,8 +27,6 @@ MAX_ATTEMPTS = 10
 MODELS_HEADER = "x-models"
 #: Header and gRPC metadata of a model's metadata: a JSON array of the fields that are lists.
 LIST_FIELDS_HEADER = "x-list-fields"
-#: Type of such a field in `Client.fields`. Its tensor has the datatype BYTES; an element is a JSON array.
-LIST = "LIST"
 
 _URL = re.compile(r"https?://[^/\s]+(/\S*)?")
 _ADDRESS = re.compile(r"[^/\s]+:\d+")

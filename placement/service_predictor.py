@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from placement.client import (
-    LIST,
     Answer,
     ClientError,
     InvalidInput,
@@ -41,9 +40,7 @@ class ServicePredictor:
         except ClientError as error:
             self._loop.close()
             raise ScoringError(str(error)) from error
-        self.fields: Mapping[str, str] = {
-            name: "BYTES" if datatype == LIST else datatype for name, datatype in fields.items()
-        }
+        self.fields: Mapping[str, str] = fields
 
     def predict(self, candidates: Candidates) -> Answers:
         """See `scoring.predictor.Predictor`."""

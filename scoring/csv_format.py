@@ -16,8 +16,10 @@ import pyarrow.csv as pa_csv
 from scoring.batch import CANDIDATES
 from scoring.errors import ScoringError
 from scoring.file_format import PART_BYTES, Format, Read, Writer, ranges, read_range
-from training.cells import finite_number
+from training.cells import LIST, boolean_of, elements, finite_number
 
+#: Types of values that Arrow does not read from texts as training does.
+_ARROW_TYPES = {"BOOL": pa.bool_(), LIST: pa.list_(pa.string())}
 #: Maximum bytes of a row; Arrow reads blocks of this size.
 ROW_BYTES = 2**20
 #: Text up to its end, or up to the quote of a cell that it does not close. Only a quote at the start of a
@@ -28,7 +30,7 @@ _CLOSED = re.compile(rb"""[^"]*+(?:(?:(?<![^,\r\n])"[^"]*+(?:""[^"]*+)*+"|(?<=[^
 class Csv(Format):
     """CSV with a header, by the rules of training; a part is a range of lines of about `PART_BYTES`.
 
-    A cell of a numeric field that is not a number stays a text, for which the service's error says so.
+    A cell that is not of its field's type stays a text, for which the service's error says so.
     """
 
     def parts(self, path: Path) -> Iterator[tuple[int, int]]:
@@ -195,38 +197,56 @@ class _CsvWriter(Writer):
 
 
 def _cells(batch: pa.RecordBatch, fields: Mapping[str, str]) -> pa.RecordBatch:
-    """Return the candidates of rows of cells: numbers as numbers, blank cells as missing values."""
+    """Return the candidates of rows of cells, as in training; blank cells are missing values."""
+    datatypes = {name: fields.get(name, "BYTES") for name in batch.schema.names}
     columns = {}
-    for name in batch.schema.names:
-        trimmed = pc.utf8_trim_whitespace(batch[name])
-        blank = pc.equal(trimmed, "")
-        columns[name] = pc.if_else(blank, None, batch[name])
-        if name in fields and fields[name] != "BYTES":
-            try:
-                numbers = pc.cast(pc.if_else(blank, None, trimmed), pa.float64())
-            except pa.ArrowInvalid:
-                return _mixed_cells(batch, fields)
-            if not pc.all(pc.is_finite(numbers)).as_py():
-                return _mixed_cells(batch, fields)
-            columns[name] = numbers
+    for name, datatype in datatypes.items():
+        columns[name] = _column(batch[name], datatype)
+        if columns[name] is None:
+            return _mixed_cells(batch, datatypes)
     return pa.RecordBatch.from_pydict(columns)
 
 
-def _mixed_cells(batch: pa.RecordBatch, fields: Mapping[str, str]) -> pa.RecordBatch:
-    """Return candidates of which some have texts in place of numbers; an Arrow column cannot hold both."""
+def _column(cells: pa.StringArray, datatype: str) -> pa.Array | None:
+    """Return the values of cells; None if some are not of the type."""
+    trimmed = pc.utf8_trim_whitespace(cells)
+    texts = pc.if_else(pc.equal(trimmed, ""), None, trimmed)
+    if datatype == "BYTES":
+        return texts
+    try:
+        if datatype in _ARROW_TYPES:
+            coded = texts.dictionary_encode()
+            values = [_value(text, datatype) for text in coded.dictionary.to_pylist()]
+            if any(isinstance(value, str) for value in values):
+                return None
+            return pa.array(values, _ARROW_TYPES[datatype]).take(coded.indices)
+        numbers = pc.cast(texts, pa.float64())
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return None
+    return numbers if pc.all(pc.is_finite(numbers)).as_py() else None
+
+
+def _mixed_cells(batch: pa.RecordBatch, datatypes: Mapping[str, str]) -> pa.RecordBatch:
+    """Return candidates of which some have texts in place of other values, as no Arrow column has."""
     columns = {
-        name: [_cell(cell, number=fields.get(name, "BYTES") != "BYTES") for cell in batch[name].to_pylist()]
-        for name in batch.schema.names
+        name: [_value(cell.strip(), datatype) for cell in batch[name].to_pylist()]
+        for name, datatype in datatypes.items()
     }
     rows = zip(*columns.values(), strict=True)
     objects = [orjson.dumps(dict(zip(columns, row, strict=True))) for row in rows]
     return pa.RecordBatch.from_arrays([pa.array(objects, pa.binary())], [CANDIDATES])
 
 
-def _cell(cell: str, *, number: bool) -> str | float | None:
-    if not cell.strip():
+def _value(text: str, datatype: str) -> object:
+    """Return the value of a cell; its text if that is not of the type, for which there is an error."""
+    if not text:
         return None
     try:
-        return finite_number(cell) if number else cell
+        if datatype == "BYTES":
+            return text
+        if datatype == "BOOL":
+            value = boolean_of(text)
+            return text if value is None else value
+        return elements(text) if datatype == LIST else finite_number(text)
     except ValueError:
-        return cell
+        return text

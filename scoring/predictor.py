@@ -10,12 +10,14 @@ import pandas as pd
 from threadpoolctl import ThreadpoolController
 
 from scoring.errors import ScoringError
+from training.cells import LIST
 from training.estimators import output_of
 from training.stored import StoredVersion
 from transformer.bundle.candidates import Candidates, Rows
 from transformer.bundle.classes import Label
 from transformer.bundle.encoder import Encoder, Matrix
 from transformer.bundle.format import Bundle
+from transformer.bundle.signature import CategoryList
 from transformer.bundle.target import Floats, Scores
 
 #: Maximum candidates per call of a model. A forest is then as fast as with all rows at once; with 16,384 it
@@ -64,7 +66,7 @@ class Predictor(Protocol):
 
     @property
     def fields(self) -> Mapping[str, str]:
-        """V2 datatype of each raw field."""
+        """V2 datatype of each raw field, or `training.cells.LIST`."""
 
     @property
     def answer_type(self) -> AnswerType:
@@ -125,7 +127,10 @@ class BundlePredictor:
         version = StoredVersion.load(uri, digest)
         bundle = version.bundle
         self._model = version.model
-        self.fields = bundle.signature.datatypes
+        self.fields = {
+            one.name: LIST if isinstance(one, CategoryList) else one.datatype
+            for one in bundle.signature.fields
+        }
         self.batch_rows = max(
             1, min(MAX_BATCH_ROWS, MAX_BATCH_BYTES // (8 * len(bundle.vectorizer.feature_names)))
         )

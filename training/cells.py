@@ -9,6 +9,9 @@ import orjson
 
 from transformer.bundle.plain_errors import describe
 
+#: Type of a field of several categories, beside the V2 datatypes of other fields. Its tensor has the datatype
+#: BYTES; an element is a JSON array.
+LIST = "LIST"
 #: Maximum length of a cell's text in an error.
 MAX_ECHO = 40
 #: Texts of booleans, in lower case.

@@ -13,12 +13,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from placement.candidate_file import open_candidates
-from placement.client import LIST, connect
+from placement.client import connect
 from tests.support.fake_mlserver import FakeMLServer
 from tests.support.in_process_transformer import InProcessTransformer, in_process_transformer
 from tests.support.prometheus_samples import sum_of
 from tests.support.sklearn_reference import SklearnReference, vectorizer_of
 from training.candidates import Task
+from training.cells import LIST
 from training.data import read_dataset
 from training.train import train
 from transformer.bundle.format import MODEL_FILE, load_bundle

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from scoring import file_format
-from scoring.csv_format import ROW_BYTES
+from scoring.batch import CANDIDATES
+from scoring.csv_format import ROW_BYTES, Csv
 from scoring.errors import ScoringError
 from scoring.part import score_part
 from tests.support.scored_files import (
@@ -22,6 +23,7 @@ from tests.support.scored_files import (
     total_counts,
     write_candidates,
 )
+from training.cells import LIST
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +121,32 @@ def test_a_cell_that_is_no_number_goes_to_the_side_output_and_others_stay_as_wri
     assert invalid[0]["error"] == "instances[0].ssc_p: must be a number, 0 to 100, got a string '7x'"
     assert invalid[1]["error"].startswith("instances[0].ssc_p: is required")
     assert invalid[2]["error"] == "instances[0].ssc_p: must be a number, 0 to 100, got a string 'nan'"
+
+
+@pytest.mark.parametrize("wrong", [{}, {"price": "7x"}, {"garden": "maybe"}, {"tags": "[1"}])
+def test_cells_are_read_as_in_training(tmp_path, wrong):
+    """With a cell that is not of its type, the others of its block are read in another way."""
+    fields = {"price": "FP64", "garden": "BOOL", "tags": LIST, "town": "BYTES"}
+    rows = [
+        {"price": " 1e3", "garden": "YES", "tags": "new| big", "town": " Bonn ", "note": "7"},
+        {"price": "", "garden": "0", "tags": '["a|b"]', "town": "yes", "note": ""},
+        {"price": "2", "garden": " ", "tags": " ", "town": "1", "note": "x"},
+    ]
+    expected: list[dict[str, object]] = [
+        {"price": 1000.0, "garden": True, "tags": ["new", "big"], "town": "Bonn", "note": "7"},
+        {"price": None, "garden": False, "tags": ["a|b"], "town": "yes", "note": None},
+        {"price": 2.0, "garden": None, "tags": None, "town": "1", "note": "x"},
+    ]
+    if wrong:
+        rows.append({**rows[0], **wrong})
+        expected.append({**expected[0], **wrong})
+    inputs = write_candidates(tmp_path / "in.csv", rows)
+    (part,) = Csv().parts(inputs)
+    ((batch, candidates),) = Csv().read(inputs, part, 10, fields)
+    assert batch.to_pylist() == rows
+    assert isinstance(candidates, pa.RecordBatch)
+    found = [*map(json.loads, candidates[CANDIDATES].to_pylist())] if wrong else candidates.to_pylist()
+    assert found == expected
 
 
 def test_json_lines_stay_as_written_and_bad_ones_are_kept(tmp_path, trained_bundle):
