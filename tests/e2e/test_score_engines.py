@@ -80,11 +80,11 @@ def test_the_command_scores_with_ray(inputs, expected, trained_bundle, tmp_path)
 def test_a_part_that_cannot_be_scored_is_one_line_in_each_engine(engine, trained_bundle, tmp_path):
     skip_without_java(engine)
     inputs = write_candidates(tmp_path / "in.csv", numbered_candidates(3))
-    inputs.write_text(inputs.read_text() + '1,"2\n')
+    inputs.write_bytes(inputs.read_bytes() + b"1,caf\xe9\n")
     arguments = ("--model", trained_bundle, "--engine", engine, "--workers", 1)
     done = run("-m", "placement.cli", "score", inputs, tmp_path / "out", *arguments)
     assert done.returncode == 1
-    problem = "a quoted cell has no closing quote, or an unquoted one has a quote"
+    problem = "line 5: must be UTF-8, got the byte 0xe9"
     assert done.stderr.endswith(f"placement score: {inputs} (part-000000): {problem}\n")
     assert "Traceback" not in done.stderr
 
