@@ -263,7 +263,8 @@ async def test_a_large_request_is_answered_by_one_model_during_a_swap(start, pai
     transformer, predictor = await start("--predictor_connections=2", "--max_batch_rows=16")
     many = (pair.candidates * 5)[:400]
     versions = set()
-    for number in range(3):
+    # On a busy machine, a request may be over before the swap.
+    for number in range(50):
         pending = send(transformer, many)
         await wait_for_calls(predictor, 4)
         predictor.swap(references["v1" if number % 2 else "v2"])
@@ -271,7 +272,9 @@ async def test_a_large_request_is_answered_by_one_model_during_a_swap(start, pai
         version = response.headers["x-model-version"]
         versions.add(version)
         assert probabilities(response) == pytest.approx(references[version].probabilities(many), abs=1e-12)
-    assert versions == {"v1", "v2"}
+        if number >= 2 and versions == {"v1", "v2"}:
+            return
+    pytest.fail(f"only {versions} has answered")
 
 
 async def test_with_verification_by_request_a_large_request_is_answered_by_one_model(start, pair):
