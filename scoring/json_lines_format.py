@@ -12,6 +12,9 @@ from scoring.batch import CANDIDATES
 from scoring.columns import ERROR
 from scoring.file_format import Format, Read, Writer, ranges, read_range
 
+#: Maximum candidates per batch: parsed objects take about ten times the memory of columns.
+MAX_OBJECTS = 1 << 14
+
 
 class JsonLines(Format):
     """A JSON object on each line; a part is a range of lines of about `PART_BYTES`."""
@@ -29,8 +32,9 @@ class JsonLines(Format):
     def read(self, path: Path, part: tuple[int, int], rows: int, fields: Mapping[str, str]) -> Iterator[Read]:
         """See `Format`."""
         lines = [line for line in read_range(path, part).split(b"\n") if line.strip()]
-        for start in range(0, len(lines), rows):
-            array = pa.array(lines[start : start + rows], pa.binary())
+        size = min(rows, MAX_OBJECTS)
+        for start in range(0, len(lines), size):
+            array = pa.array(lines[start : start + size], pa.binary())
             batch = pa.RecordBatch.from_arrays([array], [CANDIDATES])
             yield batch, batch
 
