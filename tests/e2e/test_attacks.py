@@ -7,8 +7,10 @@ import pytest
 
 from tests.soak.attacks import ATTACKS, MEMORY_LIMIT_MIB, Victim, attacker, burst, honest_client
 from tests.support.sync_processes import running_transformer
+from transformer.server.grpc import MAX_CALLS
 
 TRY_AGAIN = "RESOURCE_EXHAUSTED: too many requests arrive at the same time"
+LIMIT = "RESOURCE_EXHAUSTED: too many gRPC calls in flight"
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +41,15 @@ async def test_an_attack_takes_bounded_memory_and_an_honest_client_is_answered(k
 @pytest.mark.parametrize("connections", [1, 64])
 async def test_each_call_of_a_burst_is_answered(connections, victim):
     statuses = await burst(victim, 10_000, connections)
+
+    def refused(message: str) -> int:
+        return sum(count for status, count in statuses.items() if status.startswith(message))
+
+    assert statuses["OK"] + refused(TRY_AGAIN) + refused(LIMIT) == 10_000, statuses
     # On a busy machine this client may take more than a second between a call and its message.
-    refused = sum(count for status, count in statuses.items() if status.startswith(TRY_AGAIN))
-    assert statuses["OK"] + refused == 10_000
-    assert refused < 10
+    assert refused(TRY_AGAIN) < 10
+    # All calls of a connection may have come before the first is answered.
+    assert refused(LIMIT) <= max(0, 10_000 // connections - MAX_CALLS // 2)
 
 
 def test_the_memory_is_returned_afterwards(victim):
