@@ -4,7 +4,6 @@ A part is scored again when its worker dies, by the engine's own rules. The resu
 adapter raises `ScoringError` if a part cannot be scored, or if no cluster answers.
 """
 
-import logging
 import os
 import signal
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 from scoring.errors import ScoringError
 from scoring.job import Job, Part
 from scoring.part import PartResult, try_part
-from training.backends import CONNECTION_ERRORS, check_ray_answers, connection_problem, loss_problem
+from training.backends import CONNECTION_ERRORS, connection_problem, dask_client, loss_problem, start_ray
 
 #: Times in a row that workers may die without finishing any part.
 MAX_DEATHS = 3
@@ -107,18 +106,15 @@ def _end_with(sentinel: int) -> None:
 
 def run_ray(job: Job, parts: Sequence[Part], workers: int, cluster: str | None) -> Iterator[PartResult]:
     """Score parts with Ray Data, in a new local cluster, or in that at `cluster` or in ``RAY_ADDRESS``."""
-    # By default, Ray tries a part that needs too much memory for ever. It reads this when it is imported.
-    os.environ.setdefault("RAY_task_oom_retries", str(MAX_DEATHS))
+    new_workers = None if existing_cluster("ray", cluster) else workers
+    with _connecting("ray", cluster):
+        start_ray(cluster, new_workers)
     import ray
     from ray.exceptions import RayError
 
     def score(row: dict[str, Any]) -> dict[str, Any]:
         return asdict(try_part(job, Part(row["number"], row["file"], (row["start"], row["end"]))))
 
-    new_workers = None if existing_cluster("ray", cluster) else workers
-    with _connecting("ray", cluster):
-        check_ray_answers(cluster)
-        ray.init(cluster, num_cpus=new_workers, logging_level=logging.WARNING)
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -146,16 +142,13 @@ def run_ray(job: Job, parts: Sequence[Part], workers: int, cluster: str | None) 
 
 def run_dask(job: Job, parts: Sequence[Part], workers: int, cluster: str | None) -> Iterator[PartResult]:
     """Score parts with Dask, in a new local cluster, or in that at `cluster`."""
-    from distributed import CancelledError, Client, LocalCluster
+    from distributed import CancelledError
     from distributed import as_completed as completed
     from distributed.scheduler import KilledWorker
 
     with ExitStack() as stack:
         with _connecting("dask", cluster):
-            address = cluster or stack.enter_context(
-                LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
-            )
-            client = stack.enter_context(Client(address))
+            client = stack.enter_context(dask_client(cluster, workers))
         for future in completed(client.map(partial(try_part, job), parts, pure=False)):
             try:
                 result = future.result()

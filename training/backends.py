@@ -88,13 +88,29 @@ def loss_problem(call: str, error: Exception) -> str:
 
 
 @contextmanager
-def _dask(cluster: str | None) -> Iterator[Run]:
-    from distributed import CancelledError, Client, LocalCluster
-    from distributed.scheduler import KilledWorker
+def dask_client(cluster: str | None, workers: int | None = None) -> Iterator[Any]:
+    """Connect to the scheduler at an address, or to a new cluster on this machine with so many workers.
+
+    Raises
+    ------
+    one of CONNECTION_ERRORS
+        If none answers, or none can start.
+    """
+    from distributed import Client, LocalCluster
 
     with ExitStack() as stack:
-        address = cluster or stack.enter_context(LocalCluster(threads_per_worker=1, dashboard_address=None))
-        client = stack.enter_context(Client(address))
+        address = cluster or stack.enter_context(
+            LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+        )
+        yield stack.enter_context(Client(address))
+
+
+@contextmanager
+def _dask(cluster: str | None) -> Iterator[Run]:
+    from distributed import CancelledError
+    from distributed.scheduler import KilledWorker
+
+    with dask_client(cluster) as client:
 
         def run(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
             # Dask would hash the data of a pure function.
@@ -108,14 +124,24 @@ def _dask(cluster: str | None) -> Iterator[Run]:
         yield run
 
 
-def check_ray_answers(cluster: str | None) -> None:
-    """Connect once to the address of a Ray cluster; Ray itself would try for more than ten minutes.
+def start_ray(cluster: str | None, workers: int | None = None) -> None:
+    """Connect to Ray at an address, or start it on this machine with so many workers.
 
     Raises
     ------
-    OSError, ValueError
-        If nothing answers, or the port is no number.
+    one of CONNECTION_ERRORS
+        If it does not answer or start.
     """
+    # By default, Ray tries a call that needs too much memory for ever. It reads this when it is imported.
+    os.environ.setdefault("RAY_task_oom_retries", str(_RETRIES))
+    import ray
+
+    _check_ray_answers(cluster)
+    ray.init(cluster, num_cpus=workers, logging_level=logging.WARNING)
+
+
+def _check_ray_answers(cluster: str | None) -> None:
+    """Connect once to the address of a Ray cluster; Ray itself would try for more than ten minutes."""
     host, _, port = (cluster or "").rpartition("/")[2].rpartition(":")
     if host:
         socket.create_connection((host, int(port)), CONNECT_S).close()
@@ -123,13 +149,9 @@ def check_ray_answers(cluster: str | None) -> None:
 
 @contextmanager
 def _ray(cluster: str | None) -> Iterator[Run]:
-    # By default, Ray tries a call that needs too much memory for ever. It reads this when it is imported.
-    os.environ.setdefault("RAY_task_oom_retries", str(_RETRIES))
+    start_ray(cluster)
     import ray
     from ray.exceptions import RayError, RayTaskError
-
-    check_ray_answers(cluster)
-    ray.init(cluster, logging_level=logging.WARNING)
 
     def run(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         on_worker = ray.remote(max_retries=_RETRIES)(_on_worker)

@@ -87,7 +87,7 @@ def got(cell: object, decimal: str = ".") -> str:
 
 
 def boolean_of(cell: object) -> bool | None:
-    """Return the boolean that a cell stands for; None if it stands for none."""
+    """Return the boolean that a cell means, or None."""
     found = (_BOOLEANS.get(text.casefold()) for text in cell_texts(cell))
     return next((value for value in found if value is not None), None)
 
@@ -98,7 +98,7 @@ def elements(cell: object) -> list[object]:
     Raises
     ------
     ValueError
-        If the text begins like a JSON array, but is none.
+        If the text begins with ``[``, but is not a JSON array.
     """
     if isinstance(cell, list | tuple):
         return list(cell)
@@ -115,7 +115,7 @@ def elements(cell: object) -> list[object]:
 
 
 def cell_texts(cell: object) -> tuple[str, ...]:
-    """Return the texts that may stand for a cell: of a whole number, with and without decimals."""
+    """Return the spellings of a cell: a whole number with and without decimals."""
     if isinstance(cell, str):
         return (cell, cell.strip())
     if cell is None:

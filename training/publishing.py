@@ -28,7 +28,7 @@ class Place:
     version
         Name of the version; None for the next number.
     replaced
-        Bundle of the version that the new one will replace; None if there is none.
+        Bundle of the version that the new one will replace; None for a first version.
     """
 
     storage: str | os.PathLike[str]

@@ -52,7 +52,7 @@ class Trained:
     chosen
         Name of the estimator that was chosen, with its parameters.
     comparison
-        Comparison with the version that it replaces; None if there is none.
+        Comparison with the version that it replaces; None for a first version.
     notes
         What to know about it and the version that it replaces, a sentence each.
     """
